@@ -1,0 +1,44 @@
+"""fewstep: train a diffusion or flow teacher, distil it into a one-to-four-step generator.
+
+import fewstep
+generator = fewstep.load("runs/demo/regress")
+images = generator(noise, steps=1)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Process": "process", "Flow": "process", "VP": "process", "VE": "process",
+    "Cosine": "process", "Table": "process", "LinearBetas": "process",
+    "Parametrization": "parametrization", "Eps": "parametrization", "V": "parametrization",
+    "EDM": "parametrization", "Velocity": "parametrization", "Clean": "parametrization",
+    "Denoiser": "denoiser", "Prediction": "denoiser",
+    "Uniform": "times", "LogNormal": "times", "UniformGrid": "times", "KarrasGrid": "times",
+    "FixedGrid": "times",
+    "sample": "sampling", "noise_from_seeds": "sampling", "transfer": "sampling",
+    "ancestral": "sampling", "renoise": "sampling", "heun": "sampling", "multistep": "sampling",
+    "corrector": "sampling",
+    "Guided": "guidance", "Condition": "condition",
+    "Generator": "generator", "Subject": "generator",
+    "Method": "methods.base", "Turn": "methods.base", "Loss": "methods.base",
+    "Batch": "methods.base", "Batches": "batches", "ImageStream": "batches",
+    "fit": "trainer", "FitConfig": "trainer",
+    "load": "runs", "Run": "runs",
+    "InputError": "errors",
+}  # fmt: skip
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module when it is first asked for: `import fewstep` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"fewstep.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,7 @@
+"""`python -m fewstep`, the same as `fewstep`."""
+
+import sys
+
+from fewstep.cli import main
+
+sys.exit(main())

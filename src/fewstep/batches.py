@@ -1,0 +1,110 @@
+"""Streams of training rows: which rows a step sees is a function of (seed, stream, step).
+
+Each stream is a fresh permutation every epoch, keyed by (seed, stream, epoch); nothing is cached
+between steps but the current permutation, so resuming at any step needs no state.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from fewstep import distributed
+from fewstep.condition import Condition
+from fewstep.generator import Subject
+from fewstep.methods.base import Batch, Examples, Pairs, keyed
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Rows by number; `coin` holds a uniform number for each row, for augmentation."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> Examples | Pairs: ...
+
+
+class ImageStream:
+    """Real images: uint8 (n, c, h, w) read as [-1, 1], or points (n, d) as they are."""
+
+    def __init__(self, images: Tensor, labels: Tensor | None, *, flip: bool = False) -> None:
+        self.images = images
+        self.labels = labels
+        self.flip = flip
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> Examples:
+        """Rows `index`, mirrored left to right where `coin` is below ½ and `flip` is on."""
+        x0 = self.images[index].to(device)
+        if x0.dtype == torch.uint8:
+            x0 = x0.float() / 127.5 - 1
+        if self.flip:
+            x0 = torch.where((coin < 0.5).view(-1, 1, 1, 1).to(device), x0.flip(-1), x0)
+        cond = None if self.labels is None else Condition(self.labels[index].to(device))
+        return Examples(x0, cond)
+
+
+class Batches:
+    """The global batch of each step, cut into this rank's micro-batches."""
+
+    def __init__(
+        self,
+        streams: Mapping[str, Stream],
+        subject: Subject,
+        *,
+        batch: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.streams = streams
+        self.subject = subject
+        self.batch = batch
+        self.seed = seed
+        self.device = torch.device(device)
+        self._orders: dict[str, tuple[int, Tensor]] = {}
+
+    def step(self, step: int, micro_batch: int = 0) -> list[Batch]:
+        """This rank's rows of step `step`, at most `micro_batch` at once (0: all)."""
+        rank, ranks = distributed.world()
+        low, high = self.batch * rank // ranks, self.batch * (rank + 1) // ranks
+        size = micro_batch or self.batch
+        return [
+            self._batch(step, first, min(size, high - first)) for first in range(low, high, size)
+        ]
+
+    def _batch(self, step: int, first: int, rows: int) -> Batch:
+        streams = {
+            name: stream.rows(
+                self._index(name, len(stream), step)[first : first + rows],
+                self._coin(name, step)[first : first + rows],
+                self.device,
+            )
+            for name, stream in self.streams.items()
+        }
+        return Batch(self.seed, step, first, rows, self.batch, self.subject, self.device, streams)
+
+    def _coin(self, name: str, step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(keyed(self.seed, name, step, "coin"))
+        return torch.rand(self.batch, generator=generator)
+
+    def _index(self, name: str, length: int, step: int) -> Tensor:
+        """Row numbers of the whole global batch; it may run over the end of an epoch."""
+        start, stop = step * self.batch, (step + 1) * self.batch
+        parts: list[Tensor] = []
+        while start < stop:
+            epoch, offset = divmod(start, length)
+            part = self._order(name, length, epoch)[offset : offset + stop - start]
+            parts.append(part)
+            start += len(part)
+        return torch.cat(parts)
+
+    def _order(self, name: str, length: int, epoch: int) -> Tensor:
+        kept = self._orders.get(name)
+        if kept is None or kept[0] != epoch:
+            generator = torch.Generator().manual_seed(keyed(self.seed, name, epoch, "order"))
+            kept = (epoch, torch.randperm(length, generator=generator))
+            self._orders[name] = kept
+        return kept[1]

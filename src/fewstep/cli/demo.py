@@ -1,0 +1,106 @@
+"""`fewstep demo`: digits, a teacher, its pairs, students, scores and a report."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from fewstep.cli import console, evaluate, record, train
+
+if TYPE_CHECKING:
+    from fewstep.evaluation import Score
+
+STUDENTS = ("regress", "consistency")
+PAIRS = 8192
+PAIR_STEPS = 8
+SAMPLES = 2000
+TEACHER = (("transfer", (1, 2, 4, 8, 16)), ("heun", (10,)))
+STUDENT_STEPS = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Options:
+    """From real images to one-step students and a report, in about three minutes."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/demo")
+    """The folder of its runs; what is there already is not done again."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train, record, distil, measure, report; 0 when all is there."""
+    told = console.options(Options, "demo", argv)
+    out = told.out
+    done = (
+        _train("teacher", "digits-flow", out)
+        and _pairs(out)
+        and all(_train(name, f"digits-{name}", out) for name in STUDENTS)
+    )
+    if not done:
+        console.out.print(f"stopped; to resume: fewstep demo --out {out}")
+        return 0
+    scores = _measure(out)
+    results = {
+        name: [score.table() for who, score in scores if who == name]
+        for name in ("teacher", *STUDENTS)
+    }
+    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    _report(out, scores)
+    evaluate.show(scores)
+    console.out.print(f"report: {out / 'report.html'}")
+    return 0
+
+
+def _overrides(name: str, out: Path) -> list[str]:
+    if name == "teacher":
+        return []
+    needs_pairs = name == "regress"
+    load = [f"teacher.load={json.dumps(str(out / 'teacher'))}"]
+    return load + ([f"pairs.load={json.dumps(str(out / 'pairs'))}"] if needs_pairs else [])
+
+
+def _train(name: str, preset: str, out: Path) -> bool:
+    from fewstep.experiment import finished
+    from fewstep.recipe import read
+
+    recipe = read(preset, _overrides(name, out))
+    return finished(recipe, out / name) or train.run(recipe, out / name, what=f"{name:<12}")
+
+
+def _pairs(out: Path) -> bool:
+    return record.run(
+        str(out / "teacher"),
+        out / "pairs",
+        count=PAIRS,
+        steps=PAIR_STEPS,
+        sampler="heun",
+        batch=512,
+        seed=0,
+    )
+
+
+def _measure(out: Path) -> list[tuple[str, "Score"]]:
+    from fewstep import runs
+    from fewstep.evaluation import Yardstick
+    from fewstep.sampling import named_step
+
+    teacher = runs.load(out / "teacher")
+    ways = [
+        ("teacher", teacher.sampled(step=named_step(sampler)), steps)
+        for sampler, counts in TEACHER
+        for steps in counts
+    ]
+    for name in STUDENTS:
+        student = runs.load(out / name)
+        counts = student.grid.counts or STUDENT_STEPS
+        ways += [(name, student, steps) for steps in counts if steps in STUDENT_STEPS]
+    yardstick = Yardstick(evaluate.reference(str(out / "teacher"), None), "classifier")
+    scores: list[tuple[str, Score]] = []
+    with console.bar("measure", len(ways)) as bar:
+        for name, generator, steps in ways:
+            bar(len(scores), f"{name}, {steps} steps")
+            scores.append((name, yardstick.score(generator, steps=steps, samples=SAMPLES)))
+        bar(len(scores))
+    return scores

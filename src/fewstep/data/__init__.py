@@ -1,0 +1,69 @@
+"""Image sets as uint8 tensors, each by its name: `load("cifar10", split="test")`."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from fewstep.data.cifar10 import read_cifar10
+from fewstep.data.digits import read_digits
+from fewstep.data.download import home
+from fewstep.data.folder import read_folder
+from fewstep.data.imageset import ImageSet
+from fewstep.data.mnist import read_mnist
+from fewstep.errors import InputError
+
+__all__ = ["NAMES", "ImageSet", "home", "load"]
+
+
+class _Known(NamedTuple):
+    splits: tuple[str, ...]
+    read: Callable[[str], ImageSet]  # from the split
+
+
+_KNOWN = {
+    "digits": _Known(("train",), lambda _: read_digits()),
+    "mnist": _Known(("train", "test"), partial(read_mnist, "mnist")),
+    "fashion-mnist": _Known(("train", "test"), partial(read_mnist, "fashion-mnist")),
+    "cifar10": _Known(("train", "test"), read_cifar10),
+}
+NAMES = (*_KNOWN, "folder")
+
+
+def load(
+    name: str,
+    *,
+    split: str = "train",
+    size: int | None = None,
+    path: str | Path | None = None,
+) -> ImageSet:
+    """The image set called `name`, one of `NAMES`, brought to `size` x `size` when that is given.
+
+    `path` is for `folder` alone. Files that are missing are downloaded into `home()/data`; where
+    that fails, the error says which files go where.
+    """
+    if name not in NAMES:
+        raise InputError(f"there is no data set {name!r};{_nearest(name)} all: {', '.join(NAMES)}")
+    if size is not None and size < 1:
+        raise InputError(f"data size is {size}; it counts pixels and must be at least 1")
+    splits = _KNOWN[name].splits if name in _KNOWN else ("train",)
+    if split not in splits:
+        raise InputError(f"{name} has no split {split!r}, only {', '.join(splits)}")
+    if name == "folder":
+        return _load_folder(path, size)
+    if path is not None:
+        raise InputError(f'{name} takes no path ({path}); a folder of images is the set "folder"')
+    images = _KNOWN[name].read(split)
+    return images if size is None else images.resized(size)
+
+
+def _load_folder(path: str | Path | None, size: int | None) -> ImageSet:
+    if path is None:
+        raise InputError("folder needs a path: say where the images are")
+    return read_folder(Path(path), size=size)
+
+
+def _nearest(name: str) -> str:
+    close = get_close_matches(name.lower(), NAMES, n=1)
+    return f" did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,102 @@
+"""CIFAR-10, from its binary version: records of one label and 3,072 pixels."""
+
+import csv
+import os
+import tarfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+
+from fewstep.data.download import fetch, home, whole
+from fewstep.data.imageset import ImageSet
+from fewstep.errors import InputError
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+RECORDS = 10_000  # in each file
+CLASS_NAMES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+_SHAPE = (3, 32, 32)
+_RECORD = 1 + 3 * 32 * 32
+_FILES = {
+    "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+    "test": ("test_batch.bin",),
+}
+
+
+def read_cifar10(split: str) -> ImageSet:
+    """50,000 (train) or 10,000 (test) colour images of 32 x 32.  Krizhevsky 2009, Technical Report.
+
+    The column `file_name` is there when `train.csv` or `test.csv` (label, file name; one line an
+    image, no header) lies beside the batches.
+    """
+    folder = home() / "data" / "cifar-10-batches-bin"
+    files = _FILES[split]
+    if not all((folder / file).exists() for file in files):
+        _download(folder)
+    images = np.empty((len(files) * RECORDS, *_SHAPE), np.uint8)
+    labels = np.empty(len(files) * RECORDS, np.int64)
+    for i, file in enumerate(files):
+        records = _records(folder / file)
+        rows = slice(i * RECORDS, (i + 1) * RECORDS)
+        labels[rows] = records[:, 0]
+        images[rows] = records[:, 1:].reshape(-1, *_SHAPE)
+    table = folder / f"{split}.csv"
+    columns = {"file_name": _file_names(table, labels)} if table.exists() else {}
+    pixels, numbers = torch.from_numpy(images), torch.from_numpy(labels)
+    return ImageSet("cifar10", pixels, numbers, CLASS_NAMES, columns)
+
+
+def _records(path: Path) -> np.ndarray:
+    size = path.stat().st_size
+    if size != RECORDS * _RECORD:
+        raise InputError(
+            f"{path} has {size} bytes instead of {RECORDS * _RECORD}; "
+            "remove it to download CIFAR-10 again"
+        )
+    return np.fromfile(path, np.uint8).reshape(RECORDS, _RECORD)
+
+
+def _file_names(table: Path, labels: np.ndarray) -> tuple[str, ...]:
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if len(row) == 2]
+    if [label for label, _ in rows] != [str(label) for label in labels]:
+        raise InputError(
+            f"{table} is not the list of these images (label, file name): its labels differ from "
+            "those of the batches; remove it, since it is optional"
+        )
+    return tuple(file_name for _, file_name in rows)
+
+
+def _download(folder: Path) -> None:
+    files = (*_FILES["train"], *_FILES["test"])
+    # the process number: the ranks of a job must not remove each other's archive
+    archive = folder / f"cifar-10-binary.{os.getpid()}.tar.gz"
+    try:
+        fetch(URL, MD5, archive, otherwise=f"put {', '.join(files)} into {folder}")
+        _unpack(archive, folder, files)
+    finally:
+        archive.unlink(missing_ok=True)
+
+
+def _unpack(archive: Path, folder: Path, files: tuple[str, ...]) -> None:
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            name = PurePosixPath(member.name).name
+            # by name, into `folder` alone: a path inside an archive is not to be trusted
+            content = tar.extractfile(member) if member.isfile() and name in files else None
+            if content is None:
+                continue
+            with whole(folder / name) as file:
+                file.write(content.read())

@@ -1,0 +1,62 @@
+"""Where data lies on this machine, and how a published file gets there."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from typing import BinaryIO
+from urllib.request import urlopen
+
+from fewstep.errors import InputError
+
+TIMEOUT = 10  # seconds without an answer, not for the whole file
+_CHUNK = 1 << 20
+
+
+def home() -> Path:
+    """The folder of data sets and weights: $FEWSTEP_HOME, or ~/.cache/fewstep."""
+    return Path(os.environ.get("FEWSTEP_HOME") or "~/.cache/fewstep").expanduser()
+
+
+def fetch(url: str, md5: str, target: Path, *, otherwise: str) -> None:
+    """Download `url` to `target`, which appears only when whole and of the published MD5.
+
+    `otherwise` tells a person without a network what to do, after "or": "put A into B".
+    """
+    print(f"fewstep: downloading {url}", file=sys.stderr)
+    try:
+        with whole(target) as file:
+            found = _copy(url, file)
+            if found != md5:
+                raise InputError(
+                    f"{url} has MD5 {found} instead of the published {md5}, so it was not kept; "
+                    f"try again, or {otherwise}"
+                )
+    except (OSError, HTTPException) as error:
+        raise InputError(f"cannot download {url} ({error}); go online, or {otherwise}") from error
+
+
+def _copy(url: str, file: BinaryIO) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with urlopen(url, timeout=TIMEOUT) as response:
+        while chunk := response.read(_CHUNK):
+            digest.update(chunk)
+            file.write(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def whole(target: Path) -> Generator[BinaryIO, None, None]:
+    """A file to write that takes the name `target` when the block ends well, or else vanishes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # the process number: ranks of one job may all find the file missing
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

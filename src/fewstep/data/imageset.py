@@ -1,0 +1,83 @@
+"""`ImageSet`: images, labels and captions held in memory, and how images are brought to a size."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from fewstep.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with, where known, a class number each and named columns of text, one string a row.
+
+    `class_names[i]` names label i. Columns in use: `text`, `file_name`, `group`.
+    """
+
+    name: str
+    images: UInt8[Tensor, "n c h w"]
+    labels: Int64[Tensor, " n"] | None = None
+    class_names: tuple[str, ...] = ()
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+    def __post_init__(self) -> None:
+        if self.labels is None or not self.class_names:
+            return
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.class_names):
+            raise InputError(
+                f"{self.name}: labels run from {low} to {high}, but its {len(self.class_names)} "
+                f"classes are numbered from 0; the labels are damaged or of another set"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        c, h, w = self.images.shape[1:]
+        return c, h, w
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are; 0 without labels."""
+        if self.labels is None:
+            return 0
+        return len(self.class_names) or int(self.labels.max()) + 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of shape, pixels and labels: which reference set a score was made with."""
+        labelled = self.labels is not None
+        digest = hashlib.sha256(f"{tuple(self.images.shape)} labelled={labelled}".encode())
+        digest.update(np.ascontiguousarray(self.images.numpy()).data)
+        if self.labels is not None:
+            digest.update(self.labels.numpy().astype("<i8").data)
+        return digest.hexdigest()
+
+    def resized(self, size: int) -> "ImageSet":
+        """The set at `size` x `size`: Pillow's antialiased bicubic, `squared`, channel by channel.
+
+        Pillow rounds to uint8 after each of its two passes, in integers, so that a fingerprint does
+        not depend on the machine. Antialiasing matters to scores: Parmar et al. 2022, 2104.11222.
+        """
+        n, c, h, w = self.images.shape
+        if (h, w) == (size, size):
+            return self
+        resized = np.empty((n * c, size, size), np.uint8)
+        for i, plane in enumerate(self.images.reshape(-1, h, w).numpy()):
+            resized[i] = np.asarray(squared(Image.fromarray(plane), size))
+        return replace(self, images=torch.from_numpy(resized).reshape(n, c, size, size))
+
+
+def squared(image: Image.Image, size: int) -> Image.Image:
+    """Shorter side scaled to `size` by antialiased bicubic, the middle of the longer side kept."""
+    return ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)

@@ -1,0 +1,107 @@
+"""MNIST and Fashion-MNIST, from the IDX files their authors publish."""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fewstep.data.download import fetch, home
+from fewstep.data.imageset import ImageSet
+from fewstep.errors import InputError
+
+
+class Source(NamedTuple):
+    """Where a set is published; `md5` is of the files as published, by file name."""
+
+    url: str
+    md5: dict[str, str]
+    class_names: tuple[str, ...]
+
+
+SOURCES = {
+    "mnist": Source(
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        {
+            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+        tuple("0123456789"),
+    ),
+    "fashion-mnist": Source(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        {
+            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+        },
+        (
+            "T-shirt/top",
+            "trouser",
+            "pullover",
+            "dress",
+            "coat",
+            "sandal",
+            "shirt",
+            "sneaker",
+            "bag",
+            "ankle boot",
+        ),
+    ),
+}
+
+
+def read_mnist(name: str, split: str) -> ImageSet:
+    """`name` is a key of `SOURCES`; 60,000 (train) or 10,000 (test) grey images of 28 x 28.
+
+    LeCun et al. 1998; Xiao et al. 2017, arXiv:1708.07747. A file already in home()/data/`name` is
+    taken as it is, since a re-compressed one holds the same images under another checksum.
+    """
+    folder = home() / "data" / name
+    prefix = "train" if split == "train" else "t10k"
+    files = (f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz")
+    missing = [file for file in files if not (folder / file).exists()]
+    source = SOURCES[name]
+    for file in missing:
+        otherwise = f"put {' and '.join(missing)} into {folder}"
+        fetch(source.url + file, source.md5[file], folder / file, otherwise=otherwise)
+    images = read_idx(folder / files[0], dimensions=3)
+    labels = read_idx(folder / files[1], dimensions=1)
+    if len(images) != len(labels):
+        raise InputError(
+            f"{folder}: {files[0]} holds {len(images)} images but {files[1]} {len(labels)} labels; "
+            "remove both to download them again"
+        )
+    return ImageSet(
+        name,
+        torch.from_numpy(images).unsqueeze(1),
+        torch.from_numpy(labels.astype(np.int64)),
+        source.class_names,
+    )
+
+
+def read_idx(path: Path, *, dimensions: int) -> np.ndarray:
+    """The bytes of a gzipped IDX file: 0, 0, type (8: uint8), rank, big-endian sizes, values."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, str(error)) from error
+    header = 4 + 4 * dimensions
+    if len(content) < header or content[:4] != bytes([0, 0, 8, dimensions]):
+        raise _damaged(path, f"it is no IDX file of uint8 values in {dimensions} dimensions")
+    shape = np.frombuffer(content, ">u4", dimensions, offset=4).tolist()
+    if len(content) != header + math.prod(shape):
+        values = len(content) - header
+        raise _damaged(path, f"it announces {math.prod(shape)} values and holds {values}")
+    # a copy, because bytes are read-only and tensors are not
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(f"{path} cannot be read: {reason}; remove it to download it again")

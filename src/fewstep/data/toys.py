@@ -1,0 +1,116 @@
+"""Points in the plane whose noisy densities have closed forms, and two sets to draw from.
+
+With x0 ~ Σ_k w_k N(m_k, std²) and x_t = alpha·x0 + sigma·eps, each component of x_t is
+N(alpha·m_k, v) with v = alpha²·std² + sigma², hence (Bishop 2006, sections 2.3.3 and 9.2):
+
+    p_k(x_t)    = w_k N(x_t; alpha·m_k, v) / Σ_j w_j N(x_t; alpha·m_j, v)
+    E[x0 | x_t] = Σ_k p_k (m_k + alpha·std²/v · (x_t − alpha·m_k))
+    score(x_t)  = Σ_k p_k (alpha·m_k − x_t) / v
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+Points = tuple[Float[Tensor, "n d"], Int64[Tensor, " n"]]
+
+
+class _Components(NamedTuple):
+    logits: Float[Tensor, "b k"]  # ln w_k N(x_t; alpha m_k, v), but for the shared normaliser
+    offsets: Float[Tensor, "b k d"]  # x_t − alpha m_k
+    alpha: Float[Tensor, "#b 1"]
+    variance: Float[Tensor, "#b 1"]
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianMixture:
+    """Σ_k w_k N(means_k, std²), std > 0; the weights are relative: positive, with any sum.
+
+    `alpha` and `sigma`, below, are one number or one a row, (b,) or (b, 1), never both zero.
+    """
+
+    means: Float[Tensor, "k d"]
+    std: float
+    weights: Float[Tensor, " k"]
+
+    def points(self, n: int, seed: int) -> Points:
+        """`n` draws and the component that each came from."""
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        eps = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
+        return self.means[labels] + self.std * eps, labels
+
+    def denoise(
+        self, x_t: Float[Tensor, "b d"], alpha: Tensor | float, sigma: Tensor | float
+    ) -> Float[Tensor, "b d"]:
+        """E[x0 | x_t], in the type of `x_t`."""
+        at = self._components(x_t, alpha, sigma)
+        posterior = at.logits.softmax(1).unsqueeze(2)
+        gain = at.alpha * self.std**2 / at.variance
+        return (posterior * (self.means.to(x_t) + gain.unsqueeze(2) * at.offsets)).sum(1)
+
+    def score(
+        self, x_t: Float[Tensor, "b d"], alpha: Tensor | float, sigma: Tensor | float
+    ) -> Float[Tensor, "b d"]:
+        """The gradient of `log_density` with respect to `x_t`."""
+        at = self._components(x_t, alpha, sigma)
+        posterior = at.logits.softmax(1).unsqueeze(2)
+        return -(posterior * at.offsets).sum(1) / at.variance
+
+    def log_density(
+        self, x_t: Float[Tensor, "b d"], alpha: Tensor | float, sigma: Tensor | float
+    ) -> Float[Tensor, " b"]:
+        """ln p(x_t), the density of the noisy points."""
+        at = self._components(x_t, alpha, sigma)
+        normaliser = x_t.shape[1] / 2 * (2 * math.pi * at.variance).log().squeeze(1)
+        return at.logits.logsumexp(1) - normaliser
+
+    def _components(
+        self, x_t: Float[Tensor, "b d"], alpha: Tensor | float, sigma: Tensor | float
+    ) -> _Components:
+        alpha, sigma = _column(alpha, x_t), _column(sigma, x_t)
+        variance = alpha.square() * self.std**2 + sigma.square()
+        offsets = x_t.unsqueeze(1) - alpha.unsqueeze(2) * self.means.to(x_t)
+        shares = (self.weights / self.weights.sum()).to(x_t)
+        logits = shares.log() - offsets.square().sum(2) / (2 * variance)
+        return _Components(logits, offsets, alpha, variance)
+
+
+def _column(value: Tensor | float, like: Tensor) -> Float[Tensor, "#b 1"]:
+    # (b,) against (b, d) would silently run along d when b = d
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1, 1)
+
+
+def eight_gaussians() -> GaussianMixture:
+    """Eight Gaussians of std 0.08 on a circle of radius 0.8; each coordinate has std 0.571."""
+    angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
+    means = 0.8 * torch.stack([angle.cos(), angle.sin()], dim=1)
+    return GaussianMixture(means.float(), 0.08, torch.full((8,), 1 / 8))
+
+
+def two_moons(n: int, seed: int) -> Points:
+    """Two interleaved half circles of radius 2/3 with noise of std 0.03; the label is the moon."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (n,), generator=generator)
+    angle = math.pi * torch.rand(n, generator=generator)
+    upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1)
+    # the lower moon is the upper one turned by half a turn about the origin
+    circle = 2 / 3 * upper * (1 - 2 * labels.unsqueeze(1))
+    return circle + 0.03 * torch.randn(n, 2, generator=generator), labels
+
+
+def checkerboard(n: int, seed: int) -> Points:
+    """Uniform on the dark squares of a 4 x 4 board over [-1, 1)²; the label, 0 … 7, is the square.
+
+    Square 2·column + i is in the row 2·i + (column mod 2), counted from below.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(8, (n,), generator=generator)
+    column = labels // 2
+    row = 2 * (labels % 2) + column % 2
+    corner = torch.stack([column, row], dim=1)
+    return (corner + torch.rand(n, 2, generator=generator)) / 2 - 1, labels

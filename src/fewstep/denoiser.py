@@ -1,0 +1,146 @@
+"""A backbone that knows where the noise is: teacher, student, fake score and EMA target alike.
+
+`Denoiser.forward` is the one door to a network: coefficients, casts and autocast happen there, and
+nowhere else. It returns a `Prediction`, one network output seen as x0, eps, v, score or velocity.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.condition import Condition
+from fewstep.errors import InputError
+from fewstep.parametrization import Parametrization
+from fewstep.process import Process, shaped, times_of
+
+SPAN_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network said of `x_t` at `t`; the rest is derived when asked for.
+
+    `alpha`, `sigma` are shaped against `x_t`; `output` is raw, in float32 or better.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    output: Tensor
+    process: Process
+    parametrization: Parametrization
+    alpha: Tensor
+    sigma: Tensor
+
+    @property
+    def x0(self) -> Tensor:
+        """The image expected behind x_t: c_skip·x_t + c_out·output."""
+        skip, out = self.parametrization.skip_out(self.alpha, self.sigma)
+        return skip * self.x_t + out * self.output
+
+    @property
+    def eps(self) -> Tensor:
+        """The noise expected in x_t: (alpha·output − a·x_t)/D."""
+        a, b = self.parametrization.row(self.alpha, self.sigma)
+        return (self.alpha * self.output - a * self.x_t) / (self.alpha * b - self.sigma * a)
+
+    @property
+    def v(self) -> Tensor:
+        """(alpha·eps − sigma·x0)/√(alpha² + sigma²)."""
+        norm = torch.sqrt(self.alpha.square() + self.sigma.square())
+        return (self.alpha * self.eps - self.sigma * self.x0) / norm
+
+    @property
+    def score(self) -> Tensor:
+        """The gradient of ln p(x_t): −eps/sigma."""
+        return -self.eps / self.sigma
+
+    @property
+    def velocity(self) -> Tensor:
+        """dx_t/dt along the probability-flow ODE: alpha'·x0 + sigma'·eps."""
+        alpha_rate, sigma_rate = self.process.rates_at(self.t, like=self.x_t)
+        return alpha_rate * self.x0 + sigma_rate * self.eps
+
+
+class Denoiser(nn.Module):
+    """`backbone` under `process`, read through `parametrization`.
+
+    `autocast` is the type that the backbone computes in (bf16 say); None leaves it alone.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        process: Process,
+        parametrization: Parametrization,
+        *,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.process = process
+        self.parametrization = parametrization
+        self.autocast = autocast
+        self.span = _span(process, parametrization)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor | float,
+        *,
+        s: Tensor | float | None = None,
+        cond: Condition | None = None,
+    ) -> Prediction:
+        """Ask the network about `x_t` (b, ...) at `t`; `s` is a flow map's destination, s < t."""
+        time = times_of(t, x_t)
+        alpha, sigma = self.process.at(time, like=x_t)
+        seen = self.parametrization.scale(alpha, sigma) * x_t
+        level = self._level(alpha, sigma)
+        level_s = None
+        if s is not None:
+            level_s = self._level(*self.process.at(s, like=x_t))
+        with self._casting(x_t):
+            output = self.backbone(seen, level, level_s=level_s, cond=cond)
+        output = output.to(alpha.dtype)
+        return Prediction(x_t, time, output, self.process, self.parametrization, alpha, sigma)
+
+    def features(
+        self, x_t: Tensor, t: Tensor | float, *, cond: Condition | None = None
+    ) -> list[Tensor]:
+        """The backbone's inner activations at `x_t`, in float32, for adversarial heads."""
+        alpha, sigma = self.process.at(t, like=x_t)
+        seen = self.parametrization.scale(alpha, sigma) * x_t
+        with self._casting(x_t):
+            layers = self.backbone.features(seen, self._level(alpha, sigma), cond=cond)
+        return [layer.to(alpha.dtype) for layer in layers]
+
+    def under(self, process: Process) -> "Denoiser":
+        """The same weights under another clock; the modules are shared, not copied."""
+        return Denoiser(self.backbone, process, self.parametrization, autocast=self.autocast)
+
+    def _level(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        level = self.parametrization.level(alpha, sigma).flatten()
+        return level * self.backbone.level_scale if self.parametrization.logarithmic else level
+
+    def _casting(self, x: Tensor) -> AbstractContextManager[object]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(x.device.type, self.autocast)
+
+
+def _span(process: Process, parametrization: Parametrization) -> tuple[float, float]:
+    ratios = torch.tensor(parametrization.ratios, dtype=torch.float64)
+    low, high = process.time(ratios).tolist()
+    return low, high
+
+
+def check_times(times: Tensor, span: tuple[float, float]) -> None:
+    """Refuse times at which the network was never trained, beyond a tolerance of 1e-5."""
+    low, high = span
+    lowest, highest = float(times.min()), float(times.max())
+    if lowest < low - SPAN_TOLERANCE or highest > high + SPAN_TOLERANCE:
+        raise InputError(
+            f"times run from {highest:.6g} down to {lowest:.6g}, but this network was trained for "
+            f"t in [{low:.6g}, {high:.6g}]; start the grid at the span's end"
+        )

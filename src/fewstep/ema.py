@@ -1,0 +1,22 @@
+"""Averages of weights, with half-lives in images."""
+
+import torch
+from torch import Tensor, nn
+
+
+def halflife_decay(images: float, halflife: float) -> float:
+    """What is left of the old average after `images` more: 0.5^(images/halflife)."""
+    return 0.5 ** (images / halflife) if halflife > 0 else 0.0
+
+
+def follow(target: nn.Module, source: nn.Module, *, decay: float) -> None:
+    """Move target's parameters towards source's, in place; buffers are copied."""
+    lerp([*target.parameters()], [*source.parameters()], decay=decay)
+    for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
+        mine.copy_(theirs)
+
+
+@torch.no_grad()
+def lerp(average: list[Tensor], weights: list[Tensor], *, decay: float) -> None:
+    """average ← decay·average + (1 − decay)·weights, in place."""
+    torch._foreach_lerp_(average, weights, 1 - decay)  # pyright: ignore[reportPrivateUsage]

@@ -1,0 +1,240 @@
+"""A recipe carried out in a run folder: assembled, resumed, trained, logged and kept."""
+
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fewstep import backbones, data, methods, runs, store
+from fewstep.batches import Batches, ImageStream, Stream
+from fewstep.data import ImageSet
+from fewstep.denoiser import Denoiser
+from fewstep.distributed import world
+from fewstep.errors import InputError
+from fewstep.evaluation import Yardstick, generate
+from fewstep.generator import Generator, Subject
+from fewstep.guidance import Guided
+from fewstep.images import save_grid
+from fewstep.methods.base import Method
+from fewstep.recipe import Recipe
+from fewstep.recording import PairStream
+from fewstep.runs import Run
+from fewstep.trainer import NonFiniteLoss, Progress, Training
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a recipe comes to: a method, its batches, and the hashes of what they rest on."""
+
+    method: Method
+    batches: Batches
+    pins: dict[str, str]
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def read_data(recipe: Recipe) -> ImageSet:
+    """The recipe's images."""
+    d = recipe.data
+    return data.load(d.name, split=d.split, size=d.size, path=d.path)
+
+
+def assemble(recipe: Recipe, device: torch.device) -> Parts:
+    """Method and batches, with everything that the recipe names loaded and checked."""
+    images = read_data(recipe)
+    subject = Subject(images.shape, images.classes, images.class_names)
+    pins = {"data": images.fingerprint}
+    teacher = None
+    if recipe.teacher:
+        teacher = _teacher(recipe, subject)
+        pins["teacher"] = runs.weights_hash(teacher)
+    method_class = methods.find(recipe.method_name)
+    streams: dict[str, Stream] = {}
+    if "images" in method_class.reads:
+        streams["images"] = ImageStream(images.images, images.labels, flip=recipe.data.flip)
+    if "pairs" in method_class.reads:
+        streams["pairs"], pins["pairs"] = _pairs(recipe, subject)
+    student = _student(recipe, subject, teacher)
+    method = method_class(recipe.method, student, subject, teacher=teacher).to(device)
+    batches = Batches(streams, subject, batch=recipe.fit.batch, seed=recipe.fit.seed, device=device)
+    return Parts(method, batches, pins)
+
+
+def _teacher(recipe: Recipe, subject: Subject) -> Generator:
+    assert recipe.teacher
+    teacher = runs.load(recipe.teacher.load)
+    if (teacher.subject.shape, teacher.subject.classes) != (subject.shape, subject.classes):
+        raise InputError(
+            f"the teacher {recipe.teacher.load} makes {teacher.subject.shape} of "
+            f"{teacher.subject.classes} classes, the data are {subject.shape} of {subject.classes}"
+        )
+    return teacher if recipe.teacher.guidance == 1 else teacher.guided(recipe.teacher.guidance)
+
+
+def _pairs(recipe: Recipe, subject: Subject) -> tuple[PairStream, str]:
+    if recipe.pairs is None:
+        raise InputError(
+            f"{recipe.method_name} learns from recorded pairs: run `fewstep record RUN --out DIR` "
+            "and give pairs.load=DIR"
+        )
+    reader = store.Reader(recipe.pairs.load)
+    stream = PairStream(reader)
+    if stream.shape != subject.shape:
+        raise InputError(
+            f"the pairs in {recipe.pairs.load} are {stream.shape}, the data are {subject.shape}"
+        )
+    return stream, reader.hash
+
+
+def _student(recipe: Recipe, subject: Subject, teacher: Generator | None) -> Denoiser:
+    told = recipe.student
+    if told.init == "scratch":
+        return _fresh(recipe, subject, teacher)
+    if told.backbone or told.process or told.parametrization:
+        raise InputError(
+            f"student.init = {told.init!r} copies a whole network; process, parametrization and "
+            'backbone are for init = "scratch"'
+        )
+    if told.init == "teacher" and teacher is None:
+        raise InputError('student.init = "teacher" needs [teacher] load; else init = "scratch"')
+    source = teacher if told.init == "teacher" else runs.load(told.init)
+    assert source
+    inner = source.denoiser
+    plain = inner.backbone.backbone if isinstance(inner.backbone, Guided) else inner.backbone
+    return Denoiser(deepcopy(plain), inner.process, inner.parametrization)
+
+
+def _fresh(recipe: Recipe, subject: Subject, teacher: Generator | None) -> Denoiser:
+    told = recipe.student
+    process = told.process or (teacher and teacher.denoiser.process)
+    parametrization = told.parametrization or (teacher and teacher.denoiser.parametrization)
+    if not (process and parametrization and told.backbone):
+        raise InputError(
+            'student.init = "scratch" needs student.backbone, student.process and '
+            "student.parametrization (the last two may come from a teacher)"
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.fit.seed)
+        backbone = backbones.build(told.backbone, shape=subject.shape, classes=subject.classes)
+    return Denoiser(backbone, process, parametrization)
+
+
+def carry_out(
+    recipe: Recipe, folder: Path | str, *, device: torch.device | None = None, log_every: int = 10
+) -> Iterator[Progress]:
+    """Train `recipe` in its run folder from where it stands, yielding after each step.
+
+    State is kept every `fit.save_every` steps, at the end, and when the caller stops pulling. A
+    finished run yields nothing.
+
+    Raises: InputError when the folder belongs to another recipe or what it rests on has changed,
+    or the loss ceases to be finite.
+    """
+    run, parts = Run(folder), assemble(recipe, device or default_device())
+    run.claim(recipe)
+    training = Training(parts.method, parts.batches, recipe.fit)
+    _resume(run, training, parts.pins)
+    keeper = _Keeper(run, recipe, parts.pins, log_every, training.step)
+    try:
+        for progress in training:
+            keeper.note(progress)
+            yield progress
+    except NonFiniteLoss as error:
+        raise InputError(
+            f"{error}; the last good state is kept in {folder}: lower fit.lr or raise fit.warmup"
+        ) from error
+    finally:
+        keeper.keep(training)
+
+
+def finished(recipe: Recipe, folder: Path | str) -> bool:
+    """Whether this recipe has been trained to its end in this folder."""
+    run = Run(folder)
+    if not run.recipe_file.exists():
+        return False
+    run.claim(recipe)
+    kept = run.state()
+    return kept is not None and kept[1]["step"] >= recipe.fit.steps
+
+
+def _resume(run: Run, training: Training, pins: dict[str, str]) -> None:
+    kept = run.state()
+    if kept is None:
+        run.rewind(0)
+        return
+    tensors, told = kept
+    for name, value in pins.items():
+        if told["pins"].get(name) != value:
+            raise InputError(
+                f"{run.folder} rests on another {name} than the one there is now; "
+                "give another --out, or put the old one back"
+            )
+    training.restore(tensors, told)
+    run.rewind(training.step)
+
+
+class _Keeper:
+    """Writes a run folder as its training goes on; on the first rank alone."""
+
+    def __init__(
+        self, run: Run, recipe: Recipe, pins: dict[str, str], log_every: int, kept: int
+    ) -> None:
+        self.run = run
+        self.recipe = recipe
+        self.pins = pins
+        self.log_every = log_every
+        self.kept = kept
+        self.started = time.perf_counter()
+        self.writes = world()[0] == 0
+
+    def note(self, progress: Progress) -> None:
+        """Log, measure and keep, where this step is one to do so."""
+        if not self.writes:
+            return
+        last = progress.step == self.recipe.fit.steps
+        if last or progress.step % self.log_every == 0:
+            seconds = round(time.perf_counter() - self.started, 3)
+            told = {"step": progress.step, "images": progress.images, "seconds": seconds}
+            self.run.log({**told, **progress.numbers})
+        every = self.recipe.evaluate.every
+        if every and progress.step % every == 0:
+            self.measure(progress.training)
+        if last or progress.step % self.recipe.fit.save_every == 0:
+            self.keep(progress.training)
+
+    def keep(self, training: Training) -> None:
+        """State, weights and a grid of samples; nothing where the step is half done or spoilt."""
+        if not self.writes or training.step == self.kept or not training.sound():
+            return
+        generator = training.generator()
+        self.run.save_state(training, self.pins)
+        runs.save_generator(self.run.model_file, generator, self.recipe, self.pins)
+        self.draw(generator, training.step)
+        self.kept = training.step
+
+    def draw(self, generator: Generator, step: int) -> None:
+        """A grid from the same noise each time, at the largest step count of [evaluate]."""
+        steps = self.nearest(generator, max(self.recipe.evaluate.steps))
+        count = 2 * (generator.subject.classes or 8)
+        if len(generator.subject.shape) == 3:
+            images = torch.cat([x for _, x in generate(generator, count, steps=steps)])
+            save_grid(images, self.run.samples / f"step-{step:07}.png", columns=count // 2)
+
+    def measure(self, training: Training) -> None:
+        """Scores of the averaged weights, into the log."""
+        told, generator = self.recipe.evaluate, training.generator()
+        yardstick = Yardstick(read_data(self.recipe), told.extractor)
+        for steps in dict.fromkeys(self.nearest(generator, s) for s in told.steps):
+            score = yardstick.score(generator, steps=steps, samples=told.samples)
+            self.run.log({"step": training.step, "score": score.table()})
+
+    @staticmethod
+    def nearest(generator: Generator, steps: int) -> int:
+        counts = generator.grid.counts or (steps,)
+        return min(counts, key=lambda count: abs(count - steps))

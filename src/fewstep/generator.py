@@ -1,0 +1,149 @@
+"""A denoiser and how it is sampled: what a run produces, what `load` returns, what is shipped."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from fewstep import backbones
+from fewstep.condition import Condition
+from fewstep.denoiser import Denoiser
+from fewstep.errors import InputError
+from fewstep.guidance import Guided
+from fewstep.parametrization import AnyParametrization
+from fewstep.process import AnyProcess
+from fewstep.sampling import Step, describe_step, named_step, sample, transfer
+from fewstep.times import Grid, GridConfig, UniformGrid
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is generated: the shape of one sample, and its classes (none: unconditional)."""
+
+    shape: tuple[int, ...]
+    classes: int = 0
+    class_names: tuple[str, ...] = ()
+
+
+class Generator(nn.Module):
+    """Images from noise: `denoiser`, stepped by `step` on `grid`.
+
+    `grid.counts` are the step counts it was made for; for another count the nearest is taken, with
+    a warning that says so.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        subject: Subject,
+        *,
+        grid: Grid | None = None,
+        step: Step = transfer,
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.subject = subject
+        self.grid = grid or UniformGrid()
+        self.step = step
+
+    def forward(
+        self,
+        noise: Tensor,
+        *,
+        steps: int = 1,
+        cond: Condition | None = None,
+        seed: int | Sequence[int] = 0,
+    ) -> Tensor:
+        """Images (b, *shape) near [-1, 1] from standard normal `noise`, in `steps` steps.
+
+        Raises: InputError for no steps, a foreign noise shape, or a label out of range.
+        """
+        if tuple(noise.shape[1:]) != self.subject.shape:
+            raise InputError(
+                f"noise has shape {tuple(noise.shape)}; this generator makes "
+                f"(n, {', '.join(map(str, self.subject.shape))})"
+            )
+        if cond is not None:
+            self.check_labels(cond.label)
+        times = self.grid(self.nearest(steps), self.denoiser)
+        return sample(self.denoiser, noise, times, step=self.step, cond=cond, seed=seed)
+
+    def nearest(self, steps: int) -> int:
+        """The step count it will take when asked for `steps`; warns where they differ."""
+        counts = self.grid.counts
+        if not counts or steps in counts or steps < 1:
+            return steps
+        taken = min(counts, key=lambda count: abs(count - steps))
+        made_for = ", ".join(map(str, counts))
+        warnings.warn(f"made for {made_for} steps, asked for {steps}: taking {taken}", stacklevel=3)
+        return taken
+
+    def check_labels(self, label: Tensor) -> None:
+        """Refuse classes that it does not know; -1, no class, is always allowed."""
+        classes = self.subject.classes
+        if not classes:
+            raise InputError("this generator is unconditional; ask for no label")
+        low, high = int(label.min()), int(label.max())
+        if low < -1 or high >= classes:
+            raise InputError(
+                f"label {high if high >= classes else low} is out of range; "
+                f"the classes are 0 to {classes - 1}"
+            )
+
+    def sampled(self, *, grid: Grid | None = None, step: Step | None = None) -> "Generator":
+        """The same denoiser, sampled otherwise."""
+        return Generator(
+            self.denoiser, self.subject, grid=grid or self.grid, step=step or self.step
+        )
+
+    def guided(self, weight: float) -> "Generator":
+        """The same weights under classifier-free guidance."""
+        if not self.subject.classes:
+            raise InputError(
+                "guidance needs a class-conditional generator; this one has no classes"
+            )
+        inner = self.denoiser
+        plain = inner.backbone.backbone if isinstance(inner.backbone, Guided) else inner.backbone
+        guided = Denoiser(
+            Guided(plain, weight), inner.process, inner.parametrization, autocast=inner.autocast
+        )
+        return Generator(guided, self.subject, grid=self.grid, step=self.step)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON; `from_description` reads it back."""
+        backbone = self.denoiser.backbone
+        return {
+            "subject": asdict(self.subject),
+            "backbone": asdict(backbone.config),
+            "guidance": backbone.weight if isinstance(backbone, Guided) else 1.0,
+            "process": asdict(self.denoiser.process),
+            "parametrization": asdict(self.denoiser.parametrization),
+            "step": describe_step(self.step),
+            "grid": asdict(self.grid),
+        }
+
+
+@dataclass(frozen=True)
+class _Description:
+    subject: Subject
+    backbone: backbones.BackboneConfig
+    guidance: float
+    process: AnyProcess
+    parametrization: AnyParametrization
+    step: dict[str, Any]
+    grid: GridConfig
+
+
+def from_description(description: dict[str, Any]) -> Generator:
+    """A generator with untrained weights, as `Generator.describe` told it."""
+    told = TypeAdapter(_Description).validate_python(description)
+    subject = told.subject
+    backbone = backbones.build(told.backbone, shape=subject.shape, classes=subject.classes)
+    denoiser = Denoiser(backbone, told.process, told.parametrization)
+    step = named_step(told.step["name"], **{k: v for k, v in told.step.items() if k != "name"})
+    generator = Generator(denoiser, subject, grid=told.grid, step=step)
+    return generator if told.guidance == 1.0 else generator.guided(told.guidance)

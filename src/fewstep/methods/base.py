@@ -1,0 +1,185 @@
+"""What a distillation method is: players, turns, losses, and the batch it is given.
+
+A method says *whose turn it is* and *what the loss is*; the trainer does the rest. See
+docs/adding-a-method.md for a method in one file.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.condition import Condition
+from fewstep.denoiser import Denoiser
+from fewstep.errors import InputError
+from fewstep.generator import Generator, Subject
+
+
+class Loss(NamedTuple):
+    """A scalar, the mean over the batch's rows, and numbers worth a curve."""
+
+    value: Tensor
+    numbers: Mapping[str, Tensor] = {}
+
+
+class Turn(NamedTuple):
+    """Whose optimiser moves, and on what loss; `restart` begins its schedule and moments anew."""
+
+    player: str
+    loss: "Callable[[Batch], Loss]"
+    restart: bool = False
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of real images in [-1, 1]."""
+
+    x0: Tensor
+    cond: Condition | None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Rows of a deterministic teacher's answers: standard normal noise and its image."""
+
+    noise: Tensor
+    x0: Tensor
+    cond: Condition | None
+
+
+def keyed(*key: int | str) -> int:
+    """A 63-bit seed for a key: all randomness of training is a function of such keys."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass
+class Batch:
+    """Rows [first, first + rows) of one step's global batch, and all randomness of its losses.
+
+    Every draw is keyed by (seed, step, player, occurrence, number of the draw), made for the whole
+    global batch and cut to these rows: micro-batches and ranks see the same numbers as one batch.
+    """
+
+    seed: int
+    step: int
+    first: int
+    rows: int
+    total: int
+    subject: Subject
+    device: torch.device
+    streams: Mapping[str, Any]
+    carry: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Detached, row-aligned tensors that one turn leaves for the next turns of the same step."""
+
+    _turn: tuple[int | str, ...] = ()
+    _draws: int = 0
+
+    @property
+    def images(self) -> Examples:
+        """Real images; for a method that reads them."""
+        return self.streams["images"]
+
+    @property
+    def pairs(self) -> Pairs:
+        """Recorded noise and images; for a method that reads them."""
+        return self.streams["pairs"]
+
+    def begin(self, player: str, occurrence: int) -> None:
+        """The trainer's: key the draws that follow by this turn."""
+        self._turn = (player, occurrence)
+        self._draws = 0
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        """Standard normal numbers, shaped as `x` (rows, ...)."""
+        full = torch.empty(self.total, *x.shape[1:], device=self.device, dtype=x.dtype)
+        return self._cut(full.normal_(generator=self._generator()))
+
+    def rand(self) -> Tensor:
+        """One uniform number in [0, 1) a row."""
+        full = torch.empty(self.total, device=self.device)
+        return self._cut(full.uniform_(generator=self._generator()))
+
+    def shared_rand(self) -> float:
+        """One uniform number in [0, 1), equal on every row, micro-batch and rank."""
+        self._draws += 1
+        return keyed(self.seed, self.step, *self._turn, self._draws) / 2**63
+
+    def noise(self) -> Tensor:
+        """Standard normal noise (rows, *shape) to generate from."""
+        return self.randn_like(torch.empty(self.rows, *self.subject.shape, device="meta").float())
+
+    def cond(self) -> Condition | None:
+        """Classes to generate, all alike; None where there are none."""
+        if not self.subject.classes:
+            return None
+        return Condition((self.rand() * self.subject.classes).long())
+
+    @contextmanager
+    def same_dropout(self) -> Iterator[None]:
+        """Networks called inside see the same dropout masks each time it is entered."""
+        torch.manual_seed(self.dropout_seed)
+        yield
+
+    @property
+    def dropout_seed(self) -> int:
+        """Keyed by (seed, step, turn, first row)."""
+        return keyed(self.seed, self.step, *self._turn, "dropout", self.first)
+
+    def _generator(self) -> torch.Generator:
+        self._draws += 1
+        generator = torch.Generator(self.device)
+        return generator.manual_seed(keyed(self.seed, self.step, *self._turn, self._draws))
+
+    def _cut(self, full: Tensor) -> Tensor:
+        return full[self.first : self.first + self.rows]
+
+
+class Method(nn.Module, ABC):
+    """One training algorithm. All its state lives in its parameters and buffers.
+
+    `Config`, a frozen dataclass beside the class, is its table in a recipe; `reads` names the
+    streams that its batches hold; `teaches` says that it cannot do without a teacher. Inside a
+    method there is no `.backward()`, optimiser, device, logging or file.
+    """
+
+    Config: ClassVar[type]
+    reads: ClassVar[frozenset[str]]
+    needs_teacher: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        config: Any,
+        student: Denoiser,
+        subject: Subject,
+        *,
+        teacher: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if self.needs_teacher and teacher is None:
+            raise InputError(f"{type(self).__name__} distils a teacher: give [teacher] load")
+        self.config = config
+        self.student = student
+        self.subject = subject
+        self.teacher = teacher
+
+    @property
+    def players(self) -> Mapping[str, nn.Module]:
+        """Who is trained, by name; `student` is the one that is kept."""
+        return {"student": self.student}
+
+    @abstractmethod
+    def turns(self, step: int) -> Iterator[Turn]:
+        """The turns of one step, in order; a line after a `yield` runs after that turn's update.
+
+        The sequence of players depends on `step` alone, so that all ranks agree.
+        """
+
+    @abstractmethod
+    def generator(self) -> Generator:
+        """The student to keep, and how it is sampled."""

@@ -1,0 +1,261 @@
+"""Where the noise goes: `x_t = alpha(t)·x0 + sigma(t)·eps`, t from 0 (data) to 1 (noise).
+
+A `Process` is three functions, `alpha`, `sigma` and `time`, the inverse of the ratio sigma/alpha.
+Everything else is derived from them: the rates by forward-mode differentiation, and the shaping of
+times against images, which happens in `Process.at` and nowhere else.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+class Process(ABC):
+    """A noising process with continuous time in [0, 1]; see the module's equation."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal scale at `t`, never negative."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise scale at `t`."""
+
+    @abstractmethod
+    def time(self, ratio: Tensor) -> Tensor:
+        """The time whose sigma/alpha is `ratio` (0 … inf), clamped to [0, 1]."""
+
+    @property
+    def levels(self) -> float:
+        """Units of level from t = 0 to 1: a table's steps, or the usual sinusoid's whole range."""
+        return 1000.0
+
+    def ratio(self, t: Tensor) -> Tensor:
+        """sigma/alpha at `t`: grows with t; infinite where no signal is left."""
+        return self.sigma(t) / self.alpha(t)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """d alpha/dt and d sigma/dt at `t`."""
+        return _rate(self.alpha, t), _rate(self.sigma, t)
+
+    def at(self, t: Tensor | float, *, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at `t`, shaped to multiply the batch `like` (b, ...).
+
+        `t` is one number for all rows or a vector (b,). The only place that shapes times: a vector
+        against (b, 3, 32, 32) would silently run along the width when b is 32.
+        """
+        time = times_of(t, like)
+        return shaped(self.alpha(time), like), shaped(self.sigma(time), like)
+
+    def rates_at(self, t: Tensor | float, *, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The rates at `t`, shaped as `at` shapes alpha and sigma."""
+        alpha_rate, sigma_rate = self.rates(times_of(t, like))
+        return shaped(alpha_rate, like), shaped(sigma_rate, like)
+
+    def noised(self, x0: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
+        """x_t = alpha·x0 + sigma·eps."""
+        alpha, sigma = self.at(t, like=x0)
+        return alpha * x0 + sigma * eps
+
+
+def times_of(t: Tensor | float, like: Tensor) -> Tensor:
+    """`t` as one time a row of `like`, in float32 or better."""
+    if not isinstance(t, Tensor):
+        t = torch.tensor(float(t), dtype=torch.float64)
+    time = t.to(like.device, torch.promote_types(t.dtype, torch.float32))
+    if time.ndim == 0:
+        return time.repeat(like.shape[0])
+    if time.ndim != 1 or time.shape[0] != like.shape[0]:
+        raise ValueError(
+            f"times have shape {tuple(time.shape)}; give one number, or one for each of the "
+            f"{like.shape[0]} rows"
+        )
+    return time
+
+
+def shaped(values: Tensor, like: Tensor) -> Tensor:
+    """One value a row, as (b, 1, ...) against `like`, in float32 or the better type of `like`."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return values.to(dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _rate(scale: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    return torch.func.jvp(scale, (t,), (torch.ones_like(t),))[1]
+
+
+@dataclass(frozen=True)
+class Flow(Process):
+    """Straight lines from data to noise: alpha = 1 − t, sigma = t.  Liu et al. 2022, 2209.03003."""
+
+    name: Literal["flow"] = "flow"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        # not `t` itself: under jvp a function must not return its input
+        return 1 * t
+
+    def time(self, ratio: Tensor) -> Tensor:
+        # r/(1 + r), written so that an infinite ratio gives 1
+        return 1 / (1 + 1 / ratio)
+
+
+@dataclass(frozen=True)
+class VP(Process):
+    """Variance preserving, linear beta: alpha = exp(−B/2), B = ½(b₁−b₀)t² + b₀t.
+
+    Song et al. 2021, arXiv:2011.13456.
+    """
+
+    beta_0: float = 0.1
+    beta_1: float = 20.0
+    name: Literal["vp"] = "vp"
+
+    def _integral(self, t: Tensor) -> Tensor:
+        return t * (0.5 * (self.beta_1 - self.beta_0) * t + self.beta_0)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.5 * self._integral(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self._integral(t)))
+
+    def time(self, ratio: Tensor) -> Tensor:
+        # the root of B(t) = ln(1 + r²), rationalised: no cancellation at small ratios
+        integral = torch.log1p(ratio.square()).clamp(max=0.5 * (self.beta_0 + self.beta_1))
+        root = torch.sqrt(self.beta_0**2 + 2 * (self.beta_1 - self.beta_0) * integral)
+        return (2 * integral / (root + self.beta_0)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class VE(Process):
+    """Variance exploding: alpha = 1, sigma = sigma_max·t.
+
+    Linear in t, so that Heun in t is Heun in sigma; where the steps lie is the grid's business.
+    """
+
+    sigma_max: float = 80.0
+    name: Literal["ve"] = "ve"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_max * t
+
+    def time(self, ratio: Tensor) -> Tensor:
+        return (ratio / self.sigma_max).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Cosine(Process):
+    """A quarter circle: alpha = cos(πt/2), sigma = sigma_data·sin(πt/2); TrigFlow's clock.
+
+    Lu and Song 2024, arXiv:2410.11081.
+    """
+
+    sigma_data: float = 1.0
+    name: Literal["cosine"] = "cosine"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        # cos(π/2) is slightly negative in floating point; this sine is exactly 0 at t = 1
+        return torch.sin(0.5 * math.pi * (1 - t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_data * torch.sin(0.5 * math.pi * t)
+
+    def time(self, ratio: Tensor) -> Tensor:
+        return (torch.atan(ratio / self.sigma_data) * (2 / math.pi)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Table(Process):
+    """A discrete schedule made continuous: t = i/(T−1) is exactly step i of a T-step DDPM.
+
+    ln(sigma/alpha) is interpolated linearly at t·(T−1), variance preserving; rates at a knot are
+    the right-hand ones. `alphas_cumprod` falls strictly and lies inside (0, 1).
+    """
+
+    alphas_cumprod: tuple[float, ...]
+    name: Literal["table"] = "table"
+
+    def __post_init__(self) -> None:
+        values = (1.0, *self.alphas_cumprod, 0.0)
+        if len(values) < 4 or any(a <= b for a, b in zip(values, values[1:], strict=False)):
+            raise ValueError("alphas_cumprod must hold two or more values falling from 1 to 0")
+
+    @cached_property
+    def _log_ratios(self) -> Tensor:
+        table = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
+        return 0.5 * torch.log((1 - table) / table)
+
+    @property
+    def steps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    @property
+    def levels(self) -> float:
+        return float(self.steps - 1)
+
+    def _log_ratio(self, t: Tensor) -> Tensor:
+        position = t * (self.steps - 1)
+        # t = i/(T−1) rounds to either side of its knot: count a hair below as on it
+        hair = 1e-9 if t.dtype == torch.float64 else 1e-4
+        index = torch.floor(position.detach() + hair).clamp(0, self.steps - 2).long()
+        knots = self._log_ratios.to(t.device)
+        left, right = knots[index].to(t.dtype), knots[index + 1].to(t.dtype)
+        return left + (position - index) * (right - left)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sqrt(torch.sigmoid(-2 * self._log_ratio(t)))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(torch.sigmoid(2 * self._log_ratio(t)))
+
+    def time(self, ratio: Tensor) -> Tensor:
+        knots = self._log_ratios.to(ratio.device)
+        log_ratio = torch.log(ratio).to(torch.float64).clamp(knots[0], knots[-1])
+        index = (torch.searchsorted(knots, log_ratio.detach(), right=True) - 1).clamp(
+            0, self.steps - 2
+        )
+        share = (log_ratio - knots[index]) / (knots[index + 1] - knots[index])
+        return ((index + share) / (self.steps - 1)).to(ratio.dtype)
+
+
+@dataclass(frozen=True)
+class LinearBetas(Process):
+    """DDPM's table, told by its ends: betas linear over the steps.  Ho et al. 2006.11239."""
+
+    steps: int = 1000
+    beta_0: float = 1e-4
+    beta_1: float = 0.02
+    name: Literal["linear-betas"] = "linear-betas"
+
+    @cached_property
+    def table(self) -> Table:
+        """The cumulative products of 1 − beta."""
+        betas = torch.linspace(self.beta_0, self.beta_1, self.steps, dtype=torch.float64)
+        return Table(tuple(torch.cumprod(1 - betas, dim=0).tolist()))
+
+    @property
+    def levels(self) -> float:
+        return self.table.levels
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.table.alpha(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.table.sigma(t)
+
+    def time(self, ratio: Tensor) -> Tensor:
+        return self.table.time(ratio)
+
+
+AnyProcess = Flow | VP | VE | Cosine | Table | LinearBetas

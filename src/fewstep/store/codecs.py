@@ -1,0 +1,223 @@
+"""How a tensor lies on disk: one codec for each name of a record.
+
+A codec says what the values are (`dtype` and `shape`, without the rows) and what is stored for them
+(`parts`). `encode` and `decode` work on many rows at once and on the CPU, so that the bytes never
+depend on a device.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float16, Float32, Shaped
+from torch import Tensor
+
+from fewstep.errors import InputError
+
+# safetensors' names, which the schema uses too
+DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+TINY = 2.0**-24  # the smallest positive f16: the scale of a channel of zeros
+
+Shape = tuple[int, ...]
+Parts = dict[str, tuple[torch.dtype, Shape]]  # suffix of the name -> what is stored under it
+
+
+class Codec(ABC):
+    """One tensor of a record: its values, and what is stored for them."""
+
+    dtype: torch.dtype  # of the values: what `encode` takes and `decode` returns
+    shape: Shape
+
+    @property
+    @abstractmethod
+    def parts(self) -> Parts:
+        """What is stored: the suffix "" for the codes, others for what belongs to them."""
+
+    @abstractmethod
+    def encode(self, values: Shaped[Tensor, "rows ..."]) -> dict[str, Tensor]:
+        """The parts of every row. Values that cannot be held raise `InputError`."""
+
+    @abstractmethod
+    def decode(self, parts: Mapping[str, Tensor]) -> Shaped[Tensor, "rows ..."]:
+        """The values of every row."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The schema's entry: plain JSON, from which `codec_from` makes an equal codec."""
+
+
+@dataclass(frozen=True)
+class Raw(Codec):
+    """The values as they are: labels, seeds, anything that must come back bit for bit."""
+
+    dtype: torch.dtype
+    shape: Shape = ()
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPE_NAMES:
+            raise InputError(f"{self.dtype} cannot be stored; choose from {', '.join(DTYPES)}")
+
+    @property
+    def parts(self) -> Parts:
+        return {"": (self.dtype, self.shape)}
+
+    def encode(self, values: Shaped[Tensor, "rows ..."]) -> dict[str, Tensor]:
+        return {"": values}
+
+    def decode(self, parts: Mapping[str, Tensor]) -> Shaped[Tensor, "rows ..."]:
+        return parts[""]
+
+    def describe(self) -> dict[str, Any]:
+        return {"codec": "raw", "dtype": DTYPE_NAMES[self.dtype], "shape": list(self.shape)}
+
+
+@dataclass(frozen=True)
+class F16(Codec):
+    """float32 values in half precision: |x| up to 65504, relative error up to 2^-11."""
+
+    dtype = torch.float32
+    shape: Shape
+
+    @property
+    def parts(self) -> Parts:
+        return {"": (torch.float16, self.shape)}
+
+    def encode(self, values: Float32[Tensor, "rows ..."]) -> dict[str, Tensor]:
+        return {"": _finite(values.half())}
+
+    def decode(self, parts: Mapping[str, Tensor]) -> Float32[Tensor, "rows ..."]:
+        return parts[""].float()
+
+    def describe(self) -> dict[str, Any]:
+        return {"codec": "f16", "dtype": "F32", "shape": list(self.shape)}
+
+
+@dataclass(frozen=True)
+class U8(Codec):
+    """An image in [-1, 1] as bytes: code = round(127.5 (x + 1)), clipped to 0 … 255."""
+
+    dtype = torch.float32
+    shape: Shape
+
+    @property
+    def parts(self) -> Parts:
+        return {"": (torch.uint8, self.shape)}
+
+    def encode(self, values: Float32[Tensor, "rows ..."]) -> dict[str, Tensor]:
+        codes = ((_finite(values) + 1) * 127.5).round().clamp(0, 255)
+        return {"": codes.to(torch.uint8)}
+
+    def decode(self, parts: Mapping[str, Tensor]) -> Float32[Tensor, "rows ..."]:
+        return parts[""].float() / 127.5 - 1
+
+    def describe(self) -> dict[str, Any]:
+        return {"codec": "u8", "dtype": "F32", "shape": list(self.shape)}
+
+
+@dataclass(frozen=True)
+class Int8(Codec):
+    """Symmetric per-channel INT8: code = clip(round(x / scale), ±127), x ≈ code · scale.
+
+    scale = percentile(|x|) / 127 of each channel, rounded up to f16: at percentile 100 nothing is
+    clipped, and inside |x| <= 127 · scale the error is at most scale / 2. The first `channels`
+    dimensions of `shape` have a scale each: 1 for (C, H, W), 2 for chunks of shape (N, C, H, W).
+    """
+
+    dtype = torch.float32
+    shape: Shape
+    channels: int = 1
+    percentile: float = 100.0
+
+    def __post_init__(self) -> None:
+        if not 50 <= self.percentile <= 100:
+            raise InputError(f"int8 percentile is {self.percentile}; choose one from 50 to 100")
+        if not 0 <= self.channels <= len(self.shape):
+            raise InputError(
+                f"int8 channels is {self.channels}; shape {self.shape} has {len(self.shape)} "
+                "dimensions to choose from"
+            )
+
+    @property
+    def parts(self) -> Parts:
+        scales = self.shape[: self.channels]
+        return {"": (torch.int8, self.shape), ".scale": (torch.float16, scales)}
+
+    def encode(self, values: Float32[Tensor, "rows ..."]) -> dict[str, Tensor]:
+        flat = _finite(values).reshape(*values.shape[: 1 + self.channels], -1)
+        scale = _scale(flat, self.percentile)
+        # times the reciprocal, not divided: the very codes of torch's quantisation
+        codes = (flat * (1 / scale.float())[..., None]).round().clamp(-127, 127)
+        return {"": codes.to(torch.int8).reshape(values.shape), ".scale": scale}
+
+    def decode(self, parts: Mapping[str, Tensor]) -> Float32[Tensor, "rows ..."]:
+        codes, scale = parts[""].float(), parts[".scale"].float()
+        return codes * scale.reshape(scale.shape + (1,) * (codes.dim() - scale.dim()))
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "codec": "int8",
+            "dtype": "F32",
+            "shape": list(self.shape),
+            "channels": self.channels,
+            "percentile": float(self.percentile),
+        }
+
+
+def codec_from(entry: Mapping[str, Any]) -> Codec:
+    """The codec that `describe` told; KeyError, TypeError or ValueError for what is no entry."""
+    shape = tuple(entry["shape"])
+    match entry["codec"]:
+        case "raw":
+            codec: Codec = Raw(DTYPES[entry["dtype"]], shape)
+        case "f16":
+            codec = F16(shape)
+        case "u8":
+            codec = U8(shape)
+        case "int8":
+            codec = Int8(shape, channels=entry["channels"], percentile=entry["percentile"])
+        case other:
+            raise InputError(f"codec {other!r} is not known here; a newer fewstep may read it")
+    return codec
+
+
+def _finite(values: Tensor) -> Tensor:
+    if not torch.isfinite(values).all():
+        raise InputError(
+            "the values are not finite, or beyond the codec's range; use Raw to keep them"
+        )
+    return values
+
+
+def _scale(
+    flat: Float32[Tensor, "rows *channels n"], percentile: float
+) -> Float16[Tensor, "rows *channels"]:
+    """percentile(|x|) / 127, the percentile interpolated between neighbours, rounded up to f16."""
+    position = percentile / 100 * (flat.shape[-1] - 1)
+    below = int(position)
+    top = flat.abs().topk(flat.shape[-1] - below, dim=-1).values
+    bound = torch.lerp(top[..., -1], top[..., -2:][..., 0], position - below)
+    exact = (bound / 127).clamp(min=TINY)
+    nearest = exact.half()
+    # the bits of positive halves count upwards: one more is the next number
+    higher = (nearest.view(torch.int16) + 1).view(torch.float16)
+    return _finite(torch.where(nearest.float() < exact, higher, nearest))

@@ -1,0 +1,144 @@
+"""Record teacher data into a folder, shard by shard, so that nothing whole is ever lost.
+
+Shard k holds exactly the records k·S … min((k+1)·S, n): what lies on disk depends neither on batch
+sizes nor on how many processes wrote it or how often they were killed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+from fewstep.errors import InputError
+from fewstep.store.codecs import Codec
+from fewstep.store.folder import TEMPORARY, Folder
+from fewstep.store.manifest import (
+    MANIFEST,
+    PLAN,
+    Manifest,
+    Plan,
+    Shard,
+    differences,
+    read_manifest,
+    read_plan,
+    seal,
+    shard_name,
+)
+from fewstep.store.records import Layout
+from fewstep.store.shards import examine, sha256, shard_chunks
+
+BLOCK = 32  # records encoded at a time: bounds the memory of large ones
+
+
+class Writer:
+    """Opens a new store or resumes the same one; another plan in the folder is an `InputError`.
+
+    Several processes may write one store, each its own shards: divide them by number, as in
+    `records.start // shard_size % world == rank`; what `missing` lists changes as others write.
+    One of them calls `finish`, when all are done.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        schema: Mapping[str, Codec],
+        count: int,
+        shard_size: int = 1024,
+        provenance: Mapping[str, Any],
+    ) -> None:
+        # through JSON, so that a tuple equals the list it is resumed from
+        told = json.loads(json.dumps(dict(provenance), allow_nan=False))
+        self.plan = Plan(dict(schema), count, shard_size, told)
+        self._folder = Folder(folder)
+        self._layout = Layout(self.plan.schema)
+        self._written: dict[int, Shard] = {}
+        self._manifest = self._open()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store is finished: every shard whole, the manifest written."""
+        return self._manifest is not None
+
+    def missing(self) -> list[range]:
+        """The records of each shard that is not yet whole, in order."""
+        if self.complete:
+            return []
+        names = self._folder.names()
+        shards = (shard for shard in range(self.plan.shards) if shard_name(shard) not in names)
+        return [self.plan.records(shard) for shard in shards]
+
+    def write(self, start: int, records: Mapping[str, Shaped[Tensor, "rows ..."]]) -> None:
+        """Write one whole missing shard: the tensors of its records, from record `start` on."""
+        wanted = {missing.start: missing for missing in self.missing()}.get(start)
+        if wanted is None:
+            raise InputError(f"no missing shard starts at record {start}; take one of missing()")
+        rows = self._layout.check(records)
+        if rows != len(wanted):
+            raise InputError(f"{rows} records at {start}; this shard holds {len(wanted)}")
+        number = start // self.plan.shard_size
+        name = shard_name(number)
+        self._folder.sweep(name)
+        digest, size = hashlib.sha256(), 0
+        chunks = list(shard_chunks(self._blocks(records, rows)))
+        for chunk in chunks:
+            digest.update(chunk)
+            size += len(chunk)
+        self._folder.publish(name, chunks)
+        self._written[number] = Shard(name, rows, size, digest.hexdigest())
+
+    def finish(self) -> Manifest:
+        """Seal the store once all shards are whole: write the manifest, remove the plan."""
+        if self._manifest is None:
+            if missing := self.missing():
+                raise InputError(f"{self._folder}: {len(missing)} shards are missing; record them")
+            numbers = range(self.plan.shards)
+            shards = tuple(self._written.get(number) or self._found(number) for number in numbers)
+            self._manifest = Manifest(self.plan, shards)
+            self._folder.publish(MANIFEST, [seal(self._manifest.describe())])
+            self._tidy()
+        return self._manifest
+
+    def _open(self) -> Manifest | None:
+        names = self._folder.names()
+        if MANIFEST in names:
+            manifest = read_manifest(self._folder)
+            self._must_match(manifest.plan)
+            self._tidy()
+            return manifest
+        if PLAN in names:
+            self._must_match(read_plan(self._folder))
+        elif any(not name.endswith(TEMPORARY) for name in names):
+            raise InputError(f"{self._folder} holds other files; record into a new or empty folder")
+        else:
+            self._folder.publish(PLAN, [seal(self.plan.describe())])
+        return None
+
+    def _must_match(self, found: Plan) -> None:
+        if told := differences(found, self.plan):
+            raise InputError(
+                f"{self._folder} was begun with other settings: {'; '.join(told)}: use those of "
+                "the folder, or another folder"
+            )
+
+    def _blocks(self, records: Mapping[str, Tensor], rows: int) -> Iterator[Tensor]:
+        for start in range(0, rows, BLOCK):
+            part = slice(start, start + BLOCK)
+            yield self._layout.pack({name: values[part] for name, values in records.items()})
+
+    def _found(self, number: int) -> Shard:
+        """A shard that an earlier writer left: read through, lest damage be sealed as good."""
+        name, records = shard_name(number), self.plan.records(number)
+        size, digest = self._folder.size(name), sha256(self._folder, name)
+        shard = Shard(name, len(records), size, digest)
+        for damage in examine(self._folder, shard, records.start, self._layout):
+            raise InputError(f"{damage}; delete that file and run the recording again")
+        return shard
+
+    def _tidy(self) -> None:
+        self._folder.sweep()
+        self._folder.remove(PLAN)

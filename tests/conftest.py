@@ -1,0 +1,35 @@
+"""Shapes in signatures are checked here and only here; one torch thread a worker."""
+
+import os
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("fewstep", "beartype.beartype")
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--run-slow", action="store_true", help="also run the longer proofs")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--run-slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="a longer proof: make slow"))
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty $FEWSTEP_HOME: no data set, no weights, no cache."""
+    monkeypatch.setenv("FEWSTEP_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def real_home():
+    return os.environ.get("FEWSTEP_HOME", os.path.expanduser("~/.cache/fewstep"))

@@ -1,0 +1,100 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fewstep.data import ImageSet
+from fewstep.errors import InputError
+
+
+def random_images(n=5, c=3, h=6, w=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (n, c, h, w), dtype=torch.uint8, generator=generator)
+
+
+def test_shape_length_and_classes():
+    images = ImageSet("a", random_images(5, 3, 4, 6))
+    assert (len(images), images.shape, images.classes) == (5, (3, 4, 6), 0)
+    labelled = ImageSet("a", random_images(2), torch.tensor([0, 4]))
+    assert labelled.classes == 5
+    named = ImageSet("a", random_images(2), torch.tensor([0, 1]), ("cat", "dog", "fox"))
+    assert named.classes == 3
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_outside_the_named_classes_are_refused(label):
+    with pytest.raises(InputError, match="numbered from 0"):
+        ImageSet("a", random_images(2), torch.tensor([0, label]), ("cat", "dog"))
+
+
+def test_fingerprint_is_sha256_of_shape_pixels_and_labels():
+    images, labels = random_images(2), torch.tensor([1, 0])
+    content = b"(2, 3, 6, 6) labelled=True" + images.numpy().tobytes()
+    content += b"\1" + bytes(7) + bytes(8)
+    assert ImageSet("a", images, labels).fingerprint == hashlib.sha256(content).hexdigest()
+
+
+def test_fingerprint_ignores_names_and_memory_layout():
+    images = random_images()
+    strided = images.contiguous(memory_format=torch.channels_last)
+    assert ImageSet("a", images).fingerprint == ImageSet("b", strided).fingerprint
+
+
+def test_fingerprint_sees_shape_pixels_labels_and_order():
+    images, labels = random_images(4), torch.tensor([0, 1, 1, 0])
+    changed = images.clone()
+    changed[3, 2, 5, 5] ^= 1
+    sets = [
+        ImageSet("a", images),
+        ImageSet("a", changed),
+        ImageSet("a", images.reshape(4, 3, 4, 9)),
+        ImageSet("a", images.flip(0)),
+        ImageSet("a", images, labels),
+        ImageSet("a", images, 1 - labels),
+    ]
+    assert len({one.fingerprint for one in sets}) == len(sets)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 255), st.integers(2, 20), st.integers(2, 20), st.integers(1, 20))
+def test_a_flat_colour_stays_itself_at_any_size(value, h, w, size):
+    images = ImageSet("a", torch.full((2, 1, h, w), value, dtype=torch.uint8))
+    assert torch.equal(
+        images.resized(size).images, torch.full((2, 1, size, size), value, dtype=torch.uint8)
+    )
+
+
+def test_resized_is_pillows_bicubic():
+    images = random_images(3, 3, 17, 17)
+    expected = [
+        np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).resize((7, 7), Image.BICUBIC))
+        for image in images
+    ]
+    resized = ImageSet("a", images).resized(7).images
+    assert torch.equal(resized, torch.from_numpy(np.stack(expected)).permute(0, 3, 1, 2))
+
+
+def test_resized_is_antialiased():
+    # the finest checkerboard: any sampler that skips pixels gives black and white again
+    board = (torch.arange(32).reshape(-1, 1) + torch.arange(32)) % 2 * 255
+    small = ImageSet("a", board.to(torch.uint8).reshape(1, 1, 32, 32)).resized(8).images
+    assert (small.double() - 127.5).abs().max() < 10
+
+
+def test_resized_keeps_the_middle_of_the_longer_side():
+    images = torch.zeros(1, 1, 4, 12, dtype=torch.uint8)
+    images[..., 4:8] = 200
+    assert ImageSet("a", images).resized(4).images.eq(200).all()
+
+
+def test_resized_keeps_everything_else():
+    images = ImageSet("a", random_images(2), torch.tensor([0, 1]), ("x", "y"), {"text": ("p", "q")})
+    small = images.resized(3)
+    assert images.resized(6) is images
+    assert (small.name, small.class_names, small.columns) == ("a", ("x", "y"), images.columns)
+    assert torch.equal(small.labels, images.labels)
+    assert small.fingerprint != images.fingerprint

@@ -1,0 +1,36 @@
+"""Extractors by name, and what is said when there is none."""
+
+import pytest
+import torch
+
+from fewstep.errors import InputError
+from fewstep.metrics.classifier import train_classifier
+from fewstep.metrics.extractors import EXTRACTORS, make_extractor
+
+IMAGES = torch.arange(4 * 64, dtype=torch.uint8).view(4, 1, 8, 8)
+LABELS = torch.tensor([0, 1, 2, 1])
+
+
+def test_each_name_makes_the_extractor_that_carries_it(monkeypatch):
+    monkeypatch.setattr(
+        "fewstep.metrics.classifier.train_classifier",
+        lambda images, labels: train_classifier(images, labels, steps=4),
+    )
+    hashes = set()
+    for name in EXTRACTORS:
+        made = make_extractor(name, images=IMAGES, labels=LABELS, fingerprint="a", cache=None)
+        assert made.name == name
+        hashes.add(made.hash)
+        assert len(made(IMAGES)) == 4
+    assert len(hashes) == len(EXTRACTORS)
+
+
+def test_an_unknown_name_is_answered_with_the_list():
+    with pytest.raises(InputError, match='"inceptoin"; choose one of: classifier, pixels'):
+        make_extractor("inceptoin", images=IMAGES, labels=LABELS, fingerprint="a", cache=None)
+
+
+@pytest.mark.parametrize("labels", [None, torch.zeros(4, dtype=torch.int64)])
+def test_a_set_without_classes_is_sent_to_pixels(labels):
+    with pytest.raises(InputError, match='use the extractor "pixels"'):
+        make_extractor("classifier", images=IMAGES, labels=labels, fingerprint="a", cache=None)

@@ -1,0 +1,158 @@
+import pytest
+import torch
+from analytic import MEAN, PARAMETRIZATIONS, PROCESSES, SPREAD, TABLE, exact, posterior_mean
+
+from fewstep.parametrization import EDM, V, Clean, Eps, Velocity
+from fewstep.process import VE, VP, Cosine, Flow
+
+every = pytest.mark.parametrize(
+    "parametrization",
+    PARAMETRIZATIONS,
+    ids=[f"{p.name}-{getattr(p, 'native', Flow()).name}" for p in PARAMETRIZATIONS],
+)
+processes = pytest.mark.parametrize(
+    "process", PROCESSES, ids=[f"{p.name}{i}" for i, p in enumerate(PROCESSES)]
+)
+
+
+def times_inside(denoiser, n=41, dtype=torch.float64):
+    low, high = denoiser.span
+    return low + (high - low) * torch.linspace(0.005, 0.995, n, dtype=dtype)
+
+
+@processes
+@every
+def test_a_network_runs_under_any_process(process, parametrization):
+    """The exact Gaussian denoiser of each native world says the same x0 everywhere."""
+    model = exact(process, parametrization)
+    t = times_inside(model)
+    x_t = torch.linspace(-2, 2, 82, dtype=torch.float64).view(41, 2)
+    alpha, sigma = process.at(t, like=x_t)
+    x_t = x_t * torch.sqrt(alpha**2 * SPREAD**2 + sigma**2) + alpha * MEAN
+    wanted = posterior_mean(x_t, alpha, sigma)
+    torch.testing.assert_close(model(x_t, t).x0, wanted, rtol=1e-6, atol=1e-6)
+
+
+@processes
+@every
+def test_conversions_return_to_where_they_began(process, parametrization):
+    model = exact(process, parametrization)
+    t = times_inside(model)
+    generator = torch.Generator().manual_seed(0)
+    x_t = torch.randn(41, 2, dtype=torch.float64, generator=generator)
+    said = model(x_t, t)
+    alpha, sigma = process.at(t, like=x_t)
+    close = {"rtol": 1e-7, "atol": 1e-7}
+    torch.testing.assert_close(alpha * said.x0 + sigma * said.eps, x_t, **close)
+    a, b = parametrization.row(alpha, sigma)
+    torch.testing.assert_close(a * said.x0 + b * said.eps, said.output, **close)
+    norm = torch.sqrt(alpha**2 + sigma**2)
+    torch.testing.assert_close((alpha * x_t - sigma * said.v * norm) / norm**2, said.x0, **close)
+    torch.testing.assert_close(-said.score * sigma, said.eps, **close)
+    alpha_rate, sigma_rate = process.rates_at(t, like=x_t)
+    velocity = alpha_rate * said.x0 + sigma_rate * said.eps
+    torch.testing.assert_close(said.velocity, velocity, **close)
+
+
+@processes
+@every
+def test_finite_in_float32_on_the_whole_span(process, parametrization):
+    model = exact(process, parametrization)
+    low, high = model.span
+    t = torch.linspace(low, high, 1001)
+    x = torch.randn(1001, 2, generator=torch.Generator().manual_seed(0))
+    alpha, sigma = process.at(t, like=x)
+    for values in (
+        parametrization.scale(alpha, sigma),
+        parametrization.level(alpha, sigma),
+        *parametrization.row(alpha, sigma),
+    ):
+        assert values.isfinite().all()
+
+
+@pytest.mark.parametrize("parametrization", [Velocity(), V(Flow()), EDM(), V(Cosine())])
+def test_regular_at_both_ends(parametrization):
+    alpha, sigma = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    for values in (*parametrization.skip_out(alpha, sigma), *parametrization.row(alpha, sigma)):
+        assert values.isfinite().all()
+    skip, out = parametrization.skip_out(alpha, sigma)
+    assert skip[0] == 1 and out[0] == 0  # without noise, the image is what it is given
+
+
+def test_edm_is_karras_preconditioning():
+    sigma = torch.tensor([0.002, 0.1, 1.0, 80.0], dtype=torch.float64)
+    one, data = torch.ones_like(sigma), 0.5
+    skip, out = EDM(data).skip_out(one, sigma)
+    torch.testing.assert_close(skip, data**2 / (sigma**2 + data**2))
+    torch.testing.assert_close(out, sigma * data / torch.sqrt(sigma**2 + data**2))
+    torch.testing.assert_close(EDM(data).scale(one, sigma), 1 / torch.sqrt(sigma**2 + data**2))
+    torch.testing.assert_close(EDM(data).level(one, sigma), torch.log(sigma) / 4)
+
+
+def test_unweighted_error_is_edms_weighted_one():
+    """mean (output − target)² = (σ² + σ_d²)/(σσ_d)²·mean (x0 − target)²."""
+    sigma, data = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64), 0.5
+    _, out = EDM(data).skip_out(torch.ones_like(sigma), sigma)
+    torch.testing.assert_close(1 / out**2, (sigma**2 + data**2) / (sigma * data) ** 2)
+
+
+def test_clean_says_the_image_exactly():
+    model = exact(Flow(), Clean(Flow()))
+    x = torch.randn(3, 2)
+    said = model(x, torch.tensor([0.0, 0.5, 1.0]))
+    assert torch.equal(said.x0, said.output)
+
+
+def test_eps_of_a_table_is_ddpm():
+    """At step i the network sees x_t itself, is told i, and x0 = (x_t − √(1−ā)·eps)/√ā."""
+    seen = {}
+
+    class Network(torch.nn.Module):
+        level_scale = 1.0
+
+        def forward(self, x, level, *, level_s=None, cond=None):
+            seen["x"], seen["level"] = x, level
+            return 0.1 * x
+
+    from fewstep.denoiser import Denoiser
+
+    model = Denoiser(Network(), TABLE, Eps(TABLE))
+    x, i = torch.randn(4, 3, 8, 8), torch.tensor([0, 37, 500, 999])
+    said = model(x, i / 999)
+    torch.testing.assert_close(seen["level"], i.float(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(seen["x"], x, rtol=1e-5, atol=1e-6)
+    bar = torch.tensor(TABLE.alphas_cumprod)[i].view(-1, 1, 1, 1)
+    wanted = (x - torch.sqrt(1 - bar) * 0.1 * x) / torch.sqrt(bar)
+    torch.testing.assert_close(said.x0, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_levels_fill_the_sinusoids_range():
+    """A level in 0 … 1 would leave the embedding nearly constant."""
+    t = torch.tensor([0.0, 0.25, 1.0])
+    alpha, sigma = Flow().at(t, like=torch.zeros(3))
+    torch.testing.assert_close(Velocity().level(alpha, sigma), 1000 * t)
+    table_alpha, table_sigma = TABLE.at(t, like=torch.zeros(3))
+    level = Eps(TABLE).level(table_alpha, table_sigma)
+    torch.testing.assert_close(level, 999 * t, rtol=0, atol=2e-3)
+
+
+def test_levels_are_clamped_to_the_trained_ratios():
+    alpha, sigma = torch.ones(2), torch.tensor([1e-5, 1e5])
+    assert EDM().level(alpha, sigma).exp().pow(4).tolist() == pytest.approx([0.002, 80.0])
+    assert Eps(TABLE).level(alpha, sigma).tolist() == pytest.approx([0, 999], abs=1e-3)
+
+
+def test_a_network_is_told_its_native_state_whatever_the_process():
+    """VE and VP clocks at one ratio show the network the same input and level."""
+    native = Eps(VP())
+    x0, eps = torch.randn(5, 2).double(), torch.randn(5, 2).double()
+    ratio = torch.tensor([0.05, 0.3, 1.0, 5.0, 60.0], dtype=torch.float64)
+    shown = []
+    for process in (VP(), VE(), Flow()):
+        t = process.time(ratio)
+        alpha, sigma = process.at(t, like=x0)
+        x_t = alpha * x0 + sigma * eps
+        shown.append((native.scale(alpha, sigma) * x_t, native.level(alpha, sigma)))
+    for seen, level in shown[1:]:
+        torch.testing.assert_close(seen, shown[0][0], rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(level, shown[0][1], rtol=1e-6, atol=1e-5)

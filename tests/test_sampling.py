@@ -1,0 +1,241 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from analytic import MEAN, SPREAD, TABLE, exact, flow_map
+
+from fewstep.denoiser import Denoiser
+from fewstep.errors import InputError
+from fewstep.parametrization import EDM, Eps, Velocity
+from fewstep.process import VE, VP, Cosine, Flow
+from fewstep.sampling import (
+    ancestral,
+    corrector,
+    describe_step,
+    heun,
+    multistep,
+    named_step,
+    noise_from_seeds,
+    renoise,
+    sample,
+    transfer,
+)
+from fewstep.times import KarrasGrid, UniformGrid
+
+
+def order_of_convergence(step, process, parametrization=None, low=0.2, high=0.8):
+    """Slope of log error against log steps, on the closed-form flow of a Gaussian, low < t < high.
+
+    The walk ends at `low` by asking for the state there, not for the image: the final jump to the
+    image has an error of its own that does not shrink with the steps.
+    """
+    from fewstep.sampling import Draws, Walk
+
+    model = exact(process, parametrization or Velocity())
+    x = torch.linspace(-1.5, 1.5, 20, dtype=torch.float64).view(10, 2)
+    alpha_t, sigma_t = process.at(high, like=x)
+    alpha_s, sigma_s = process.at(low, like=x)
+    truth = flow_map(x, alpha_t, sigma_t, alpha_s, sigma_s)
+    counts, errors = [128, 256, 512], []
+    for n in counts:
+        points = torch.linspace(high, low, n + 1, dtype=torch.float64).tolist()
+        walk, at = Walk(model, None, Draws(range(10))), x
+        for t, s in zip(points, points[1:], strict=False):
+            at, memory = step(walk, at, t, s)
+            walk = walk._replace(memory=memory)
+        errors.append(float((at - truth).abs().max()))
+    return -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+
+
+clocks = pytest.mark.parametrize("process", [Flow(), VP(), Cosine(), VE()], ids=lambda p: p.name)
+
+
+@clocks
+def test_transfer_is_of_first_order(process):
+    assert 0.9 < order_of_convergence(transfer, process) < 1.1
+
+
+@clocks
+def test_heun_is_of_second_order(process):
+    assert 1.8 < order_of_convergence(heun, process) < 2.2
+
+
+@clocks
+def test_multistep_is_of_second_order(process):
+    assert 1.8 < order_of_convergence(multistep, process) < 2.3
+
+
+def test_transfer_is_euler_under_flow_and_ve():
+    x = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for process in (Flow(), VE()):
+        model = exact(process, Velocity())
+        times = torch.tensor([0.9, 0.6, 0.3], dtype=torch.float64)
+        at = float(process.sigma(times[0])) * x
+        for t, s in ((0.9, 0.6), (0.6, 0.3)):
+            at = at + (s - t) * model(at, t).velocity
+        torch.testing.assert_close(sample(model, x, times), model(at, 0.3).x0)
+
+
+def test_heun_on_a_karras_grid_under_ve_is_edms_algorithm():
+    """Algorithm 1/2 of Karras et al. 2022 (no churn), written out, for N = 18."""
+    model = exact(VE(80.0), EDM(0.5))
+
+    def denoised(x, sigma):
+        return model(x, sigma / 80).x0
+
+    n, rho, low, high = 18, 7, 0.002, 80.0
+    steps = torch.arange(n, dtype=torch.float64)
+    sigmas = (high ** (1 / rho) + steps / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    sigmas = [*sigmas.tolist(), 0.0]
+    noise = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = noise * sigmas[0]
+    for now, then in zip(sigmas, sigmas[1:], strict=False):
+        d = (x - denoised(x, now)) / now
+        ahead = x + (then - now) * d
+        if then > 0:
+            x = x + (then - now) * (0.5 * d + 0.5 * (ahead - denoised(ahead, then)) / then)
+        else:
+            x = ahead
+    ours = sample(model, noise, KarrasGrid()(n, model), step=heun)
+    torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-9)
+
+
+def ddpm_inputs():
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(7, 2, dtype=torch.float64, generator=generator)
+    z = torch.randn(7, 2, dtype=torch.float64, generator=generator)
+    bars = torch.tensor(TABLE.alphas_cumprod, dtype=torch.float64)
+    return exact(TABLE, Eps(TABLE)), x, z, bars
+
+
+class Fixed:
+    """Draws that give what they are told."""
+
+    def __init__(self, z):
+        self.z = z
+
+    def like(self, x):
+        return self.z
+
+
+@pytest.mark.parametrize("i", [1, 2, 500, 999])
+@pytest.mark.parametrize("variance", ["posterior", "large"])
+def test_ancestral_is_ddpm(i, variance):
+    """Ho et al. 2020, algorithm 2, with either choice of sigma_t, at T = 1000."""
+    from fewstep.sampling import Walk
+
+    model, x, z, bars = ddpm_inputs()
+    bar, before = bars[i], bars[i - 1]
+    beta = 1 - bar / before
+    eps = model(x, i / 999).eps
+    mean = (x - beta / torch.sqrt(1 - bar) * eps) / torch.sqrt(1 - beta)
+    spread = torch.sqrt(beta if variance == "large" else (1 - before) / (1 - bar) * beta)
+    walk = Walk(model, None, Fixed(z))
+    ours, _ = ancestral(walk, x, i / 999, (i - 1) / 999, variance=variance)
+    torch.testing.assert_close(ours, mean + spread * z, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ancestral_with_eta_is_ddim(eta):
+    """Song et al. 2020, equations 12 and 16, over a stride of 100 steps."""
+    from fewstep.sampling import Walk
+
+    model, x, z, bars = ddpm_inputs()
+    bar, before = bars[700], bars[600]
+    eps = model(x, 700 / 999).eps
+    x0 = (x - torch.sqrt(1 - bar) * eps) / torch.sqrt(bar)
+    spread = eta * torch.sqrt((1 - before) / (1 - bar)) * torch.sqrt(1 - bar / before)
+    wanted = torch.sqrt(before) * x0 + torch.sqrt(1 - before - spread**2) * eps + spread * z
+    ours, _ = ancestral(Walk(model, None, Fixed(z)), x, 700 / 999, 600 / 999, eta=eta)
+    torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-8)
+
+
+def test_renoise_is_consistency_sampling():
+    """x_s = alpha_s·f(x_t, t) + sigma_s·z: Song et al. 2023, algorithm 1."""
+    from fewstep.sampling import Walk
+
+    model, z = exact(VE(), EDM()), torch.randn(4, 2, dtype=torch.float64)
+    x = 40 * torch.randn(4, 2, dtype=torch.float64)
+    ours, _ = renoise(Walk(model, None, Fixed(z)), x, 0.5, 0.01)
+    torch.testing.assert_close(ours, model(x, 0.5).x0 + 0.8 * z)
+
+
+@pytest.mark.parametrize(
+    "step", [ancestral, partial(ancestral, variance="large"), corrector], ids=str
+)
+def test_stochastic_samplers_end_in_the_data_distribution(step):
+    model = exact(VP(), Eps(VP()), shape=(64,))
+    noise = noise_from_seeds(range(400), (64,)).double()
+    images = sample(model, noise, UniformGrid()(400, model), step=step)
+    assert float(images.mean()) == pytest.approx(MEAN, abs=0.02)
+    assert float(images.std()) == pytest.approx(SPREAD, rel=0.05)
+
+
+def test_the_start_is_sigma_times_noise_at_an_earlier_time_too():
+    model = exact(VE(), EDM())
+    noise = torch.randn(3, 2, dtype=torch.float64)
+    torch.testing.assert_close(sample(model, noise, [0.25]), model(20 * noise, 0.25).x0)
+
+
+def test_noise_of_a_seed_does_not_depend_on_the_batch():
+    whole = noise_from_seeds(range(10, 20), (3, 4, 4))
+    parts = torch.cat([noise_from_seeds([seed], (3, 4, 4)) for seed in range(10, 20)])
+    assert torch.equal(whole, parts)
+    assert float(noise_from_seeds(range(2000), (50,)).mean()) == pytest.approx(0, abs=0.015)
+    assert float(noise_from_seeds(range(2000), (50,)).std()) == pytest.approx(1, abs=0.01)
+
+
+def test_noise_is_numpys_philox():
+    """Written down, so that stores recorded today are read alike tomorrow."""
+    bits = np.random.Philox(key=np.array([7, 0], dtype=np.uint64))
+    wanted = np.random.Generator(bits).standard_normal(6, dtype=np.float32)
+    assert noise_from_seeds([7], (6,))[0].tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("step", [ancestral, renoise, corrector])
+def test_draws_belong_to_the_row_not_to_the_batch(step):
+    model = exact(VP(), Velocity())
+    noise = noise_from_seeds(range(6), (2,))
+    times = UniformGrid()(5, model)
+    whole = sample(model, noise, times, step=step, seed=range(6))
+    parts = [sample(model, noise[i : i + 2], times, step=step, seed=i) for i in (0, 2, 4)]
+    assert torch.equal(whole, torch.cat(parts))
+    other = sample(model, noise, times, step=step, seed=100)
+    assert not torch.equal(whole, other)
+
+
+def test_refuses_times_outside_the_span():
+    model, noise = exact(VE(80.0), EDM()), torch.randn(1, 2)
+    for times in ([1.1], [1.0, 0.0], [0.5, 1e-6]):
+        with pytest.raises(InputError, match=r"trained for t in \[2.5e-05, 1\]"):
+            sample(model, noise, times)
+    assert sample(model, noise, [1.000009]).shape == (1, 2)
+
+
+def test_refuses_times_that_do_not_fall_and_no_times():
+    model, noise = exact(Flow(), Velocity()), torch.randn(1, 2)
+    with pytest.raises(InputError, match="must fall"):
+        sample(model, noise, [0.5, 0.5])
+    with pytest.raises(InputError, match="at least 1"):
+        sample(model, noise, [])
+    with pytest.raises(TypeError):
+        sample(model, noise, [0.5], time_steps=3)
+
+
+def test_steps_can_be_told_and_read_back():
+    half = partial(renoise, share=0.5)
+    assert describe_step(half) == {"name": "renoise", "share": 0.5}
+    assert describe_step(named_step(**describe_step(half))) == describe_step(half)
+    assert named_step("heun") is heun
+    with pytest.raises(InputError, match="no sampler 'heum'.*heun"):
+        named_step("heum")
+
+
+def test_float32_sampling_is_finite_from_the_very_ends():
+    for process, parametrization in ((Flow(), Velocity()), (VE(), EDM()), (TABLE, Eps(TABLE))):
+        model = exact(process, parametrization)
+        assert isinstance(model, Denoiser)
+        for step in (transfer, heun, multistep, ancestral, renoise, corrector):
+            images = sample(model, torch.randn(8, 2), UniformGrid()(6, model), step=step)
+            assert images.isfinite().all(), (process.name, step)
