@@ -10,7 +10,7 @@ import torch
 
 from fewstep.backbones import Backbone
 from fewstep.denoiser import Denoiser
-from fewstep.parametrization import EDM, V, Clean, Eps, Velocity
+from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
 from fewstep.process import VE, VP, Cosine, Flow, LinearBetas
 
 MEAN, SPREAD = 0.3, 0.5

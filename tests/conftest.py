@@ -5,7 +5,7 @@ import os
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("fewstep", "beartype.beartype")
+install_import_hook("fewstep", "shapes.checked")
 
 import torch  # noqa: E402
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
-from analytic import MEAN, PARAMETRIZATIONS, PROCESSES, SPREAD, TABLE, exact, posterior_mean
 
-from fewstep.parametrization import EDM, V, Clean, Eps, Velocity
+from analytic import MEAN, PARAMETRIZATIONS, PROCESSES, SPREAD, TABLE, Exact, exact, posterior_mean
+from fewstep.denoiser import Denoiser
+from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
 from fewstep.process import VE, VP, Cosine, Flow
 
 every = pytest.mark.parametrize(
@@ -107,16 +108,12 @@ def test_eps_of_a_table_is_ddpm():
     """At step i the network sees x_t itself, is told i, and x0 = (x_t − √(1−ā)·eps)/√ā."""
     seen = {}
 
-    class Network(torch.nn.Module):
-        level_scale = 1.0
-
+    class Network(Exact):
         def forward(self, x, level, *, level_s=None, cond=None):
             seen["x"], seen["level"] = x, level
             return 0.1 * x
 
-    from fewstep.denoiser import Denoiser
-
-    model = Denoiser(Network(), TABLE, Eps(TABLE))
+    model = Denoiser(Network(Eps(TABLE), (3, 8, 8)), TABLE, Eps(TABLE))
     x, i = torch.randn(4, 3, 8, 8), torch.tensor([0, 37, 500, 999])
     said = model(x, i / 999)
     torch.testing.assert_close(seen["level"], i.float(), rtol=0, atol=1e-3)

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from analytic import PROCESSES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analytic import PROCESSES
 from fewstep.process import VE, VP, Cosine, Flow, LinearBetas, Table
 
 names = [f"{p.name}{i}" for i, p in enumerate(PROCESSES)]
@@ -35,7 +35,9 @@ def test_rates_agree_with_finite_differences(process):
     t = torch.linspace(0.0123, 0.9877, 57, dtype=torch.float64)
     h = 1e-6
     for scale, rate in zip((process.alpha, process.sigma), process.rates(t), strict=True):
-        torch.testing.assert_close(rate, (scale(t + h) - scale(t - h)) / (2 * h), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            rate, (scale(t + h) - scale(t - h)) / (2 * h), rtol=1e-5, atol=1e-6
+        )
 
 
 @every

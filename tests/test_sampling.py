@@ -3,8 +3,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from analytic import MEAN, SPREAD, TABLE, exact, flow_map
 
+from analytic import MEAN, SPREAD, TABLE, exact, flow_map
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.parametrization import EDM, Eps, Velocity

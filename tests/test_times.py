@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from analytic import TABLE, exact
 
+from analytic import TABLE, exact
 from fewstep.errors import InputError
 from fewstep.parametrization import EDM, Eps, Velocity
 from fewstep.process import VE, VP, Flow
@@ -19,7 +19,7 @@ def test_uniform_grid_starts_at_the_spans_end_and_steps_evenly():
 
 
 def test_karras_grid_matches_the_published_values():
-    """Karras et al. 2022, eq. 5 with rho = 7, 0.002 … 80, N = 18; sigma_0 = 80, sigma_17 = 0.002."""
+    """Karras et al. 2022, eq. 5 with rho = 7, 0.002 … 80, N = 18."""
     sigmas = 80 * KarrasGrid()(18, exact(VE(80.0), EDM()))
     assert sigmas[0] == pytest.approx(80) and sigmas[-1] == pytest.approx(0.002)
     steps = sigmas ** (1 / 7)

@@ -1,8 +1,8 @@
 """What to generate, as one value that travels beside the images.
 
-A `Condition` holds class labels today; captions are to become a second field. Everything between the
-data and the backbone passes the value on without looking inside, so that a new kind of condition is
-made here, given by the data, and read by the backbones that understand it.
+A `Condition` holds class labels today; captions are to become a second field. Everything between
+the data and the backbone passes the value on without looking inside, so that a new kind of
+condition is made here, given by the data, and read by the backbones that understand it.
 """
 
 from dataclasses import dataclass

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fewstep.backbones import Backbone
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.parametrization import Parametrization
-from fewstep.process import Process, shaped, times_of
+from fewstep.process import Process, times_of
 
 SPAN_TOLERANCE = 1e-5
 
@@ -71,14 +72,14 @@ class Denoiser(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         process: Process,
         parametrization: Parametrization,
         *,
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Backbone = backbone
         self.process = process
         self.parametrization = parametrization
         self.autocast = autocast

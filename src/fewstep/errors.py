@@ -13,6 +13,6 @@ class InputError(ValueError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """What to add to an error: "; did you mean X?" for the nearest known word, or nothing where none is near."""
+    """An error's "; did you mean X?" for the nearest known word; nothing where none is near."""
     near = get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""

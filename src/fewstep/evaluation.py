@@ -108,7 +108,9 @@ def generate(
     Row i starts from noise seed `seed·2³² + i` and shows `labels[i % len(labels)]`, by default each
     class in turn: the same images for any batch size.
     """
-    device = next(generator.parameters()).device
+    if count < 1 or seed < 0:
+        raise InputError(f"cannot draw {count} images from seed {seed}: at least 1, from 0 up")
+    device = generator.device
     for first in range(0, count, batch):
         rows = range(first, min(first + batch, count))
         seeds = [(seed << 32) + row for row in rows]

@@ -1,7 +1,7 @@
 """A recipe carried out in a run folder: assembled, resumed, trained, logged and kept."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator as Pull
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +127,7 @@ def _fresh(recipe: Recipe, subject: Subject, teacher: Generator | None) -> Denoi
 
 def carry_out(
     recipe: Recipe, folder: Path | str, *, device: torch.device | None = None, log_every: int = 10
-) -> Iterator[Progress]:
+) -> Pull[Progress]:
     """Train `recipe` in its run folder from where it stands, yielding after each step.
 
     State is kept every `fit.save_every` steps, at the end, and when the caller stops pulling. A

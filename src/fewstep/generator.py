@@ -45,7 +45,7 @@ class Generator(nn.Module):
         step: Step = transfer,
     ) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        self.denoiser: Denoiser = denoiser
         self.subject = subject
         self.grid = grid or UniformGrid()
         self.step = step
@@ -71,6 +71,11 @@ class Generator(nn.Module):
             self.check_labels(cond.label)
         times = self.grid(self.nearest(steps), self.denoiser)
         return sample(self.denoiser, noise, times, step=self.step, cond=cond, seed=seed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     def nearest(self, steps: int) -> int:
         """The step count it will take when asked for `steps`; warns where they differ."""

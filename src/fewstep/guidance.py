@@ -15,7 +15,7 @@ class Guided(Backbone):
 
     def __init__(self, backbone: Backbone, weight: float) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Backbone = backbone
         self.weight = weight
         self.config = backbone.config
         self.shape = backbone.shape

@@ -17,6 +17,7 @@ from torch import Tensor
 from fewstep.process import AnyProcess, Flow, Process
 
 
+@dataclass(frozen=True)
 class Parametrization(ABC):
     """How a raw network is asked; arguments and results have the shape of `alpha` and `sigma`."""
 

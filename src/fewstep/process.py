@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
 class Process(ABC):
     """A noising process with continuous time in [0, 1]; see the module's equation."""
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
 
 import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -164,8 +164,8 @@ def read(name: str, overrides: Iterable[str] = ()) -> Recipe:
         text = (resources.files("fewstep") / "presets" / f"{name}.toml").read_text()
     else:
         raise InputError(
-            f"there is no recipe {name!r}{did_you_mean(name, preset_names())}; give a TOML file or one "
-            f"of: {', '.join(preset_names())}"
+            f"there is no recipe {name!r}{did_you_mean(name, preset_names())}; give a TOML file or "
+            f"one of: {', '.join(preset_names())}"
         )
     try:
         table = tomllib.loads(text)
@@ -268,7 +268,9 @@ def explained(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
 def _meanings(kind: type) -> dict[str, str]:
     """The docstring under each field of a dataclass."""
     config = ConfigDict(use_attribute_docstrings=True)
-    schema = TypeAdapter(tuple[kind], config=config).json_schema()
+    # the config of an adapter reaches a dataclass only inside another type
+    holder: Any = tuple.__class_getitem__(kind)
+    schema = TypeAdapter(holder, config=config).json_schema()
     properties = schema["$defs"][kind.__name__].get("properties", {})
     return {key: told.get("description", "").replace("\n", " ") for key, told in properties.items()}
 
@@ -279,9 +281,10 @@ def _override(table: dict[str, Any], text: str) -> None:
         raise InputError(f"{text!r} is no override; write key=value, such as fit.steps=100")
     *parents, last = key.split(".")
     for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
+        inner: Any = table.setdefault(parent, {})
+        if not isinstance(inner, dict):
             raise InputError(f"{key}: {parent} is a value, not a table")
+        table = cast(dict[str, Any], inner)
     table[last] = _toml_value(key, right)
 
 

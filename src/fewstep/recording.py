@@ -5,7 +5,8 @@ and the store does not depend on batch sizes or interruptions. These seeds are t
 is never measured on noise that it was trained on.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator as Pull
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ def record(
     batch: int = 256,
     seed: int = 0,
     shard: int = 1024,
-) -> Iterator[int]:
+) -> Pull[int]:
     """Record `count` pairs, yielding the number of rows done; resumes what is there.
 
     Classes are recorded in turn. `teacher` is the hash of the weights, kept as provenance.
@@ -75,13 +76,13 @@ def record(
 
 def _schema(shape: tuple[int, ...]) -> Mapping[str, store.Codec]:
     # images lose nothing that their pixels could show; points are not pixels
-    image = store.U8(shape) if len(shape) == 3 else store.Raw("float32", shape)
-    return {"x0": image, "label": store.Raw("int64", ()), "seed": store.Raw("int64", ())}
+    image = store.U8(shape) if len(shape) == 3 else store.Raw(torch.float32, shape)
+    return {"x0": image, "label": store.Raw(torch.int64), "seed": store.Raw(torch.int64)}
 
 
 @torch.inference_mode()
 def _pairs(generator: Generator, rows: range, *, steps: int, seed: int) -> dict[str, Tensor]:
-    device = next(generator.parameters()).device
+    device = generator.device
     seeds = [FIRST_SEED + (seed << 32) + row for row in rows]
     noise = noise_from_seeds(seeds, generator.subject.shape, device=device)
     cond = class_labels(generator.subject.classes, rows, device)

@@ -17,6 +17,7 @@ from fewstep.denoiser import Denoiser, check_times
 from fewstep.errors import InputError
 
 
+@dataclass(frozen=True)
 class Density(ABC):
     """Where a method spends its training times."""
 
@@ -67,6 +68,7 @@ class LogNormal(Density):
 DensityConfig = Uniform | LogNormal
 
 
+@dataclass(frozen=True)
 class Grid(ABC):
     """The times at which a generator asks its network."""
 

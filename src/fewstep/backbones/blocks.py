@@ -1,4 +1,9 @@
-"""The parts of the U-Net, with the parameter names of diffusers' `UNet2DModel`."""
+"""The parts of the U-Net, with the parameters of diffusers' `UNet2DModel` under the same names.
+
+They compute what diffusers' computes with fewer operations: weights that follow one another without
+a nonlinearity are multiplied before they meet the images. Attention reads its layers' weights and
+biases and never calls the layers, so adapt them (LoRA) with `torch.nn.utils.parametrize`.
+"""
 
 from dataclasses import dataclass
 from typing import cast
@@ -6,15 +11,25 @@ from typing import cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.autograd import forward_ad
+from torch.nn import functional
 
-Image = Float[Tensor, "b c h w"]
+Images = Float[Tensor, "b _ _ _"]
+Embedding = Float[Tensor, "b e"]
+
+
+def forward_mode() -> bool:
+    """Whether a forward-mode derivative (`torch.func.jvp`) is being taken.
+
+    torch publishes no such question. Asking the tensors for their tangents would miss those that
+    an inner `torch.func.grad` hides.
+    """
+    return forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What all blocks of one network share."""
+    """What the blocks of one network have in common."""
 
     embedding: int
     groups: int
@@ -23,20 +38,27 @@ class Parts:
     head_dim: int | None
     padding: int
 
-    def norm(self, channels: int) -> nn.GroupNorm:
-        return nn.GroupNorm(self.groups, channels, self.eps)
+    def norm(self, width: int) -> "Norm":
+        return Norm(self.groups, width, self.eps)
+
+    def attentions(self, width: int, count: int, *, attends: bool) -> nn.ModuleList:
+        """One for each layer of a block; where the block does not attend, they do nothing."""
+        return nn.ModuleList(
+            Attention(width, self) if attends else nn.Identity() for _ in range(count)
+        )
 
 
-def forward_mode() -> bool:
-    return forward_ad._current_level >= 0
+class Norm(nn.GroupNorm):
+    """Group normalisation that has forward-mode derivatives in every memory format."""
 
-
-def normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    return norm(x.contiguous() if forward_mode() else x)
+    def forward(self, input: Images) -> Images:
+        # torch's formula for the tangent takes a view that only contiguous images allow
+        return super().forward(input.contiguous() if forward_mode() else input)
 
 
 class Resnet(nn.Module):
-    inplace = False
+    """Two normalised convolutions beside a shortcut, shifted by the embedding between them."""
+
     def __init__(self, width_in: int, width: int, parts: Parts) -> None:
         super().__init__()
         self.norm1 = parts.norm(width_in)
@@ -47,16 +69,16 @@ class Resnet(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(width_in, width, 1) if width_in != width else None
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        hidden = self.conv1(functional.silu(normed(self.norm1, x)))
-        if Resnet.inplace: hidden += self.time_emb_proj(emb)[:, :, None, None]
-        else: hidden = hidden + self.time_emb_proj(emb)[:, :, None, None]
-        hidden = self.conv2(self.dropout(functional.silu(normed(self.norm2, hidden))))
-        if Resnet.inplace: return hidden.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
+    def forward(self, x: Images, emb: Embedding) -> Images:
+        hidden = self.conv1(functional.silu(self.norm1(x)))
+        hidden = hidden + self.time_emb_proj(emb)[:, :, None, None]
+        hidden = self.conv2(self.dropout(functional.silu(self.norm2(hidden))))
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class Attention(nn.Module):
+    """Every pixel looks at every other: `x + W_o softmax(q k^T / sqrt(d)) v`, with q, k, v of x."""
+
     def __init__(self, width: int, parts: Parts) -> None:
         super().__init__()
         self.heads = width // (parts.head_dim or width)
@@ -66,100 +88,146 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(width, width)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        three = (self.to_q, self.to_k, self.to_v)
-        weight = torch.cat([linear.weight for linear in three])
-        bias = torch.cat([linear.bias for linear in three])
-        qkv = functional.conv2d(normed(self.group_norm, x), weight[:, :, None, None], bias)
-        qkv = qkv.permute(0, 2, 3, 1).reshape(b, h * w, 3, self.heads, c // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if forward_mode():
-            mixed = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
-        else:
-            mixed = functional.scaled_dot_product_attention(q, k, v)
-        mixed = mixed.transpose(1, 2).reshape(b, h, w, c).permute(0, 3, 1, 2)
-        out = cast(nn.Linear, self.to_out[0])
-        return x + functional.conv2d(mixed, out.weight[:, :, None, None], out.bias)
+    def forward(self, x: Images) -> Images:
+        attend = self._one_head if self.heads == 1 else self._many_heads
+        return x + attend(self.group_norm(x))
+
+    def _one_head(self, x: Images) -> Images:
+        """Half the work: `q k^T = (x W_q + b_q) W_k^T x^T + ...` and `W_o (P (x W_v))` need only
+        the products of weights, and x itself takes the place of keys and values."""
+        q, k, v, out = self._layers()
+        inward, outward = k.weight.mT, out.weight
+        # softmax ignores what is equal for all keys, so the keys' bias has no effect: a gradient
+        # of zero, but a gradient
+        bias = inward @ q.bias + 0.0 * k.bias
+        query = tokens(pointwise(x, inward @ q.weight, bias), 1)
+        pixels = tokens(x, 1)
+        mixed = images(attention(query, pixels, pixels), like=x)
+        return pointwise(mixed, outward @ v.weight, outward @ v.bias + out.bias)
+
+    def _many_heads(self, x: Images) -> Images:
+        *three, out = self._layers()
+        weight = torch.cat([layer.weight for layer in three])
+        bias = torch.cat([layer.bias for layer in three])
+        q, k, v = tokens(pointwise(x, weight, bias), 3 * self.heads).chunk(3, dim=1)
+        return pointwise(images(attention(q, k, v), like=x), out.weight, out.bias)
+
+    def _layers(self) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
+        return self.to_q, self.to_k, self.to_v, cast(nn.Linear, self.to_out[0])
+
+
+def pointwise(x: Images, weight: Float[Tensor, "o c"], bias: Float[Tensor, " o"]) -> Images:
+    """A linear layer on the channels; as a convolution it is up to twice as fast on CPUs."""
+    return functional.conv2d(x, weight[:, :, None, None], bias)
+
+
+def tokens(x: Images, heads: int) -> Float[Tensor, "b heads n d"]:
+    """Pixels as a sequence, channels shared out to the heads; a view of channels-last images."""
+    b, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(b, h * w, heads, c // heads).transpose(1, 2)
+
+
+def images(x: Float[Tensor, "b heads n d"], *, like: Images) -> Images:
+    """Undo `tokens`."""
+    b, _, h, w = like.shape
+    return x.transpose(1, 2).reshape(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+def attention(
+    q: Float[Tensor, "b heads n d"],
+    k: Float[Tensor, "b heads n d"],
+    v: Float[Tensor, "b heads n d"],
+) -> Float[Tensor, "b heads n d"]:
+    if forward_mode():  # the fused kernels have no forward-mode derivative
+        return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
+    return functional.scaled_dot_product_attention(q, k, v)
 
 
 class Downsample(nn.Module):
+    """Half the size, by a strided convolution; padding 0 means one row and column at the end."""
+
     def __init__(self, width: int, parts: Parts) -> None:
         super().__init__()
+        self.uneven = parts.padding == 0
         self.conv = nn.Conv2d(width, width, 3, stride=2, padding=parts.padding)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.conv.padding == (0, 0):
-            x = functional.pad(x, (0, 1, 0, 1))
-        return self.conv(x)
+    def forward(self, x: Images) -> Images:
+        return self.conv(functional.pad(x, (0, 1, 0, 1)) if self.uneven else x)
 
 
 class Upsample(nn.Module):
+    """Twice the size: every pixel repeated, then a convolution."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
-    mode = 0
-    def forward(self, x: Tensor) -> Tensor:
-        if self.mode == 0:
-            return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-        spread = x.new_tensor([[0,0,1,1],[0,1,1,0],[1,1,0,0]])
-        w = self.conv.weight
-        o, i = w.shape[:2]
-        kernel = torch.kron(spread, spread)
-        kernel = (w.reshape(o * i, 9) @ kernel).view(o, i, 4, 4).transpose(0, 1)
-        return functional.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
+    def forward(self, x: Images) -> Images:
+        if x.is_cpu:  # measured there only
+            return functional.conv_transpose2d(x, self._kernel(), self.conv.bias, 2, 1)
+        return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+    def _kernel(self) -> Float[Tensor, "i o 4 4"]:
+        """The same as one transposed convolution, with 4 products for each output instead of 9.
+
+        Tap k of the convolution reads pixel `(o + k - 1) // 2` for output `o`: one pixel reaches
+        four outputs, and the taps by which it reaches the same output add up.
+        """
+        weight = self.conv.weight
+        o, i = weight.shape[:2]
+        reach = weight.new_tensor([[0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]])
+        spread = weight.reshape(o * i, 9) @ torch.kron(reach, reach)
+        return spread.view(o, i, 4, 4).transpose(0, 1)
 
 
 class DownBlock(nn.Module):
-    def __init__(self, width_in, width, layers, attends, last, parts: Parts) -> None:
+    """The layers of one size on the way down, then the way to the next size unless it is the last.
+
+    Returns what every layer gave; the last of them is what goes on.
+    """
+
+    def __init__(
+        self, widths_in: list[int], width: int, parts: Parts, *, attends: bool, last: bool
+    ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(
-            Resnet(width_in if i == 0 else width, width, parts) for i in range(layers)
-        )
-        self.attentions = nn.ModuleList(Attention(width, parts) for _ in range(layers * attends))
+        self.resnets = nn.ModuleList(Resnet(each, width, parts) for each in widths_in)
+        self.attentions = parts.attentions(width, len(widths_in), attends=attends)
         self.downsamplers = nn.ModuleList([] if last else [Downsample(width, parts)])
 
-    def forward(self, x, emb):
-        skips = []
-        for i, r in enumerate(self.resnets):
-            x = r(x, emb)
-            if self.attentions:
-                x = self.attentions[i](x)
-            skips.append(x)
-        for d in self.downsamplers:
-            x = d(x)
-            skips.append(x)
-        return x, skips
+    def forward(self, x: Images, emb: Embedding) -> list[Images]:
+        outputs: list[Tensor] = []
+        for resnet, attend in zip(self.resnets, self.attentions, strict=True):
+            x = attend(resnet(x, emb))
+            outputs.append(x)
+        return outputs + [downsample(x) for downsample in self.downsamplers]
 
 
 class MidBlock(nn.Module):
-    def __init__(self, width, attends, parts):
+    """The bottleneck: two layers, with attention between them."""
+
+    def __init__(self, width: int, parts: Parts, *, attends: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(Resnet(width, width, parts) for _ in range(2))
-        self.attentions = nn.ModuleList([Attention(width, parts)] if attends else [])
+        self.attentions = parts.attentions(width, 1, attends=attends)
 
-    def forward(self, x, emb):
-        x = self.resnets[0](x, emb)
-        for a in self.attentions:
-            x = a(x)
-        return self.resnets[1](x, emb)
+    def forward(self, x: Images, emb: Embedding) -> Images:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, emb)), emb)
 
 
 class UpBlock(nn.Module):
-    def __init__(self, widths_in, width, attends, last, parts: Parts) -> None:
+    """The layers of one size on the way up, each of which also sees a layer of the way down."""
+
+    def __init__(
+        self, widths_in: list[int], width: int, parts: Parts, *, attends: bool, last: bool
+    ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(Resnet(w, width, parts) for w in widths_in)
-        self.attentions = nn.ModuleList(
-            Attention(width, parts) for _ in range(len(widths_in) * attends)
-        )
+        self.resnets = nn.ModuleList(Resnet(each, width, parts) for each in widths_in)
+        self.attentions = parts.attentions(width, len(widths_in), attends=attends)
         self.upsamplers = nn.ModuleList([] if last else [Upsample(width)])
 
-    def forward(self, x, skips, emb):
-        for i, r in enumerate(self.resnets):
-            x = r(torch.cat([x, skips.pop()], 1), emb)
-            if self.attentions:
-                x = self.attentions[i](x)
-        for u in self.upsamplers:
-            x = u(x)
+    def forward(self, x: Images, skips: list[Images], emb: Embedding) -> Images:
+        for resnet, attend in zip(self.resnets, self.attentions, strict=True):
+            x = attend(resnet(torch.cat([x, skips.pop()], dim=1), emb))
+        for upsample in self.upsamplers:
+            x = upsample(x)
         return x

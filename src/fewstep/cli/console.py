@@ -3,7 +3,7 @@
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ out = Console(soft_wrap=True, highlight=False)
 
 
 def options(kind: type[Options], verb: str, argv: Sequence[str]) -> Options:
-    """The verb's options, a dataclass, from the command line; exits with 2 where they do not fit."""
+    """The verb's options, a dataclass, from the command line; exits with 2 if they do not fit."""
     warnings.showwarning = _one_line
     return tyro.cli(
         kind,
@@ -54,7 +54,7 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def bar(what: str, total: int, done: int = 0) -> Iterator[Any]:
+def bar(what: str, total: int, done: int = 0) -> Generator[Any]:
     """A progress bar with rate and time left; call it with (done, note)."""
     columns = (
         TextColumn("{task.description}"),
@@ -80,7 +80,7 @@ class Stop:
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
+def stopping() -> Generator[Stop]:
     """The first Ctrl-C asks to stop at the next whole step; a second one interrupts at once."""
     stop = Stop()
 

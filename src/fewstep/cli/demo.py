@@ -1,6 +1,7 @@
 """`fewstep demo`: digits, a teacher, its pairs, students, scores and a report."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 STUDENTS = ("regress", "consistency")
 PAIRS = 8192
 PAIR_STEPS = 8
+PAIR_SAMPLER = "heun"
 SAMPLES = 2000
 TEACHER = (("transfer", (1, 2, 4, 8, 16)), ("heun", (10,)))
 STUDENT_STEPS = (1, 2, 4)
@@ -75,7 +77,7 @@ def _pairs(out: Path) -> bool:
         out / "pairs",
         count=PAIRS,
         steps=PAIR_STEPS,
-        sampler="heun",
+        sampler=PAIR_SAMPLER,
         batch=512,
         seed=0,
     )
@@ -104,3 +106,44 @@ def _measure(out: Path) -> list[tuple[str, "Score"]]:
             scores.append((name, yardstick.score(generator, steps=steps, samples=SAMPLES)))
         bar(len(scores))
     return scores
+
+
+def _report(out: Path, scores: list[tuple[str, "Score"]]) -> None:
+    from fewstep import runs
+    from fewstep.report import Exhibit, write_report
+    from fewstep.runs import Run
+
+    exhibits = [
+        Exhibit(
+            name=name,
+            generator=runs.load(out / name),
+            scores=[score for who, score in scores if who == name],
+            recipe=Run(out / name).recipe_file.read_text(),
+            progress=Run(out / name).progress(),
+            commands=_commands(name, out),
+        )
+        for name in ("teacher", *STUDENTS)
+    ]
+    write_report(out / "report.html", exhibits, title="fewstep demo: handwritten digits")
+
+
+def _commands(name: str, out: Path) -> list[str]:
+    """What would make this run by hand."""
+    preset = "digits-flow" if name == "teacher" else f"digits-{name}"
+    verb = "train" if name == "teacher" else "distill"
+    run, pairs = str(out / name), str(out / "pairs")
+    commands = [shlex.join(["fewstep", verb, preset, *_overrides(name, out), "--out", run])]
+    if name == "regress":
+        told = ["-n", str(PAIRS), "--steps", str(PAIR_STEPS), "--sampler", PAIR_SAMPLER]
+        record_pairs = [
+            "fewstep",
+            "record",
+            str(out / "teacher"),
+            "--out",
+            pairs,
+            *told,
+        ]
+        commands.insert(0, shlex.join(record_pairs))
+    steps = ",".join(map(str, TEACHER[0][1] if name == "teacher" else STUDENT_STEPS))
+    told = ["--steps", steps, "--samples", str(SAMPLES)]
+    return [*commands, shlex.join(["fewstep", "evaluate", run, *told])]

@@ -7,6 +7,7 @@ docs/adding-a-method.md for a method in one file.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Generator as Pull
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -121,7 +122,7 @@ class Batch:
         return Condition((self.rand() * self.subject.classes).long())
 
     @contextmanager
-    def same_dropout(self) -> Iterator[None]:
+    def same_dropout(self) -> Pull[None]:
         """Networks called inside see the same dropout masks each time it is entered."""
         torch.manual_seed(self.dropout_seed)
         yield

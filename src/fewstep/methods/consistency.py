@@ -27,7 +27,7 @@ from fewstep.times import DensityConfig, GridConfig, LogNormal, UniformGrid
 
 
 @dataclass(frozen=True)
-class Config:
+class ConsistencyConfig:
     density: DensityConfig = field(default_factory=lambda: LogNormal(mean=-1.1, std=2.0))
     """Where the larger level lies: `lognormal` with `mean` and `std` of ln(ratio), or `uniform`."""
     clock: Literal["ratio", "flow"] = "ratio"
@@ -49,10 +49,10 @@ class Config:
 class Consistency(Method):
     """Make the student's answer the same along each path from noise to image."""
 
-    Config = Config
+    Config = ConsistencyConfig
     reads = frozenset({"images"})
     needs_teacher = False
-    config: Config
+    config: ConsistencyConfig
 
     def __init__(
         self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None

@@ -21,7 +21,7 @@ from fewstep.times import DensityConfig, GridConfig, Uniform, UniformGrid
 
 
 @dataclass(frozen=True)
-class Config:
+class DenoiseConfig:
     density: DensityConfig = field(default_factory=Uniform)
     """Where training times lie: `uniform`, or `lognormal` with `mean` and `std` of ln(ratio)."""
     weight: Literal["none", "snr", "min-snr"] = "none"
@@ -37,10 +37,10 @@ class Config:
 class Denoise(Method):
     """Predict what the parametrization asks of x_t."""
 
-    Config = Config
+    Config = DenoiseConfig
     reads = frozenset({"images"})
     needs_teacher = False
-    config: Config
+    config: DenoiseConfig
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)

@@ -15,7 +15,7 @@ from fewstep.times import FixedGrid
 
 
 @dataclass(frozen=True)
-class Config:
+class RegressConfig:
     loss: DistanceConfig = field(default_factory=SquareError)
     """Distance between the student's image and the teacher's: `mse` or `pseudo-huber`."""
 
@@ -23,10 +23,10 @@ class Config:
 class Regress(Method):
     """Fit the teacher's noise-to-image map, asked once at the span's noisy end."""
 
-    Config = Config
+    Config = RegressConfig
     reads = frozenset({"pairs"})
     needs_teacher = False
-    config: Config
+    config: RegressConfig
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)

@@ -40,7 +40,7 @@ class Moments:
         return self._scatter / (self.count - 1)
 
 
-def moments(extractor: Extractor, batches: Iterable[UInt8[Tensor, "n c h w"]]) -> Moments:
+def moments(extractor: Extractor, batches: Iterable[UInt8[Tensor, "_ c h w"]]) -> Moments:
     """The moments of all images' features; memory does not grow with the number of batches."""
     features = map(extractor, batches)
     first = next(features, None)

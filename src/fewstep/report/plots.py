@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
@@ -50,10 +51,9 @@ LOOKS = (
 
 @dataclass(frozen=True)
 class Line:
-    """Points in order of x. `dashed` also leaves the markers hollow; `faint` is for raw data."""
+    """Points (x, y) in order. `dashed` also leaves the markers hollow; `faint` is for raw data."""
 
-    x: Sequence[float]
-    y: Sequence[float]
+    points: Sequence[tuple[float, float]]
     look: Look
     dashed: bool = False
     faint: bool = False
@@ -67,23 +67,27 @@ def chart(
     describe: str,
     x_label: str,
     y_label: str,
-    log_x: bool = False,
+    x_base: int | None = None,
     level: float | None = None,
 ) -> str:
     """An `<svg>` of the lines, and a dotted one across at `level`.
 
     `key` keeps the ids of several charts on one page apart; `describe` is read out in its stead.
-    The y axis is logarithmic where the numbers span more than a factor of five.
+    The x axis is logarithmic to `x_base`, 2 or 10, where that is given; the y axis where its
+    numbers are `wide`.
     """
     # hashsalt: ids would be random otherwise; fonttype: text stays text, in the page's font
     with matplotlib.rc_context({"svg.hashsalt": key, "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(5.4, 3.1), layout="constrained")
+        figure = Figure(figsize=(4.7, 3.0), layout="constrained")
         axes = figure.add_subplot()
         for line in lines:
             _draw(axes, line)
         if level is not None:
             axes.axhline(level, color=YARDSTICK.colour, linewidth=1, linestyle=":", zorder=1)
-        _style(axes, x_label, y_label, log_x, [y for line in lines for y in line.y])
+        if x_base:
+            axes.set_xscale("log", base=x_base)
+            _ticks(axes.xaxis, x_base, [x for line in lines for x, _ in line.points])
+        _style(axes, x_label, y_label, [y for line in lines for _, y in line.points])
         file = io.StringIO()
         unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=unsaid)
@@ -98,27 +102,31 @@ def _draw(axes: Axes, line: Line) -> None:
         style |= {"linestyle": (0, (3, 2)), "markerfacecolor": "none"}
     if line.markers:
         style |= {"marker": line.look.marker, "markersize": 5.5}
-    axes.plot(line.x, line.y, **style)
+    axes.plot(*zip(*line.points, strict=True), **style)
 
 
-def _style(axes: Axes, x_label: str, y_label: str, log_x: bool, values: list[float]) -> None:
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    if log_x:
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(plain)
-        axes.xaxis.set_minor_locator(NullLocator())
-    if max(values) > 5 * min(values) > 0:
+def _style(axes: Axes, x_label: str, y_label: str, values: Sequence[float]) -> None:
+    if wide(values):
         axes.set_yscale("log")
-        # one and a half decades leave room for 1-2-5, more for the decades alone
-        near = max(values) < 50 * min(values)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if near else (1,)))
-        axes.yaxis.set_major_formatter(plain)
-        axes.yaxis.set_minor_locator(NullLocator())
+        _ticks(axes.yaxis, 10, values)
     axes.set_xlabel(x_label, color=INK)
     axes.set_ylabel(y_label, color=INK)
     axes.tick_params(colors=INK, length=0)
     axes.grid(color=INK, alpha=0.12, linewidth=0.7)
     axes.spines[:].set_visible(False)
+
+
+def wide(values: Sequence[float]) -> bool:
+    """Whether these numbers ask for a logarithmic axis: positive, over more than a factor of 5."""
+    return max(values) > 5 * min(values) > 0
+
+
+def _ticks(axis: Axis, base: int, values: Sequence[float]) -> None:
+    # over few decades there is room for ticks at 1, 2, 5
+    near = base == 10 and max(values) < 100 * min(values)
+    axis.set_major_locator(LogLocator(base, subs=(1, 2, 5) if near else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _inline(svg: str, key: str, describe: str) -> str:
@@ -132,17 +140,17 @@ def _inline(svg: str, key: str, describe: str) -> str:
     return f'<svg role="img" aria-label="{escape(describe)}" {box[0]}>{body}'
 
 
-def curve(x: Sequence[float], y: Sequence[float], look: Look) -> list[Line]:
+def curve(points: Sequence[tuple[float, float]], look: Look) -> list[Line]:
     """A noisy curve: as it is, faintly, and its running mean over a twentieth of it."""
-    bins = min(len(x), POINTS)
-    thin_x, thin_y = (np.array([part.mean() for part in np.array_split(v, bins)]) for v in (x, y))
-    reach = np.ones(2 * (bins // 40) + 1)
-    share = np.convolve(np.ones(bins), reach, "same")  # fewer neighbours at the ends
-    smooth = np.convolve(thin_y, reach, "same") / share
-    return [
-        Line(thin_x.tolist(), thin_y.tolist(), look, faint=True, markers=False),
-        Line(thin_x.tolist(), smooth.tolist(), look, markers=False),
-    ]
+    together = -(-len(points) // POINTS)  # alike all along, or the noise would seem to change
+    parts = np.split(np.array(points), range(together, len(points), together))
+    x, y = np.array([part.mean(axis=0) for part in parts]).T
+    window = np.ones(2 * (len(y) // 40) + 1)
+    neighbours = np.convolve(np.ones(len(y)), window, "same")  # fewer at the ends
+    mean = np.convolve(y, window, "same") / neighbours
+    raw = list(zip(x.tolist(), y.tolist(), strict=True))
+    smooth = list(zip(x.tolist(), mean.tolist(), strict=True))
+    return [Line(raw, look, faint=True, markers=False), Line(smooth, look, markers=False)]
 
 
 def mark(look: Look) -> str:

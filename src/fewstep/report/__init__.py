@@ -18,15 +18,16 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from fewstep import __version__, scoreboard
+from fewstep import __version__
 from fewstep.errors import InputError
 from fewstep.evaluation import Score, generate, parameters
 from fewstep.generator import Generator, Subject
 from fewstep.images import to_uint8
-from fewstep.plots import LOOKS, YARDSTICK, Line, chart, curve, figure, gap, mark, strip
+from fewstep.report import scoreboard
+from fewstep.report.plots import LOOKS, YARDSTICK, Line, chart, curve, figure, gap, mark, strip
+from fewstep.report.scoreboard import Contender, Ranking, count, duration, number
 from fewstep.runs import Run, load, weights_hash
 from fewstep.sampling import describe_step, named_step, noise_from_seeds
-from fewstep.scoreboard import Contender, Ranking, count, duration, number
 
 COLUMNS = 10  # images in a row
 SEED = 0
@@ -82,7 +83,7 @@ def write_report(
         "Provenance": _provenance(rankings),
     }
     sections = {name: body for name, body in told.items() if body}
-    page = string.Template((resources.files("fewstep") / "report.html").read_text("utf-8"))
+    page = string.Template((resources.files("fewstep.report") / "page.html").read_text("utf-8"))
     html = page.substitute(
         title=escape(title),
         lede=_lede(rankings, notes),
@@ -169,10 +170,10 @@ def _scores(rankings: Sequence[Ranking]) -> str:
             "so they are ranked apart: numbers of one table do not compare with another’s.</p>\n"
         )
     for i, ranking in enumerate(rankings):
-        if i:
-            told += f"<p>{' '.join(scoreboard.sentences(ranking))}</p>\n"
-        told += scoreboard.table(ranking, key=f"table-{i}")
-        told += scoreboard.plot(ranking, key=f"quality-{i}")
+        words = f"<p>{' '.join(scoreboard.sentences(ranking))}</p>\n" if i else ""
+        table = scoreboard.table(ranking, key=f"table-{i}")
+        plots = scoreboard.plots(ranking, key=f"quality-{i}") if len(ranking.rows) > 1 else ""
+        told += f'<div class="ranking">\n{words}{table}{plots}</div>\n'
     return told
 
 
@@ -198,12 +199,12 @@ def _featured(entry: _Entry, *, alone: bool) -> _Setting:
 
 
 def _made(
-    entry: _Entry, setting: _Setting, count: int, labels: Sequence[int] | None = None
+    entry: _Entry, setting: _Setting, samples: int, labels: Sequence[int] | None = None
 ) -> UInt8[Tensor, "n c h w"]:
     generator = entry.exhibit.generator
     if describe_step(generator.step)["name"] != setting.sampler:
         generator = generator.sampled(step=named_step(setting.sampler))
-    made = generate(generator, count, steps=setting.steps, seed=SEED, labels=labels)
+    made = generate(generator, samples, steps=setting.steps, seed=SEED, labels=labels)
     return torch.cat([images for _, images in made])
 
 
@@ -214,7 +215,8 @@ def _same_noise(entries: Sequence[_Entry]) -> str:
     rows = [_strip("the noise", to_uint8(noise / 2), "The starting noise of each column")]
     for entry in entries:
         for setting in _settings(entry):
-            said = f"<small>{_way(setting)}</small>"
+            far = f", distance {number(setting.score.frechet)}" if setting.score else ""
+            said = f"<small>{_way(setting)}{far}</small>"
             what = f"{entry.exhibit.name}, {_way(setting)}"
             described = f"{what}: {', '.join(labels)}" if labels else what
             images = _made(entry, setting, COLUMNS)
@@ -232,6 +234,8 @@ def _samples(entries: Sequence[_Entry]) -> str:
     classes = range(min(subject.classes, COLUMNS))
     names = [_class_name(subject, i) for i in classes] or [""] * COLUMNS
     labels = [i for i in classes for _ in range(COLUMNS)] or None
+    least = COLUMNS * (subject.shape[2] + gap(subject.shape[2])) + 100  # every pixel is to be seen
+    sizes = f"--name: min(5rem, {max(map(len, names))}ch); --least: max(17rem, {least}px)"
     figures: list[str] = []
     for entry in entries:
         setting = _featured(entry, alone=len(entries) == 1)
@@ -241,16 +245,15 @@ def _samples(entries: Sequence[_Entry]) -> str:
             _strip(escape(name), row, f"{what}: {COLUMNS} samples{name and ' of class '}{name}")
             for name, row in zip(names, images.split(COLUMNS), strict=True)
         )
-        said = f"{entry.who.label} <small>{_way(setting)}</small>"
-        plain = "" if classes else " plain"
-        figures.append(
-            f'<figure class="classes{plain}">\n<figcaption>{said}</figcaption>\n{rows}</figure>\n'
-        )
-    of = "A row is a class. " if classes else ""
+        figures.append(figure(f"{entry.who.label} <small>{_way(setting)}</small>", rows))
+    told = ["A row is a class."] if classes else []
+    if len(entries) > 1:
+        students = any(entry.who.is_yardstick for entry in entries)
+        quick = "Students at their quickest, the teacher at its best."
+        told.append(quick if students else "Each at its quickest.")
     return (
-        f"<p>{of}Students at their quickest, the teacher at its best. "
-        f"Seed {SEED}, not chosen.</p>\n"
-        f'<div class="charts">\n{"".join(figures)}</div>\n'
+        f"<p>{' '.join(told)} Seed {SEED}, not chosen.</p>\n"
+        f'<div class="grids" style="{sizes}">\n{"".join(figures)}</div>\n'
     )
 
 
@@ -259,12 +262,13 @@ def _class_name(subject: Subject, label: int) -> str:
 
 
 def _way(setting: _Setting) -> str:
-    told = f"{count(setting.steps, 'step')} of {setting.sampler}"
-    return f"{told}, distance {number(setting.score.frechet)}" if setting.score else told
+    return f"{count(setting.steps, 'step')} of {setting.sampler}"
 
 
 def _strip(label: str, images: UInt8[Tensor, "n c h w"], described: str) -> str:
-    picture = f'<img src="{strip(images)}" alt="{escape(described)}">'
+    # a browser that shrinks larger images had better smooth them
+    kind = "pixels" if images.shape[-1] <= 32 else "smooth"
+    picture = f'<img class="{kind}" src="{strip(images)}" alt="{escape(described)}">'
     return f'<div class="strip"><span class="name">{label}</span>{picture}</div>\n'
 
 
@@ -280,7 +284,8 @@ def _labels(labels: Sequence[str], width: int) -> str:
 
 def _training(entries: Sequence[_Entry]) -> str:
     figures = "".join(
-        _losses(entry, key=f"loss-{i}") + _score_curves(entry, key=f"progress-{i}")
+        _losses(entry, key=f"loss-{i}")
+        + scoreboard.course(entry.exhibit.name, entry.exhibit.progress, key=f"course-{i}")
         for i, entry in enumerate(entries)
     )
     return f'<div class="charts">\n{figures}</div>\n' if figures else ""
@@ -296,7 +301,7 @@ def _losses(entry: _Entry, *, key: str) -> str:
     legend: list[str] = []
     for name, look in zip(names, looks, strict=False):
         points = [(line["step"], line[name]) for line in lines if name in line]
-        drawn += curve([x for x, _ in points], [y for _, y in points], look)
+        drawn += curve(points, look)
         legend.append(f"{mark(look)} {escape(name.removesuffix('/loss'))}")
     cost = f"{lines[-1]['images']:,} images in {duration(_seconds(lines))}"
     caption = f"{escape(entry.exhibit.name)} <small>{cost}</small>"
@@ -309,24 +314,6 @@ def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
     """How long it trained; the clock starts anew at each resumption."""
     times = [line["seconds"] for line in lines]
     return sum(t for t, following in zip(times, [*times[1:], 0.0], strict=True) if following < t)
-
-
-def _score_curves(entry: _Entry, *, key: str) -> str:
-    """What was measured in training: a line for each step count."""
-    points: dict[int, list[tuple[int, float]]] = {}
-    for line in entry.exhibit.progress:
-        if "score" in line:
-            told = line["score"]
-            points.setdefault(told["steps"], []).append((line["step"], told["frechet"]))
-    if not points:
-        return ""
-    looks = dict(zip(points, LOOKS * len(points), strict=False))
-    drawn = [Line([x for x, _ in p], [y for _, y in p], looks[n]) for n, p in points.items()]
-    legend = [f"{mark(looks[n])} {count(n, 'step')}" for n in points]
-    what = f"Fréchet distance of {entry.exhibit.name} in the course of training"
-    picture = chart(drawn, key=key, describe=what, x_label="step", y_label="Fréchet distance")
-    caption = f"{escape(entry.exhibit.name)} <small>measured in training</small>"
-    return figure(caption, picture, legend)
 
 
 def _recipe(entry: _Entry) -> str:

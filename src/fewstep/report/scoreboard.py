@@ -4,13 +4,13 @@ Scores are compared only within one protocol: sample count, extractor with its h
 Every number of the text is computed from the scores.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fewstep.evaluation import Score
-from fewstep.plots import YARDSTICK, Line, Look, chart, figure, mark
+from fewstep.report.plots import LOOKS, YARDSTICK, Line, Look, chart, figure, mark, wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ def sentences(ranking: Ranking) -> list[str]:
         told.append(
             f"That is <b>{_ratio(first, goal)}</b> the {escape(goal.who.name)}’s best of "
             f"{number(goal.score.frechet)}, which takes {_cost(goal)}, and {_ratio(first, naive)} "
-            f"the {number(naive.score.frechet)} that it reaches itself with "
+            f"the {number(naive.score.frechet)} that the {escape(naive.who.name)} reaches with "
             f"{count(naive.score.evaluations, 'evaluation')}."
         )
     if top != first:
@@ -126,7 +126,8 @@ def _cost(row: Row) -> str:
 
 
 def _figures(row: Row) -> str:
-    told = f", at a Fréchet distance of <b>{number(row.score.frechet)}</b>"
+    extractor = escape(row.score.extractor)
+    told = f", at a Fréchet distance ({extractor}) of <b>{number(row.score.frechet)}</b>"
     if row.score.accuracy is not None:
         told += f" and with {100 * row.score.accuracy:.1f} % of its samples in the class asked for"
     return told
@@ -143,8 +144,9 @@ def tiles(ranking: Ranking) -> str:
         return ""
     evaluations = count(first.score.evaluations, "network evaluation")
     faster = goal.score.seconds_per_image / first.score.seconds_per_image
+    distance = f"Fréchet distance ({first.score.extractor})"
     told = {
-        f"Fréchet distance with {evaluations}, {first.who.name}": number(first.score.frechet),
+        f"{distance} of {first.who.name} with {evaluations}": number(first.score.frechet),
         f"the distance of the {goal.who.name} at its best": _ratio(first, goal),
         f"the speed of the {goal.who.name} at its best": f"{number(faster)} ×",
     }
@@ -171,7 +173,9 @@ def table(ranking: Ranking, *, key: str) -> str:
     bodies: list[str] = []
     for who, own in ranking.by_contender.items():
         cells = [_cells(row, shown, _status(row, goal, top)) for row in own]
-        name = f'<th scope="rowgroup" rowspan="{len(own)}">{who.label}</th>'
+        name = (
+            f'<th scope="rowgroup" rowspan="{len(own)}"><span class="who">{who.label}</span></th>'
+        )
         lines = [f'<tr class="{_status(row, goal, top)}">' for row in own]
         lines[0] += name
         rows = "\n".join(f"{line}{cell}</tr>" for line, cell in zip(lines, cells, strict=True))
@@ -198,64 +202,91 @@ def _status(row: Row, goal: Row | None, top: Row | None) -> str:
 
 
 def _head(shown: _Columns, extractor: str) -> str:
-    names = ["Generator", "Steps", "Sampler", f"Fréchet distance ({extractor}) ↓"]
-    names += [f"Over the {escape(shown.goal.who.name)}’s best ↓"] if shown.goal else []
-    names += ["Accuracy ↑"] if shown.accurate else []
-    names += ["Network evaluations ↓", "Time per image ↓", "Parameters"]
+    names = ["Generator", "Steps", f"Fréchet distance ({extractor})&nbsp;↓"]
+    names += [f"Relative to the {escape(shown.goal.who.name)}’s best&nbsp;↓"] if shown.goal else []
+    names += ["Accuracy&nbsp;↑"] if shown.accurate else []
+    names += ["Network evaluations&nbsp;↓", "Time per image&nbsp;↓", "Parameters"]
     names += ["Seed"] if shown.seeds else []
-    word = {"Sampler": ' class="word"'}
-    cells = "".join(f'<th scope="col"{word.get(name, "")}>{name}</th>' for name in names)
-    return f"<thead><tr>{cells}</tr></thead>"
+    cells = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return f'<thead><tr>{cells}<th scope="col" class="word">Sampler</th></tr></thead>'
 
 
 def _cells(row: Row, shown: _Columns, status: str) -> str:
     score = row.score
-    badges = {"best": "best student", "yardstick": f"{row.who.name}’s best"}
-    badge = f' <span class="badge">{escape(badges[status])}</span>' if status else ""
-    cells = [str(score.steps), escape(score.sampler) + badge, number(score.frechet)]
+    cells = [str(score.steps), number(score.frechet)]
     if shown.goal:
         reached = not row.who.is_yardstick and score.frechet <= shown.goal.score.frechet
         ratio = _ratio(row, shown.goal)
         cells.append(f'<span class="reached">✓ {ratio}</span>' if reached else ratio)
     if shown.accurate:
         cells.append("–" if score.accuracy is None else f"{100 * score.accuracy:.1f} %")
-    cells += [
-        str(score.evaluations),
-        duration(score.seconds_per_image),
-        f"{row.who.parameters:,}",
-    ]
+    cells += [f"{score.evaluations}", duration(score.seconds_per_image), f"{row.who.parameters:,}"]
     cells += [str(score.seed)] if shown.seeds else []
-    inside = [f"<td>{cell}</td>" for cell in cells]
-    inside[1] = f'<td class="word">{cells[1]}</td>'
-    return "".join(inside)
+    best_of = "best student" if shown.goal else "best"
+    badges = {"best": best_of, "yardstick": f"{row.who.name}’s best"}
+    badge = f' <span class="badge">{escape(badges[status])}</span>' if status else ""
+    inside = "".join(f"<td>{cell}</td>" for cell in cells)
+    return f'{inside}<td class="word">{escape(score.sampler)}{badge}</td>'
 
 
-def plot(ranking: Ranking, *, key: str) -> str:
-    """Distance against network evaluations, a line for each contender and sampler."""
-    lines: list[Line] = []
+def plots(ranking: Ranking, *, key: str) -> str:
+    """Distance against network evaluations and against time, a line a contender and sampler."""
+    by_calls: list[Line] = []
+    by_time: list[Line] = []
     legend: list[str] = []
     for who, own in ranking.by_contender.items():
         for i, sampler in enumerate(dict.fromkeys(row.score.sampler for row in own)):
-            scores = (row.score for row in own if row.score.sampler == sampler)
-            x, y = zip(*sorted((s.evaluations, s.frechet) for s in scores), strict=True)
-            lines.append(Line(x, y, who.look, dashed=i > 0))
+            scores = [row.score for row in own if row.score.sampler == sampler]
+            calls = sorted((s.evaluations, s.frechet) for s in scores)
+            times = sorted((1000 * s.seconds_per_image, s.frechet) for s in scores)
+            by_calls.append(Line(calls, who.look, dashed=i > 0))
+            by_time.append(Line(times, who.look, dashed=i > 0))
             legend.append(f"{who.label} · {escape(sampler)}{' (hollow)' if i else ''}")
     goal = best(ranking.yardstick)
     dotted = f" The dotted line is the {escape(goal.who.name)}’s best." if goal else ""
     caption = (
-        f"Fréchet distance ({escape(ranking.protocol.extractor)}) against network evaluations; "
+        f"Fréchet distance ({escape(ranking.protocol.extractor)}) against what an image costs; "
         f"lower and further left is better.{dotted}"
     )
+    spread = wide([x for line in by_time for x, _ in line.points])
+    pictures = "".join(
+        chart(
+            lines,
+            key=f"{key}-{base}",
+            describe=f"Fréchet distance against {cost}; the table has the numbers",
+            x_label=cost,
+            y_label="Fréchet distance",
+            x_base=base,
+            level=goal.score.frechet if goal else None,
+        )
+        for lines, cost, base in (
+            (by_calls, "network evaluations for an image", 2),
+            (by_time, "milliseconds for an image", 10 if spread else None),
+        )
+    )
+    return figure(caption, f'<div class="charts">\n{pictures}</div>\n', legend)
+
+
+def course(name: str, progress: Sequence[Mapping[str, Any]], *, key: str) -> str:
+    """The scores taken while `name` was training, a line for each step count; maybe nothing."""
+    points: dict[int, list[tuple[int, float]]] = {}
+    for told in progress:
+        if "score" in told:
+            score = told["score"]
+            points.setdefault(score["steps"], []).append((told["step"], score["frechet"]))
+    if not points:
+        return ""
+    looks = dict(zip(points, LOOKS * len(points), strict=False))
+    lines = [Line(p, looks[steps]) for steps, p in points.items()]
     picture = chart(
         lines,
         key=key,
-        describe="Fréchet distance against network evaluations; the table has the numbers",
-        x_label="network evaluations for an image",
+        describe=f"Fréchet distance of {name} in the course of training",
+        x_label="step",
         y_label="Fréchet distance",
-        log_x=True,
-        level=goal.score.frechet if goal else None,
     )
-    return figure(caption, picture, legend)
+    legend = [f"{mark(looks[steps])} {count(steps, 'step')}" for steps in points]
+    return figure(f"{escape(name)} <small>measured in training</small>", picture, legend)
 
 
 def number(value: float) -> str:

@@ -1,0 +1,105 @@
+"""A small network for points in the plane and other vectors."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep.backbones.base import Backbone
+from fewstep.backbones.embedding import LevelEmbedding, Sinusoid, embed
+from fewstep.condition import Condition
+from fewstep.errors import InputError
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """About 700,000 parameters at the defaults, which learn a toy in seconds."""
+
+    name: Literal["mlp"] = "mlp"
+    width: int = 256
+    """Size of the hidden layers; even, and at least 4."""
+    depth: int = 3
+    """Number of residual layers."""
+    two_times: bool = False
+    """Also take a destination, for flow maps; starts out with no effect."""
+    level_scale: float = 250.0
+    """Factor for logarithmic levels (EDM's), so that they span the sinusoid's range."""
+
+
+class Residual(nn.Module):
+    """`h + W_2 silu(W_1 silu(h) + W_e emb)`; `W_2` starts at zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+        self.told = nn.Linear(width, width, bias=False)
+        self.outer = nn.Linear(width, width)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(
+        self, hidden: Float[Tensor, "b width"], emb: Float[Tensor, "b width"]
+    ) -> Float[Tensor, "b width"]:
+        inner = self.inner(functional.silu(hidden)) + self.told(emb)
+        return hidden + self.outer(functional.silu(inner))
+
+
+class MLP(Backbone):
+    """Predict one vector from another; inputs of any shape are taken as vectors.
+
+    The output layer starts at zero, and so does the last layer of every branch.
+    """
+
+    def __init__(self, config: MLPConfig, *, shape: tuple[int, ...], classes: int = 0) -> None:
+        super().__init__()
+        width = config.width
+        if width % 2 or width < 4:
+            raise InputError(f"width = {width}: an mlp needs an even width of at least 4")
+        self.config, self.shape, self.classes = config, shape, classes
+        self.level_scale = config.level_scale
+        self.sinusoid = Sinusoid(width)
+        self.time_embedding = LevelEmbedding(width, width)
+        self.time_embedding_s = LevelEmbedding(width, width) if config.two_times else None
+        self.class_embedding = nn.Embedding(classes + 1, width) if classes else None
+        self.first = nn.Linear(math.prod(shape), width)
+        self.layers = nn.ModuleList(Residual(width) for _ in range(config.depth))
+        self.last = nn.Linear(width, math.prod(shape))
+        silent = [self.last]
+        if self.time_embedding_s is not None:
+            silent.append(self.time_embedding_s.linear_2)
+        for layer in silent:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b *shape"],
+        level: Float[Tensor, " b"],
+        *,
+        level_s: Float[Tensor, " b"] | None = None,
+        cond: Condition | None = None,
+    ) -> Float[Tensor, "b *shape"]:
+        *_, hidden = self._hidden(x, embed(self, level, level_s, cond))
+        return self.last(functional.silu(hidden)).reshape(x.shape)
+
+    def features(
+        self,
+        x: Float[Tensor, "b *shape"],
+        level: Float[Tensor, " b"],
+        *,
+        cond: Condition | None = None,
+    ) -> list[Float[Tensor, "b _"]]:
+        """What every residual layer gives, `config.width` wide."""
+        return self._hidden(x, embed(self, level, None, cond))[1:]
+
+    def _hidden(
+        self, x: Float[Tensor, "b *shape"], emb: Float[Tensor, "b width"]
+    ) -> list[Float[Tensor, "b width"]]:
+        emb = functional.silu(emb)
+        hidden = [self.first(x.flatten(1))]
+        for layer in self.layers:
+            hidden.append(layer(hidden[-1], emb))
+        return hidden

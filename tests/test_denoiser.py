@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from analytic import Exact, exact
+from fewstep.denoiser import Denoiser, check_times
+from fewstep.errors import InputError
+from fewstep.parametrization import EDM, Eps, Velocity
+from fewstep.process import VE, VP, Flow, LinearBetas
+
+
+def test_span_is_where_the_network_was_trained():
+    assert exact(Flow(), Velocity()).span == (0, 1)
+    assert exact(VE(80.0), EDM()).span == pytest.approx((2.5e-5, 1))
+    low, high = exact(Flow(), Eps(LinearBetas())).span
+    assert low == pytest.approx(0.01 / 1.01, rel=1e-3) and high == pytest.approx(157.4 / 158.4)
+    assert exact(LinearBetas(), Eps(LinearBetas())).span == pytest.approx((0, 1))
+
+
+def test_check_times_allows_a_tolerance_of_1e_5():
+    check_times(torch.tensor([1.000009, 0.3]), (0.3, 1.0))
+    for times in ([1.00002], [0.29998]):
+        with pytest.raises(InputError, match="trained for"):
+            check_times(torch.tensor(times), (0.3, 1.0))
+
+
+def test_under_shares_the_weights():
+    model = exact(VP(), Eps(VP()))
+    other = model.under(Flow())
+    assert other.backbone is model.backbone and other.process == Flow()
+    assert other.span[1] < 0.995 and model.span[1] == pytest.approx(1)
+
+
+class Recorder(Exact):
+    """Notes in what type it was asked to compute."""
+
+    def forward(self, x, level, *, level_s=None, cond=None):
+        self.weight_type = torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype
+        self.levels = (level, level_s)
+        return torch.mm(x, torch.eye(2))
+
+
+def test_autocast_lives_inside_the_door_and_predictions_are_float32():
+    model = Denoiser(Recorder(Velocity()), Flow(), Velocity(), autocast=torch.bfloat16)
+    said = model(torch.ones(3, 2), 0.5)
+    assert model.backbone.weight_type == torch.bfloat16
+    assert said.output.dtype == said.x0.dtype == torch.float32
+    assert torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype == torch.float32
+
+
+def test_only_logarithmic_levels_are_scaled_for_the_backbone():
+    for parametrization, factor in ((EDM(), 10.0), (Velocity(), 1.0)):
+        backbone = Recorder(parametrization)
+        model = Denoiser(backbone, Flow(), parametrization)
+        model(torch.ones(1, 2), 0.5)
+        plain = backbone.levels[0]
+        backbone.level_scale = 10.0
+        model(torch.ones(1, 2), 0.5)
+        torch.testing.assert_close(backbone.levels[0], factor * plain)
+
+
+def test_the_destination_of_a_flow_map_is_told_in_the_same_units():
+    backbone = Recorder(Velocity())
+    Denoiser(backbone, Flow(), Velocity())(torch.ones(2, 2), 0.75, s=torch.tensor([0.25, 0.5]))
+    level, level_s = backbone.levels
+    torch.testing.assert_close(level, torch.tensor([750.0, 750.0]))
+    torch.testing.assert_close(level_s, torch.tensor([250.0, 500.0]))
+
+
+def test_jvp_and_vmap_go_through_the_door():
+    """d/dt of the exact x0 prediction, against a central difference."""
+    model = exact(VP(), Velocity())
+    x, t = torch.randn(3, 2, dtype=torch.float64), torch.tensor([0.2, 0.5, 0.8]).double()
+    _, slope = torch.func.jvp(lambda t: model(x, t).x0, (t,), (torch.ones_like(t),))
+    h = 1e-5
+    wanted = (model(x, t + h).x0 - model(x, t - h).x0) / (2 * h)
+    torch.testing.assert_close(slope, wanted, rtol=1e-5, atol=1e-7)
+    rows = torch.func.vmap(lambda x, t: model(x[None], t[None]).x0[0])(x, t)
+    torch.testing.assert_close(rows, model(x, t).x0)

@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from analytic import exact
+from fewstep.condition import Condition
+from fewstep.errors import InputError
+from fewstep.generator import Generator, Subject, from_description
+from fewstep.parametrization import EDM, Velocity
+from fewstep.process import VE, Flow
+from fewstep.sampling import heun, renoise, sample
+from fewstep.times import FixedGrid, KarrasGrid, UniformGrid
+
+
+def test_it_samples_as_sample_does():
+    model, noise = exact(VE(80.0), EDM()), torch.randn(5, 2)
+    generator = Generator(model, Subject((2,)), grid=KarrasGrid(), step=heun)
+    wanted = sample(model, noise, KarrasGrid()(6, model), step=heun)
+    assert torch.equal(generator(noise, steps=6), wanted)
+    assert torch.equal(
+        generator.sampled(grid=UniformGrid())(noise, steps=2),
+        sample(model, noise, UniformGrid()(2, model), step=heun),
+    )
+
+
+def test_a_count_it_was_not_made_for_takes_the_nearest_and_says_so():
+    model, noise = exact(Flow(), Velocity()), torch.randn(3, 2)
+    generator = Generator(model, Subject((2,)), grid=FixedGrid(((1.0,), (1.0, 0.7, 0.4, 0.2))))
+    with pytest.warns(UserWarning, match="made for 1, 4 steps, asked for 3: taking 4"):
+        images = generator(noise, steps=3)
+    assert torch.equal(images, generator(noise, steps=4))
+
+
+def test_what_it_cannot_make_is_refused():
+    model = exact(Flow(), Velocity())
+    plain, labelled = Generator(model, Subject((2,))), Generator(model, Subject((2,), 3))
+    with pytest.raises(InputError, match="0 steps"):
+        plain(torch.randn(1, 2), steps=0)
+    with pytest.raises(InputError, match=r"makes \(n, 2\)"):
+        plain(torch.randn(1, 3))
+    with pytest.raises(InputError, match="unconditional"):
+        plain(torch.randn(1, 2), cond=Condition(torch.tensor([0])))
+    for label in (3, -2):
+        with pytest.raises(InputError, match=f"label {label} is out of range.*0 to 2"):
+            labelled(torch.randn(1, 2), cond=Condition(torch.tensor([label])))
+    labelled(torch.randn(2, 2), cond=Condition(torch.tensor([-1, 2])))
+
+
+def test_draws_follow_the_seeds_of_the_rows():
+    generator = Generator(exact(Flow(), Velocity()), Subject((2,)), step=renoise)
+    noise = torch.randn(4, 2)
+    whole = generator(noise, steps=3, seed=[5, 6, 7, 8])
+    assert torch.equal(whole[2:], generator(noise[2:], steps=3, seed=7))
+
+
+def test_description_round_trip():
+    from fewstep.backbones import MLPConfig, build
+    from fewstep.denoiser import Denoiser
+    from fewstep.parametrization import Eps
+    from fewstep.process import LinearBetas
+
+    table = LinearBetas(steps=20)
+    model = Denoiser(build(MLPConfig(width=8, depth=1), shape=(2,)), table, Eps(table))
+    made = Generator(model, Subject((2,)), grid=FixedGrid(((1.0,),)), step=renoise)
+    read = from_description(made.describe())
+    assert read.describe() == made.describe()
+    read.load_state_dict(made.state_dict())
+    noise = torch.randn(3, 2)
+    assert torch.equal(read(noise), made(noise))

@@ -1,0 +1,22 @@
+import numpy as np
+import torch
+
+from fewstep.images import grid, save_grid, to_uint8
+
+
+def test_to_uint8_inverts_the_reading_of_every_pixel_value():
+    pixels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(pixels.float().view(1, -1) / 127.5 - 1)[0], pixels)
+    assert to_uint8(torch.tensor([[-3.0, 5.0]])).tolist() == [[0, 255]]
+
+
+def test_each_tile_of_a_grid_is_its_image(tmp_path):
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    sheet = np.asarray(grid(images, columns=2, scale=1))
+    assert sheet.shape == (3 * 10 - 2, 2 * 10 - 2, 3)
+    for i, image in enumerate(images):
+        top, left = i // 2 * 10, i % 2 * 10
+        tile = sheet[top : top + 8, left : left + 8]
+        assert np.array_equal(tile, image.permute(1, 2, 0).numpy())
+    save_grid(images[:, :1], tmp_path / "new" / "grid.png")
+    assert (tmp_path / "new" / "grid.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,94 @@
+"""Imports point one way, and `import fewstep` costs nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fewstep
+
+ROOT = Path(fewstep.__file__).parent
+
+# each layer may import those before it; names in one layer do not import each other
+LAYERS = [
+    ["errors"],
+    ["condition"],
+    ["process"],
+    ["parametrization"],
+    ["backbones", "data", "store", "metrics"],
+    ["denoiser"],
+    ["times"],
+    ["sampling"],
+    ["guidance"],
+    ["generator"],
+    ["losses", "ema", "distributed", "images"],
+    ["methods"],
+    ["batches"],
+    ["trainer"],
+    ["recipe"],
+    ["runs"],
+    ["recording"],
+    ["evaluation"],
+    ["experiment"],
+    ["report"],
+    ["cli"],
+    ["__main__"],
+]
+RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+TENSORS_ONLY = {"backbones": {"errors", "condition"}, "data": {"errors"}, "store": {"errors"},
+                "metrics": {"errors"}}  # fmt: skip
+
+
+def imported(path):
+    """(part of fewstep, imported by this file) for every import, local ones included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "fewstep":
+            yield from (alias.name for alias in node.names if alias.name != "__version__")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fewstep."):
+            yield node.module.split(".")[1]
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("fewstep."))
+
+
+FILES = [p for p in sorted(ROOT.rglob("*.py")) if p != ROOT / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert part in RANK, f"{part} has no place in the order of imports"
+    for other in imported(path):
+        if other == part:
+            continue
+        assert RANK[other] < RANK[part], f"{part} imports {other}"
+        if part in TENSORS_ONLY:
+            assert other in TENSORS_ONLY[part], f"{part} deals in tensors; it imports {other}"
+
+
+def test_the_public_names_are_what_they_say():
+    for name in fewstep.__all__:
+        assert getattr(fewstep, name) is not None
+    assert set(dir(fewstep)) == set(fewstep.__all__)
+    with pytest.raises(AttributeError):
+        _ = fewstep.nothing
+
+
+@pytest.mark.parametrize("module", ["fewstep", "fewstep.cli"])
+def test_importing_brings_nothing_heavy(module):
+    code = (
+        f"import sys, {module}; print([m for m in ('torch', 'numpy', 'diffusers', 'sklearn', "
+        "'streamlit', 'matplotlib', 'pydantic', 'tyro') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_library_brings_no_diffusers_sklearn_or_streamlit():
+    code = (
+        "import sys, fewstep; [getattr(fewstep, n) for n in fewstep.__all__]; "
+        "print([m for m in ('diffusers', 'sklearn', 'streamlit') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,131 @@
+import tomllib
+
+import pytest
+
+from fewstep import recipe
+from fewstep.errors import InputError
+from fewstep.methods.denoise import DenoiseConfig
+from fewstep.process import Flow, LinearBetas
+from fewstep.times import LogNormal
+
+DIGITS = """
+[data]
+name = "digits"
+[student]
+init = "scratch"
+process = { name = "flow" }
+parametrization = { name = "velocity" }
+[student.backbone]
+name = "unet"
+channels = [8, 16]
+groups = 4
+attention = [4]
+[method]
+name = "denoise"
+density = { name = "lognormal", std = 2.0 }
+[fit]
+steps = 10
+lr = 1
+betas = [0.5, 0.9]
+"""
+
+
+def read(tmp_path, text=DIGITS, *overrides):
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    return recipe.read(str(path), overrides)
+
+
+def test_toml_becomes_dataclasses(tmp_path):
+    told = read(tmp_path)
+    assert told.method_name == "denoise"
+    assert told.method == DenoiseConfig(density=LogNormal(std=2.0))
+    assert told.student.process == Flow()
+    assert told.student.backbone.channels == (8, 16)
+    assert (told.fit.steps, told.fit.lr, told.fit.betas) == (10, 1.0, (0.5, 0.9))
+
+
+@pytest.mark.parametrize("name", recipe.preset_names())
+def test_every_preset_reads_and_writes_back_the_same(name):
+    told = recipe.read(name)
+    assert told.about.title and told.about.hardware and told.about.hours is not None
+    assert recipe.from_table(tomllib.loads(told.toml())) == told
+
+
+def test_overrides_are_toml(tmp_path):
+    told = read(
+        tmp_path,
+        DIGITS,
+        "fit.steps=100",
+        "method.density.mean=0.5",
+        "evaluate.steps=[1,2]",
+        "teacher.load=runs/demo/teacher",
+        'about.title="7"',
+    )
+    assert told.fit.steps == 100 and told.method.density.mean == 0.5
+    assert told.evaluate.steps == (1, 2)
+    assert told.teacher.load == "runs/demo/teacher" and told.about.title == "7"
+
+
+def test_eps_is_native_to_its_own_process(tmp_path):
+    text = DIGITS.replace('{ name = "flow" }', '{ name = "linear-betas", steps = 50 }')
+    told = read(tmp_path, text.replace('"velocity"', '"eps"'))
+    assert told.student.parametrization.native == LinearBetas(steps=50) == told.student.process
+    assert recipe.from_table(tomllib.loads(told.toml())) == told
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps = 10", "stepz = 10", r"fit\.stepz; did you mean steps\?"),
+        ("[fit]", "[fitt]", "'fitt'; did you mean fit"),
+        ("std = 2.0", "sdt = 2.0", r"method\.density\.sdt; did you mean std\?"),
+        ("channels", "chanels", r"student\.backbone\.chanels; did you mean channels\?"),
+        ('"denoise"', '"denoize"', "no method 'denoize'; did you mean denoise"),
+        ('"lognormal"', '"lognormale"', "'lognormale' is not known here; did you mean lognormal"),
+        ("steps = 10", 'steps = "10"', "fit.steps is '10'.*integer"),
+        ("steps = 10", "steps = 0", "fit.steps is 0"),
+        ("groups = 4", "groups = [", "is not TOML"),
+        ('[data]\nname = "digits"', "", r"lacks \[data\]"),
+        (
+            "lr = 1",
+            "players.fake.lrr = 1.0",
+            r"fit\.players\.fake\.lrr; did you mean lr",
+        ),
+    ],
+)
+def test_mistakes_name_the_nearest_valid_thing(tmp_path, old, new, message):
+    assert old in DIGITS
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, DIGITS.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fit.steps", "is no override"),
+        ("fit.steps=1e", "not TOML"),
+        ("fit.steps.more=3", "steps is a value"),
+        ("fit.stepps=3", "did you mean steps"),
+    ],
+)
+def test_mistaken_overrides_say_so(tmp_path, override, message):
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, DIGITS, override)
+
+
+def test_unknown_presets_and_files(tmp_path):
+    with pytest.raises(InputError, match="'digits-flo'; did you mean digits-flow"):
+        recipe.read("digits-flo")
+    with pytest.raises(InputError, match="no recipe file"):
+        recipe.read(str(tmp_path / "none.toml"))
+
+
+def test_every_key_is_explained(tmp_path):
+    told = {key: (value, meaning) for key, value, meaning in recipe.explained(read(tmp_path))}
+    assert (
+        told["method.label_dropout"][0] == "0.1" and "guidance" in told["method.label_dropout"][1]
+    )
+    assert told["fit.lr"] == ("1.0", "Learning rate after the warm-up.")
+    unexplained = [key for key, (_, meaning) in told.items() if not meaning]
+    assert unexplained == []

@@ -1,0 +1,138 @@
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import fewstep
+from analytic import exact
+from fewstep import recipe, runs
+from fewstep.backbones import UNetConfig, build
+from fewstep.denoiser import Denoiser
+from fewstep.errors import InputError
+from fewstep.generator import Generator, Subject
+from fewstep.parametrization import EDM, Velocity
+from fewstep.process import VE, Flow
+from fewstep.runs import Run
+from fewstep.sampling import heun
+from fewstep.times import KarrasGrid
+
+SMALL = UNetConfig(channels=(8, 16), layers=1, groups=4, attention=(4,))
+SUBJECT = Subject((1, 8, 8), 3, ("a", "b", "c"))
+
+
+def small(seed=0, process=None, parametrization=None):
+    torch.manual_seed(seed)
+    backbone = build(SMALL, shape=(1, 8, 8), classes=3)
+    with torch.no_grad():  # a fresh network may say zero: give every weight something to lose
+        for p in backbone.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    denoiser = Denoiser(backbone, process or Flow(), parametrization or Velocity())
+    return Generator(denoiser, SUBJECT).eval()
+
+
+def digits(*overrides):
+    return recipe.read("digits-flow", overrides)
+
+
+def test_weights_describe_themselves(tmp_path):
+    made = small(process=VE(80.0), parametrization=EDM(0.5)).sampled(grid=KarrasGrid(), step=heun)
+    runs.save_generator(tmp_path / "m.safetensors", made, digits(), {"data": "x"})
+    read = fewstep.load(tmp_path / "m.safetensors")
+    noise = torch.randn(4, 1, 8, 8)
+    assert read.subject == SUBJECT and read.grid == KarrasGrid() and read.step is heun
+    assert torch.equal(read(noise, steps=3), made(noise, steps=3))
+    told = runs.describe(tmp_path / "m.safetensors")
+    assert recipe.from_table(told["recipe"]) == digits() and told["pins"] == {"data": "x"}
+
+
+def test_a_guided_generator_is_read_back_guided(tmp_path):
+    runs.save_generator(tmp_path / "m.safetensors", small().guided(2.0), None, {})
+    assert runs.load(tmp_path / "m.safetensors").denoiser.backbone.weight == 2.0
+
+
+def test_equal_weights_give_equal_files_with_one_metadata_key(tmp_path):
+    for name in ("a", "b"):
+        runs.save_generator(
+            tmp_path / f"{name}.safetensors", small(), digits(), {"z": "1", "a": "2"}
+        )
+    a, b = ((tmp_path / f"{n}.safetensors").read_bytes() for n in "ab")
+    assert a == b
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        assert list(file.metadata()) == ["fewstep"]
+        text = file.metadata()["fewstep"]
+    assert text == json.dumps(json.loads(text), sort_keys=True)
+
+
+def test_the_hash_is_of_weights_and_description():
+    assert runs.weights_hash(small()) == runs.weights_hash(small())
+    assert runs.weights_hash(small()) != runs.weights_hash(small(seed=1))
+    assert runs.weights_hash(small()) != runs.weights_hash(small().guided(2.0))
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 100, 3000, -1])
+def test_truncated_weights_are_named_in_one_line(tmp_path, kept):
+    path = tmp_path / "m.safetensors"
+    runs.save_generator(path, small(), None, {})
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match="m.safetensors is damaged"):
+        runs.load(path)
+
+
+def test_foreign_safetensors_are_refused(tmp_path):
+    save_file({"w": torch.zeros(2)}, tmp_path / "theirs.safetensors")
+    with pytest.raises(InputError, match="not of fewstep"):
+        runs.load(tmp_path / "theirs.safetensors")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(InputError, match="damaged or no safetensors"):
+        runs.load(tmp_path / "notes.txt")
+
+
+def test_weights_that_do_not_fit_their_description(tmp_path):
+    made = small()
+    note = {"description": {**made.describe(), "subject": {"shape": [2, 8, 8], "classes": 3}}}
+    save_file(dict(made.state_dict()), tmp_path / "m.safetensors", {"fewstep": json.dumps(note)})
+    with pytest.raises(InputError, match="do not fit"):
+        runs.load(tmp_path / "m.safetensors")
+
+
+def test_addresses_that_lead_nowhere(tmp_path):
+    for address, message in (
+        ("nowhere", "no run folder or weights file nowhere"),
+        (str(tmp_path), "holds no model.safetensors"),
+        ("gopher:some/model", "no gopher:"),
+    ):
+        with pytest.raises(InputError, match=message):
+            runs.load(address)
+    with pytest.raises(InputError, match="no state/"):
+        runs.load(tmp_path, weights="raw")
+
+
+def test_a_folder_of_another_recipe_is_refused_with_the_difference(tmp_path):
+    run = Run(tmp_path / "run")
+    run.claim(digits())
+    run.claim(digits("about.title=other"))  # what is only told may change
+    with pytest.raises(InputError, match=r"fit\.steps is \d+ there and 7 here.*--out"):
+        run.claim(digits("fit.steps=7"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="is not empty and is no run folder"):
+        Run(tmp_path / "full").claim(digits())
+
+
+def test_a_line_cut_by_a_crash_is_left_out_and_rewound(tmp_path):
+    run = Run(tmp_path)
+    for step in (1, 2, 3):
+        run.log({"step": step})
+    with run.progress_file.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [line["step"] for line in run.progress()] == [1, 2, 3]
+    run.rewind(2)
+    assert [line["step"] for line in run.progress()] == [1, 2]
+    run.log({"step": 3})
+    assert [line["step"] for line in run.progress()] == [1, 2, 3]
+
+
+def test_an_exact_network_has_no_recipe_to_fall_back_on():
+    assert runs.weights_hash(Generator(exact(Flow(), Velocity()), Subject((2,))))

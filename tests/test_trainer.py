@@ -1,0 +1,301 @@
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from fewstep.backbones import Backbone
+from fewstep.batches import Batches, ImageStream
+from fewstep.denoiser import Denoiser
+from fewstep.errors import InputError
+from fewstep.generator import Generator, Subject
+from fewstep.losses import square_error
+from fewstep.methods.base import Loss, Method, Turn
+from fewstep.parametrization import Velocity
+from fewstep.process import Flow
+from fewstep.trainer import FitConfig, NonFiniteLoss, PlayerConfig, Training, fit, learning_rate
+
+SUBJECT = Subject((2,))
+
+
+class Line(Backbone):
+    """A linear network with dropout."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.config, self.shape, self.classes, self.level_scale = None, (2,), 0, 1.0
+        self.layer = nn.Linear(2, 2)
+        self.dropout = nn.Dropout(dropout)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.eye(2) * 0.3)
+            self.layer.bias.fill_(0.1)
+
+    def forward(self, x, level, *, level_s=None, cond=None):
+        return self.dropout(self.layer(x))
+
+    def features(self, x, level, *, cond=None):
+        return [x]
+
+
+@dataclass(frozen=True)
+class Config:
+    fake_every: int = 1
+
+
+class Duel(Method):
+    """Two players; the fake learns twice a step and the student from what the fake left."""
+
+    Config = Config
+    reads = frozenset({"images"})
+    needs_teacher = False
+
+    def __init__(self, config, student, subject, *, teacher=None):
+        super().__init__(config, student, subject, teacher=teacher)
+        self.fake = Denoiser(Line(), Flow(), Velocity())
+        self.register_buffer("after", torch.zeros(()))
+        self.log = []
+
+    @property
+    def players(self):
+        return {"student": self.student, "fake": self.fake}
+
+    def turns(self, step: int) -> Iterator[Turn]:
+        yield Turn("fake", self.fake_loss)
+        self.log.append(("fake", float(self.fake.backbone.layer.bias[0].detach())))
+        yield Turn("fake", self.fake_loss)
+        yield Turn("student", self.student_loss)
+        self.after += 1
+
+    def fake_loss(self, batch):
+        x0 = batch.images.x0
+        noise = batch.randn_like(x0)
+        batch.carry["noise"] = noise
+        return Loss(square_error(self.fake(noise, 0.5).x0, x0).mean())
+
+    def student_loss(self, batch):
+        said = self.student(batch.carry["noise"], 0.5).x0
+        judged = self.fake(said, 0.5).x0
+        value = square_error(judged, batch.images.x0).mean()
+        return Loss(value, {"half": value / 2})
+
+    def generator(self):
+        return Generator(self.student, self.subject)
+
+
+def duel(dropout=0.0):
+    return Duel(Config(), Denoiser(Line(dropout), Flow(), Velocity()), SUBJECT)
+
+
+def batches(size=8, seed=0):
+    points = torch.randn(64, 2, generator=torch.Generator().manual_seed(5))
+    return Batches({"images": ImageStream(points, None)}, SUBJECT, batch=size, seed=seed)
+
+
+def config(**settings):
+    return FitConfig(**{"steps": 4, "batch": 8, "lr": 0.01, **settings})
+
+
+def weights(method):
+    return torch.cat([p.detach().flatten() for p in method.parameters()])
+
+
+def test_turns_are_taken_in_order_and_resumed_after_the_update():
+    method = duel()
+    start = float(method.fake.backbone.layer.bias[0].detach())
+    training = Training(method, batches(), config())
+    training.advance()
+    assert method.after == 1
+    assert method.log[0][1] != start  # the line after a yield saw the updated weights
+    assert training.step == 1
+
+
+def test_one_step_is_adam_written_out():
+    """Student alone, first step of Adam: w − lr·g/(|g| + eps), from a gradient made by hand."""
+    from fewstep.methods.denoise import Denoise, DenoiseConfig
+
+    method = Denoise(DenoiseConfig(), Denoiser(Line(), Flow(), Velocity()), SUBJECT)
+    twin = Denoise(DenoiseConfig(), Denoiser(Line(), Flow(), Velocity()), SUBJECT)
+    batch = batches().step(0)[0]
+    batch.begin("student", 0)
+    twin.student_loss(batch).value.backward()
+    training = Training(method, batches(), config(optimizer="adam", clip=0.0))
+    training.advance()
+    for ours, theirs in zip(method.parameters(), twin.parameters(), strict=True):
+        wanted = theirs.detach() - 0.01 * theirs.grad / (theirs.grad.abs() + 1e-8)
+        torch.testing.assert_close(ours.detach(), wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_gradient_reaches_through_the_other_player_but_leaves_none_there():
+    method = duel()
+    training = Training(method, batches(), config(clip=0.0))
+    training.advance()  # ends on the student's turn
+    assert all(p.grad is not None for p in method.student.parameters())
+    assert not any(p.requires_grad for p in method.fake.parameters())
+    assert method.student.training and not method.fake.training
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_resume_is_bit_identical(dropout):
+    whole = Training(duel(dropout), batches(), config(steps=6))
+    for _ in whole:
+        pass
+    first = Training(duel(dropout), batches(), config(steps=6))
+    for _ in range(3):
+        first.advance()
+    tensors, told = first.state()
+    second = Training(duel(dropout), batches(), config(steps=6))
+    second.restore(tensors, told)
+    for _ in second:
+        pass
+    assert torch.equal(weights(whole.method), weights(second.method))
+    assert second.method.after == 6
+    for one, two in zip(whole.averages[0], second.averages[0], strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("micro", [3, 4])
+def test_micro_batches_train_as_one_batch(micro):
+    results = []
+    for size in (0, micro):
+        training = Training(duel(), batches(), config(micro_batch=size))
+        numbers = [progress.numbers for progress in training][-1]
+        results.append((weights(training.method), numbers))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-4, atol=1e-5)
+    assert results[1][1] == pytest.approx(results[0][1], rel=1e-3)
+    assert results[0][1]["student/half"] == pytest.approx(results[0][1]["student/loss"] / 2)
+
+
+def test_dropout_is_replayed_for_a_second_pass():
+    seen = []
+
+    class Twice(Duel):
+        def student_loss(self, batch):
+            for _ in range(2):
+                with batch.same_dropout():
+                    seen.append(self.student(torch.ones(8, 2), 0.5).output.detach())
+            seen.append(self.student(torch.ones(8, 2), 0.5).output.detach())
+            return super().student_loss(batch)
+
+    method = Twice(Config(), Denoiser(Line(0.5), Flow(), Velocity()), SUBJECT)
+    Training(method, batches(), config()).advance()
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+    assert (seen[0] == 0).any()
+
+
+def test_training_leaves_the_global_generator_alone():
+    training = Training(duel(0.5), batches(), config())
+    before = torch.random.get_rng_state()
+    training.advance()
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_ema_is_its_recursion_with_ramp_up():
+    method = duel()
+    training = Training(method, batches(), config(ema_halflife=1000.0, ema_rampup=0.5))
+    average = method.student.backbone.layer.bias.detach().clone()
+    for step in range(4):
+        training.advance()
+        halflife = min(1000.0, 0.5 * 8 * (step + 1))
+        decay = 0.5 ** (8 / halflife)
+        average = decay * average + (1 - decay) * method.student.backbone.layer.bias.detach()
+    kept = training.generator().denoiser.backbone.layer.bias
+    torch.testing.assert_close(kept, average)
+    raw = training.generator(average=None).denoiser.backbone.layer.bias
+    assert torch.equal(raw, method.student.backbone.layer.bias)
+
+
+def test_several_halflives_are_kept():
+    training = Training(duel(), batches(), config(ema_halflife=(8.0, 8000.0), ema_rampup=1e9))
+    for _ in training:
+        pass
+    fast, slow = (training.generator(average=i).denoiser.backbone.layer.bias for i in (0, 1))
+    now = training.method.student.backbone.layer.bias.detach()
+    assert (fast - now).abs().sum() < (slow - now).abs().sum()
+
+
+def test_players_may_have_their_own_settings():
+    training = Training(duel(), batches(), config(players={"fake": PlayerConfig(lr=0.5, clip=0.0)}))
+    progress = training.advance()
+    assert progress.numbers["fake/lr"] == 0.5 and progress.numbers["student/lr"] == 0.01
+    with pytest.raises(InputError, match="fit.players.critic.*student, fake"):
+        Training(duel(), batches(), config(players={"critic": PlayerConfig()}))
+
+
+def test_gradients_are_clipped_to_the_norm():
+    free, clipped = (Training(duel(), batches(), config(clip=c)) for c in (0.0, 1e-3))
+    for training in (free, clipped):
+        training.advance()
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in clipped.method.student.parameters()))
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+    assert clipped.advance().numbers["student/gradient"] > 1e-3  # logged before clipping
+
+
+def test_learning_rate_warms_up_and_falls_as_a_cosine():
+    told = config(steps=110, warmup=10, schedule="cosine", lr=1.0)
+    assert learning_rate(told, 0) == pytest.approx(0.1)
+    assert learning_rate(told, 9) == learning_rate(told, 10) == 1.0
+    assert learning_rate(told, 60) == pytest.approx(0.5)
+    assert learning_rate(told, 109) < 1e-3
+    constant = config(steps=110, warmup=10, lr=1.0)
+    assert learning_rate(constant, 4) == 0.5 and learning_rate(constant, 100) == 1.0
+    assert learning_rate(told, 60, since=60) == pytest.approx(0.1)
+
+
+def test_a_restart_forgets_moments_and_begins_the_schedule_anew():
+    class Phases(Duel):
+        def turns(self, step):
+            yield Turn("student", self.plain, restart=step == 2)
+
+        def plain(self, batch):
+            return Loss(square_error(self.student(batch.images.x0, 0.5).x0, batch.images.x0).mean())
+
+    method = Phases(Config(), Denoiser(Line(), Flow(), Velocity()), SUBJECT)
+    training = Training(method, batches(), config(warmup=2))
+    rates = [training.advance().numbers["student/lr"] for _ in range(4)]
+    assert rates == pytest.approx([0.005, 0.01, 0.005, 0.01])
+    state = training.optimizers["student"].state_dict()["state"]
+    assert all(float(moments["step"]) == 2 for moments in state.values())
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_does_harm():
+    class Bomb(Duel):
+        def turns(self, step):
+            yield Turn("student", self.plain if step < 2 else self.boom)
+
+        def plain(self, batch):
+            return Loss(self.student(batch.images.x0, 0.5).x0.square().mean())
+
+        def boom(self, batch):
+            return Loss(self.plain(batch).value * float("nan"))
+
+    method = Bomb(Config(), Denoiser(Line(), Flow(), Velocity()), SUBJECT)
+    training = Training(method, batches(), config())
+    training.advance(), training.advance()
+    before = weights(method)
+    with pytest.raises(NonFiniteLoss, match="loss is nan.*step 3"):
+        training.advance()
+    assert torch.equal(weights(method), before) and training.step == 2 and training.sound()
+
+
+def test_fit_yields_every_step():
+    steps = [progress.step for progress in fit(duel(), batches(), config(steps=3))]
+    assert steps == [1, 2, 3]
+
+
+def test_bf16_keeps_weights_and_averages_in_float32():
+    training = Training(duel(), batches(), config(precision="bf16"))
+    numbers = training.advance().numbers
+    assert all(math.isfinite(value) for value in numbers.values())
+    assert all(p.dtype == torch.float32 for p in training.method.parameters())
+    assert training.method.student.autocast == torch.bfloat16
+    assert training.generator().denoiser.autocast is None
+
+
+@pytest.mark.parametrize(
+    "settings", [{"steps": 0}, {"batch": 0}, {"lr": 0.0}, {"save_every": 0}, {"clip": -1.0}]
+)
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(InputError, match=f"fit.{next(iter(settings))}"):
+        config(**settings)

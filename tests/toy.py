@@ -1,0 +1,74 @@
+"""Eight Gaussians on a circle: a teacher in seconds, its pairs, and a distance to the truth."""
+
+from functools import cache
+
+import torch
+
+from fewstep import backbones, metrics, runs, store
+from fewstep.backbones import MLPConfig
+from fewstep.batches import Batches, ImageStream
+from fewstep.data.toys import eight_gaussians
+from fewstep.denoiser import Denoiser
+from fewstep.generator import Subject
+from fewstep.methods.denoise import Denoise, DenoiseConfig
+from fewstep.parametrization import Velocity
+from fewstep.process import Flow
+from fewstep.recording import PairStream, record
+from fewstep.sampling import heun, noise_from_seeds
+from fewstep.trainer import FitConfig, Training
+
+SUBJECT = Subject((2,))
+
+
+@cache
+def points():
+    return eight_gaussians().points(20_000, seed=0)[0].float()
+
+
+def network(seed=0, dropout=0.0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return backbones.build(MLPConfig(width=96, depth=3), shape=(2,))
+
+
+def fresh(seed=0):
+    return Denoiser(network(seed), Flow(), Velocity())
+
+
+def batches(method, folder=None, *, batch=512, seed=0):
+    streams = {}
+    if "images" in method.reads:
+        streams["images"] = ImageStream(points(), None)
+    if "pairs" in method.reads:
+        streams["pairs"] = PairStream(store.Reader(folder))
+    return Batches(streams, SUBJECT, batch=batch, seed=seed)
+
+
+def trained(method, folder=None, *, steps, batch=512, lr=2e-3, **fit):
+    """The averaged generator after `steps` of the method."""
+    config = FitConfig(
+        steps=steps, batch=batch, lr=lr, schedule="cosine", ema_halflife=20 * batch, **fit
+    )
+    training = Training(method, batches(method, folder, batch=batch), config)
+    for _ in training:
+        pass
+    return training.generator()
+
+
+def train_teacher():
+    return trained(Denoise(DenoiseConfig(), fresh(), SUBJECT), steps=1500)
+
+
+def record_pairs(teacher, folder, count=8192):
+    generator = teacher.sampled(step=heun)
+    hashed = runs.weights_hash(teacher)
+    for _ in record(generator, folder, count=count, steps=12, teacher=hashed, batch=4096):
+        pass
+
+
+def distance(generator, steps=1, count=4000):
+    """Sliced Wasserstein distance of `count` samples to as many fresh points."""
+    with torch.inference_mode():
+        made = generator(noise_from_seeds(range(count), (2,)), steps=steps)
+    truth = eight_gaussians().points(count, seed=1)[0].float()
+    return metrics.sliced_wasserstein(made, truth)
