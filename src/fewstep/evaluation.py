@@ -59,7 +59,7 @@ class Yardstick:
         self.reference = f"{images.name} ({len(images)}, {images.fingerprint[:12]})"
 
     def score(
-        self, generator: Generator, *, steps: int, samples: int, seed: int = 0, batch: int = 250
+        self, generator: Generator, *, steps: int, samples: int, seed: int = 0, batch: int = 500
     ) -> Score:
         """The generator's score from `samples` images, its classes in turn."""
         if samples < 2:
@@ -100,7 +100,7 @@ def generate(
     *,
     steps: int,
     seed: int = 0,
-    batch: int = 250,
+    batch: int = 500,
     labels: Sequence[int] | None = None,
 ) -> Iterator[tuple[range, Tensor]]:
     """`count` images as uint8, batch by batch with their row numbers.

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from fewstep.evaluation import Score
 
 STUDENTS = ("regress", "consistency")
-PAIRS = 8192
+PAIRS = 6144
 PAIR_STEPS = 8
-PAIR_SAMPLER = "heun"
+PAIR_SAMPLER = "multistep"
 SAMPLES = 2000
 TEACHER = (("transfer", (1, 2, 4, 8, 16)), ("heun", (10,)))
 STUDENT_STEPS = (1, 2, 4)
