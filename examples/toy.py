@@ -5,19 +5,8 @@ from copy import deepcopy
 
 import torch
 
-from fewstep import (
-    Batches,
-    Denoiser,
-    FitConfig,
-    Flow,
-    ImageStream,
-    Subject,
-    Velocity,
-    fit,
-    heun,
-    noise_from_seeds,
-    store,
-)
+import fewstep as fs
+from fewstep import store
 from fewstep.backbones import MLPConfig, build
 from fewstep.data.toys import eight_gaussians
 from fewstep.methods.denoise import Denoise, DenoiseConfig
@@ -27,36 +16,36 @@ from fewstep.recording import PairStream, record
 from fewstep.runs import weights_hash
 
 torch.manual_seed(0)
-subject = Subject(shape=(2,))
+subject = fs.Subject(shape=(2,))
 mixture = eight_gaussians()
 points = mixture.points(20_000, seed=0)[0].float()
 
 
 def trained(method, streams, steps):
-    config = FitConfig(steps=steps, batch=512, lr=2e-3, schedule="cosine", ema_halflife=10_000)
-    batches = Batches(streams, subject, batch=512, seed=0)
-    *_, progress = fit(method, batches, config)
+    config = fs.FitConfig(steps=steps, batch=512, lr=2e-3, schedule="cosine", ema_halflife=10_000)
+    batches = fs.Batches(streams, subject, batch=512, seed=0)
+    *_, progress = fs.fit(method, batches, config)
     print(f"  loss {progress.numbers['student/loss']:.4f}")
     return progress.training.generator()
 
 
 def distance(generator, steps):
     with torch.inference_mode():
-        made = generator(noise_from_seeds(range(4000), (2,)), steps=steps)
+        made = generator(fs.noise_from_seeds(range(4000), (2,)), steps=steps)
     return sliced_wasserstein(made, mixture.points(4000, seed=1)[0].float())
 
 
 print("teacher")
-network = Denoiser(build(MLPConfig(width=96), shape=(2,)), Flow(), Velocity())
-images = {"images": ImageStream(points, None)}
+network = fs.Denoiser(build(MLPConfig(width=96), shape=(2,)), fs.Flow(), fs.Velocity())
+images = {"images": fs.ImageStream(points, None)}
 teacher = trained(Denoise(DenoiseConfig(), network, subject), images, steps=1000)
 
 with tempfile.TemporaryDirectory() as folder:
     told = {"count": 8192, "steps": 12, "teacher": weights_hash(teacher), "batch": 4096}
-    for _ in record(teacher.sampled(step=heun), folder, **told):
+    for _ in record(teacher.sampled(step=fs.heun), folder, **told):
         pass
     student = Regress(RegressConfig(), deepcopy(teacher.denoiser), subject)
     student = trained(student, {"pairs": PairStream(store.Reader(folder))}, steps=1000)
 
-for name, generator, steps in shown:
+for name, generator, steps in (("teacher", teacher, 1), ("student", student, 1)):
     print(f"{name}, {steps} steps: sliced Wasserstein distance {distance(generator, steps):.4f}")

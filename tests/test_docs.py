@@ -28,9 +28,17 @@ def test_the_documented_method_trains_by_its_dotted_path(tmp_path, monkeypatch):
     teacher, pairs, out = (str(tmp_path / name) for name in ("teacher", "pairs", "student"))
     assert main(["train", "digits-flow", *small, "--out", teacher]) == 0
     assert main(["record", teacher, "--out", pairs, "-n", "16", "--steps", "2"]) == 0
-    recipe = ["digits-regress", f"teacher.load={teacher}", f"pairs.load={pairs}"]
-    recipe += ["method.name=mymethods.jitter", "method.jitter=0.2", "fit.steps=2", "fit.batch=8"]
-    assert main(["distill", *recipe, "--out", out]) == 0
+    recipe = tmp_path / "jitter.toml"
+    recipe.write_text(
+        f"""
+        data = {{ name = "digits" }}
+        teacher = {{ load = "{teacher}" }}
+        pairs = {{ load = "{pairs}" }}
+        method = {{ name = "mymethods.jitter", jitter = 0.2 }}
+        fit = {{ steps = 2, batch = 8 }}
+        """
+    )
+    assert main(["distill", str(recipe), "--out", out]) == 0
     assert "jitter = 0.2" in (Path(out) / "recipe.toml").read_text()
 
 

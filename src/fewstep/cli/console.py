@@ -34,7 +34,7 @@ def options(kind: type[Options], verb: str, argv: Sequence[str]) -> Options:
         kind,
         prog=f"fewstep {verb}",
         args=list(argv),
-        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+        config=(tyro.conf.FlagCreatePairsOff,),
         console_outputs=True,
     )
 

@@ -33,12 +33,8 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Print the findings; 0."""
     console.options(Options, "doctor", argv)
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=False)
     for what, found in findings():
-        table.add_row(what, found)
-    console.out.print(table)
+        print(f"{what:<14} {found}")
     return 0
 
 
