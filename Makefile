@@ -19,10 +19,10 @@ demo: install
 	$(BIN)/fewstep demo
 
 test: install
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 slow: install
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal --run-slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --run-slow
 
 check: install
 	$(BIN)/ruff check src tests benchmarks examples

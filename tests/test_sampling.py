@@ -162,7 +162,9 @@ def test_renoise_is_consistency_sampling():
 
 
 @pytest.mark.parametrize(
-    "step", [ancestral, partial(ancestral, variance="large"), corrector], ids=str
+    "step",
+    [ancestral, partial(ancestral, variance="large"), corrector],
+    ids=["ancestral", "large", "corrector"],
 )
 def test_stochastic_samplers_end_in_the_data_distribution(step):
     model = exact(VP(), Eps(VP()), shape=(64,))
