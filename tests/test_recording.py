@@ -76,6 +76,8 @@ def test_a_stochastic_teacher_is_refused_with_the_reason(tmp_path):
         recorded(images(step=ancestral), tmp_path / "p")
     with pytest.raises(InputError, match="0 pairs"):
         recorded(images(), tmp_path / "p", count=0)
+    with pytest.raises(InputError, match="seeds from 0 up"):
+        recorded(images(), tmp_path / "p", seed=-1)
 
 
 def test_another_teachers_pairs_are_not_mixed_in(tmp_path):

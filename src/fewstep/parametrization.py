@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fewstep.process import AnyProcess, Flow, Process
+from fewstep.process import AnyProcess, Flow
 
 
 @dataclass(frozen=True)
@@ -49,69 +49,52 @@ class Parametrization(ABC):
         return b / d, -sigma / d
 
 
-def _native_time(native: Process, alpha: Tensor, sigma: Tensor) -> Tensor:
-    if isinstance(native, Flow):
-        return sigma / (alpha + sigma)  # regular, with its derivatives, where alpha is 0
-    return native.time(sigma / alpha)
-
-
-def _native_ratios(native: Process) -> tuple[float, float]:
-    low, high = native.ratio(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
-    return low, high
-
-
-def _native_scale(native: Process, alpha: Tensor, sigma: Tensor) -> Tensor:
-    t = _native_time(native, alpha, sigma)
-    # alpha_native/alpha, and where no signal is left the same thing by sigma
-    by_sigma = native.sigma(t) / sigma.clamp(min=torch.finfo(sigma.dtype).tiny)
-    by_alpha = native.alpha(t) / alpha.clamp(min=torch.finfo(alpha.dtype).tiny)
-    return torch.where(alpha > sigma, by_alpha, by_sigma)
-
-
-def _native_level(native: Process, alpha: Tensor, sigma: Tensor) -> Tensor:
-    return _native_time(native, alpha, sigma) * native.levels
-
-
 @dataclass(frozen=True)
-class Eps(Parametrization):
-    """The network says the noise: row (0, 1).  Ho et al. 2020, arXiv:2006.11239."""
+class Native(Parametrization):
+    """Parametrizations of networks that were trained on one process's own x_t and times."""
 
     native: AnyProcess
-    name: Literal["eps"] = "eps"
 
     @property
     def ratios(self) -> tuple[float, float]:
-        return _native_ratios(self.native)
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        low, high = self.native.ratio(ends).tolist()
+        return low, high
 
     def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return _native_scale(self.native, alpha, sigma)
+        t = self._time(alpha, sigma)
+        # alpha_native/alpha, and where little signal is left the same thing by sigma
+        by_sigma = self.native.sigma(t) / sigma.clamp(min=torch.finfo(sigma.dtype).tiny)
+        by_alpha = self.native.alpha(t) / alpha.clamp(min=torch.finfo(alpha.dtype).tiny)
+        return torch.where(alpha > sigma, by_alpha, by_sigma)
 
     def level(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return _native_level(self.native, alpha, sigma)
+        return self._time(alpha, sigma) * self.native.levels
+
+    def _time(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        if isinstance(self.native, Flow):
+            return sigma / (alpha + sigma)  # regular, with its derivatives, where alpha is 0
+        return self.native.time(sigma / alpha)
+
+
+@dataclass(frozen=True)
+class Eps(Native):
+    """The network says the noise: row (0, 1).  Ho et al. 2020, arXiv:2006.11239."""
+
+    name: Literal["eps"] = "eps"
 
     def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(alpha), torch.ones_like(sigma)
 
 
 @dataclass(frozen=True)
-class V(Parametrization):
+class V(Native):
     """The network says v = (alpha·eps − sigma·x0)/√(alpha² + sigma²).
 
     Salimans and Ho 2022, arXiv:2202.00512.
     """
 
-    native: AnyProcess
     name: Literal["v"] = "v"
-
-    @property
-    def ratios(self) -> tuple[float, float]:
-        return _native_ratios(self.native)
-
-    def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return _native_scale(self.native, alpha, sigma)
-
-    def level(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return _native_level(self.native, alpha, sigma)
 
     def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         norm = torch.sqrt(alpha.square() + sigma.square())
@@ -119,21 +102,10 @@ class V(Parametrization):
 
 
 @dataclass(frozen=True)
-class Clean(Parametrization):
+class Clean(Native):
     """The network says the image: its output is x0."""
 
-    native: AnyProcess
     name: Literal["clean"] = "clean"
-
-    @property
-    def ratios(self) -> tuple[float, float]:
-        return _native_ratios(self.native)
-
-    def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return _native_scale(self.native, alpha, sigma)
-
-    def level(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return _native_level(self.native, alpha, sigma)
 
     def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(alpha), torch.zeros_like(sigma)
@@ -144,21 +116,14 @@ class Clean(Parametrization):
 
 
 @dataclass(frozen=True)
-class Velocity(Parametrization):
+class Velocity(Native):
     """The network says eps − x0, the velocity under `Flow`.  Lipman et al. 2022, 2210.02747."""
 
     native: Flow = Flow()
     name: Literal["velocity"] = "velocity"
 
-    @property
-    def ratios(self) -> tuple[float, float]:
-        return 0.0, float("inf")
-
     def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return 1 / (alpha + sigma)
-
-    def level(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return _native_level(self.native, alpha, sigma)
 
     def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return -torch.ones_like(alpha), torch.ones_like(sigma)

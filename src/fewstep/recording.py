@@ -44,8 +44,11 @@ def record(
             f"{name} draws fresh noise, so its images are no function of the starting noise and "
             f"cannot be regressed on; record with one of: {', '.join(DETERMINISTIC)}"
         )
-    if count < 1 or batch < 1:
-        raise InputError(f"cannot record {count} pairs in batches of {batch}; both start at 1")
+    if count < 1 or batch < 1 or seed < 0:
+        raise InputError(
+            f"cannot record {count} pairs in batches of {batch} from seed {seed}: "
+            "at least 1 of each, and seeds from 0 up"
+        )
     provenance = {
         "teacher": teacher,
         "sampler": describe_step(generator.step),
