@@ -22,6 +22,17 @@ def world() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
+def first_rank() -> bool:
+    """Whether this process is the one that writes files."""
+    return world()[0] == 0
+
+
+def wait() -> None:
+    """Until all ranks have come here."""
+    if world()[1] > 1:
+        dist.barrier()
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add up the gradients of all ranks, in place: each rank's share is already weighted."""
     if world()[1] == 1:

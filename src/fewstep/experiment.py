@@ -12,7 +12,7 @@ from fewstep import backbones, data, methods, runs, store
 from fewstep.batches import Batches, ImageStream, Stream
 from fewstep.data import ImageSet
 from fewstep.denoiser import Denoiser
-from fewstep.distributed import world
+from fewstep.distributed import first_rank, wait
 from fewstep.errors import InputError
 from fewstep.evaluation import Yardstick, generate
 from fewstep.generator import Generator, Subject
@@ -137,7 +137,9 @@ def carry_out(
     or the loss ceases to be finite.
     """
     run, parts = Run(folder), assemble(recipe, device or default_device())
-    run.claim(recipe)
+    if first_rank():  # several would race for one folder
+        run.claim(recipe)
+    wait()
     training = Training(parts.method, parts.batches, recipe.fit)
     _resume(run, training, parts.pins)
     keeper = _Keeper(run, recipe, parts.pins, log_every, training.step)
@@ -165,8 +167,9 @@ def finished(recipe: Recipe, folder: Path | str) -> bool:
 
 def _resume(run: Run, training: Training, pins: dict[str, str]) -> None:
     kept = run.state()
+    if first_rank():
+        run.rewind(kept[1]["step"] if kept else 0)
     if kept is None:
-        run.rewind(0)
         return
     tensors, told = kept
     for name, value in pins.items():
@@ -176,7 +179,6 @@ def _resume(run: Run, training: Training, pins: dict[str, str]) -> None:
                 "give another --out, or put the old one back"
             )
     training.restore(tensors, told)
-    run.rewind(training.step)
 
 
 class _Keeper:
@@ -191,7 +193,7 @@ class _Keeper:
         self.log_every = log_every
         self.kept = kept
         self.started = time.perf_counter()
-        self.writes = world()[0] == 0
+        self.writes = first_rank()
 
     def note(self, progress: Progress) -> None:
         """Log, measure and keep, where this step is one to do so."""
