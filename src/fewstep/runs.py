@@ -9,6 +9,7 @@ them: `load(path)` asks for nothing else. `state/` serves resuming, and the raw 
 import hashlib
 import json
 import os
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -219,8 +220,6 @@ def _settle(part: Path, path: Path) -> None:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    import tomllib
-
     try:
         return tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
