@@ -7,7 +7,7 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
-from fewstep.recording import FIRST_SEED, PairStream, class_labels, record
+from fewstep.recording import FIRST_SEED, PairStream, Recording, class_labels, record
 from fewstep.sampling import ancestral, heun, noise_from_seeds
 from fewstep.times import KarrasGrid
 
@@ -20,9 +20,9 @@ def images(**settings):
     return Generator(model, Subject(IMAGES, 3), **settings)
 
 
-def recorded(generator, folder, **settings):
-    told = {"count": 23, "steps": 5, "teacher": "hash", "shard": 10, **settings}
-    return list(record(generator, folder, **told))
+def recorded(generator, folder, *, teacher="hash", batch=None, **settings):
+    told = Recording(**{"count": 23, "steps": 5, "shard": 10, **settings})
+    return [now.done for now in record(generator, folder, told, teacher=teacher, batch=batch)]
 
 
 def test_pairs_are_the_teachers_answers_to_their_noise(tmp_path):
@@ -58,12 +58,12 @@ def test_the_store_does_not_depend_on_the_batch_size(tmp_path, batch):
 
 def test_an_interrupted_recording_goes_on_and_ends_the_same(tmp_path):
     recorded(images(), tmp_path / "whole", batch=5)
-    rows = record(images(), tmp_path / "p", count=23, steps=5, teacher="hash", shard=10, batch=5)
-    for done in rows:
-        if done >= 15:
+    rows = record(images(), tmp_path / "p", Recording(23, 5, shard=10), teacher="hash", batch=5)
+    for now in rows:
+        if now.done >= 15:
             break
     rows.close()
-    assert recorded(images(), tmp_path / "p", batch=5)[0] == 15  # the first shard was whole
+    assert recorded(images(), tmp_path / "p", batch=5)[0] == 10  # the first shard was whole
     assert content(tmp_path / "p") == content(tmp_path / "whole")
 
 

@@ -13,7 +13,7 @@ from fewstep.generator import Subject
 from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
-from fewstep.recording import PairStream, record
+from fewstep.recording import PairStream, Recording, record
 from fewstep.sampling import heun, noise_from_seeds
 from fewstep.trainer import FitConfig, Training
 
@@ -62,7 +62,7 @@ def train_teacher():
 def record_pairs(teacher, folder, count=8192):
     generator = teacher.sampled(step=heun)
     hashed = runs.weights_hash(teacher)
-    for _ in record(generator, folder, count=count, steps=12, teacher=hashed, batch=4096):
+    for _ in record(generator, folder, Recording(count, steps=12), teacher=hashed):
         pass
 
 

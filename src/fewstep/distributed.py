@@ -6,6 +6,7 @@ turn, after its last micro-batch.
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -18,8 +19,20 @@ def world() -> tuple[int, int]:
     if size == 1:
         return 0, 1
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(device())
+        # a rank may wait for the others' last shards; torchrun ends all when one of them dies
+        dist.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1)
+        )
     return dist.get_rank(), dist.get_world_size()
+
+
+def device() -> torch.device:
+    """This process's GPU where there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def first_rank() -> bool:

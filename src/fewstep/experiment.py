@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fewstep import backbones, data, methods, runs, store
+from fewstep import backbones, data, distributed, methods, runs, store
 from fewstep.batches import Batches, ImageStream, Stream
 from fewstep.data import ImageSet
 from fewstep.denoiser import Denoiser
@@ -32,11 +32,6 @@ class Parts:
     method: Method
     batches: Batches
     pins: dict[str, str]
-
-
-def default_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def read_data(recipe: Recipe) -> ImageSet:
@@ -136,7 +131,7 @@ def carry_out(
     Raises: InputError when the folder belongs to another recipe or what it rests on has changed,
     or the loss ceases to be finite.
     """
-    run, parts = Run(folder), assemble(recipe, device or default_device())
+    run, parts = Run(folder), assemble(recipe, device or distributed.device())
     if first_rank():  # several would race for one folder
         run.claim(recipe)
     wait()

@@ -1,7 +1,7 @@
 """A denoiser and how it is sampled: what a run produces, what `load` returns, what is shipped."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from fewstep.errors import InputError
 from fewstep.guidance import Guided
 from fewstep.parametrization import AnyParametrization
 from fewstep.process import AnyProcess
-from fewstep.sampling import Step, describe_step, named_step, sample, transfer
+from fewstep.sampling import Step, describe_step, named_step, path, sample, transfer
 from fewstep.times import Grid, GridConfig, UniformGrid
 
 
@@ -62,6 +62,17 @@ class Generator(nn.Module):
 
         Raises: InputError for no steps, a foreign noise shape, or a label out of range.
         """
+        self._check(noise, cond)
+        times = self.grid(self.nearest(steps), self.denoiser)
+        return sample(self.denoiser, noise, times, step=self.step, cond=cond, seed=seed)
+
+    def path(self, noise: Tensor, *, steps: int, cond: Condition | None = None) -> Iterator[Tensor]:
+        """The states (b, *shape) at each time of the grid, then the image: `steps` + 1 tensors."""
+        self._check(noise, cond)
+        times = self.grid(self.nearest(steps), self.denoiser)
+        return path(self.denoiser, noise, times, step=self.step, cond=cond)
+
+    def _check(self, noise: Tensor, cond: Condition | None) -> None:
         if tuple(noise.shape[1:]) != self.subject.shape:
             raise InputError(
                 f"noise has shape {tuple(noise.shape)}; this generator makes "
@@ -69,8 +80,6 @@ class Generator(nn.Module):
             )
         if cond is not None:
             self.check_labels(cond.label)
-        times = self.grid(self.nearest(steps), self.denoiser)
-        return sample(self.denoiser, noise, times, step=self.step, cond=cond, seed=seed)
 
     @property
     def device(self) -> torch.device:

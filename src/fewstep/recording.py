@@ -1,41 +1,103 @@
 """A generator into a store: noise, as a seed, and the image that a deterministic teacher makes.
 
-Row i's noise comes from seed `FIRST_SEED + seed·2³² + i`, so a pair costs an image and two numbers,
-and the store does not depend on batch sizes or interruptions. These seeds are their own: a student
-is never measured on noise that it was trained on.
+Row i's noise comes from seed `FIRST_SEED + seed·2³² + i`, so a pair costs an image and two numbers.
+These seeds are their own: a student is never measured on noise that it was trained on. The store
+depends neither on batch sizes nor on interruptions or the number of processes.
 """
 
 from collections.abc import Generator as Pull
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fewstep import __version__, store
+from fewstep import __version__, distributed, store
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.methods.base import Pairs
 from fewstep.sampling import DETERMINISTIC, describe_step, noise_from_seeds
+from fewstep.store import Address
 
 FIRST_SEED = 1 << 62
+SHARD_BYTES = 256 << 20  # a shard is held in memory, uncompressed, while it is made
+CODECS = ("u8", "f16", "int8", "raw")
+
+
+class Recorded(NamedTuple):
+    """How far this process has come with its share of the rows."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is recorded of a generator, and how it lies on disk."""
+
+    count: int
+    """Pairs."""
+    steps: int
+    """Of the generator's sampler."""
+    states: int = 0
+    """States of each path to keep beside its ends, evenly spread over the grid's steps."""
+    codec: str | None = None
+    """u8, f16, raw, int8 or int8:PERCENTILE for the images; unset: u8, raw for points. States are
+    no images: with u8 they are kept as f16."""
+    seed: int = 0
+    """Of the noise."""
+    shard: int = 1024
+    """Pairs of a shard; fewer where they are large. A killed recording loses at most one shard."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.seed < 0:
+            raise InputError(
+                f"cannot record {self.count} pairs from seed {self.seed}: "
+                "at least 1, and seeds from 0 up"
+            )
+        if not 0 <= self.states < self.steps:
+            raise InputError(
+                f"{self.states} states of a path of {self.steps} steps: there are "
+                f"{self.steps - 1} between its ends"
+            )
+
+    @property
+    def kept(self) -> list[int]:
+        """The grid's points whose states are kept."""
+        return [round(k * self.steps / (self.states + 1)) for k in range(1, self.states + 1)]
+
+    def schema(self, shape: tuple[int, ...]) -> Mapping[str, store.Codec]:
+        """The tensors of a record of samples of this shape."""
+        # images lose nothing that their pixels could show; points are not pixels
+        name = self.codec or ("u8" if len(shape) == 3 else "raw")
+        told = {
+            "x0": _codec(name, shape, channels=1),
+            "label": store.Raw(torch.int64),
+            "seed": store.Raw(torch.int64),
+        }
+        if self.states:
+            path = "f16" if name == "u8" else name
+            told["states"] = _codec(path, (self.states, *shape), channels=2)
+        return told
 
 
 def record(
     generator: Generator,
-    folder: Path | str,
+    folder: Address,
+    told: Recording,
     *,
-    count: int,
-    steps: int,
     teacher: str,
-    batch: int = 256,
-    seed: int = 0,
-    shard: int = 1024,
-) -> Pull[int]:
-    """Record `count` pairs, yielding the number of rows done; resumes what is there.
+    batch: int | None = None,
+) -> Pull[Recorded]:
+    """Record pairs shard by shard, yielding first what is there, then after each batch.
 
-    Classes are recorded in turn. `teacher` is the hash of the weights, kept as provenance.
+    Classes are recorded in turn. `teacher` is the hash of the weights, kept as provenance. Under
+    `torchrun` each process records its own shards, and the first one seals the store. `batch` says
+    how many images are carried at once, which changes nothing in the store.
+
     Raises: InputError for a stochastic sampler, or a folder of other data.
     """
     name = describe_step(generator.step)["name"]
@@ -44,54 +106,118 @@ def record(
             f"{name} draws fresh noise, so its images are no function of the starting noise and "
             f"cannot be regressed on; record with one of: {', '.join(DETERMINISTIC)}"
         )
-    if count < 1 or batch < 1 or seed < 0:
-        raise InputError(
-            f"cannot record {count} pairs in batches of {batch} from seed {seed}: "
-            "at least 1 of each, and seeds from 0 up"
-        )
+    if batch is not None and batch < 1:
+        raise InputError(f"cannot record in batches of {batch}")
+    rank, ranks = distributed.world()
+    writer = _writer(generator, folder, told, teacher)
+    size = writer.plan.shard_size
+    mine = sum(len(writer.plan.records(k)) for k in range(rank, writer.plan.shards, ranks))
+    missing = [rows for rows in writer.missing() if rows.start // size % ranks == rank]
+    done = mine - sum(map(len, missing))
+    yield Recorded(done, mine)
+    # encoding, compressing and the disk are hidden behind the next shard's computing; in one
+    # thread, lest they take the processor from it
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        writing: Future[None] | None = None
+        for rows in missing:
+            parts: list[dict[str, Tensor]] = []
+            for piece in _pieces(rows, tile_rows(generator), batch):
+                parts.append(_pairs(generator, piece, told))
+                done += len(piece)
+                yield Recorded(done, mine)
+            whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            if writing:
+                writing.result()
+            writing = pool.submit(writer.write, rows.start, whole)
+        if writing:
+            writing.result()
+    distributed.wait()
+    if rank == 0:
+        writer.finish()
+    distributed.wait()
+
+
+def _writer(generator: Generator, folder: Address, told: Recording, teacher: str) -> store.Writer:
+    times = generator.grid(told.steps, generator.denoiser).tolist()
     provenance = {
         "teacher": teacher,
         "sampler": describe_step(generator.step),
-        "times": generator.grid(steps, generator.denoiser).tolist(),
+        "times": times,
         "guidance": generator.describe()["guidance"],
-        "seed": seed,
+        "seed": told.seed,
         "version": __version__,
     }
-    writer = store.Writer(
+    if told.states:
+        provenance["states"] = [times[point] for point in told.kept]
+    shape = generator.subject.shape
+    row = 4 * torch.Size(shape).numel() * (1 + told.states)
+    return store.Writer(
         folder,
-        schema=_schema(generator.subject.shape),
-        count=count,
-        shard_size=shard,
+        schema=told.schema(shape),
+        count=told.count,
+        shard_size=max(1, min(told.shard, SHARD_BYTES // row)),
         provenance=provenance,
     )
-    missing = writer.missing()
-    done = count - sum(len(rows) for rows in missing)
-    for rows in missing:
-        parts: list[dict[str, Tensor]] = []
-        for first in range(rows.start, rows.stop, batch):
-            part = range(first, min(first + batch, rows.stop))
-            parts.append(_pairs(generator, part, steps=steps, seed=seed))
-            done += len(part)
-            yield done
-        writer.write(rows.start, {key: torch.cat([p[key] for p in parts]) for key in parts[0]})
-    writer.finish()
 
 
-def _schema(shape: tuple[int, ...]) -> Mapping[str, store.Codec]:
-    # images lose nothing that their pixels could show; points are not pixels
-    image = store.U8(shape) if len(shape) == 3 else store.Raw(torch.float32, shape)
-    return {"x0": image, "label": store.Raw(torch.int64), "seed": store.Raw(torch.int64)}
+def _codec(name: str, shape: tuple[int, ...], *, channels: int) -> store.Codec:
+    kind, _, percentile = name.partition(":")
+    if kind == "int8":
+        try:
+            share = float(percentile or 100)
+        except ValueError:
+            share = -1.0
+        return store.Int8(shape, channels=min(channels, len(shape)), percentile=share)
+    if name == "raw":
+        return store.Raw(torch.float32, shape)
+    if name not in CODECS:
+        raise InputError(f"there is no codec {name!r}; there are: {', '.join(CODECS)}")
+    return store.U8(shape) if name == "u8" else store.F16(shape)
+
+
+def tile_rows(generator: Generator) -> int:
+    """Rows that the network sees in one call while recording.
+
+    Kernels round differently for other batch sizes, so that a pixel here and there would change
+    with them. Record i is therefore always row i % tile of a whole tile, whatever else is in it.
+    """
+    roomy = generator.device.type != "cpu"
+    rows = (2**20 if roomy else 2**17) // torch.Size(generator.subject.shape).numel()
+    return max(1, min(512 if roomy else 128, 1 << rows.bit_length() - 1 if rows else 1))
+
+
+def _pieces(rows: range, tile: int, batch: int | None) -> list[range]:
+    """`rows`, cut where tiles end and into at most `batch` rows."""
+    pieces: list[range] = []
+    first = rows.start
+    while first < rows.stop:
+        stop = min(rows.stop, (first // tile + 1) * tile, first + (batch or tile))
+        pieces.append(range(first, stop))
+        first = stop
+    return pieces
 
 
 @torch.inference_mode()
-def _pairs(generator: Generator, rows: range, *, steps: int, seed: int) -> dict[str, Tensor]:
-    device = generator.device
-    seeds = [FIRST_SEED + (seed << 32) + row for row in rows]
-    noise = noise_from_seeds(seeds, generator.subject.shape, device=device)
-    cond = class_labels(generator.subject.classes, rows, device)
-    x0 = generator(noise, steps=steps, cond=cond)
+def _pairs(generator: Generator, rows: range, told: Recording) -> dict[str, Tensor]:
+    """The records of rows of one tile."""
+    tile, shape = tile_rows(generator), generator.subject.shape
+    seeds = [FIRST_SEED + (told.seed << 32) + row for row in rows]
+    place = slice(rows.start % tile, rows.start % tile + len(rows))
+    noise = torch.zeros(tile, *shape)
+    noise[place] = noise_from_seeds(seeds, shape)
+    cond = class_labels(generator.subject.classes, rows)
     label = torch.full((len(rows),), NO_LABEL) if cond is None else cond.label
-    return {"x0": x0.cpu(), "label": label.cpu(), "seed": torch.tensor(seeds)}
+    if cond is not None:
+        full = torch.zeros(tile, dtype=torch.int64)
+        full[place] = label
+        cond = Condition(full.to(generator.device))
+    path = generator.path(noise.to(generator.device), steps=told.steps, cond=cond)
+    states: list[Tensor] = []
+    for point, x in enumerate(path):
+        if point in told.kept or point == told.steps:
+            states.append(x[place].cpu())
+    records = {"x0": states.pop(), "label": label, "seed": torch.tensor(seeds)}
+    return {**records, "states": torch.stack(states, 1)} if states else records
 
 
 def class_labels(
@@ -109,9 +235,15 @@ def class_labels(
 
 
 class PairStream:
-    """A store's pairs as a training stream; noise comes back from the seeds."""
+    """A store's pairs as a training stream; noise comes back from the seeds, where it was not
+    recorded itself."""
 
     def __init__(self, reader: store.Reader) -> None:
+        if "x0" not in reader.schema or not {"seed", "noise"} & set(reader.schema):
+            raise InputError(
+                f"the store holds {', '.join(sorted(reader.schema))}: no pairs, which are x0 and "
+                "its seed or noise"
+            )
         self.reader = reader
         self.shape = tuple(reader[[0]]["x0"].shape[1:])
 
@@ -121,7 +253,10 @@ class PairStream:
     def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> Pairs:
         """Rows `index`; nothing is augmented, since a mirrored image has other noise."""
         kept = self.reader[index]
-        noise = noise_from_seeds(kept["seed"].tolist(), self.shape, device=device)
-        label = kept["label"].to(device)
-        cond = None if bool((label == NO_LABEL).all()) else Condition(label)
-        return Pairs(noise, kept["x0"].to(device), cond)
+        if "noise" in kept:
+            noise = kept["noise"].to(device)
+        else:
+            noise = noise_from_seeds(kept["seed"].tolist(), self.shape, device=device)
+        label = kept.get("label")
+        cond = None if label is None or bool((label == NO_LABEL).all()) else label.to(device)
+        return Pairs(noise, kept["x0"].to(device), None if cond is None else Condition(cond))

@@ -10,7 +10,7 @@ there is no further time: it then returns p.x0.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -50,9 +50,13 @@ def noise_from_seeds(
 
 def _normal(seeds: Sequence[int], draw: int, shape: tuple[int, ...]) -> Tensor:
     rows = np.empty((len(seeds), *shape), dtype=np.float32)
+    bits = np.random.Philox(key=0)
+    generator, start = np.random.Generator(bits), bits.state
     for row, seed in zip(rows, seeds, strict=True):
-        bits = np.random.Philox(key=np.array([seed, draw], dtype=np.uint64))
-        np.random.Generator(bits).standard_normal(dtype=np.float32, out=row)
+        # keyed anew for each row: making a Philox costs four times as much, for entropy unused
+        start["state"]["key"][:] = seed, draw
+        bits.state = start
+        generator.standard_normal(dtype=np.float32, out=row)
     return torch.from_numpy(rows)
 
 
@@ -195,7 +199,7 @@ def named_step(name: str, **settings: Any) -> Step:
     return partial(STEPS[name], **settings) if settings else STEPS[name]
 
 
-def sample(
+def path(
     model: Denoiser,
     noise: Tensor,
     times: Tensor | Sequence[float],
@@ -203,8 +207,8 @@ def sample(
     step: Step = transfer,
     cond: Condition | None = None,
     seed: int | Sequence[int] = 0,
-) -> Tensor:
-    """Images (b, ...) from standard normal `noise` (b, ...), asking the model at each of `times`.
+) -> Iterator[Tensor]:
+    """The states x_t (b, ...) of a sample at each of `times`, then its image: N + 1 tensors.
 
     The start is sigma(t₀)·noise, at an earlier first time too. `seed` serves the steps that draw:
     one seed a row, or the first row's, the others counting on from it.
@@ -222,7 +226,22 @@ def sample(
     points: list[float] = grid.tolist()
     _, sigma = model.process.at(points[0], like=noise)
     x: Tensor = sigma * noise
+    yield x
     for t, s in zip(points, [*points[1:], None], strict=True):
         x, memory = step(walk, x, t, s)
         walk = walk._replace(memory=memory)
-    return x
+        yield x
+
+
+def sample(
+    model: Denoiser,
+    noise: Tensor,
+    times: Tensor | Sequence[float],
+    *,
+    step: Step = transfer,
+    cond: Condition | None = None,
+    seed: int | Sequence[int] = 0,
+) -> Tensor:
+    """Images (b, ...) from standard normal `noise` (b, ...): the end of `path`."""
+    *_, x0 = path(model, noise, times, step=step, cond=cond, seed=seed)
+    return x0

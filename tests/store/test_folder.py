@@ -1,11 +1,11 @@
 import pytest
 
 from fewstep.errors import InputError
-from fewstep.store.folder import Folder
+from fewstep.store.folder import LocalFolder, Span
 
 
 def test_publish_is_whole_or_nothing(tmp_path):
-    folder = Folder(tmp_path / "new" / "store")
+    folder = LocalFolder(tmp_path / "new" / "store")
 
     def chunks():
         yield b"half"
@@ -13,29 +13,29 @@ def test_publish_is_whole_or_nothing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         folder.publish("a", chunks())
-    assert folder.names() == set()
+    assert folder.sizes() == {}
     folder.publish("a", [b"one", b"two"])
-    assert folder.names() == {"a"}
-    assert folder.read("a") == b"onetwo" and folder.size("a") == 6
+    assert folder.sizes() == {"a": 6}
+    assert folder.read("a") == b"onetwo"
 
 
 def test_a_name_appears_only_after_the_last_byte(tmp_path):
-    folder = Folder(tmp_path)
+    folder = LocalFolder(tmp_path)
     seen = []
 
     def chunks():
         yield b"x"
-        seen.append("a" in folder.names())
+        seen.append("a" in folder.sizes())
 
     folder.publish("a", chunks())
     assert seen == [False]
 
 
 def test_ranges_and_pieces(tmp_path):
-    folder = Folder(tmp_path)
+    folder = LocalFolder(tmp_path)
     content = bytes(range(256)) * 5000
     folder.publish("a", [content])
-    assert list(folder.ranges("a", [(3, 6), (0, 0), (1000, 1256)])) == [
+    assert folder.ranges([Span("a", 3, 6), Span("a", 0, 0), Span("a", 1000, 1256)]) == [
         content[3:6],
         b"",
         content[1000:1256],
@@ -44,18 +44,18 @@ def test_ranges_and_pieces(tmp_path):
 
 
 def test_sweep_removes_only_what_was_left_half_done(tmp_path):
-    folder = Folder(tmp_path)
+    folder = LocalFolder(tmp_path)
     for name in ("a.tmp", "ab.123.tmp", "b.123.tmp", "a"):
         (tmp_path / name).touch()
     folder.sweep("a")
-    assert folder.names() == {"a", "b.123.tmp"}
+    assert set(folder.sizes()) == {"a", "b.123.tmp"}
     folder.sweep()
-    assert folder.names() == {"a"}
+    assert set(folder.sizes()) == {"a"}
 
 
 def test_what_the_disk_refuses_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/a: "):
-        Folder(tmp_path / "file").publish("a", [b""])
+        LocalFolder(tmp_path / "file").publish("a", [b""])
     with pytest.raises(InputError, match="absent: No such file"):
-        Folder(tmp_path).read("absent")
+        LocalFolder(tmp_path).read("absent")

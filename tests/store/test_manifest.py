@@ -5,7 +5,7 @@ import torch
 
 from fewstep.errors import InputError
 from fewstep.store import F16, Raw
-from fewstep.store.folder import Folder
+from fewstep.store.folder import LocalFolder
 from fewstep.store.manifest import Manifest, Plan, Shard, differences, read_manifest, seal
 
 
@@ -26,7 +26,7 @@ def manifest():
 
 def reread(tmp_path, raw):
     (tmp_path / "manifest.json").write_bytes(raw)
-    return read_manifest(Folder(tmp_path))
+    return read_manifest(LocalFolder(tmp_path))
 
 
 def test_round_trip_is_exact(tmp_path):
@@ -128,7 +128,7 @@ def test_a_newer_format_asks_to_upgrade(tmp_path):
 
 def test_an_empty_folder_and_an_unfinished_store_are_told_apart(tmp_path):
     with pytest.raises(InputError, match="holds no teacher data"):
-        read_manifest(Folder(tmp_path))
+        read_manifest(LocalFolder(tmp_path))
     (tmp_path / "plan.json").write_bytes(seal(plan().describe()))
     with pytest.raises(InputError, match="not finished"):
-        read_manifest(Folder(tmp_path))
+        read_manifest(LocalFolder(tmp_path))

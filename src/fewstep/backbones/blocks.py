@@ -97,13 +97,14 @@ class Attention(nn.Module):
         the products of weights, and x itself takes the place of keys and values."""
         q, k, v, out = self._layers()
         inward, outward = k.weight.mT, out.weight
+        # a sum of rows, since a matrix times a vector rounds otherwise with other thread counts;
         # softmax ignores what is equal for all keys, so the keys' bias has no effect: a gradient
         # of zero, but a gradient
-        bias = inward @ q.bias + 0.0 * k.bias
+        bias = (k.weight * q.bias[:, None]).sum(0) + 0.0 * k.bias
         query = tokens(pointwise(x, inward @ q.weight, bias), 1)
         pixels = tokens(x, 1)
         mixed = images(attention(query, pixels, pixels), like=x)
-        return pointwise(mixed, outward @ v.weight, outward @ v.bias + out.bias)
+        return pointwise(mixed, outward @ v.weight, functional.linear(v.bias, outward, out.bias))
 
     def _many_heads(self, x: Images) -> Images:
         *three, out = self._layers()

@@ -1,5 +1,6 @@
 """What the verbs share: reading options, progress bars, a gentle Ctrl-C, warnings in one line."""
 
+import os
 import signal
 import sys
 import warnings
@@ -24,7 +25,9 @@ from rich.text import Text
 from fewstep.errors import InputError
 
 Options = TypeVar("Options")
-out = Console(soft_wrap=True, highlight=False)
+# of several processes, one talks
+quiet = os.environ.get("RANK", "0") != "0"
+out = Console(soft_wrap=True, highlight=False, quiet=quiet)
 
 
 def options(kind: type[Options], verb: str, argv: Sequence[str]) -> Options:
@@ -64,7 +67,7 @@ def bar(what: str, total: int, done: int = 0) -> Generator[Any]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", style="dim"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         task = progress.add_task(what, total=total, completed=done, note="")
 
         def tell(done: int, note: str = "") -> None:

@@ -72,15 +72,10 @@ def _train(name: str, preset: str, out: Path) -> bool:
 
 
 def _pairs(out: Path) -> bool:
-    return record.run(
-        str(out / "teacher"),
-        out / "pairs",
-        count=PAIRS,
-        steps=PAIR_STEPS,
-        sampler=PAIR_SAMPLER,
-        batch=512,
-        seed=0,
-    )
+    from fewstep.recording import Recording
+
+    wanted = Recording(PAIRS, PAIR_STEPS)
+    return record.run(str(out / "teacher"), out / "pairs", wanted, sampler=PAIR_SAMPLER)
 
 
 def _measure(out: Path) -> list[tuple[str, "Score"]]:

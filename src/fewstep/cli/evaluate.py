@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     told = console.options(Options, "evaluate", argv)
     from fewstep import runs
     from fewstep.evaluation import Yardstick
-    from fewstep.experiment import default_device
+    from fewstep.distributed import device
     from fewstep.sampling import named_step
 
     wanted = console.counts(told.steps)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     if told.sampler:
         generator = generator.sampled(step=named_step(told.sampler))
     yardstick = Yardstick(reference(told.run, told.data), told.extractor)
-    generator = generator.to(default_device())
+    generator = generator.to(device())
     scores = [
         yardstick.score(generator, steps=steps, samples=told.samples, seed=told.seed)
         for steps in dict.fromkeys(map(generator.nearest, wanted))

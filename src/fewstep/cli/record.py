@@ -6,55 +6,82 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from fewstep.cli import console
 from fewstep.errors import InputError
 
+if TYPE_CHECKING:
+    from fewstep.recording import Recording
+
 
 @dataclass(frozen=True)
 class Options:
-    """Record noise and images of a deterministic teacher; the same command again resumes."""
+    """Record noise and images of a deterministic teacher; the same command again resumes.
+
+    Under `torchrun --nproc-per-node N -m fewstep record ...` N processes share the work.
+    """
 
     run: tyro.conf.Positional[str | None] = None
     """A run folder, a weights file or an address."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """The folder to record into."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """The folder to record into, or an address such as s3://bucket/folder."""
     count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 50_000
     """Pairs to record."""
     steps: int = 18
     """Steps of the sampler."""
     sampler: str = "heun"
     """transfer, heun or multistep: the noise-to-image map must be a function."""
-    batch: int = 256
-    """Images at once: changes the speed, not the result."""
+    guidance: float = 1.0
+    """Weight of classifier-free guidance; 1: none."""
+    states: int = 0
+    """States to keep of each path, between its noise and its image."""
+    codec: str | None = None
+    """u8, f16, raw, int8 or int8:PERCENTILE; by default u8 for images, raw for points."""
+    batch: int | None = None
+    """Images carried at once: the store is the same for any."""
     seed: int = 0
     """Of the noise."""
-    verify: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOn] = True
+    """Complete what the folder holds already; else refuse one that holds anything."""
+    verify: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Check every byte of a store instead, and name what is damaged."""
-    info: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    info: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Tell what a store holds instead."""
+    convert: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Copy a folder of Denoising Circuits' sample_*.zst into a store at --out, or such a store into
+    such a folder, instead."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Record, verify or tell; 2 when a store is damaged."""
+    """Record, verify, tell or convert; 2 when a store is damaged."""
     told = console.options(Options, "record", argv)
     if told.verify:
         return _verify(told.verify)
     if told.info:
         return _info(told.info)
+    if told.convert and told.out:
+        return _convert(told.convert, told.out)
     if told.run is None or told.out is None:
-        raise InputError("record needs a RUN and --out DIR, or --verify DIR, or --info DIR")
+        raise InputError(
+            "record needs a RUN and --out DIR; or --convert DIR and --out DIR, or --verify DIR, or "
+            "--info DIR"
+        )
+    from fewstep.recording import Recording
+    from fewstep.store import open_folder
+
+    if not told.resume and open_folder(told.out).sizes():
+        raise InputError(f"{told.out} is not empty, and --no-resume was asked; give another --out")
+    wanted = Recording(told.count, told.steps, told.states, told.codec, told.seed)
     if not run(
         told.run,
         told.out,
-        count=told.count,
-        steps=told.steps,
+        wanted,
         sampler=told.sampler,
+        guidance=told.guidance,
         batch=told.batch,
-        seed=told.seed,
     ):
         console.out.print("stopped; the same command resumes")
         return 0
@@ -63,33 +90,35 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(
-    address: str, folder: Path, *, count: int, steps: int, sampler: str, batch: int, seed: int
+    address: str,
+    folder: str | Path,
+    wanted: "Recording",
+    *,
+    sampler: str,
+    guidance: float = 1.0,
+    batch: int | None = None,
 ) -> bool:
     """Record with a progress bar; False when the user stopped it."""
     from fewstep import runs
-    from fewstep.experiment import default_device
+    from fewstep.distributed import device
     from fewstep.recording import record
     from fewstep.sampling import named_step
 
-    generator = runs.load(address).sampled(step=named_step(sampler)).to(default_device())
-    rows = record(
-        generator,
-        folder,
-        count=count,
-        steps=steps,
-        teacher=runs.weights_hash(generator),
-        batch=batch,
-        seed=seed,
-    )
-    with console.bar("record", count) as bar, console.stopping() as stop, closing(rows):
-        for done in rows:
-            bar(done)
-            if stop.asked and done < count:
-                return False
+    generator = runs.load(address).sampled(step=named_step(sampler)).to(device())
+    if guidance != 1:
+        generator = generator.guided(guidance)
+    rows = record(generator, folder, wanted, teacher=runs.weights_hash(generator), batch=batch)
+    with console.stopping() as stop, closing(rows):
+        start = next(rows)
+        with console.bar("record", start.total, start.done) as bar:
+            for now in rows:
+                bar(now.done)
+                if stop.asked and now.done < now.total:
+                    return False
     return True
 
 
-def _verify(folder: Path) -> int:
+def _verify(folder: str) -> int:
     from fewstep import store
 
     damaged = store.verify(folder)
@@ -99,15 +128,33 @@ def _verify(folder: Path) -> int:
     return 2 if damaged else 0
 
 
-def _info(folder: Path) -> int:
+def _info(folder: str) -> int:
     from fewstep import store
 
-    reader = store.Reader(folder)
-    told = {
-        "records": len(reader),
-        "hash": reader.hash,
-        "schema": {name: str(codec) for name, codec in reader.schema.items()},
-        "provenance": dict(reader.provenance),
+    begun = store.unfinished(store.open_folder(folder))
+    if begun:
+        plan, shards = begun
+        told = {"finished": False, "recorded": sum(shard.count for shard in shards)}
+    else:
+        reader = store.Reader(folder)
+        plan, shards = reader.manifest.plan, reader.manifest.shards
+        told = {"finished": True, "hash": reader.hash}
+    told |= {
+        "records": plan.count,
+        "bytes": sum(shard.bytes for shard in shards),
+        "schema": {name: str(codec) for name, codec in plan.schema.items()},
+        "provenance": dict(plan.provenance),
     }
     console.out.print_json(json.dumps(told))
+    return 0
+
+
+def _convert(source: str, target: str) -> int:
+    from fewstep.store import circuits
+
+    with console.bar("convert", circuits.count(source)) as bar:
+        done = 0
+        for done in circuits.convert(source, target):
+            bar(done)
+    console.out.print(f"{target}: {done} samples")
     return 0

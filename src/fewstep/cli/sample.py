@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
     from fewstep import runs
     from fewstep.evaluation import generate
-    from fewstep.experiment import default_device
+    from fewstep.distributed import device
     from fewstep.images import save_grid
     from fewstep.sampling import named_step
     from fewstep.times import FixedGrid
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     images = [
         rows
         for _, rows in generate(
-            generator.to(default_device()),
+            generator.to(device()),
             told.count,
             steps=steps,
             seed=told.seed,

@@ -47,9 +47,11 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     if not run(recipe, folder, what=folder.name):
         console.out.print(f"stopped; to resume: {command}")
         return 0
+    from fewstep.distributed import first_rank
     from fewstep.report import report_run
 
-    report_run(folder, command)
+    if first_rank():
+        report_run(folder, command)
     console.out.print(f"{folder}: model.safetensors and report.html")
     return 0
 

@@ -1,7 +1,8 @@
 """Teacher data on disk: compact, resumable, read at random, and provably whole."""
 
 from fewstep.store.codecs import F16, U8, Codec, Int8, Raw
-from fewstep.store.manifest import Manifest, Plan, Shard
+from fewstep.store.folder import Address, open_folder
+from fewstep.store.manifest import Manifest, Plan, Shard, unfinished
 from fewstep.store.reader import Reader
 from fewstep.store.verify import verify
 from fewstep.store.writer import Writer
@@ -9,6 +10,7 @@ from fewstep.store.writer import Writer
 __all__ = [
     "F16",
     "U8",
+    "Address",
     "Codec",
     "Int8",
     "Manifest",
@@ -17,5 +19,7 @@ __all__ = [
     "Reader",
     "Shard",
     "Writer",
+    "open_folder",
+    "unfinished",
     "verify",
 ]

@@ -1,60 +1,130 @@
 """The few things a store does with files: list, read ranges, publish whole files, remove.
 
 A file appears under its name only when it is complete: it is written under a temporary name, forced
-to the disk, then renamed. So a name that exists is a file that is whole, whatever was killed when.
+to the disk, then renamed; an object store shows a file only when the whole upload has ended. So a
+name that exists is a file that is whole, whatever was killed when.
 """
 
+import errno
 import os
 import secrets
-from collections.abc import Generator, Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
 
 from fewstep.errors import InputError
 
 PIECE = 1 << 20
 TEMPORARY = ".tmp"
+# an upload becomes visible at once and whole: no temporary name is needed, and a rename is a copy
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "memory"}
+
+Address = str | os.PathLike[str]
 
 
-class Folder:
-    """A local folder. Files are named without a path; failures of the disk are `InputError`."""
+class Span(NamedTuple):
+    """The bytes from `start` to `stop` of a file."""
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    name: str
+    start: int
+    stop: int
+
+
+class Folder(ABC):
+    """A folder of files without subfolders; what its place refuses is an `InputError`."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """All that lies in the folder and its bytes, temporary files included; nothing if there is
+        no folder."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes: ...
+
+    @abstractmethod
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The whole file, a mebibyte or so at a time."""
+
+    @abstractmethod
+    def ranges(self, spans: Sequence[Span]) -> list[bytes]:
+        """The bytes of each span. Nothing stays open: any number of threads and shards read
+        without sharing a handle or running out of them."""
+
+    @abstractmethod
+    def publish(self, name: str, chunks: Iterable[bytes]) -> None:
+        """Write a file that is seen whole or not at all."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None: ...
+
+    def sweep(self, name: str = "") -> None:
+        """Remove what killed writers left of a file, or of all files."""
+        for left in self.sizes():
+            if left.startswith(name) and left.endswith(TEMPORARY):
+                self.remove(left)
+
+
+def open_folder(address: Address) -> Folder:
+    """The folder at a path, or at an address such as `s3://bucket/folder` that fsspec knows.
+
+    Raises: InputError for a scheme that is not known, or whose package is not installed.
+    """
+    text = os.fspath(address)
+    if "://" not in text:
+        return LocalFolder(text)
+    scheme = text.partition("://")[0]
+    try:
+        files, root = fsspec.core.url_to_fs(text)
+    except ImportError as error:
+        extra = "pip install 'fewstep[s3]'" if scheme == "s3" else str(error)
+        raise InputError(f"{text}: a package for {scheme}:// is missing: {extra}") from None
+    except ValueError as error:
+        raise InputError(f"{text}: {error}") from None
+    return LocalFolder(root) if scheme in ("file", "local") else RemoteFolder(text, files, root)
+
+
+class LocalFolder(Folder):
+    """A folder of this machine's disks."""
+
+    def __init__(self, root: Address) -> None:
         self.root = Path(root)
 
     def __str__(self) -> str:
         return str(self.root)
 
-    def names(self) -> set[str]:
-        """All that lies in the folder, temporary files included; nothing if there is no folder."""
+    def sizes(self) -> dict[str, int]:
         with _explained(self.root):
-            return set(os.listdir(self.root)) if self.root.exists() else set()
-
-    def size(self, name: str) -> int:
-        with _explained(self.root / name):
-            return (self.root / name).stat().st_size
+            if not self.root.exists():
+                return {}
+            return {entry.name: _size(entry) for entry in os.scandir(self.root)}
 
     def read(self, name: str) -> bytes:
         with _explained(self.root / name):
             return (self.root / name).read_bytes()
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The whole file, a mebibyte at a time."""
         with _explained(self.root / name), (self.root / name).open("rb") as file:
             while piece := file.read(PIECE):
                 yield piece
 
-    def ranges(self, name: str, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-        """The bytes from start to stop of each span. Opened anew for each call: any number of
-        threads, processes and shards read without sharing a handle or running out of them."""
-        path = self.root / name
-        with _explained(path), path.open("rb", buffering=0) as file:
-            for start, stop in spans:
-                file.seek(start)
-                yield file.read(stop - start)
+    def ranges(self, spans: Sequence[Span]) -> list[bytes]:
+        # grouped, so that one file at a time is open
+        order = sorted(range(len(spans)), key=lambda place: spans[place].name)
+        found = [b""] * len(spans)
+        for name, places in groupby(order, key=lambda place: spans[place].name):
+            path = self.root / name
+            with _explained(path), path.open("rb", buffering=0) as file:
+                for place in places:
+                    _, start, stop = spans[place]
+                    found[place] = os.pread(file.fileno(), stop - start, start)
+        return found
 
     def publish(self, name: str, chunks: Iterable[bytes]) -> None:
-        """Write a file that is seen whole or not at all."""
         temporary = self.root / f"{name}.{secrets.token_hex(4)}{TEMPORARY}"
         with _explained(self.root / name):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -71,11 +141,110 @@ class Folder:
         with _explained(self.root / name):
             (self.root / name).unlink(missing_ok=True)
 
-    def sweep(self, name: str = "") -> None:
-        """Remove what killed writers left of a file, or of all files."""
-        for left in self.names():
-            if left.startswith(name) and left.endswith(TEMPORARY):
-                self.remove(left)
+
+class RemoteFolder(Folder):
+    """A folder that fsspec reaches: S3, Google Cloud Storage, SFTP and others.
+
+    Threads may share it; a forked process may not (fsspec's own rule): spawn instead.
+    """
+
+    def __init__(self, address: str, files: Any, root: str) -> None:
+        self._address = address.rstrip("/")
+        self._files = files
+        self._root = root.rstrip("/")
+        self._whole_at_once = self._address.partition("://")[0] in OBJECT_STORES
+
+    def __str__(self) -> str:
+        return self._address
+
+    def sizes(self) -> dict[str, int]:
+        def listed() -> list[dict[str, Any]]:
+            self._files.invalidate_cache()  # other processes write here too
+            try:
+                return self._files.ls(self._root, detail=True)
+            except FileNotFoundError:
+                return []
+
+        entries = self._reach("", listed)
+        named = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry for entry in entries}
+        # some stores keep an empty object for the folder itself
+        own = self._root.rsplit("/", 1)[-1]
+        return {
+            name: entry["size"] or 0
+            for name, entry in named.items()
+            if not (name == own and entry["name"].rstrip("/") == self._root)
+        }
+
+    def read(self, name: str) -> bytes:
+        return self._reach(name, lambda: self._files.cat_file(self._path(name)))
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        size = self._reach(name, lambda: self._files.size(self._path(name)))
+        for start in range(0, size, 8 * PIECE):
+            (piece,) = self.ranges([Span(name, start, min(start + 8 * PIECE, size))])
+            yield piece
+
+    def ranges(self, spans: Sequence[Span]) -> list[bytes]:
+        def fetched() -> list[bytes]:
+            # all at once: asked one after the other, each would wait a round trip
+            found = self._files.cat_ranges(
+                [self._path(span.name) for span in spans],
+                [span.start for span in spans],
+                [span.stop for span in spans],
+            )
+            for piece in found:
+                if isinstance(piece, BaseException):
+                    raise piece
+            return found
+
+        wanted = [place for place, span in enumerate(spans) if span.stop > span.start]
+        if len(wanted) < len(spans):  # nothing is a range that servers refuse
+            found = iter(self.ranges([spans[place] for place in wanted]))
+            return [next(found) if span.stop > span.start else b"" for span in spans]
+        return self._reach(spans[0].name, fetched) if spans else []
+
+    def publish(self, name: str, chunks: Iterable[bytes]) -> None:
+        content = b"".join(chunks)
+        if self._whole_at_once:
+            self._reach(name, lambda: self._files.pipe_file(self._path(name), content))
+            return
+        temporary = f"{name}.{secrets.token_hex(4)}{TEMPORARY}"
+
+        def moved() -> None:
+            self._files.makedirs(self._root, exist_ok=True)
+            self._files.pipe_file(self._path(temporary), content)
+            self._files.mv(self._path(temporary), self._path(name))
+
+        self._reach(name, moved)
+
+    def remove(self, name: str) -> None:
+        def removed() -> None:
+            try:
+                self._files.rm_file(self._path(name))
+            except FileNotFoundError:
+                return
+
+        self._reach(name, removed)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _reach(self, name: str, do: Callable[[], Any]) -> Any:
+        """What `do` gives; any failure as one line, since each service has exceptions of its own:
+        no route, no credentials, no bucket."""
+        try:
+            return do()
+        except Exception as error:
+            told = (str(error) or type(error).__name__).splitlines()[0]
+            where = f"{self._address}/{name}" if name else self._address
+            raise InputError(f"{where}: {told}") from None
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except FileNotFoundError:  # gone meanwhile, or a link to nothing
+        return 0
 
 
 @contextmanager
@@ -83,4 +252,7 @@ def _explained(path: Path) -> Generator[None, None, None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
+        told = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            told += "; what is whole is kept: make room and run the same command again"
+        raise InputError(f"{path}: {told}") from None

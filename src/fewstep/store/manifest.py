@@ -72,6 +72,10 @@ class Shard:
     bytes: int
     sha256: str
 
+    @property
+    def number(self) -> int:
+        return int(self.file.removeprefix("shard-").removesuffix(".zst"))
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -106,9 +110,24 @@ def read_plan(folder: Folder) -> Plan:
     return _read(folder, PLAN, _plan_from)
 
 
+def unfinished(folder: Folder) -> tuple[Plan, tuple[Shard, ...]] | None:
+    """The plan of a store still being recorded, and the shards that are there, without their
+    SHA-256; None for a finished store, or none."""
+    sizes = folder.sizes()
+    if MANIFEST in sizes or PLAN not in sizes:
+        return None
+    plan = read_plan(folder)
+    named = ((number, shard_name(number)) for number in range(plan.shards))
+    return plan, tuple(
+        Shard(name, len(plan.records(number)), sizes[name], "")
+        for number, name in named
+        if name in sizes
+    )
+
+
 def read_manifest(folder: Folder) -> Manifest:
     """The manifest of a finished store, checked; `InputError` for what is unfinished or damaged."""
-    names = folder.names()
+    names = folder.sizes()
     if MANIFEST in names:
         return _read(folder, MANIFEST, _manifest_from)
     if PLAN in names:

@@ -1,6 +1,5 @@
 """Read teacher data at random, by seeking: no shard is ever loaded whole."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from fewstep.errors import InputError
 from fewstep.store.codecs import Codec
-from fewstep.store.folder import Folder
+from fewstep.store.folder import Address, Span, open_folder
 from fewstep.store.manifest import Manifest, read_manifest
 from fewstep.store.records import Layout
 from fewstep.store.shards import read_offsets, unframed
@@ -25,14 +24,16 @@ class Reader:
     """A finished store. Opening checks the manifest, every shard's length and its index; reading
     checks each record. What is unfinished or damaged is an `InputError` that names the place.
 
-    Threads and forked or spawned processes may share it.
+    Threads may share it; spawned processes too, and forked ones where the folder is a local one.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self._folder = Folder(folder)
+    def __init__(self, folder: Address) -> None:
+        self._folder = open_folder(folder)
         self.manifest: Manifest = read_manifest(self._folder)
         self._layout = Layout(self.schema)
-        self._offsets = [read_offsets(self._folder, shard) for shard in self.manifest.shards]
+        offsets = read_offsets(self._folder, self.manifest.shards)
+        self._starts = np.concatenate([one[:-1] for one in offsets])
+        self._stops = np.concatenate([one[1:] for one in offsets])
 
     @property
     def schema(self) -> Mapping[str, Codec]:
@@ -55,12 +56,8 @@ class Reader:
         """The records of these numbers, in this order, decoded: a tensor a name, one row each."""
         rows = self._rows(indices)
         packed = np.empty((len(rows), self._layout.size), dtype=np.uint8)
-        shards = rows // self.manifest.plan.shard_size
-        for shard in np.unique(shards).tolist():
-            places = np.flatnonzero(shards == shard)
-            payloads = self._payloads(shard, rows[places])
-            for place, payload in zip(places.tolist(), payloads, strict=True):
-                packed[place] = np.frombuffer(payload, dtype=np.uint8)
+        for place, payload in enumerate(self._payloads(rows)):
+            packed[place] = np.frombuffer(payload, dtype=np.uint8)
         fits = self._layout.fits(torch.from_numpy(packed))
         if not fits.all():
             record = int(rows[~fits.numpy()][0])
@@ -77,13 +74,16 @@ class Reader:
             raise IndexError(f"records are numbered 0 to {len(self) - 1}")
         return rows.astype(np.int64)
 
-    def _payloads(self, shard: int, rows: Rows) -> Iterator[bytes]:
-        offsets = self._offsets[shard]
-        within = rows - shard * self.manifest.plan.shard_size
-        spans = zip(offsets[within].tolist(), offsets[within + 1].tolist(), strict=True)
+    def _payloads(self, rows: Rows) -> Iterator[bytes]:
+        names = [shard.file for shard in self.manifest.shards]
+        shards = rows // self.manifest.plan.shard_size
+        ends = self._starts[rows].tolist(), self._stops[rows].tolist()
+        spans = [
+            Span(names[shard], start, stop)
+            for shard, start, stop in zip(shards.tolist(), *ends, strict=True)
+        ]
         decompressor = zstandard.ZstdDecompressor()
-        frames = self._folder.ranges(self.manifest.shards[shard].file, spans)
-        for row, frame in zip(rows.tolist(), frames, strict=True):
+        for row, frame in zip(rows.tolist(), self._folder.ranges(spans), strict=True):
             try:
                 yield unframed(frame, self._layout.size, decompressor)
             except zstandard.ZstdError as error:

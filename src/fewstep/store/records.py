@@ -20,6 +20,9 @@ from fewstep.errors import InputError
 from fewstep.store.codecs import DTYPE_NAMES, Codec, Shape
 
 
+MOST = 1 << 30  # bytes of a record: what a hostile manifest can make a reader set aside
+
+
 class Part(NamedTuple):
     """One stored tensor of a record and the bytes it takes, counted from the record's first."""
 
@@ -32,7 +35,8 @@ class Part(NamedTuple):
 
 
 class Layout:
-    """Where every tensor of a record lies. `size` is the bytes of one record, uncompressed."""
+    """Where every tensor of a record lies. `size` is the bytes of one record, uncompressed: at most
+    a gibibyte, or it is an `InputError`."""
 
     def __init__(self, schema: Mapping[str, Codec]) -> None:
         self.schema = dict(schema)
@@ -51,6 +55,8 @@ class Layout:
             self.parts.append(Part(owner, suffix, dtype, shape, start, stop))
             start = stop
         self.size = start
+        if self.size > MOST:
+            raise InputError(f"a record of {self.size} bytes; at most {MOST} are allowed")
 
     def check(self, records: Mapping[str, Tensor]) -> int:
         """How many rows the tensors have; `InputError` unless they are the schema's."""

@@ -9,7 +9,8 @@ content's size and checksum and depends on nothing else. The whole file is a leg
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.store.folder import Folder
+from fewstep.store.folder import Folder, Span
 from fewstep.store.manifest import Shard
 from fewstep.store.records import Layout
 
@@ -44,19 +45,37 @@ def shard_chunks(blocks: Iterable[UInt8[Tensor, "_ size"]]) -> Iterator[bytes]:
     yield HEADER.pack(SKIPPABLE, len(index) + DIGEST) + index + hashlib.sha256(index).digest()
 
 
-def read_offsets(folder: Folder, shard: Shard) -> Offsets:
-    """Where each record's frame starts, and the last one ends; `InputError` if that is damaged."""
-    size, length = folder.size(shard.file), 8 * (shard.count + 1)
-    if size != shard.bytes:
-        raise InputError(
-            f"{folder}/{shard.file} is damaged: it has {size} bytes, not {shard.bytes}"
-        )
-    end = size - HEADER.size - length - DIGEST
-    (tail,) = folder.ranges(shard.file, [(max(end, 0), size)])
+def read_offsets(folder: Folder, shards: Sequence[Shard]) -> list[Offsets]:
+    """Where each record's frame starts, and the last one ends, for each shard.
+
+    Raises: InputError for a shard of another length, or whose index is damaged.
+    """
+    sizes, spans = folder.sizes(), list[Span]()
+    for shard in shards:
+        size, place = sizes.get(shard.file), f"{folder}/{shard.file}"
+        if size is None:
+            raise InputError(f"{place} is missing")
+        if size != shard.bytes:
+            raise InputError(f"{place} is damaged: it has {size} bytes, not {shard.bytes}")
+        end = _end(shard)
+        if end < 0:
+            raise InputError(f"{place} is damaged: its index has another checksum")
+        spans.append(Span(shard.file, end, size))
+    tails = folder.ranges(spans)
+    return [_offsets(folder, *pair) for pair in zip(shards, tails, strict=True)]
+
+
+def _end(shard: Shard) -> int:
+    """Where the last frame ends and the index begins."""
+    return shard.bytes - HEADER.size - 8 * (shard.count + 1) - DIGEST
+
+
+def _offsets(folder: Folder, shard: Shard, tail: bytes) -> Offsets:
+    end, length = _end(shard), 8 * (shard.count + 1)
     header, index = tail[: HEADER.size], tail[HEADER.size : HEADER.size + length]
     digest = tail[HEADER.size + length :]
     expected = HEADER.pack(SKIPPABLE, length + DIGEST), hashlib.sha256(index).digest()
-    if end < 0 or (header, digest) != expected:
+    if (header, digest) != expected:
         raise InputError(f"{folder}/{shard.file} is damaged: its index has another checksum")
     offsets = np.frombuffer(index, dtype="<i8").astype(np.int64)
     # compared, not subtracted: differences of hostile numbers would overflow
@@ -77,24 +96,41 @@ def unframed(frame: bytes, size: int, decompressor: zstandard.ZstdDecompressor) 
     return decompressor.decompress(frame, allow_extra_data=False)
 
 
-def examine(folder: Folder, shard: Shard, first: int, layout: Layout) -> Iterator[str]:
-    """Read every record of a shard, one at a time, and tell which are damaged, a line each. A
-    damaged index, or a file that cannot be read, raises `InputError`."""
-    offsets = read_offsets(folder, shard)
+class Examined(NamedTuple):
+    """What reading a whole shard has shown: a line for each damaged record, and its SHA-256."""
+
+    damages: list[str]
+    sha256: str
+
+
+def examine(folder: Folder, shard: Shard, first: int, layout: Layout) -> Examined:
+    """Read a shard once, from end to end, and try each record, which is numbered from `first` on.
+
+    Raises: InputError for a damaged index, or a file that cannot be read.
+    """
+    (offsets,) = read_offsets(folder, [shard])
     decompressor = zstandard.ZstdDecompressor()
-    spans = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-    for record, frame in enumerate(folder.ranges(shard.file, spans), start=first):
-        try:
-            payload = unframed(frame, layout.size, decompressor)
-        except zstandard.ZstdError as error:
-            yield f"{folder}/{shard.file}, record {record} is damaged: {error}"
-            continue
-        if not layout.fits(torch.frombuffer(bytearray(payload), dtype=torch.uint8)[None]).all():
-            yield f"{folder}/{shard.file}, record {record} is damaged: it has another schema"
-
-
-def sha256(folder: Folder, file: str) -> str:
-    digest = hashlib.sha256()
-    for piece in folder.pieces(file):
+    digest, damages, buffer = hashlib.sha256(), list[str](), bytearray()
+    lengths, record = np.diff(offsets).tolist(), 0
+    for piece in folder.pieces(shard.file):
         digest.update(piece)
-    return digest.hexdigest()
+        buffer += piece
+        used = 0
+        while record < len(lengths) and len(buffer) - used >= lengths[record]:
+            frame = bytes(buffer[used : used + lengths[record]])
+            used += lengths[record]
+            if damage := _damage(frame, layout, decompressor):
+                place = f"{folder}/{shard.file}, record {first + record}"
+                damages.append(f"{place} is damaged: {damage}")
+            record += 1
+        del buffer[:used]
+    return Examined(damages, digest.hexdigest())
+
+
+def _damage(frame: bytes, layout: Layout, decompressor: zstandard.ZstdDecompressor) -> str:
+    try:
+        payload = unframed(frame, layout.size, decompressor)
+    except zstandard.ZstdError as error:
+        return str(error)
+    fits = layout.fits(torch.frombuffer(bytearray(payload), dtype=torch.uint8)[None])
+    return "" if fits.all() else "it has another schema"

@@ -1,39 +1,50 @@
 """Is every byte of a store what was recorded?"""
 
-import os
-
 from fewstep.errors import InputError
-from fewstep.store.folder import Folder
-from fewstep.store.manifest import MANIFEST, Shard, read_manifest
+from fewstep.store.folder import Address, Folder, open_folder
+from fewstep.store.manifest import MANIFEST, Shard, read_manifest, unfinished
 from fewstep.store.records import Layout
-from fewstep.store.shards import examine, sha256
+from fewstep.store.shards import examine
 
 
-def verify(folder: str | os.PathLike[str]) -> list[str]:
+def verify(folder: Address) -> list[str]:
     """One line for each damaged, missing or foreign thing in a finished store; none if it is whole.
 
     A changed byte and a cut anywhere are found, by SHA-256; so is a store made to harm: every index
-    is checked and every record decompressed, within its known size.
+    is checked and every record decompressed, within its known size. Of an unfinished store, the
+    shards that are there are read through, and a last line tells how much is missing.
     """
-    root = Folder(folder)
     try:
-        manifest = read_manifest(root)
-        names = root.names()
+        root = open_folder(folder)
+        begun = unfinished(root)
+        if begun:
+            plan, shards = begun
+        else:
+            manifest = read_manifest(root)
+            plan, shards = manifest.plan, manifest.shards
+        layout = Layout(plan.schema)
+        names = set(root.sizes())
     except InputError as error:
         return [str(error)]
-    layout = Layout(manifest.plan.schema)
-    known = {MANIFEST, *(shard.file for shard in manifest.shards)}
-    lines = [f"{root}/{name} does not belong to the store" for name in sorted(names - known)]
-    for number, shard in enumerate(manifest.shards):
-        lines += _damages(root, shard, manifest.plan.records(number).start, layout)
+    lines: list[str] = []
+    if not begun:
+        foreign = names - {MANIFEST, *(shard.file for shard in shards)}
+        lines += [f"{root}/{name} does not belong to the store" for name in sorted(foreign)]
+    for shard in shards:
+        lines += _damages(root, shard, plan.records(shard.number).start, layout)
+    if begun:
+        lines.append(
+            f"{root} is not finished: {len(shards)} of {plan.shards} shards are there; "
+            "run the same recording again to complete it"
+        )
     return lines
 
 
 def _damages(folder: Folder, shard: Shard, first: int, layout: Layout) -> list[str]:
     try:
-        damages = list(examine(folder, shard, first, layout))
-        if not damages and sha256(folder, shard.file) != shard.sha256:
-            damages = [f"{folder}/{shard.file} is damaged: it has another SHA-256"]
+        found = examine(folder, shard, first, layout)
     except InputError as error:
-        damages = [str(error)]
-    return damages
+        return [str(error)]
+    if not found.damages and shard.sha256 and found.sha256 != shard.sha256:
+        return [f"{folder}/{shard.file} is damaged: it has another SHA-256"]
+    return found.damages

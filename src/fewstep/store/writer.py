@@ -6,8 +6,8 @@ sizes nor on how many processes wrote it or how often they were killed.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Shaped
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewstep.errors import InputError
 from fewstep.store.codecs import Codec
-from fewstep.store.folder import TEMPORARY, Folder
+from fewstep.store.folder import TEMPORARY, Address, open_folder
 from fewstep.store.manifest import (
     MANIFEST,
     PLAN,
@@ -29,7 +29,7 @@ from fewstep.store.manifest import (
     shard_name,
 )
 from fewstep.store.records import Layout
-from fewstep.store.shards import examine, sha256, shard_chunks
+from fewstep.store.shards import examine, shard_chunks
 
 BLOCK = 32  # records encoded at a time: bounds the memory of large ones
 
@@ -44,7 +44,7 @@ class Writer:
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        folder: Address,
         *,
         schema: Mapping[str, Codec],
         count: int,
@@ -54,7 +54,7 @@ class Writer:
         # through JSON, so that a tuple equals the list it is resumed from
         told = json.loads(json.dumps(dict(provenance), allow_nan=False))
         self.plan = Plan(dict(schema), count, shard_size, told)
-        self._folder = Folder(folder)
+        self._folder = open_folder(folder)
         self._layout = Layout(self.plan.schema)
         self._written: dict[int, Shard] = {}
         self._manifest = self._open()
@@ -68,7 +68,7 @@ class Writer:
         """The records of each shard that is not yet whole, in order."""
         if self.complete:
             return []
-        names = self._folder.names()
+        names = self._folder.sizes()
         shards = (shard for shard in range(self.plan.shards) if shard_name(shard) not in names)
         return [self.plan.records(shard) for shard in shards]
 
@@ -83,13 +83,16 @@ class Writer:
         number = start // self.plan.shard_size
         name = shard_name(number)
         self._folder.sweep(name)
-        digest, size = hashlib.sha256(), 0
-        chunks = list(shard_chunks(self._blocks(records, rows)))
-        for chunk in chunks:
-            digest.update(chunk)
-            size += len(chunk)
-        self._folder.publish(name, chunks)
-        self._written[number] = Shard(name, rows, size, digest.hexdigest())
+        digest, sizes = hashlib.sha256(), list[int]()
+
+        def noted() -> Iterator[bytes]:
+            for chunk in shard_chunks(self._blocks(records, rows)):
+                digest.update(chunk)
+                sizes.append(len(chunk))
+                yield chunk
+
+        self._folder.publish(name, noted())
+        self._written[number] = Shard(name, rows, sum(sizes), digest.hexdigest())
 
     def finish(self) -> Manifest:
         """Seal the store once all shards are whole: write the manifest, remove the plan."""
@@ -104,7 +107,7 @@ class Writer:
         return self._manifest
 
     def _open(self) -> Manifest | None:
-        names = self._folder.names()
+        names = self._folder.sizes()
         if MANIFEST in names:
             manifest = read_manifest(self._folder)
             self._must_match(manifest.plan)
@@ -133,11 +136,11 @@ class Writer:
     def _found(self, number: int) -> Shard:
         """A shard that an earlier writer left: read through, lest damage be sealed as good."""
         name, records = shard_name(number), self.plan.records(number)
-        size, digest = self._folder.size(name), sha256(self._folder, name)
-        shard = Shard(name, len(records), size, digest)
-        for damage in examine(self._folder, shard, records.start, self._layout):
+        shard = Shard(name, len(records), self._folder.sizes()[name], "")
+        found = examine(self._folder, shard, records.start, self._layout)
+        for damage in found.damages:
             raise InputError(f"{damage}; delete that file and run the recording again")
-        return shard
+        return replace(shard, sha256=found.sha256)
 
     def _tidy(self) -> None:
         self._folder.sweep()

@@ -1,0 +1,69 @@
+"""A student of exactly k steps, taught on the pairs' straight lines at just its k times.
+
+    x_t = (1 − t)·x0 + t·noise,   t in {1, (k−1)/k, …, 1/k},   loss = d(velocity(x_t, t), (x_t − x0)/t)
+
+It is sampled by Euler's steps at those times, each from t to s on the line that it sees:
+x_s = x_t + (s − t)·velocity, which moves the share (t − s)/t of the way to the predicted image. At
+k = 1 this is regression.  Liu, Gong and Liu 2022, arXiv:2209.03003, section 2.2 (distillation).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from fewstep.denoiser import Denoiser
+from fewstep.errors import InputError
+from fewstep.generator import Generator, Subject
+from fewstep.losses import DistanceConfig, SquareError
+from fewstep.methods.base import Batch, Loss, Method, Turn
+from fewstep.process import Flow, shaped
+from fewstep.times import FixedGrid, UniformGrid
+
+
+@dataclass(frozen=True)
+class KstepConfig:
+    k: int = 4
+    """Steps of the student: 1, 2, 4, 8 or any other number."""
+    on: Literal["velocity", "x0"] = "velocity"
+    """What the loss compares. An error of x0 at t is t times that of the velocity."""
+    loss: DistanceConfig = field(default_factory=SquareError)
+    """Distance between prediction and truth: `mse` or `pseudo-huber`."""
+
+
+class Kstep(Method):
+    """Learn the lines between recorded noise and image where the student will stand on them."""
+
+    Config = KstepConfig
+    reads = frozenset({"pairs"})
+    needs_teacher = False
+    config: KstepConfig
+
+    def __init__(
+        self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
+    ) -> None:
+        if config.k < 1:
+            raise InputError(f"method.k is {config.k}; a student takes at least 1 step")
+        super().__init__(config, student.under(Flow()), subject, teacher=teacher)
+        self.times = UniformGrid().points(config.k, self.student)
+
+    def turns(self, step: int) -> Iterator[Turn]:
+        yield Turn("student", self.student_loss)
+
+    def student_loss(self, batch: Batch) -> Loss:
+        pairs = batch.pairs
+        which = (batch.rand() * self.config.k).long()
+        t = self.times.to(which.device)[which].float()
+        _, sigma = self.student.process.at(t, like=pairs.noise)
+        x_t = self.student.process.noised(pairs.x0, pairs.noise, t)
+        # sampling starts from noise alone, at an earlier first time than 1 too
+        x_t = torch.where(shaped(which, x_t) == 0, sigma * pairs.noise, x_t)
+        said = self.student(x_t, t, cond=pairs.cond)
+        if self.config.on == "x0":
+            return Loss(self.config.loss(said.x0, pairs.x0).mean())
+        return Loss(self.config.loss(said.velocity, (x_t - pairs.x0) / shaped(t, x_t)).mean())
+
+    def generator(self) -> Generator:
+        grid = FixedGrid((tuple(self.times.tolist()),))
+        return Generator(self.student, self.subject, grid=grid)
