@@ -1,14 +1,15 @@
 import pytest
 import torch
 
-from analytic import exact
+from analytic import MEAN, SPREAD, Exact, exact
 from fewstep import data, metrics
+from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.evaluation import Yardstick, evaluations, generate, seconds_per_image
+from fewstep.evaluation import Yardstick, evaluations, generate, seconds_per_image, straightness
 from fewstep.generator import Generator, Subject
 from fewstep.images import to_uint8
-from fewstep.parametrization import Velocity
-from fewstep.process import Flow
+from fewstep.parametrization import EDM, Velocity
+from fewstep.process import VE, Flow
 from fewstep.sampling import corrector, heun, multistep, noise_from_seeds, renoise, transfer
 
 SHAPE = (1, 8, 8)
@@ -79,3 +80,24 @@ def test_what_cannot_be_scored_is_refused(digits):
 
 def test_time_is_a_median_in_seconds():
     assert 0 < seconds_per_image(generator(), 1, repeats=3) < 1
+
+
+@pytest.mark.parametrize("world", [(Flow(), Velocity()), (VE(), EDM())])
+def test_straightness_is_that_of_the_closed_form_flow(world):
+    """x_t = (1 − t)·mean + r(t)·noise with r² = (1 − t)²·spread² + t²: what bends is r."""
+    t = torch.linspace(1, 0, 20_001, dtype=torch.float64)
+    rate = torch.sqrt((1 - t).square() * SPREAD**2 + t.square()).diff() / t.diff()
+    wanted = (rate.square().mean() - rate.mean() ** 2) / (MEAN**2 + (1 - SPREAD) ** 2)
+    made = Generator(exact(*world, SHAPE), Subject(SHAPE))
+    assert straightness(made, samples=1500, steps=200) == pytest.approx(float(wanted), rel=0.03)
+
+
+def test_lines_are_straight():
+    class Lines(Exact):
+        """The velocity of lines that all end in one point: x_t = t·noise."""
+
+        def forward(self, x, level, *, level_s=None, cond=None):
+            return x / (level.reshape(-1, 1, 1, 1) / 1000)
+
+    model = Denoiser(Lines(Velocity(), SHAPE), Flow(), Velocity())
+    assert straightness(Generator(model, Subject(SHAPE)), samples=20) < 1e-12

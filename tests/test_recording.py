@@ -1,13 +1,28 @@
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from analytic import exact
+import killing
+from analytic import exact, flow_map
 from fewstep import store
+from fewstep.backbones import UNetConfig, build
+from fewstep.batches import Batches
+from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
-from fewstep.recording import FIRST_SEED, PairStream, Recording, class_labels, record
+from fewstep.recording import (
+    FIRST_SEED,
+    PairStream,
+    Recording,
+    class_labels,
+    record,
+    tile_rows,
+)
 from fewstep.sampling import ancestral, heun, noise_from_seeds
 from fewstep.times import KarrasGrid
 
@@ -49,11 +64,51 @@ def test_points_are_kept_exactly(tmp_path):
     torch.testing.assert_close(rows.x0, plane(rows.noise, steps=5), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 64])
-def test_the_store_does_not_depend_on_the_batch_size(tmp_path, batch):
-    recorded(images(), tmp_path / "a", batch=23)
-    recorded(images(), tmp_path / "b", batch=batch)
-    assert content(tmp_path / "a") == content(tmp_path / "b")
+@pytest.fixture(scope="module")
+def network():
+    """Of every kind of layer, none of them silent, and with a row that fills no vector register."""
+    shape = (1, 6, 6)
+    config = UNetConfig(channels=(8, 12), layers=1, attention=(3,), groups=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = build(config, shape=shape, classes=3)
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return Generator(Denoiser(net.eval(), Flow(), Velocity()), Subject(shape, 3), step=heun)
+
+
+@pytest.fixture(scope="module")
+def alone(network, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone") / "p"
+    recorded(network, folder, count=150, shard=40, codec="raw")
+    return content(folder)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64, 1000])
+def test_the_store_does_not_depend_on_the_batch_size(network, alone, tmp_path, batch):
+    """Bit for bit, in float32: kernels round otherwise for other batch sizes."""
+    count = 150 if batch > 1 else 50  # a tile for each row takes its time
+    recorded(network, tmp_path, count=count, shard=40, codec="raw", batch=batch)
+    found = content(tmp_path)
+    whole = [f"shard-0000{k}.zst" for k in range(count // 40)]
+    assert len(whole) >= 1 and all(found[name] == alone[name] for name in whole)
+    assert batch == 1 or found == alone
+
+
+def test_the_store_does_not_depend_on_the_number_of_threads(network, alone, tmp_path):
+    torch.set_num_threads(2)
+    try:
+        recorded(network, tmp_path, count=150, shard=40, codec="raw")
+    finally:
+        torch.set_num_threads(1)
+    assert content(tmp_path) == alone
+
+
+def test_tiles_are_as_large_as_the_device_likes():
+    def rows(*shape):
+        return tile_rows(Generator(exact(Flow(), Velocity(), shape), Subject(shape)))
+
+    assert [rows(2), rows(1, 8, 8), rows(3, 32, 32), rows(3, 256, 256)] == [128, 128, 32, 1]
 
 
 def test_an_interrupted_recording_goes_on_and_ends_the_same(tmp_path):
@@ -67,6 +122,28 @@ def test_an_interrupted_recording_goes_on_and_ends_the_same(tmp_path):
     assert content(tmp_path / "p") == content(tmp_path / "whole")
 
 
+def kills(folder, number, ranks, seed):
+    """What `killing.py` saw; it fails where a whole shard is wrong, lost or written twice, or the
+    finished store differs from an undisturbed one by a bit."""
+    command = [sys.executable, killing.__file__, folder, number, ranks, seed]
+    told = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=230)
+    assert told.returncode == 0, told.stderr
+    return json.loads(told.stdout)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_recordings_lose_nothing_that_was_whole(tmp_path, ranks):
+    seen = kills(tmp_path, 10, ranks, seed=0)
+    assert seen["kills"] >= 10 and seen["partial"] >= 1 and seen["stores"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_hundreds_of_kills_lose_nothing_that_was_whole(tmp_path, ranks):
+    seen = kills(tmp_path, 150, ranks, seed=1)
+    assert seen["kills"] >= 150 and seen["partial"] >= 50
+
+
 def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -78,6 +155,84 @@ def test_a_stochastic_teacher_is_refused_with_the_reason(tmp_path):
         recorded(images(), tmp_path / "p", count=0)
     with pytest.raises(InputError, match="seeds from 0 up"):
         recorded(images(), tmp_path / "p", seed=-1)
+
+
+def test_states_lie_on_the_path(tmp_path):
+    model = exact(Flow(), Velocity(), IMAGES)
+    teacher = Generator(model, Subject(IMAGES), step=heun)
+    recorded(teacher, tmp_path / "p", steps=60, states=3)
+    reader = store.Reader(tmp_path / "p")
+    rows = reader[:]
+    assert reader.provenance["states"] == [0.75, 0.5, 0.25]
+    assert rows["states"].shape == (23, 3, *IMAGES)
+    noise = noise_from_seeds(rows["seed"].tolist(), IMAGES)
+    for k, t in enumerate(reader.provenance["states"]):
+        t = torch.tensor(t)
+        wanted = flow_map(noise, torch.tensor(0.0), torch.tensor(1.0), 1 - t, t)
+        torch.testing.assert_close(rows["states"][:, k], wanted, atol=2e-3, rtol=2e-3)
+    stream = PairStream(reader).rows(torch.arange(2), torch.zeros(2), torch.device("cpu"))
+    assert torch.equal(stream.x0, rows["x0"][:2])
+
+
+@pytest.mark.parametrize(
+    ("codec", "bits", "error"),
+    [("u8", 8, 1 / 255), ("f16", 16, 1e-3), ("int8", 8, 0.02), ("int8:99", 8, 1.0), ("raw", 32, 0)],
+)
+def test_images_are_kept_as_asked(tmp_path, codec, bits, error):
+    recorded(images(), tmp_path / "raw", codec="raw")
+    recorded(images(), tmp_path / "p", codec=codec, states=2)
+    truth, found = store.Reader(tmp_path / "raw")[:]["x0"], store.Reader(tmp_path / "p")[:]["x0"]
+    assert (truth.clamp(-1, 1) - found.clamp(-1, 1)).abs().max() <= error
+    layout = store.Reader(tmp_path / "p").schema["x0"].parts[""][0]
+    assert layout.itemsize * 8 == bits
+
+
+def test_a_damaged_record_never_reaches_training(tmp_path):
+    recorded(images(), tmp_path)
+    shard = tmp_path / "shard-00001.zst"
+    raw = bytearray(shard.read_bytes())
+    raw[30] ^= 1  # in record 10, the shard's first
+    shard.write_bytes(raw)
+    stream = PairStream(store.Reader(tmp_path))
+    batches = Batches({"pairs": stream}, Subject(IMAGES, 3), batch=23, seed=0)
+    with pytest.raises(InputError, match="shard-00001.zst, record 10 is damaged"):
+        batches.step(0)
+
+
+def test_recorded_noise_takes_the_place_of_seeds(tmp_path):
+    noise, x0 = torch.randn(2, 5, *IMAGES, generator=torch.Generator().manual_seed(0))
+    schema = {"noise": store.Raw(torch.float32, IMAGES), "x0": store.Raw(torch.float32, IMAGES)}
+    writer = store.Writer(tmp_path, schema=schema, count=5, provenance={})
+    writer.write(0, {"noise": noise, "x0": x0})
+    writer.finish()
+    rows = PairStream(store.Reader(tmp_path)).rows(
+        torch.tensor([3, 1]), torch.zeros(2), torch.device("cpu")
+    )
+    assert torch.equal(rows.noise, noise[[3, 1]]) and torch.equal(rows.x0, x0[[3, 1]])
+    assert rows.cond is None
+
+
+def test_a_store_without_pairs_is_refused(tmp_path):
+    writer = store.Writer(tmp_path, schema={"x0": store.U8(IMAGES)}, count=1, provenance={})
+    writer.write(0, {"x0": torch.zeros(1, *IMAGES)})
+    writer.finish()
+    with pytest.raises(InputError, match="holds x0: no pairs"):
+        PairStream(store.Reader(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"states": 5}, "5 states of a path of 5 steps: there are 4"),
+        ({"states": -1}, "-1 states"),
+        ({"codec": "int4"}, "no codec 'int4'; there are: u8, f16, int8, raw"),
+        ({"codec": "int8:lots"}, "write int8, or int8:99.5"),
+        ({"batch": 0}, "batches of 0"),
+    ],
+)
+def test_what_cannot_be_recorded_is_told(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        recorded(images(), tmp_path / "p", **change)
 
 
 def test_another_teachers_pairs_are_not_mixed_in(tmp_path):

@@ -1,10 +1,11 @@
 """Streams of training rows: which rows a step sees is a function of (seed, stream, step).
 
-Each stream is a fresh permutation every epoch, keyed by (seed, stream, epoch); nothing is cached
-between steps but the current permutation, so resuming at any step needs no state.
+Each stream is a fresh permutation every epoch, keyed by (seed, stream, epoch), so resuming at any
+step needs no state. The next step's rows are read while the current one is computed.
 """
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -50,6 +51,9 @@ class ImageStream:
 class Batches:
     """The global batch of each step, cut into this rank's micro-batches."""
 
+    AHEAD = 2
+    """Steps read in advance, each in a thread of its own."""
+
     def __init__(
         self,
         streams: Mapping[str, Stream],
@@ -65,9 +69,21 @@ class Batches:
         self.seed = seed
         self.device = torch.device(device)
         self._orders: dict[str, tuple[int, Tensor]] = {}
+        # one torch thread each: a team of their own would fight the training's for the processors
+        self._readers = ThreadPoolExecutor(
+            self.AHEAD, initializer=torch.set_num_threads, initargs=(1,)
+        )
+        self._coming: dict[tuple[int, int], Future[list[Batch]]] = {}
 
     def step(self, step: int, micro_batch: int = 0) -> list[Batch]:
         """This rank's rows of step `step`, at most `micro_batch` at once (0: all)."""
+        wanted = [(step + ahead, micro_batch) for ahead in range(self.AHEAD + 1)]
+        self._coming = {
+            key: self._coming.get(key) or self._readers.submit(self._read, *key) for key in wanted
+        }
+        return self._coming.pop(wanted[0]).result()
+
+    def _read(self, step: int, micro_batch: int) -> list[Batch]:
         rank, ranks = distributed.world()
         low, high = self.batch * rank // ranks, self.batch * (rank + 1) // ranks
         size = micro_batch or self.batch
@@ -104,6 +120,7 @@ class Batches:
     def _order(self, name: str, length: int, epoch: int) -> Tensor:
         kept = self._orders.get(name)
         if kept is None or kept[0] != epoch:
+            # readers on two sides of an epoch's end may each make its order: the same one
             generator = torch.Generator().manual_seed(keyed(self.seed, name, epoch, "order"))
             kept = (epoch, torch.randperm(length, generator=generator))
             self._orders[name] = kept

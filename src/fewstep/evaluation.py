@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from fewstep import metrics
+from fewstep.condition import Condition
 from fewstep.data import ImageSet, home
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.guidance import Guided
 from fewstep.images import to_uint8
-from fewstep.recording import class_labels
+from fewstep.process import Flow
+from fewstep.recording import class_labels, seeds
 from fewstep.sampling import describe_step, noise_from_seeds
 
 
@@ -108,16 +110,52 @@ def generate(
     Row i starts from noise seed `seed·2³² + i` and shows `labels[i % len(labels)]`, by default each
     class in turn: the same images for any batch size.
     """
+    for rows, noise, cond in _starts(generator, count, seed=seed, batch=batch, labels=labels):
+        images = generator(noise, steps=steps, cond=cond, seed=seeds(seed, rows))
+        yield rows, to_uint8(images).cpu()
+
+
+def _starts(
+    generator: Generator,
+    count: int,
+    *,
+    seed: int,
+    batch: int,
+    labels: Sequence[int] | None = None,
+) -> Iterator[tuple[range, Tensor, Condition | None]]:
+    """Row numbers, noise and classes, batch by batch."""
     if count < 1 or seed < 0:
         raise InputError(f"cannot draw {count} images from seed {seed}: at least 1, from 0 up")
-    device = generator.device
     for first in range(0, count, batch):
         rows = range(first, min(first + batch, count))
-        seeds = [(seed << 32) + row for row in rows]
-        noise = noise_from_seeds(seeds, generator.subject.shape, device=device)
-        cond = class_labels(generator.subject.classes, rows, device, labels=labels)
-        images = generator(noise, steps=steps, cond=cond, seed=seeds)
-        yield rows, to_uint8(images).cpu()
+        device = generator.device
+        noise = noise_from_seeds(seeds(seed, rows), generator.subject.shape, device=device)
+        yield rows, noise, class_labels(generator.subject.classes, rows, device, labels=labels)
+
+
+@torch.inference_mode()
+def straightness(
+    generator: Generator, *, samples: int = 500, steps: int = 32, seed: int = 0
+) -> float:
+    """How far the paths from noise to image are from straight lines at even speed: 0 for lines.
+
+        S = ∫ E|velocity − (x_1 − x_0)|² dt / E|x_1 − x_0|²
+
+    The integral is Liu et al.'s straightness (2022, arXiv:2209.03003, section 2.2), here a share of
+    the lines' own length. It is taken under `Flow`, whatever the network's clock, by `steps` Euler
+    steps, whose mean velocity is x_1 − x_0.
+    """
+    flow = Generator(generator.denoiser.under(Flow()), generator.subject)
+    times = flow.grid(steps, flow.denoiser).tolist()
+    rates = torch.tensor([*times, 0.0], dtype=torch.float64).diff()
+    bend, chord = 0.0, 0.0
+    for _, noise, cond in _starts(flow, samples, seed=seed, batch=500):
+        x = torch.stack([x.double() for x in flow.path(noise, steps=steps, cond=cond)])
+        velocity = x.diff(dim=0) / rates.view(-1, *[1] * noise.ndim).to(x)
+        whole = velocity.mean(0)
+        bend += float((velocity - whole).square().mean(0).sum())
+        chord += float(whole.square().sum())
+    return bend / chord
 
 
 @torch.inference_mode()

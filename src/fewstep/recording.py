@@ -166,7 +166,7 @@ def _codec(name: str, shape: tuple[int, ...], *, channels: int) -> store.Codec:
         try:
             share = float(percentile or 100)
         except ValueError:
-            share = -1.0
+            raise InputError(f"codec {name!r}: write int8, or int8:99.5 to clip") from None
         return store.Int8(shape, channels=min(channels, len(shape)), percentile=share)
     if name == "raw":
         return store.Raw(torch.float32, shape)
@@ -201,10 +201,10 @@ def _pieces(rows: range, tile: int, batch: int | None) -> list[range]:
 def _pairs(generator: Generator, rows: range, told: Recording) -> dict[str, Tensor]:
     """The records of rows of one tile."""
     tile, shape = tile_rows(generator), generator.subject.shape
-    seeds = [FIRST_SEED + (told.seed << 32) + row for row in rows]
+    keys = seeds(told.seed, rows, first=FIRST_SEED)
     place = slice(rows.start % tile, rows.start % tile + len(rows))
     noise = torch.zeros(tile, *shape)
-    noise[place] = noise_from_seeds(seeds, shape)
+    noise[place] = noise_from_seeds(keys, shape)
     cond = class_labels(generator.subject.classes, rows)
     label = torch.full((len(rows),), NO_LABEL) if cond is None else cond.label
     if cond is not None:
@@ -216,8 +216,13 @@ def _pairs(generator: Generator, rows: range, told: Recording) -> dict[str, Tens
     for point, x in enumerate(path):
         if point in told.kept or point == told.steps:
             states.append(x[place].cpu())
-    records = {"x0": states.pop(), "label": label, "seed": torch.tensor(seeds)}
+    records = {"x0": states.pop(), "label": label, "seed": torch.tensor(keys)}
     return {**records, "states": torch.stack(states, 1)} if states else records
+
+
+def seeds(seed: int, rows: range, *, first: int = 0) -> list[int]:
+    """The noise seed of each row, row numbers counting on from a seed's 2³²nd part."""
+    return [first + (seed << 32) + row for row in rows]
 
 
 def class_labels(

@@ -30,14 +30,17 @@ quiet = os.environ.get("RANK", "0") != "0"
 out = Console(soft_wrap=True, highlight=False, quiet=quiet)
 
 
-def options(kind: type[Options], verb: str, argv: Sequence[str]) -> Options:
-    """The verb's options, a dataclass, from the command line; exits with 2 if they do not fit."""
+def options(
+    kind: type[Options], verb: str, argv: Sequence[str], *, opposites: bool = False
+) -> Options:
+    """The verb's options, a dataclass, from the command line; exits with 2 if they do not fit.
+    `opposites` gives each flag two spellings: `--flag` and `--no-flag`."""
     warnings.showwarning = _one_line
     return tyro.cli(
         kind,
         prog=f"fewstep {verb}",
         args=list(argv),
-        config=(tyro.conf.FlagCreatePairsOff,),
+        config=() if opposites else (tyro.conf.FlagCreatePairsOff,),
         console_outputs=True,
     )
 

@@ -13,6 +13,7 @@ from fewstep.errors import InputError
 if TYPE_CHECKING:
     from fewstep.data import ImageSet
     from fewstep.evaluation import Score
+    from fewstep.generator import Generator
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Options:
     """Weight of classifier-free guidance; 1: none."""
     seed: int = 0
     """Of the noise."""
+    straightness: bool = False
+    """Measure instead how straight the paths from noise to image are: 0 for straight lines."""
     json: bool = False
     """Print the scores as a JSON list."""
 
@@ -43,8 +46,8 @@ def main(argv: Sequence[str]) -> int:
     """Score and print; 0 when done."""
     told = console.options(Options, "evaluate", argv)
     from fewstep import runs
-    from fewstep.evaluation import Yardstick
     from fewstep.distributed import device
+    from fewstep.evaluation import Yardstick
     from fewstep.sampling import named_step
 
     wanted = console.counts(told.steps)
@@ -53,8 +56,10 @@ def main(argv: Sequence[str]) -> int:
         generator = generator.guided(told.guidance)
     if told.sampler:
         generator = generator.sampled(step=named_step(told.sampler))
-    yardstick = Yardstick(reference(told.run, told.data), told.extractor)
     generator = generator.to(device())
+    if told.straightness:
+        return _straightness(generator, told)
+    yardstick = Yardstick(reference(told.run, told.data), told.extractor)
     scores = [
         yardstick.score(generator, steps=steps, samples=told.samples, seed=told.seed)
         for steps in dict.fromkeys(map(generator.nearest, wanted))
@@ -63,6 +68,20 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps([score.table() for score in scores], indent=2))
     else:
         show([(told.run, score) for score in scores])
+    return 0
+
+
+def _straightness(generator: "Generator", told: Options) -> int:
+    from fewstep.evaluation import straightness
+
+    share = straightness(generator, samples=told.samples, seed=told.seed)
+    if told.json:
+        print(json.dumps({"straightness": share, "samples": told.samples, "seed": told.seed}))
+    else:
+        console.out.print(
+            f"{told.run}: straightness {share:.4f} (0: straight lines; a share of their squared "
+            f"length), {told.samples} samples, seed {told.seed}, 32 Euler steps"
+        )
     return 0
 
 

@@ -44,7 +44,7 @@ class Options:
     """Images carried at once: the store is the same for any."""
     seed: int = 0
     """Of the noise."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOn] = True
+    resume: bool = True
     """Complete what the folder holds already; else refuse one that holds anything."""
     verify: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Check every byte of a store instead, and name what is damaged."""
@@ -57,7 +57,7 @@ class Options:
 
 def main(argv: Sequence[str]) -> int:
     """Record, verify, tell or convert; 2 when a store is damaged."""
-    told = console.options(Options, "record", argv)
+    told = console.options(Options, "record", argv, opposites=True)
     if told.verify:
         return _verify(told.verify)
     if told.info:

@@ -42,8 +42,8 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from fewstep import runs
-    from fewstep.evaluation import generate
     from fewstep.distributed import device
+    from fewstep.evaluation import generate
     from fewstep.images import save_grid
     from fewstep.sampling import named_step
     from fewstep.times import FixedGrid

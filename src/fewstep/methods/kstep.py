@@ -1,6 +1,7 @@
 """A student of exactly k steps, taught on the pairs' straight lines at just its k times.
 
-    x_t = (1 − t)·x0 + t·noise,   t in {1, (k−1)/k, …, 1/k},   loss = d(velocity(x_t, t), (x_t − x0)/t)
+    x_t = (1 − t)·x0 + t·noise,   t in {1, (k−1)/k, …, 1/k}
+    loss = d(velocity(x_t, t), (x_t − x0)/t)
 
 It is sampled by Euler's steps at those times, each from t to s on the line that it sees:
 x_s = x_t + (s − t)·velocity, which moves the share (t − s)/t of the way to the predicted image. At

@@ -19,7 +19,6 @@ from torch import Tensor
 from fewstep.errors import InputError
 from fewstep.store.codecs import DTYPE_NAMES, Codec, Shape
 
-
 MOST = 1 << 30  # bytes of a record: what a hostile manifest can make a reader set aside
 
 
