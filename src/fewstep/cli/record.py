@@ -1,5 +1,6 @@
 """`fewstep record RUN --out DIR -n N`, `record --verify DIR`, `record --info DIR`."""
 
+import fnmatch
 import json
 import sys
 from collections.abc import Sequence
@@ -150,11 +151,19 @@ def _info(folder: str) -> int:
 
 
 def _convert(source: str, target: str) -> int:
+    from fewstep import store
     from fewstep.store import circuits
 
-    with console.bar("convert", circuits.count(source)) as bar:
-        done = 0
-        for done in circuits.convert(source, target):
+    names = store.open_folder(source).sizes()
+    if "manifest.json" in names:
+        rows, total = circuits.from_store(source, target), len(store.Reader(source))
+    else:
+        rows, total = (
+            circuits.to_store(source, target),
+            len(fnmatch.filter(names, circuits.SAMPLES)),
+        )
+    with console.bar("convert", total) as bar:
+        for done in rows:
             bar(done)
-    console.out.print(f"{target}: {done} samples")
+    console.out.print(f"{target}: {total} samples")
     return 0

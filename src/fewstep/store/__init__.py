@@ -2,7 +2,7 @@
 
 from fewstep.store.codecs import F16, U8, Codec, Int8, Raw
 from fewstep.store.folder import Address, open_folder
-from fewstep.store.manifest import Manifest, Plan, Shard, unfinished
+from fewstep.store.manifest import Manifest, Plan, Shard, seal, unfinished
 from fewstep.store.reader import Reader
 from fewstep.store.verify import verify
 from fewstep.store.writer import Writer
@@ -20,6 +20,7 @@ __all__ = [
     "Shard",
     "Writer",
     "open_folder",
+    "seal",
     "unfinished",
     "verify",
 ]

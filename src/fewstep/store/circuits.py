@@ -1,0 +1,283 @@
+"""The teacher data of "Denoising Circuits": a folder with a file a sample, into a store and back.
+
+A file `sample_00000000.zst` is an .npz, its arrays stored and not deflated, in one zstd frame. Its
+arrays have two spellings, the one that the code writes and the plain one of the README:
+
+    here            suffixed             plain             dtype    shape
+    noise           x_T_f16              x_T               float16  (c, h, w)
+    x0              x0_teacher_f16       x0_teacher        float16  (c, h, w)
+    rin0            rin0_q               rin0              int8     (C, H, W)
+                    rin0_scale_f16       rin0_scale        float16  (C,)
+    r_chunks        r_chunks_q           r_chunks          int8     (N, C, H, W)
+                    r_chunks_scale_f16   r_chunks_scale    float16  (N, C)
+                    T, chunk_size        (absent)          int16    (1,)
+
+A value is code · scale; rin0 + sum of r_chunks is what the teacher's T steps lead to. The files are
+foreign: nothing is unpickled, and no size is believed that the bytes there do not bear out.
+"""
+
+import io
+import math
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import zstandard
+from torch import Tensor
+
+from fewstep.errors import InputError
+from fewstep.store import npz
+from fewstep.store.codecs import F16, Codec, Int8, Shape
+from fewstep.store.folder import LocalFolder
+from fewstep.store.reader import Reader
+from fewstep.store.writer import Writer
+
+Spelling = Literal["suffixed", "plain"]
+Array = npt.NDArray[Any]
+
+LIMIT = 1 << 30  # bytes of a file, and of what it decompresses to
+SHARD = 1 << 28  # bytes of the decoded samples that are held to write a shard
+SAMPLES, SAMPLE = "sample_*.zst", "sample_{:08d}.zst"
+
+# the codecs' parts in the layout's spellings: suffixed, plain
+NAMES = {
+    "noise": ("x_T_f16", "x_T"),
+    "x0": ("x0_teacher_f16", "x0_teacher"),
+    "rin0": ("rin0_q", "rin0"),
+    "rin0.scale": ("rin0_scale_f16", "rin0_scale"),
+    "r_chunks": ("r_chunks_q", "r_chunks"),
+    "r_chunks.scale": ("r_chunks_scale_f16", "r_chunks_scale"),
+}
+CLOCK = ("T", "chunk_size")
+PART_OF = {name: part for part, names in NAMES.items() for name in names} | {k: k for k in CLOCK}
+INTEGERS = {"rin0": "|i1", "r_chunks": "|i1", "T": "<i2", "chunk_size": "<i2"}
+RANKS = {"noise": 3, "x0": 3, "rin0": 3, "r_chunks": 4}
+
+
+def read_sample(path: Path | str) -> dict[str, Tensor]:
+    """One file's `noise`, `x0`, `rin0` and `r_chunks`, float32, of the shapes in the table above.
+
+    Each array may be in either spelling; `T` and `chunk_size` may be absent. Values are exactly
+    code · scale. What is damaged, missing, unknown, of another dtype or shape, not finite, or
+    larger than 1 GiB is an `InputError` that names the file.
+    """
+    return _decoded(*_load(Path(path)))
+
+
+def write_sample(
+    path: Path | str,
+    sample: Mapping[str, Tensor],
+    *,
+    spelling: Spelling = "suffixed",
+    steps: int | None = None,
+    percentile: float = 99.5,
+) -> None:
+    """Write one file, whole or not at all, from float32 tensors of the shapes in the table above.
+
+    `percentile`, 50 to 100, of |x| in each channel becomes code 127. `steps` becomes `T`, and
+    `chunk_size` its N-th part; the plain spelling has no place for them. `InputError` for other
+    tensors, values that the codecs cannot hold, and steps that N chunks do not divide.
+    """
+    with _named(path):
+        schema = _schema({name: tuple(tensor.shape) for name, tensor in sample.items()}, percentile)
+        content = _file(_encoded(schema, sample), spelling, steps)
+    LocalFolder(Path(path).parent).publish(Path(path).name, [content])
+
+
+def to_store(source: Path | str, target: Path | str) -> Generator[int, None, None]:
+    """Convert a folder of sample_*.zst, in the order of their names, into a store of equal values;
+    yields how many samples are done, the last time when the store is finished.
+
+    Whole shards that an earlier run left are kept. `InputError` names the file that is damaged, has
+    other shapes or another `T` than the first, or whose values the store's codecs would change.
+    """
+    files = sorted(Path(source).glob(SAMPLES))
+    if not files:
+        raise InputError(f"{source} holds no {SAMPLES}; name the folder of the samples")
+    schema, steps, _ = _convertible(files[0])
+    floats = sum(math.prod(codec.shape) for codec in schema.values())
+    shard_size = max(1, min(1024, (SHARD - 1) // (4 * floats)))
+    told = {"source": "denoising-circuits", "steps": steps}
+    writer = Writer(target, schema=schema, count=len(files), shard_size=shard_size, provenance=told)
+    missing = writer.missing()
+    done = len(files) - sum(len(rows) for rows in missing)
+    for rows in missing:
+        yield done
+        records = {name: torch.empty(len(rows), *codec.shape) for name, codec in schema.items()}
+        for place, row in enumerate(rows):
+            other, clock, sample = _convertible(files[row])
+            if (other, clock) != (schema, steps):
+                raise InputError(f"{files[row]}: its shapes or its T are not those of {files[0]}")
+            for name, values in sample.items():
+                records[name][place] = values
+        writer.write(rows.start, records)
+        done += len(rows)
+    writer.finish()
+    yield done
+
+
+def from_store(
+    source: Path | str, target: Path | str, *, spelling: Spelling = "suffixed"
+) -> Generator[int, None, None]:
+    """Convert a store of the four tensors into files of equal values; yields how many are done.
+
+    Files are numbered by record; those that hold theirs already are kept. `T` is the provenance's
+    `steps`, if it tells them. `InputError` for a store of other tensors, values that would change,
+    and a target folder that holds anything else.
+    """
+    reader, folder = Reader(source), Path(target)
+    told = reader.provenance.get("steps")
+    steps = told if type(told) is int else None
+    with _named(source):
+        schema = _schema({name: codec.shape for name, codec in reader.schema.items()})
+    present = _present(folder, len(reader))
+    for row in range(len(reader)):
+        yield row
+        path = folder / SAMPLE.format(row)
+        sample = {name: values[0] for name, values in reader[[row]].items()}
+        if path.name in present:
+            there = read_sample(path)
+            if any(v.dtype != there[n].dtype or not v.equal(there[n]) for n, v in sample.items()):
+                raise InputError(f"{path} holds another sample; take a new or empty folder")
+        else:
+            with _named(f"{source}, record {row}"):
+                content = _file(_encoded(schema, sample, exact=True), spelling, steps)
+            LocalFolder(folder).publish(path.name, [content])
+    yield len(reader)
+
+
+def _schema(shapes: Mapping[str, Shape], percentile: float = 100.0) -> dict[str, Codec]:
+    """The codecs of one sample's tensors; `InputError` unless they belong together."""
+    if set(shapes) != set(RANKS):
+        raise InputError(f"a sample has {', '.join(RANKS)}; {sorted(shapes)} came")
+    for name, rank in RANKS.items():
+        if len(shapes[name]) != rank or 0 in shapes[name]:
+            raise InputError(f"{name!r} has shape {shapes[name]}; it needs {rank} sizes from 1 up")
+    if shapes["x0"] != shapes["noise"] or shapes["r_chunks"][1:] != shapes["rin0"]:
+        raise InputError(f"x0 must be as noise, and every chunk as rin0; they are of {shapes}")
+    return {
+        "noise": F16(shapes["noise"]),
+        "x0": F16(shapes["x0"]),
+        "rin0": Int8(shapes["rin0"], channels=1, percentile=percentile),
+        "r_chunks": Int8(shapes["r_chunks"], channels=2, percentile=percentile),
+    }
+
+
+def _encoded(
+    schema: Mapping[str, Codec], sample: Mapping[str, Tensor], *, exact: bool = False
+) -> dict[str, Array]:
+    """The parts of a sample; `InputError` if it cannot be held, where `exact` without any loss."""
+    arrays: dict[str, Array] = {}
+    for name, codec in schema.items():
+        values = sample[name].detach().cpu()
+        with _named(repr(name)):
+            if values.dtype != torch.float32:
+                raise InputError(f"it is {values.dtype}; it must be torch.float32")
+            parts = codec.encode(values[None])
+            if exact and not codec.decode(parts)[0].equal(values):
+                raise InputError("its values would change: float16, or codes up to 127, is coarser")
+        arrays |= {name + suffix: part[0].numpy() for suffix, part in parts.items()}
+    return arrays
+
+
+def _decoded(schema: Mapping[str, Codec], arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+    decoded: dict[str, Tensor] = {}
+    for name, codec in schema.items():
+        parts = {suffix: torch.from_numpy(arrays[name + suffix])[None] for suffix in codec.parts}
+        decoded[name] = codec.decode(parts)[0]
+    return decoded
+
+
+def _convertible(path: Path) -> tuple[dict[str, Codec], int | None, dict[str, Tensor]]:
+    """A file's codecs, T and values; `InputError` unless T tells chunk_size and nothing is lost."""
+    schema, arrays = _load(path)
+    sample, chunks = _decoded(schema, arrays), len(arrays["r_chunks"])
+    steps, size = (int(arrays[name][0]) if name in arrays else None for name in CLOCK)
+    with _named(path):
+        if size is not None and size * chunks != steps:
+            raise InputError(f"T is {steps}, not {chunks} chunks of {size}; they must be equal")
+        _encoded(schema, sample, exact=True)
+    return schema, steps, sample
+
+
+def _present(folder: Path, count: int) -> set[str]:
+    """The samples already there, once the half-written files of killed runs are removed."""
+    with _named(folder):
+        for left in folder.glob(f"{SAMPLES}.*.tmp"):
+            left.unlink(missing_ok=True)
+        names = set(os.listdir(folder)) if folder.exists() else set[str]()
+    if others := names - {SAMPLE.format(row) for row in range(count)}:
+        raise InputError(f"{folder} holds {min(others)}; convert into a new or empty folder")
+    return names
+
+
+def _file(arrays: Mapping[str, Array], spelling: Spelling, steps: int | None) -> bytes:
+    column = {"suffixed": 0, "plain": 1}[spelling]
+    named: dict[str, Any] = {names[column]: arrays[part] for part, names in NAMES.items()}
+    if spelling == "suffixed" and steps is not None:
+        n = len(arrays["r_chunks"])
+        if not 1 <= steps < 1 << 15 or steps % n:
+            raise InputError(f"T = {steps} is not {n} equal chunks up to 32767; spell it plain")
+        named |= {"T": np.array([steps], "<i2"), "chunk_size": np.array([steps // n], "<i2")}
+    buffer = io.BytesIO()
+    np.savez(buffer, **named)
+    return zstandard.ZstdCompressor(level=10, write_checksum=True).compress(buffer.getvalue())
+
+
+def _load(path: Path) -> tuple[dict[str, Codec], dict[str, Array]]:
+    """A file's codecs and arrays: of the right dtypes and shapes, finite, no scale below 0."""
+    with _named(path):
+        if (size := path.stat().st_size) > LIMIT:
+            raise InputError(f"it has {size} bytes; a sample has at most {LIMIT}")
+        raw = path.read_bytes()
+        try:
+            arrays = _arrays(npz.unframed(raw, LIMIT))
+        except InputError:
+            raise
+        except Exception as error:  # zipfile alone has eight kinds for what is no zip
+            raise InputError(f"it is damaged: {error}") from None
+        return _check(arrays), arrays
+
+
+def _arrays(payload: bytes) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    for name, member in npz.members(payload):
+        part = PART_OF.get(name)
+        if part is None:
+            raise InputError(f"it holds {name!r}; the arrays of a sample are {', '.join(PART_OF)}")
+        if part in arrays:
+            raise InputError(f"it holds {name!r} twice")
+        arrays[part] = npz.array(name, member, np.dtype(INTEGERS.get(part, "<f2")))
+    if missing := [" or ".join(names) for part, names in NAMES.items() if part not in arrays]:
+        raise InputError(f"it lacks {', '.join(missing)}")
+    return arrays
+
+
+def _check(arrays: Mapping[str, Array]) -> dict[str, Codec]:
+    schema = _schema({name: arrays[name].shape for name in RANKS})
+    wanted = {name: (1,) for name in CLOCK if name in arrays}
+    for name, codec in schema.items():
+        wanted |= {name + suffix: shape for suffix, (_, shape) in codec.parts.items()}
+    for part, shape in wanted.items():
+        if arrays[part].shape != shape:
+            raise InputError(f"{part!r} has shape {arrays[part].shape}; it must be {shape}")
+        if not np.isfinite(arrays[part]).all():
+            raise InputError(f"{part!r} is not finite")
+        if part.endswith(".scale") and (arrays[part] < 0).any():
+            raise InputError(f"{part!r} is negative")
+    return schema
+
+
+@contextmanager
+def _named(place: object) -> Generator[None, None, None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+    except OSError as error:
+        raise InputError(f"{place}: {error.strerror or error}") from None
