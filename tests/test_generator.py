@@ -16,6 +16,8 @@ def test_it_samples_as_sample_does():
     generator = Generator(model, Subject((2,)), grid=KarrasGrid(), step=heun)
     wanted = sample(model, noise, KarrasGrid()(6, model), step=heun)
     assert torch.equal(generator(noise, steps=6), wanted)
+    *states, image = generator.path(noise, steps=6)
+    assert len(states) == 6 and torch.equal(image, wanted)
     assert torch.equal(
         generator.sampled(grid=UniformGrid())(noise, steps=2),
         sample(model, noise, UniformGrid()(2, model), step=heun),
@@ -42,6 +44,8 @@ def test_what_it_cannot_make_is_refused():
     for label in (3, -2):
         with pytest.raises(InputError, match=f"label {label} is out of range.*0 to 2"):
             labelled(torch.randn(1, 2), cond=Condition(torch.tensor([label])))
+    with pytest.raises(InputError, match=r"makes \(n, 2\)"):
+        next(plain.path(torch.randn(1, 3), steps=2))
     labelled(torch.randn(2, 2), cond=Condition(torch.tensor([-1, 2])))
 
 

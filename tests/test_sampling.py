@@ -17,6 +17,7 @@ from fewstep.sampling import (
     multistep,
     named_step,
     noise_from_seeds,
+    path,
     renoise,
     sample,
     transfer,
@@ -193,6 +194,18 @@ def test_noise_is_numpys_philox():
     bits = np.random.Philox(key=np.array([7, 0], dtype=np.uint64))
     wanted = np.random.Generator(bits).standard_normal(6, dtype=np.float32)
     assert noise_from_seeds([7], (6,))[0].tolist() == wanted.tolist()
+    assert noise_from_seeds([1 << 62, 7], (6,))[1].tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("step", [transfer, heun, multistep])
+def test_a_path_ends_in_the_sample_and_goes_through_the_flow(step):
+    model, noise = exact(Flow(), Velocity()), noise_from_seeds(range(4), (2,))
+    times = UniformGrid()(256, model)
+    states = list(path(model, noise, times, step=step))
+    assert len(states) == 257 and torch.equal(states[-1], sample(model, noise, times, step=step))
+    for t, x_t in zip(times.float(), states, strict=False):
+        wanted = flow_map(noise, torch.tensor(0.0), torch.tensor(1.0), 1 - t, t)
+        torch.testing.assert_close(x_t, wanted, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("step", [ancestral, renoise, corrector])

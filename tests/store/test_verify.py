@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,6 +142,32 @@ def test_a_bomb_is_refused_under_a_manifest_signed_for_it(store):
     assert "shard-00000.zst, record 0 is damaged" in line
     with pytest.raises(InputError, match=r"shard-00000.zst, record 0 is damaged"):
         Reader(store)[[0]]
+
+
+def test_a_record_of_any_size_is_not_believed(store):
+    """A manifest signed for records of eight terabytes: nothing is set aside for them."""
+    manifest = Reader(store).manifest
+    plan = replace(manifest.plan, schema={"code": Raw(torch.int64, (1 << 40,))})
+    signed = replace(manifest, plan=plan)
+    (store / "manifest.json").write_bytes(seal(signed.describe()))
+    (line,) = verify(store)
+    assert "at most 1073741824 are allowed" in line
+    with pytest.raises(InputError, match="at most 1073741824 are allowed"):
+        Reader(store)
+
+
+def test_what_an_unfinished_store_holds_is_read_through(store):
+    plan = Reader(store).manifest.plan
+    (store / "manifest.json").unlink()
+    (store / "plan.json").write_bytes(seal(plan.describe()))
+    (last,) = verify(store)
+    assert "is not finished: 2 of 2 shards are there" in last
+    shard = store / "shard-00001.zst"
+    raw = bytearray(shard.read_bytes())
+    raw[20] ^= 8
+    shard.write_bytes(raw)
+    damaged, last = verify(store)
+    assert "shard-00001.zst, record 3 is damaged" in damaged
 
 
 def test_no_store_is_a_line(tmp_path):

@@ -1,0 +1,385 @@
+"""Our store of teacher data against a file per sample and against `torch.save`.
+
+    python benchmarks/store.py [--threads 1] [--records 4096] [--rounds 7]
+
+One process; same data; the layouts take turns in every round, in an order that is reversed from
+round to round, and medians are compared. Eager, f32. Three layouts:
+
+- ours: `fewstep.store`; of pairs it keeps the byte image, label and seed, and makes the noise anew
+  from the seed when they are read;
+- per sample: a file a sample, an .npz of float16 tensors (latents: int8 codes with float16 scales)
+  in one zstd frame of level 10;
+- torch: float32 tensors in one `torch.save`, mapped and indexed.
+
+Each writes as its own writer does: ours forces every shard to the disk (fsync), the others leave
+that to the system. All return float32 tensors of every record asked for. Reads are random, from a
+warm page cache. `feed` is a training feed alone, with no training beside it: ours reads ahead in
+two threads, the others loop over shuffled batches.
+
+The last part records pairs of a small teacher, against sampling as many images and keeping none.
+"""
+
+import argparse
+import io
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import zstandard
+from torch import Tensor
+
+from fewstep import (
+    Batches,
+    Condition,
+    Denoiser,
+    Flow,
+    Generator,
+    InputError,
+    Subject,
+    Velocity,
+    heun,
+    noise_from_seeds,
+)
+from fewstep.backbones import UNetConfig, build
+from fewstep.data import load
+from fewstep.recording import FIRST_SEED, PairStream, Recording, record, seeds, tile_rows
+from fewstep.store import F16, U8, Codec, Int8, Raw, Reader, Writer
+
+IMAGE = (3, 32, 32)
+CODES = {"rin0": 1, "r_chunks": 2}  # what a file per sample quantises: leading dims with a scale
+FEED = 128  # rows of a training batch
+GOALS = {"bytes": 3300, "reads": 10, "latents": 1, "recording": 0.9}
+
+Samples = dict[str, Tensor]
+Read = Callable[[Tensor], Samples]
+
+
+class Kind(NamedTuple):
+    """One kind of data: all its samples, how ours stores them, and how they are read."""
+
+    name: str
+    samples: Samples
+    schema: dict[str, Codec]
+    batch: int
+    fed: bool
+
+    @property
+    def floats(self) -> Samples:
+        """What a student needs, and all that the other layouts keep."""
+        return {k: values for k, values in self.samples.items() if values.dtype == torch.float32}
+
+    @property
+    def count(self) -> int:
+        return len(self.samples["x0"])
+
+    @property
+    def payload(self) -> int:
+        """Bytes of a sample in float32."""
+        return sum(values[0].numel() * 4 for values in self.floats.values())
+
+
+class Ours:
+    name, synced = "ours", "each shard"
+
+    def write(self, folder: Path, kind: Kind) -> None:
+        writer = Writer(folder, schema=kind.schema, count=kind.count, provenance={})
+        for rows in writer.missing():
+            part = slice(rows.start, rows.stop)
+            writer.write(rows.start, {name: kind.samples[name][part] for name in kind.schema})
+        writer.finish()
+
+    def open(self, folder: Path) -> Read:
+        reader = Reader(folder)
+
+        def read(index: Tensor) -> Samples:
+            kept = reader[index]
+            if "seed" in kept:
+                kept["noise"] = noise_from_seeds(kept["seed"].tolist(), IMAGE)
+            return kept
+
+        return read
+
+    def feed(self, folder: Path, order: Tensor, batch: int) -> None:
+        streams = {"pairs": PairStream(Reader(folder))}
+        batches = Batches(streams, Subject(IMAGE, 10), batch=batch, seed=int(order[0]))
+        for step in range(len(order) // batch):
+            batches.step(step)
+
+
+class Plain:
+    """What the two plain layouts share: a training feed is a loop over shuffled batches."""
+
+    synced = "no"
+
+    def feed(self, folder: Path, order: Tensor, batch: int) -> None:
+        read = self.open(folder)
+        for index in order[: len(order) // batch * batch].split(batch):
+            read(index)
+
+
+class PerSample(Plain):
+    name = "per sample"
+
+    def write(self, folder: Path, kind: Kind) -> None:
+        folder.mkdir()
+        compressor = zstandard.ZstdCompressor(level=10)
+        tensors = {name: values.numpy() for name, values in kind.floats.items()}
+        for row in range(kind.count):
+            arrays = {}
+            for name, values in tensors.items():
+                if name in CODES:
+                    arrays[f"{name}_q"], arrays[f"{name}_scale_f16"] = quantised(values[row])
+                else:
+                    arrays[f"{name}_f16"] = values[row].astype(np.float16)
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)
+            whole = compressor.compress(buffer.getvalue())
+            (folder / f"sample_{row:08d}.zst").write_bytes(whole)
+
+    def open(self, folder: Path) -> Read:
+        decompressor = zstandard.ZstdDecompressor()
+
+        def sample(row: int) -> Samples:
+            raw = decompressor.decompress((folder / f"sample_{row:08d}.zst").read_bytes())
+            arrays, told = np.load(io.BytesIO(raw)), {}
+            for name in arrays.files:
+                if name.endswith("_q"):
+                    scale = arrays[f"{name[:-2]}_scale_f16"].astype(np.float32)
+                    values = arrays[name].astype(np.float32) * scale[..., None, None]
+                    told[name[:-2]] = torch.from_numpy(values)
+                elif not name.endswith("_scale_f16"):
+                    told[name[:-4]] = torch.from_numpy(arrays[name].astype(np.float32))
+            return told
+
+        def read(index: Tensor) -> Samples:
+            rows = [sample(row) for row in index.tolist()]
+            return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+        return read
+
+
+class Torch(Plain):
+    name = "torch"
+
+    def write(self, folder: Path, kind: Kind) -> None:
+        folder.mkdir()
+        torch.save(kind.floats, folder / "samples.pt")
+
+    def open(self, folder: Path) -> Read:
+        tensors = torch.load(folder / "samples.pt", weights_only=True, mmap=True)
+        return lambda index: {name: values[index] for name, values in tensors.items()}
+
+
+LAYOUTS = (Ours(), PerSample(), Torch())
+
+
+def quantised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales of each channel: its 99.5th percentile of |x| becomes code 127."""
+    bound = np.percentile(np.abs(values), 99.5, axis=(-2, -1), keepdims=True)
+    scale = np.maximum(bound / 127, 1e-8).astype(np.float32)
+    codes = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
+    return codes, scale[..., 0, 0].astype(np.float16)
+
+
+def pairs(count: int) -> tuple[Kind, str]:
+    """Pairs of seeded noise and CIFAR-10 images, or what stands in for them; and which it is."""
+    try:
+        found = load("cifar10")
+        images, label, told = found.images, found.labels, "CIFAR-10 images"
+    except InputError as error:
+        drawn = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (count, *IMAGE), dtype=torch.uint8, generator=drawn)
+        label, told = torch.arange(count) % 10, f"uniform noise for images ({error})"
+    count = min(count, len(images))
+    keys = seeds(0, range(count), first=FIRST_SEED)
+    samples = {
+        "noise": noise_from_seeds(keys, IMAGE),
+        "x0": images[:count].float() / 127.5 - 1,
+        "label": label[:count].long(),
+        "seed": torch.tensor(keys),
+    }
+    schema = {"x0": U8(IMAGE), "label": Raw(torch.int64), "seed": Raw(torch.int64)}
+    return Kind("pairs", samples, schema, batch=256, fed=True), told
+
+
+def latents(count: int) -> Kind:
+    """The teacher data of "Denoising Circuits": normal numbers, channels of different scale."""
+    drawn = torch.Generator().manual_seed(0)
+    shapes = {"rin0": (128, 32, 32), "r_chunks": (10, 128, 32, 32), "noise": IMAGE, "x0": IMAGE}
+    samples: Samples = {}
+    for name, shape in shapes.items():
+        scale = torch.empty(*shape[:-2], 1, 1).uniform_(0.5, 2, generator=drawn)
+        samples[name] = torch.randn(count, *shape, generator=drawn) * scale
+    schema: dict[str, Codec] = {"noise": F16(IMAGE), "x0": F16(IMAGE)}
+    for name, channels in CODES.items():
+        schema[name] = Int8(shapes[name], channels=channels, percentile=99.5)
+    return Kind("latents", samples, schema, batch=4, fed=False)
+
+
+def seconds(do: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    do()
+    return time.perf_counter() - start
+
+
+def turn(layout, kind: Kind, order: Tensor, folder: Path) -> dict[str, float]:
+    """One layout's bytes a sample and its rates, from a fresh folder that is then removed."""
+    os.sync()  # lest its fsync wait for what another layout has left to the system
+    written = seconds(lambda: layout.write(folder, kind))
+    told = {
+        "bytes": sum(file.stat().st_size for file in folder.iterdir()) / kind.count,
+        "write": kind.count / written,
+    }
+    read = layout.open(folder)
+
+    def everything() -> None:
+        for index in order.split(kind.batch):
+            read(index)
+
+    everything()  # the cache is warm, the pages are mapped
+    told["read"] = kind.count / seconds(everything)
+    if kind.fed:
+        batch = min(FEED, kind.count)
+        fed = seconds(lambda: layout.feed(folder, order, batch))
+        told["feed"] = kind.count // batch / fed
+    shutil.rmtree(folder)
+    return told
+
+
+def check(kind: Kind, folder: Path) -> None:
+    """All layouts return the same tensors, but for what half precision and codes round off."""
+    index = torch.arange(0, kind.count, max(1, kind.count // 8))
+    for layout in LAYOUTS:
+        layout.write(folder, kind)
+        found = layout.open(folder)(index)
+        for name, values in kind.floats.items():
+            error = (found[name] - values[index]).square().mean() / values[index].square().mean()
+            if found[name].dtype != torch.float32 or error.sqrt() > 0.05:
+                raise SystemExit(f"{layout.name} does not return the {name} that it was given")
+        shutil.rmtree(folder)
+
+
+def compare(kind: Kind, rounds: int, root: Path) -> dict[str, dict[str, list[float]]]:
+    """What each layout measures in every round, by its name."""
+    check(kind, root / "checked")
+    told: dict[str, dict[str, list[float]]] = {layout.name: {} for layout in LAYOUTS}
+    for number in range(rounds):
+        order = torch.randperm(kind.count, generator=torch.Generator().manual_seed(number))
+        for layout in LAYOUTS[:: 1 if number % 2 else -1]:
+            for key, value in turn(layout, kind, order, root / "turn").items():
+                told[layout.name].setdefault(key, []).append(value)
+    return told
+
+
+def ratio(told: dict[str, dict[str, list[float]]], key: str, name: str) -> float:
+    """Ours over another layout: the median of what the rounds say."""
+    both = zip(told["ours"][key], told[name][key], strict=True)
+    return statistics.median(ours / other for ours, other in both)
+
+
+def teacher() -> Generator:
+    torch.manual_seed(0)
+    subject = Subject((1, 16, 16), 10)
+    config = UNetConfig(channels=(32, 64), layers=1, attention=(), groups=8)
+    network = build(config, shape=subject.shape, classes=subject.classes)
+    return Generator(Denoiser(network, Flow(), Velocity()), subject, step=heun).eval()
+
+
+def recording(rounds: int, count: int, root: Path) -> tuple[float, float, float]:
+    """Images a second of sampling alone and of recording, and the median ratio of their times."""
+    generator = teacher()
+    tile = tile_rows(generator)
+
+    @torch.inference_mode()
+    def bare() -> None:
+        for rows in torch.arange(count).split(tile):
+            noise = torch.randn(len(rows), *generator.subject.shape)
+            generator(noise, steps=8, cond=Condition(rows % 10))
+
+    def recorded() -> None:
+        told = Recording(count, 8, shard=128)
+        for _ in record(generator, root / "recorded", told, teacher="random weights"):
+            pass
+
+    bare()
+    times: dict[Callable[[], None], list[float]] = {bare: [], recorded: []}
+    for number in range(rounds):
+        for do in (bare, recorded)[:: 1 if number % 2 else -1]:
+            shutil.rmtree(root / "recorded", ignore_errors=True)
+            os.sync()
+            times[do].append(seconds(do))
+    each = [statistics.median(count / one for one in times[do]) for do in (bare, recorded)]
+    return *each, statistics.median(map(float.__truediv__, times[bare], times[recorded]))
+
+
+def show(kind: Kind, told: dict[str, dict[str, list[float]]]) -> None:
+    """The rows of one kind: medians, and how many times faster ours is."""
+    for layout in LAYOUTS:
+        mine = {key: statistics.median(values) for key, values in told[layout.name].items()}
+        cells = [kind.name, layout.name, f"{mine['bytes']:,.0f}"]
+        cells += [f"{mine['write'] * kind.payload / 1e6:,.0f}", f"{mine['write']:,.0f}"]
+        cells += [layout.synced, f"{mine['read']:,.0f}"]
+        cells += [f"{ratio(told, 'read', layout.name):.2f}"]
+        fed = [f"{mine['feed']:,.1f}", f"{ratio(told, 'feed', layout.name):.2f}"]
+        print("| " + " | ".join(cells + (fed if kind.fed else ["", ""])) + " |", flush=True)
+
+
+def goal(text: str, value: float, met: bool, digits: int) -> None:
+    print(f"| {text} | {value:,.{digits}f} | {'met' if met else 'MISSED'} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--records", type=int, default=4096, help="pairs")
+    parser.add_argument("--latents", type=int, default=24, help="records of latents")
+    parser.add_argument("--images", type=int, default=512, help="images of the recording")
+    parser.add_argument("--rounds", type=int, default=7)
+    told = parser.parse_args()
+    torch.set_num_threads(told.threads)
+    paired, source = pairs(told.records)
+    wide = latents(told.latents)
+    print(
+        f"`{' '.join(['python', *sys.argv])}`: torch {torch.__version__}, {told.threads} threads,"
+    )
+    print(
+        f"eager, f32, {told.rounds} rounds; {paired.count} pairs of {source}, {wide.count} latent"
+    )
+    print(f"records; a pair is {paired.payload:,} bytes in float32, a latent {wide.payload:,}.\n")
+    print(
+        "| data | layout | bytes | MB/s written | samples/s written | fsync | random records/s ",
+        end="",
+    )
+    print("| ours / it | feed, batches/s | ours / it |\n|" + "---|" * 10)
+    with TemporaryDirectory() as root:
+        small = compare(paired, told.rounds, Path(root))
+        show(paired, small)
+        large = compare(wide, told.rounds, Path(root))
+        show(wide, large)
+        bare, kept, share = recording(told.rounds, told.images, Path(root))
+    size = statistics.median(small["ours"]["bytes"])
+    reads, smaller = ratio(small, "read", "per sample"), ratio(large, "bytes", "per sample")
+    print(
+        f"\nRecording {told.images} images: sampling alone {bare:.1f} images/s, recorded {kept:.1f}."
+    )
+    print("\n| goal | measured | |\n|---|---|---|")
+    limit = GOALS["bytes"]
+    goal(f"pairs: at most {limit} bytes", size, size <= limit, 0)
+    limit = GOALS["reads"]
+    goal(f"pairs: random reads, at least {limit} x per sample", reads, reads >= limit, 2)
+    limit = GOALS["latents"]
+    goal(f"latents: bytes, at most {limit} x per sample", smaller, smaller <= limit, 4)
+    limit = GOALS["recording"]
+    goal(f"recording: at least {limit} x the bare speed", share, share >= limit, 3)
+
+
+if __name__ == "__main__":
+    main()
