@@ -217,7 +217,7 @@ class _Keeper:
 
     def draw(self, generator: Generator, step: int) -> None:
         """A grid from the same noise each time, at the largest step count of [evaluate]."""
-        steps = self.nearest(generator, max(self.recipe.evaluate.steps))
+        steps = generator.nearest(max(self.recipe.evaluate.steps), quietly=True)
         count = 2 * (generator.subject.classes or 8)
         if len(generator.subject.shape) == 3:
             images = torch.cat([x for _, x in generate(generator, count, steps=steps)])
@@ -227,11 +227,6 @@ class _Keeper:
         """Scores of the averaged weights, into the log."""
         told, generator = self.recipe.evaluate, training.generator()
         yardstick = Yardstick(read_data(self.recipe), told.extractor)
-        for steps in dict.fromkeys(self.nearest(generator, s) for s in told.steps):
+        for steps in dict.fromkeys(generator.nearest(s, quietly=True) for s in told.steps):
             score = yardstick.score(generator, steps=steps, samples=told.samples)
             self.run.log({"step": training.step, "score": score.table()})
-
-    @staticmethod
-    def nearest(generator: Generator, steps: int) -> int:
-        counts = generator.grid.counts or (steps,)
-        return min(counts, key=lambda count: abs(count - steps))

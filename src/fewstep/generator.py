@@ -86,14 +86,16 @@ class Generator(nn.Module):
         """Where its weights are."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
-    def nearest(self, steps: int) -> int:
-        """The step count it will take when asked for `steps`; warns where they differ."""
+    def nearest(self, steps: int, *, quietly: bool = False) -> int:
+        """The step count it takes when asked for `steps`; warns, or not, where they differ."""
         counts = self.grid.counts
         if not counts or steps in counts or steps < 1:
             return steps
         taken = min(counts, key=lambda count: abs(count - steps))
         made_for = ", ".join(map(str, counts))
-        warnings.warn(f"made for {made_for} steps, asked for {steps}: taking {taken}", stacklevel=3)
+        if not quietly:
+            told = f"made for {made_for} steps, asked for {steps}: taking {taken}"
+            warnings.warn(told, stacklevel=3)
         return taken
 
     def check_labels(self, label: Tensor) -> None:

@@ -1,7 +1,6 @@
 """Image sets as uint8 tensors, each by its name: `load("cifar10", split="test")`."""
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from fewstep.data.download import home
 from fewstep.data.folder import read_folder
 from fewstep.data.imageset import ImageSet
 from fewstep.data.mnist import read_mnist
-from fewstep.errors import InputError
+from fewstep.errors import InputError, did_you_mean
 
 __all__ = ["NAMES", "ImageSet", "home", "load"]
 
@@ -44,7 +43,8 @@ def load(
     that fails, the error says which files go where.
     """
     if name not in NAMES:
-        raise InputError(f"there is no data set {name!r};{_nearest(name)} all: {', '.join(NAMES)}")
+        near = did_you_mean(name.lower(), NAMES)
+        raise InputError(f"there is no data set {name!r}{near}; there are: {', '.join(NAMES)}")
     if size is not None and size < 1:
         raise InputError(f"data size is {size}; it counts pixels and must be at least 1")
     splits = _KNOWN[name].splits if name in _KNOWN else ("train",)
@@ -62,8 +62,3 @@ def _load_folder(path: str | Path | None, size: int | None) -> ImageSet:
     if path is None:
         raise InputError("folder needs a path: say where the images are")
     return read_folder(Path(path), size=size)
-
-
-def _nearest(name: str) -> str:
-    close = get_close_matches(name.lower(), NAMES, n=1)
-    return f" did you mean {close[0]!r}?" if close else ""
