@@ -2,33 +2,30 @@
 
     python benchmarks/store.py [--threads 1] [--records 4096] [--rounds 7]
 
-One process; same data; the layouts take turns in every round, in an order that is reversed from
-round to round, and medians are compared. Eager, f32. Three layouts:
+One process; same data; the layouts take turns, their order reversed from round to round, and
+medians are compared. Eager, f32. All return float32 tensors, from random places, pages cached.
 
-- ours: `fewstep.store`; of pairs it keeps the byte image, label and seed, and makes the noise anew
-  from the seed when they are read ("no noise": the same, but that it leaves the noise out);
-- per sample: a file a sample, an .npz of float16 tensors (latents: int8 codes with float16 scales)
-  in one zstd frame of level 10;
-- torch: float32 tensors in one `torch.save`, mapped and indexed.
+- ours: `fewstep.store`; of pairs it keeps image, label and seed, and makes the noise when they are
+  read ("no noise": it does not). Every shard is forced to the disk (fsync);
+- per sample: a file a sample, an .npz of float16 tensors (latents: int8 codes, float16 scales) in
+  one zstd frame of level 10; no fsync;
+- torch: float32 tensors in one `torch.save`, mapped and indexed; no fsync.
 
-Each writes as its own writer does: ours forces every shard to the disk (fsync), the others leave
-that to the system. All return float32 tensors of every record asked for. Reads are random, from a
-warm page cache. `feed` is a training feed alone, with no training beside it: ours reads ahead in
-two threads, the others loop over shuffled batches.
-
-The last part records pairs of a small teacher, against sampling as many images and keeping none.
+`feed` is a training feed with no training beside it: ours reads ahead in two threads, the others
+loop over shuffled batches. Last, recording pairs of a small teacher is compared with sampling as
+many images and keeping none.
 """
 
 import argparse
 import io
 import os
 import shutil
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
@@ -37,30 +34,21 @@ import torch
 import zstandard
 from torch import Tensor
 
-from fewstep import (
-    Batches,
-    Condition,
-    Denoiser,
-    Flow,
-    Generator,
-    InputError,
-    Subject,
-    Velocity,
-    heun,
-    noise_from_seeds,
-)
+import fewstep
+from fewstep import InputError, Subject, noise_from_seeds
 from fewstep.backbones import UNetConfig, build
 from fewstep.data import load
 from fewstep.recording import FIRST_SEED, PairStream, Recording, record, seeds, tile_rows
 from fewstep.store import F16, U8, Codec, Int8, Raw, Reader, Writer
 
 IMAGE = (3, 32, 32)
-CODES = {"rin0": 1, "r_chunks": 2}  # what a file per sample quantises: leading dims with a scale
+CODES = {"rin0": 1, "r_chunks": 2}  # what is quantised, and its leading sizes that have scales
+CLOCK = {"T": np.array([1000], np.int16), "chunk_size": np.array([100], np.int16)}
 FEED = 128  # rows of a training batch
-COLUMNS = (
-    *("data", "layout", "bytes/sample", "MB/s written", "samples/s written", "fsync"),
-    *("random records/s", "ours / it", f"feed, batches of {FEED}/s", "ours / it"),
-)
+HEAD = """\
+| data | layout | bytes/sample | MB/s written | samples/s written | fsync | random records/s \
+| ours / it | feed, batches of 128/s | ours / it |
+|---|---|---|---|---|---|---|---|---|---|"""
 
 Samples = dict[str, Tensor]
 Read = Callable[[Tensor], Samples]
@@ -74,13 +62,13 @@ class Kind(NamedTuple):
     samples: Samples
     schema: dict[str, Codec]
     batch: int
-    layouts: "tuple[Ours | PerSample | Torch, ...]"
-    fed: "tuple[Ours | PerSample | Torch, ...]" = ()
+    layouts: "tuple[Layout, ...]"
+    fed: "tuple[Layout, ...]" = ()
 
     @property
     def floats(self) -> Samples:
         """What a student needs, and all that the other layouts keep."""
-        return {k: values for k, values in self.samples.items() if values.dtype == torch.float32}
+        return {k: values for k, values in self.samples.items() if values.is_floating_point()}
 
     @property
     def count(self) -> int:
@@ -118,20 +106,18 @@ class Ours:
 
     def feed(self, folder: Path, order: Tensor, batch: int) -> None:
         streams = {"pairs": PairStream(Reader(folder))}
-        batches = Batches(streams, Subject(IMAGE, 10), batch=batch, seed=int(order[0]))
+        batches = fewstep.Batches(streams, Subject(IMAGE, 10), batch=batch, seed=int(order[0]))
         for step in range(len(order) // batch):
             batches.step(step)
 
 
 class Plain:
-    """What the two plain layouts share: a training feed is a loop over shuffled batches."""
+    """The two plain layouts: not forced to the disk, their training feed a loop."""
 
     synced = "no"
 
     def feed(self, folder: Path, order: Tensor, batch: int) -> None:
-        read = self.open(folder)
-        for index in order[: len(order) // batch * batch].split(batch):
-            read(index)
+        loop(self.open(folder), order[: len(order) // batch * batch], batch)
 
 
 class PerSample(Plain):
@@ -140,14 +126,14 @@ class PerSample(Plain):
     def write(self, folder: Path, kind: Kind) -> None:
         folder.mkdir()
         compressor = zstandard.ZstdCompressor(level=10)
-        tensors = {name: values.numpy() for name, values in kind.floats.items()}
         for row in range(kind.count):
-            arrays = {}
-            for name, values in tensors.items():
+            arrays = dict(CLOCK) if "r_chunks" in kind.schema else {}
+            for name, tensor in kind.floats.items():
+                values = tensor[row].numpy()
                 if name in CODES:
-                    arrays[f"{name}_q"], arrays[f"{name}_scale_f16"] = quantised(values[row])
+                    arrays[f"{name}_q"], arrays[f"{name}_scale"] = quantised(values)
                 else:
-                    arrays[f"{name}_f16"] = values[row].astype(np.float16)
+                    arrays[name] = values.astype(np.float16)
             buffer = io.BytesIO()
             np.savez(buffer, **arrays)
             whole = compressor.compress(buffer.getvalue())
@@ -159,13 +145,11 @@ class PerSample(Plain):
         def sample(row: int) -> Samples:
             raw = decompressor.decompress((folder / f"sample_{row:08d}.zst").read_bytes())
             arrays, told = np.load(io.BytesIO(raw)), {}
-            for name in arrays.files:
-                if name.endswith("_q"):
-                    scale = arrays[f"{name[:-2]}_scale_f16"].astype(np.float32)
-                    values = arrays[name].astype(np.float32) * scale[..., None, None]
-                    told[name[:-2]] = torch.from_numpy(values)
-                elif not name.endswith("_scale_f16"):
-                    told[name[:-4]] = torch.from_numpy(arrays[name].astype(np.float32))
+            for name in ("noise", "x0"):
+                told[name] = torch.from_numpy(arrays[name].astype(np.float32))
+            for name in CODES if "T" in arrays else ():
+                scale = arrays[f"{name}_scale"].astype(np.float32)[..., None, None]
+                told[name] = torch.from_numpy(arrays[f"{name}_q"].astype(np.float32) * scale)
             return told
 
         def read(index: Tensor) -> Samples:
@@ -187,6 +171,7 @@ class Torch(Plain):
         return lambda index: {name: values[index] for name, values in tensors.items()}
 
 
+Layout = Ours | PerSample | Torch
 LAYOUTS = (Ours(), PerSample(), Torch())
 NO_NOISE = Ours("ours, no noise", noise=False)
 
@@ -202,20 +187,14 @@ def quantised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def pairs(count: int) -> tuple[Kind, str]:
     """Pairs of seeded noise and CIFAR-10 images, or what stands in for them; and which it is."""
     try:
-        found = load("cifar10")
-        images, label, told = found.images, found.labels, "CIFAR-10 images"
+        images, told = load("cifar10").images[:count], "CIFAR-10 images"
     except InputError as error:
         drawn = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (count, *IMAGE), dtype=torch.uint8, generator=drawn)
-        label, told = torch.arange(count) % 10, f"uniform noise for images ({error})"
-    count = min(count, len(images))
-    keys = seeds(0, range(count), first=FIRST_SEED)
-    samples = {
-        "noise": noise_from_seeds(keys, IMAGE),
-        "x0": images[:count].float() / 127.5 - 1,
-        "label": label[:count].long(),
-        "seed": torch.tensor(keys),
-    }
+        told = f"uniform noise for images ({error})"
+    keys, x0 = seeds(0, range(len(images)), first=FIRST_SEED), images.float() / 127.5 - 1
+    samples = {"noise": noise_from_seeds(keys, IMAGE), "x0": x0}
+    samples |= {"label": torch.arange(len(images)) % 10, "seed": torch.tensor(keys)}
     schema = {"x0": U8(IMAGE), "label": Raw(torch.int64), "seed": Raw(torch.int64)}
     return Kind("pairs", samples, schema, 256, (*LAYOUTS, NO_NOISE), fed=LAYOUTS), told
 
@@ -223,7 +202,7 @@ def pairs(count: int) -> tuple[Kind, str]:
 def latents(count: int) -> Kind:
     """The teacher data of "Denoising Circuits": normal numbers, channels of different scale."""
     drawn = torch.Generator().manual_seed(0)
-    shapes = {"rin0": (128, 32, 32), "r_chunks": (10, 128, 32, 32), "noise": IMAGE, "x0": IMAGE}
+    shapes = {"noise": IMAGE, "x0": IMAGE, "rin0": (128, 32, 32), "r_chunks": (10, 128, 32, 32)}
     samples: Samples = {}
     for name, shape in shapes.items():
         scale = torch.empty(*shape[:-2], 1, 1).uniform_(0.5, 2, generator=drawn)
@@ -234,32 +213,28 @@ def latents(count: int) -> Kind:
     return Kind("latents", samples, schema, 4, LAYOUTS)
 
 
+def loop(read: Read, order: Tensor, batch: int) -> None:
+    for index in order.split(batch):
+        read(index)
+
+
 def seconds(do: Callable[[], object]) -> float:
     start = time.perf_counter()
     do()
     return time.perf_counter() - start
 
 
-def turn(layout, kind: Kind, order: Tensor, folder: Path) -> dict[str, float]:
+def turn(layout: Layout, kind: Kind, order: Tensor, folder: Path) -> dict[str, float]:
     """One layout's bytes a sample and its rates, from a fresh folder that is then removed."""
     os.sync()  # lest its fsync wait for what another layout has left to the system
-    written = seconds(lambda: layout.write(folder, kind))
-    told = {
-        "bytes": sum(file.stat().st_size for file in folder.iterdir()) / kind.count,
-        "write": kind.count / written,
-    }
+    told = {"write": kind.count / seconds(lambda: layout.write(folder, kind))}
+    told["bytes"] = sum(file.stat().st_size for file in folder.iterdir()) / kind.count
     read = layout.open(folder)
-
-    def everything() -> None:
-        for index in order.split(kind.batch):
-            read(index)
-
-    everything()  # the cache is warm, the pages are mapped
-    told["read"] = kind.count / seconds(everything)
+    loop(read, order, kind.batch)  # from here on the files are cached, the pages mapped
+    told["read"] = kind.count / seconds(lambda: loop(read, order, kind.batch))
     if layout in kind.fed:
         batch = min(FEED, kind.count)
-        fed = seconds(lambda: layout.feed(folder, order, batch))
-        told["feed"] = kind.count // batch / fed
+        told["feed"] = kind.count // batch / seconds(lambda: layout.feed(folder, order, batch))
     shutil.rmtree(folder)
     return told
 
@@ -292,15 +267,16 @@ def compare(kind: Kind, rounds: int, root: Path) -> Told:
 def ratio(told: Told, key: str, name: str) -> float:
     """Ours over another layout: the median of what the rounds say."""
     both = zip(told["ours"][key], told[name][key], strict=True)
-    return statistics.median(ours / other for ours, other in both)
+    return median(ours / other for ours, other in both)
 
 
-def teacher() -> Generator:
+def teacher() -> fewstep.Generator:
     torch.manual_seed(0)
     subject = Subject((1, 16, 16), 10)
     config = UNetConfig(channels=(32, 64), layers=1, attention=(), groups=8)
     network = build(config, shape=subject.shape, classes=subject.classes)
-    return Generator(Denoiser(network, Flow(), Velocity()), subject, step=heun).eval()
+    denoiser = fewstep.Denoiser(network, fewstep.Flow(), fewstep.Velocity())
+    return fewstep.Generator(denoiser, subject, step=fewstep.heun).eval()
 
 
 def recording(rounds: int, count: int, root: Path) -> tuple[float, float, float]:
@@ -312,7 +288,7 @@ def recording(rounds: int, count: int, root: Path) -> tuple[float, float, float]
     def bare() -> None:
         for rows in torch.arange(count).split(tile):
             noise = torch.randn(len(rows), *generator.subject.shape)
-            generator(noise, steps=8, cond=Condition(rows % 10))
+            generator(noise, steps=8, cond=fewstep.Condition(rows % 10))
 
     def recorded() -> None:
         told = Recording(count, 8, shard=128)
@@ -326,25 +302,26 @@ def recording(rounds: int, count: int, root: Path) -> tuple[float, float, float]
             shutil.rmtree(root / "recorded", ignore_errors=True)
             os.sync()
             times[do].append(seconds(do))
-    each = [statistics.median(count / one for one in times[do]) for do in (bare, recorded)]
-    return *each, statistics.median(map(float.__truediv__, times[bare], times[recorded]))
+    each = [median(count / one for one in times[do]) for do in (bare, recorded)]
+    return *each, median(map(float.__truediv__, times[bare], times[recorded]))
 
 
 def show(kind: Kind, told: Told) -> None:
     """The rows of one kind: medians, and how many times faster ours is."""
     for layout in kind.layouts:
-        mine = {key: statistics.median(values) for key, values in told[layout.name].items()}
-        cells = [kind.name, layout.name, f"{mine['bytes']:,.0f}"]
-        cells += [f"{mine['write'] * kind.payload / 1e6:,.0f}", f"{mine['write']:,.0f}"]
-        cells += [layout.synced, f"{mine['read']:,.0f}", f"{ratio(told, 'read', layout.name):.2f}"]
+        mine = {key: median(values) for key, values in told[layout.name].items()}
+        megabytes = mine["write"] * kind.payload / 1e6
+        line = f"| {kind.name} | {layout.name} | {mine['bytes']:,.0f} | {megabytes:,.0f} "
+        line += f"| {mine['write']:,.0f} | {layout.synced} | {mine['read']:,.0f} "
+        line += f"| {ratio(told, 'read', layout.name):.2f} |"
         if layout in kind.fed:
-            cells += [f"{mine['feed']:,.1f}", f"{ratio(told, 'feed', layout.name):.2f}"]
-        print("| " + " | ".join(cells + [""] * (len(COLUMNS) - len(cells))) + " |", flush=True)
+            line += f" {mine['feed']:,.1f} | {ratio(told, 'feed', layout.name):.2f} |"
+        print(line if layout in kind.fed else f"{line} | |", flush=True)
 
 
 def goals(small: Told, large: Told, share: float) -> None:
     """Each goal beside what was measured."""
-    size = statistics.median(small["ours"]["bytes"])
+    size = median(small["ours"]["bytes"])
     reads = ratio(small, "read", "per sample")
     bare = reads / ratio(small, "read", NO_NOISE.name)
     smaller = ratio(large, "bytes", "per sample")
@@ -375,7 +352,7 @@ def main():
     )
     print(f"f32, {told.rounds} rounds; {paired.count} pairs of {source}, {paired.payload:,} bytes")
     print(f"each in f32, and {wide.count} latent records, {wide.payload:,} bytes each.\n")
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    print(HEAD)
     with TemporaryDirectory() as folder:
         root = Path(folder)
         show(paired, small := compare(paired, told.rounds, root))

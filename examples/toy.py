@@ -12,7 +12,7 @@ from fewstep.data.toys import eight_gaussians
 from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.methods.regress import Regress, RegressConfig
 from fewstep.metrics import sliced_wasserstein
-from fewstep.recording import PairStream, record
+from fewstep.recording import PairStream, Recording, record
 from fewstep.runs import weights_hash
 
 torch.manual_seed(0)
@@ -41,8 +41,8 @@ images = {"images": fs.ImageStream(points, None)}
 teacher = trained(Denoise(DenoiseConfig(), network, subject), images, steps=1000)
 
 with tempfile.TemporaryDirectory() as folder:
-    told = {"count": 8192, "steps": 12, "teacher": weights_hash(teacher), "batch": 4096}
-    for _ in record(teacher.sampled(step=fs.heun), folder, **told):
+    heun, told = teacher.sampled(step=fs.heun), Recording(8192, steps=12)
+    for _ in record(heun, folder, told, teacher=weights_hash(teacher)):
         pass
     student = Regress(RegressConfig(), deepcopy(teacher.denoiser), subject)
     student = trained(student, {"pairs": PairStream(store.Reader(folder))}, steps=1000)
