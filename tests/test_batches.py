@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fewstep.batches import Batches, ImageStream
+from fewstep.errors import InputError
 from fewstep.generator import Subject
 
 
@@ -85,3 +86,38 @@ def test_flip_mirrors_left_to_right_where_the_coin_says():
     stream = ImageStream(images, None, flip=True)
     rows = stream.rows(torch.tensor([0, 1]), torch.tensor([0.4, 0.6]), torch.device("cpu"))
     assert rows.x0[:, 0, 0].tolist() == [[1, -1], [-1, 1]]
+
+
+def test_the_next_steps_are_read_meanwhile_and_once():
+    batches, asked = make(), []
+    stream = batches.streams["images"]
+    rows = stream.rows
+
+    def counted(index, coin, device):
+        asked.append(index.tolist())
+        assert torch.get_num_threads() == 1  # a team of threads would fight the training's
+        return rows(index, coin, device)
+
+    stream.rows = counted
+    seen = [labels(batches, step) for step in range(5)]
+    assert seen == [labels(make(), step) for step in range(5)]
+    batches._readers.shutdown()
+    assert len(asked) == 5 + batches.AHEAD
+    assert all(step in asked for step in seen)
+
+
+def test_going_back_gives_the_same_rows_again():
+    batches = make()
+    forward = [labels(batches, step) for step in (0, 1, 2, 3)]
+    assert [labels(batches, step) for step in (2, 0, 3, 1)] == [forward[i] for i in (2, 0, 3, 1)]
+
+
+def test_what_goes_wrong_while_reading_reaches_the_training():
+    batches = make()
+
+    def broken(index, coin, device):
+        raise InputError("damaged")
+
+    batches.streams["images"].rows = broken
+    with pytest.raises(InputError, match="damaged"):
+        batches.step(0)

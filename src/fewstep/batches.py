@@ -77,14 +77,15 @@ class Batches:
 
     def step(self, step: int, micro_batch: int = 0) -> list[Batch]:
         """This rank's rows of step `step`, at most `micro_batch` at once (0: all)."""
+        rank, ranks = distributed.world()  # here, not in a thread: it may start the process group
         wanted = [(step + ahead, micro_batch) for ahead in range(self.AHEAD + 1)]
         self._coming = {
-            key: self._coming.get(key) or self._readers.submit(self._read, *key) for key in wanted
+            key: self._coming.get(key) or self._readers.submit(self._read, *key, rank, ranks)
+            for key in wanted
         }
         return self._coming.pop(wanted[0]).result()
 
-    def _read(self, step: int, micro_batch: int) -> list[Batch]:
-        rank, ranks = distributed.world()
+    def _read(self, step: int, micro_batch: int, rank: int, ranks: int) -> list[Batch]:
         low, high = self.batch * rank // ranks, self.batch * (rank + 1) // ranks
         size = micro_batch or self.batch
         return [

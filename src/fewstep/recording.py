@@ -6,7 +6,7 @@ depends neither on batch sizes nor on interruptions or the number of processes.
 """
 
 from collections.abc import Generator as Pull
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -95,8 +95,9 @@ def record(
     """Record pairs shard by shard, yielding first what is there, then after each batch.
 
     Classes are recorded in turn. `teacher` is the hash of the weights, kept as provenance. Under
-    `torchrun` each process records its own shards, and the first one seals the store. `batch` says
-    how many images are carried at once, which changes nothing in the store.
+    `torchrun` each process records its own shards, and the first one seals the store. `batch` is
+    the most rows between two yields, by default a tile's; neither the store nor the speed depends
+    on it.
 
     Raises: InputError for a stochastic sampler, or a folder of other data.
     """
@@ -113,7 +114,7 @@ def record(
     size = writer.plan.shard_size
     mine = sum(len(writer.plan.records(k)) for k in range(rank, writer.plan.shards, ranks))
     missing = [rows for rows in writer.missing() if rows.start // size % ranks == rank]
-    done = mine - sum(map(len, missing))
+    done, tiles = mine - sum(map(len, missing)), Tiles(generator, told)
     yield Recorded(done, mine)
     # encoding, compressing and the disk are hidden behind the next shard's computing; in one
     # thread, lest they take the processor from it
@@ -121,8 +122,8 @@ def record(
         writing: Future[None] | None = None
         for rows in missing:
             parts: list[dict[str, Tensor]] = []
-            for piece in _pieces(rows, tile_rows(generator), batch):
-                parts.append(_pairs(generator, piece, told))
+            for piece in tiles.pieces(rows, batch):
+                parts.append(tiles.records(piece))
                 done += len(piece)
                 yield Recorded(done, mine)
             whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
@@ -175,49 +176,51 @@ def _codec(name: str, shape: tuple[int, ...], *, channels: int) -> store.Codec:
     return store.U8(shape) if name == "u8" else store.F16(shape)
 
 
-def tile_rows(generator: Generator) -> int:
-    """Rows that the network sees in one call while recording.
+class Tiles:
+    """A generator's records, computed tile by tile.
 
     Kernels round differently for other batch sizes, so that a pixel here and there would change
-    with them. Record i is therefore always row i % tile of a whole tile, whatever else is in it.
+    with them. The network therefore always sees the same whole tile: rows k·T … (k + 1)·T − 1.
     """
-    roomy = generator.device.type != "cpu"
-    rows = (2**20 if roomy else 2**17) // torch.Size(generator.subject.shape).numel()
-    return max(1, min(512 if roomy else 128, 1 << rows.bit_length() - 1 if rows else 1))
 
+    def __init__(self, generator: Generator, told: Recording) -> None:
+        self.generator = generator
+        self.told = told
+        roomy = generator.device.type != "cpu"
+        rows = (2**20 if roomy else 2**17) // torch.Size(generator.subject.shape).numel()
+        self.size: int = max(1, min(512 if roomy else 128, 2 ** (max(rows, 1).bit_length() - 1)))
+        self._last: tuple[int, dict[str, Tensor]] = (-1, {})
 
-def _pieces(rows: range, tile: int, batch: int | None) -> list[range]:
-    """`rows`, cut where tiles end and into at most `batch` rows."""
-    pieces: list[range] = []
-    first = rows.start
-    while first < rows.stop:
-        stop = min(rows.stop, (first // tile + 1) * tile, first + (batch or tile))
-        pieces.append(range(first, stop))
-        first = stop
-    return pieces
+    def records(self, rows: range) -> dict[str, Tensor]:
+        """The records of rows that lie in one tile."""
+        tile = rows.start // self.size
+        if self._last[0] != tile:
+            self._last = (tile, self._computed(range(tile * self.size, (tile + 1) * self.size)))
+        first = tile * self.size
+        return {key: x[rows.start - first : rows.stop - first] for key, x in self._last[1].items()}
 
+    def pieces(self, rows: range, batch: int | None) -> Iterator[range]:
+        """`rows`, cut where tiles end and into at most `batch` rows."""
+        first = rows.start
+        while first < rows.stop:
+            stop = min(
+                rows.stop, (first // self.size + 1) * self.size, first + (batch or self.size)
+            )
+            yield range(first, stop)
+            first = stop
 
-@torch.inference_mode()
-def _pairs(generator: Generator, rows: range, told: Recording) -> dict[str, Tensor]:
-    """The records of rows of one tile."""
-    tile, shape = tile_rows(generator), generator.subject.shape
-    keys = seeds(told.seed, rows, first=FIRST_SEED)
-    place = slice(rows.start % tile, rows.start % tile + len(rows))
-    noise = torch.zeros(tile, *shape)
-    noise[place] = noise_from_seeds(keys, shape)
-    cond = class_labels(generator.subject.classes, rows)
-    label = torch.full((len(rows),), NO_LABEL) if cond is None else cond.label
-    if cond is not None:
-        full = torch.zeros(tile, dtype=torch.int64)
-        full[place] = label
-        cond = Condition(full.to(generator.device))
-    path = generator.path(noise.to(generator.device), steps=told.steps, cond=cond)
-    states: list[Tensor] = []
-    for point, x in enumerate(path):
-        if point in told.kept or point == told.steps:
-            states.append(x[place].cpu())
-    records = {"x0": states.pop(), "label": label, "seed": torch.tensor(keys)}
-    return {**records, "states": torch.stack(states, 1)} if states else records
+    @torch.inference_mode()
+    def _computed(self, rows: range) -> dict[str, Tensor]:
+        generator, told = self.generator, self.told
+        keys = seeds(told.seed, rows, first=FIRST_SEED)
+        noise = noise_from_seeds(keys, generator.subject.shape, device=generator.device)
+        cond = class_labels(generator.subject.classes, rows, generator.device)
+        label = torch.full((len(rows),), NO_LABEL) if cond is None else cond.label
+        kept = {*told.kept, told.steps}
+        path = enumerate(generator.path(noise, steps=told.steps, cond=cond))
+        *states, x0 = [x.cpu() for point, x in path if point in kept]
+        records = {"x0": x0, "label": label.cpu(), "seed": torch.tensor(keys)}
+        return {**records, "states": torch.stack(states, 1)} if states else records
 
 
 def seeds(seed: int, rows: range, *, first: int = 0) -> list[int]:

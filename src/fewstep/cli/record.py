@@ -42,7 +42,8 @@ class Options:
     codec: str | None = None
     """u8, f16, raw, int8 or int8:PERCENTILE; by default u8 for images, raw for points."""
     batch: int | None = None
-    """Images carried at once: the store is the same for any."""
+    """Images between two steps of the progress bar; neither the store nor the speed depends on it,
+    since the network always sees whole tiles."""
     seed: int = 0
     """Of the noise."""
     resume: bool = True
