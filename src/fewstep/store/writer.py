@@ -31,7 +31,7 @@ from fewstep.store.manifest import (
 from fewstep.store.records import Layout
 from fewstep.store.shards import examine, shard_chunks
 
-BLOCK = 32  # records encoded at a time: bounds the memory of large ones
+BLOCK = 4 << 20  # bytes of records that are encoded at a time: what a processor's cache holds
 
 
 class Writer:
@@ -129,8 +129,9 @@ class Writer:
             )
 
     def _blocks(self, records: Mapping[str, Tensor], rows: int) -> Iterator[Tensor]:
-        for start in range(0, rows, BLOCK):
-            part = slice(start, start + BLOCK)
+        length = max(1, BLOCK // self._layout.size)
+        for start in range(0, rows, length):
+            part = slice(start, start + length)
             yield self._layout.pack({name: values[part] for name, values in records.items()})
 
     def _found(self, number: int) -> Shard:
