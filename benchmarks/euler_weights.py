@@ -1,0 +1,41 @@
+"""What the weights of a k-step student's steps are worth: the same network under two rules.
+
+    python benchmarks/euler_weights.py RUN [--samples 2000]
+
+Right: Euler on the line from noise to image, which moves (t − s)/t of the way to the predicted
+image: 1/4, 1/3, 1/2, 1 in four steps. Wrong: 1 − s of the way, 1/4, 1/2, 3/4, 1, as a published
+four-step sampler does; it leaves less noise at the later steps than the student was trained for.
+"""
+
+import argparse
+
+from fewstep import runs
+from fewstep.cli.evaluate import reference, show
+from fewstep.evaluation import Yardstick
+
+
+def euler(walk, x_t, t, s):
+    x0 = walk.ask(x_t, t).x0
+    return (x0 if s is None else x_t + (t - s) / t * (x0 - x_t)), None
+
+
+def wrong(walk, x_t, t, s):
+    x0 = walk.ask(x_t, t).x0
+    return (x0 if s is None else x_t + (1 - s) * (x0 - x_t)), None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run")
+    parser.add_argument("--samples", type=int, default=2000)
+    told = parser.parse_args()
+    generator = runs.load(told.run)
+    (steps,) = generator.grid.counts
+    yardstick = Yardstick(reference(told.run, None), "classifier")
+    rules = [generator.sampled(step=step) for step in (generator.step, euler, wrong)]
+    scores = [yardstick.score(rule, steps=steps, samples=told.samples) for rule in rules]
+    show((told.run, score) for score in scores)
+
+
+if __name__ == "__main__":
+    main()
