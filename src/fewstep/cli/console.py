@@ -20,6 +20,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from fewstep.errors import InputError
@@ -43,6 +44,12 @@ def options(
         config=() if opposites else (tyro.conf.FlagCreatePairsOff,),
         console_outputs=True,
     )
+
+
+def whole(table: Table) -> None:
+    """Print a table in full, wider than the window where need be: a name cut short is no name."""
+    needed = out.measure(table, options=out.options.update(max_width=1000)).maximum
+    Console(width=max(out.width, needed), soft_wrap=True, quiet=quiet).print(table)
 
 
 def counts(text: str) -> tuple[int, ...]:

@@ -106,7 +106,7 @@ def show(scores: Iterable[tuple[str, "Score"]]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "steps", "sampler", "evaluations", "Fréchet", "accuracy", "ms/image"):
         side = "left" if heading in ("run", "sampler") else "right"
-        table.add_column(heading, justify=side, overflow="fold")
+        table.add_column(heading, justify=side)
     below: dict[str, None] = {}
     for name, score in scores:
         accuracy = "" if score.accuracy is None else f"{100 * score.accuracy:.1f} %"
@@ -123,6 +123,6 @@ def show(scores: Iterable[tuple[str, "Score"]]) -> None:
             f"Fréchet distance in the features of {score.extractor} ({score.extractor_hash[:12]}), "
             f"{score.samples} samples, seed {score.seed}, against {score.reference}"
         ] = None
-    console.out.print(table)
+    console.whole(table)
     for line in below:
         console.out.print(line, style="dim")
