@@ -1,5 +1,7 @@
 """Two processes train as one: same rows, same noise, averaged gradients."""
 
+import os
+import socket
 import subprocess
 import sys
 
@@ -34,3 +36,39 @@ def test_two_ranks_give_the_weights_of_one(tmp_path):
     assert lines == lines_of_two == 4
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-5)
+
+
+WAIT = """
+import os, sys
+from fewstep import distributed
+from fewstep.errors import InputError
+rank, ranks = distributed.world()
+if rank == 1:
+    os._exit(3)
+try:
+    distributed.wait()
+except InputError as error:
+    print(f"told: {error}")
+"""
+
+
+def test_a_process_that_has_ended_is_one_line_for_those_that_wait(tmp_path):
+    script = tmp_path / "wait.py"
+    script.write_text(WAIT)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    told = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(script)],
+            env={**told, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    out, _ = both[0].communicate(timeout=100)
+    both[1].communicate(timeout=100)
+    assert out == "told: another process has ended before; the same command resumes\n"

@@ -23,7 +23,7 @@ LAYERS = [
     ["sampling"],
     ["guidance"],
     ["generator"],
-    ["losses", "ema", "distributed", "images"],
+    ["losses", "ema", "distributed", "images", "background"],
     ["methods"],
     ["batches"],
     ["trainer"],

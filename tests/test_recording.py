@@ -151,7 +151,7 @@ def test_a_stochastic_teacher_is_refused_with_the_reason(tmp_path):
         recorded(images(step=ancestral), tmp_path / "p")
     with pytest.raises(InputError, match="0 pairs"):
         recorded(images(), tmp_path / "p", count=0)
-    with pytest.raises(InputError, match="seeds from 0 up"):
+    with pytest.raises(InputError, match="seed -1: take one from 0 to"):
         recorded(images(), tmp_path / "p", seed=-1)
 
 
@@ -218,6 +218,34 @@ def test_a_store_without_pairs_is_refused(tmp_path):
         PairStream(store.Reader(tmp_path))
 
 
+def pairs_of(folder, **tensors):
+    given = {"x0": torch.zeros(2, *IMAGES), **tensors}
+    schema = {name: store.Raw(value.dtype, tuple(value.shape[1:])) for name, value in given.items()}
+    writer = store.Writer(folder, schema=schema, count=2, provenance={})
+    writer.write(0, given)
+    writer.finish()
+    return store.Reader(folder)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"seed": torch.tensor([0, -5])}, "holds seed -5"),
+        (
+            {"seed": torch.tensor([0, 1]), "label": torch.tensor([0, 7])},
+            "label 7; here they",
+        ),
+        ({"noise": torch.zeros(2, 3)}, "the store's noise is"),
+        ({"seed": torch.tensor([0.5, 1.0])}, "the store's seed is"),
+    ],
+)
+def test_pairs_that_no_student_could_learn_from_are_refused(tmp_path, tensors, message):
+    with pytest.raises(InputError, match=message):
+        PairStream(pairs_of(tmp_path, **tensors), classes=3).rows(
+            torch.arange(2), torch.zeros(2), torch.device("cpu")
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -226,6 +254,8 @@ def test_a_store_without_pairs_is_refused(tmp_path):
         ({"codec": "int4"}, "no codec 'int4'; there are: u8, f16, int8, raw"),
         ({"codec": "int8:lots"}, "write int8, or int8:99.5"),
         ({"batch": 0}, "batches of 0"),
+        ({"steps": 0}, "pairs of 0 steps"),
+        ({"seed": 1 << 30}, "seed 1073741824: take one from 0 to 1073741823"),
     ],
 )
 def test_what_cannot_be_recorded_is_told(tmp_path, change, message):

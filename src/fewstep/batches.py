@@ -5,13 +5,13 @@ step needs no state. The next step's rows are read while the current one is comp
 """
 
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from fewstep import distributed
+from fewstep import background, distributed
 from fewstep.condition import Condition
 from fewstep.generator import Subject
 from fewstep.methods.base import Batch, Examples, Pairs, keyed
@@ -69,10 +69,7 @@ class Batches:
         self.seed = seed
         self.device = torch.device(device)
         self._orders: dict[str, tuple[int, Tensor]] = {}
-        # one torch thread each: a team of their own would fight the training's for the processors
-        self._readers = ThreadPoolExecutor(
-            self.AHEAD, initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._readers = background.workers(self.AHEAD)
         self._coming: dict[tuple[int, int], Future[list[Batch]]] = {}
 
     def step(self, step: int, micro_batch: int = 0) -> list[Batch]:

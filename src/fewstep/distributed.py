@@ -12,19 +12,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fewstep.errors import InputError
 
-def world() -> tuple[int, int]:
-    """(rank, size) of the process group, started on first use; (0, 1) without `torchrun`."""
+
+def world(*, patience: timedelta | None = None) -> tuple[int, int]:
+    """(rank, size) of the process group, started on first use; (0, 1) without `torchrun`.
+
+    `patience` is how long one may wait for the others, by default torch's own.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return 0, 1
     if not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(device())
-        # a rank may wait for the others' last shards; torchrun ends all when one of them dies
-        dist.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1)
-        )
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=patience)
     return dist.get_rank(), dist.get_world_size()
 
 
@@ -32,7 +35,10 @@ def device() -> torch.device:
     """This process's GPU where there is one, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= there:
+        raise InputError(f"process {number} needs a GPU of its own; there are {there}")
+    return torch.device("cuda", number)
 
 
 def first_rank() -> bool:
@@ -41,9 +47,12 @@ def first_rank() -> bool:
 
 
 def wait() -> None:
-    """Until all ranks have come here."""
+    """Until all ranks have come here. InputError where one of them has ended before."""
     if world()[1] > 1:
-        dist.barrier()
+        try:
+            dist.barrier()
+        except RuntimeError:
+            raise InputError("another process has ended before; the same command resumes") from None
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -147,14 +147,17 @@ def straightness(
     """
     flow = Generator(generator.denoiser.under(Flow()), generator.subject)
     times = flow.grid(steps, flow.denoiser).tolist()
-    rates = torch.tensor([*times, 0.0], dtype=torch.float64).diff()
+    rates = torch.tensor([*times, 0.0], dtype=torch.float64).diff().tolist()
     bend, chord = 0.0, 0.0
     for _, noise, cond in _starts(flow, samples, seed=seed, batch=500):
-        x = torch.stack([x.double() for x in flow.path(noise, steps=steps, cond=cond)])
-        velocity = x.diff(dim=0) / rates.view(-1, *[1] * noise.ndim).to(x)
-        whole = velocity.mean(0)
-        bend += float((velocity - whole).square().mean(0).sum())
-        chord += float(whole.square().sum())
+        path = (x.double() for x in flow.path(noise, steps=steps, cond=cond))
+        before = next(path)
+        mean, square = torch.zeros_like(before), torch.zeros_like(before)
+        for x, rate in zip(path, rates, strict=True):
+            velocity = (x - before) / rate
+            mean, square, before = mean + velocity / steps, square + velocity**2 / steps, x
+        bend += float((square - mean.square()).sum())
+        chord += float(mean.square().sum())
     return bend / chord
 
 

@@ -79,7 +79,7 @@ def _pairs(recipe: Recipe, subject: Subject) -> tuple[PairStream, str]:
             "and give pairs.load=DIR"
         )
     reader = store.Reader(recipe.pairs.load)
-    stream = PairStream(reader)
+    stream = PairStream(reader, classes=subject.classes)
     if stream.shape != subject.shape:
         raise InputError(
             f"the pairs in {recipe.pairs.load} are {stream.shape}, the data are {subject.shape}"

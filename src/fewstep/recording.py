@@ -7,14 +7,15 @@ depends neither on batch sizes nor on interruptions or the number of processes.
 
 from collections.abc import Generator as Pull
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fewstep import __version__, distributed, store
+from fewstep import __version__, background, distributed, store
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator
@@ -50,14 +51,15 @@ class Recording:
     seed: int = 0
     """Of the noise."""
     shard: int = 1024
-    """Pairs of a shard; fewer where they are large. A killed recording loses at most one shard."""
+    """Pairs of a shard; fewer where they are large. A killed process loses at most two shards: the
+    one that it computes, and the one that is being written."""
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.seed < 0:
+        if self.count < 1 or self.steps < 1:
             raise InputError(
-                f"cannot record {self.count} pairs from seed {self.seed}: "
-                "at least 1, and seeds from 0 up"
+                f"cannot record {self.count} pairs of {self.steps} steps: at least 1 of each"
             )
+        seeds(self.seed, range(0))
         if not 0 <= self.states < self.steps:
             raise InputError(
                 f"{self.states} states of a path of {self.steps} steps: there are "
@@ -109,16 +111,15 @@ def record(
         )
     if batch is not None and batch < 1:
         raise InputError(f"cannot record in batches of {batch}")
-    rank, ranks = distributed.world()
+    rank, ranks = distributed.world(patience=timedelta(days=1))  # for the others' last shards
     writer = _writer(generator, folder, told, teacher)
     size = writer.plan.shard_size
     mine = sum(len(writer.plan.records(k)) for k in range(rank, writer.plan.shards, ranks))
     missing = [rows for rows in writer.missing() if rows.start // size % ranks == rank]
     done, tiles = mine - sum(map(len, missing)), Tiles(generator, told)
     yield Recorded(done, mine)
-    # encoding, compressing and the disk are hidden behind the next shard's computing; in one
-    # thread, lest they take the processor from it
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    # encoding, compressing and the disk are hidden behind the next shard's computing
+    with background.workers(1) as pool:
         writing: Future[None] | None = None
         for rows in missing:
             parts: list[dict[str, Tensor]] = []
@@ -224,7 +225,12 @@ class Tiles:
 
 
 def seeds(seed: int, rows: range, *, first: int = 0) -> list[int]:
-    """The noise seed of each row, row numbers counting on from a seed's 2³²nd part."""
+    """The noise seed of each row, row numbers counting on from a seed's 2³²nd part.
+
+    Raises: InputError for a seed so large that its numbers would be those of `FIRST_SEED`.
+    """
+    if not 0 <= seed < 1 << 30:
+        raise InputError(f"seed {seed}: take one from 0 to {(1 << 30) - 1}")
     return [first + (seed << 32) + row for row in rows]
 
 
@@ -246,14 +252,22 @@ class PairStream:
     """A store's pairs as a training stream; noise comes back from the seeds, where it was not
     recorded itself."""
 
-    def __init__(self, reader: store.Reader) -> None:
-        if "x0" not in reader.schema or not {"seed", "noise"} & set(reader.schema):
+    def __init__(self, reader: store.Reader, *, classes: int | None = None) -> None:
+        """`classes` of the student: other labels are refused when they are read; None: any go."""
+        codecs = reader.schema
+        if "x0" not in codecs or not {"seed", "noise"} & set(codecs):
             raise InputError(
-                f"the store holds {', '.join(sorted(reader.schema))}: no pairs, which are x0 and "
-                "its seed or noise"
+                f"the store holds {', '.join(sorted(codecs))}: no pairs, which are x0 and its seed "
+                "or noise"
             )
         self.reader = reader
-        self.shape = tuple(reader[[0]]["x0"].shape[1:])
+        self.classes = classes
+        self.shape = codecs["x0"].shape
+        number = (torch.int64, ())
+        image = (torch.float32, self.shape)
+        for name, wanted in {"x0": image, "noise": image, "label": number, "seed": number}.items():
+            if name in codecs and (codecs[name].dtype, codecs[name].shape) != wanted:
+                raise InputError(f"the store's {name} is {codecs[name]}; pairs have {wanted}")
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -264,7 +278,18 @@ class PairStream:
         if "noise" in kept:
             noise = kept["noise"].to(device)
         else:
-            noise = noise_from_seeds(kept["seed"].tolist(), self.shape, device=device)
+            noise = noise_from_seeds(_within(kept["seed"], "seed", 0), self.shape, device=device)
         label = kept.get("label")
+        if label is not None and self.classes is not None:
+            _within(label, "label", NO_LABEL, self.classes)
         cond = None if label is None or bool((label == NO_LABEL).all()) else label.to(device)
         return Pairs(noise, kept["x0"].to(device), None if cond is None else Condition(cond))
+
+
+def _within(values: Tensor, what: str, low: int, stop: int = 1 << 63) -> list[int]:
+    """The numbers, each from `low` up and below `stop`: a network would not ask."""
+    numbers: list[int] = values.tolist()
+    for number in numbers:
+        if not low <= number < stop:
+            raise InputError(f"the store holds {what} {number}; here they are {low} to {stop - 1}")
+    return numbers

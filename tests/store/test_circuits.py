@@ -426,7 +426,9 @@ def test_layout_to_store_to_layout_keeps_codes_scales_and_values(tmp_path, layou
     assert verify(tmp_path / "store") == []
     reader = Reader(tmp_path / "store")
     steps = STEPS if spelling == "suffixed" else None
-    assert reader.provenance == {"source": "denoising-circuits", "steps": steps}
+    told = dict(reader.provenance)
+    assert len(told.pop("samples")) == 64
+    assert told == {"source": "denoising-circuits", "steps": steps}
     assert reader.schema == {
         "noise": F16((3, 8, 8)),
         "x0": F16((3, 8, 8)),
@@ -664,3 +666,22 @@ def test_steps_that_cannot_be_told_are_left_out(tmp_path, told):
     store = stored(tmp_path / "store", {}, told)
     list(from_store(store, tmp_path / "layout", spelling=spelling))
     assert "T" not in unpacked(tmp_path / "layout" / "sample_00000000.zst")
+
+
+def test_other_samples_are_not_taken_for_those_of_a_store(tmp_path, layout):
+    """Equal shapes, steps and count: the store of the first ones may not pass for the second."""
+    list(to_store(layout(3, "suffixed"), tmp_path / "store"))
+    other = tmp_path / "other"
+    other.mkdir()
+    for row in range(3):
+        write_sample(other / f"sample_{row:08d}.zst", tensors(values_of(row + 77)), steps=STEPS)
+    with pytest.raises(InputError, match="provenance.samples is"):
+        list(to_store(other, tmp_path / "store"))
+
+
+def test_samples_lie_in_local_folders(tmp_path, layout):
+    with pytest.raises(InputError, match="s3://b/x: sample_.* local folders alone"):
+        list(to_store("s3://b/x", tmp_path / "store"))
+    list(to_store(layout(1, "plain"), tmp_path / "store"))
+    with pytest.raises(InputError, match="s3://b/x: sample_.* local folders alone"):
+        list(from_store(tmp_path / "store", "s3://b/x"))

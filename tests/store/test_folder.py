@@ -101,3 +101,23 @@ def test_what_the_disk_refuses_is_one_line(tmp_path):
         LocalFolder(tmp_path / "file").publish("a", [b""])
     with pytest.raises(InputError, match="absent: No such file"):
         LocalFolder(tmp_path).read("absent")
+
+
+def test_a_listing_without_lengths_is_asked_for_them(tmp_path):
+    """As that of a web server, which only tells names."""
+
+    class Names(type(fsspec.filesystem("file"))):
+        cachable = False
+
+        def ls(self, path, detail=True, **kwargs):
+            return [{**entry, "size": None} for entry in super().ls(path, detail=True)]
+
+    (tmp_path / "a").write_bytes(b"12345")
+    assert RemoteFolder("http://host/store", Names(), str(tmp_path)).sizes() == {"a": 5}
+
+
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1:1/store", "memory://a//b"])
+def test_what_cannot_be_a_folder_is_one_line(address):
+    with pytest.raises(InputError, match=address) as told:
+        open_folder(address)
+    assert "\n" not in str(told.value)

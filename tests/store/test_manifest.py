@@ -6,7 +6,15 @@ import torch
 from fewstep.errors import InputError
 from fewstep.store import F16, Raw
 from fewstep.store.folder import LocalFolder
-from fewstep.store.manifest import Manifest, Plan, Shard, differences, read_manifest, seal
+from fewstep.store.manifest import (
+    Manifest,
+    Plan,
+    Shard,
+    differences,
+    read_manifest,
+    seal,
+    unfinished,
+)
 
 
 def plan(**change):
@@ -132,3 +140,30 @@ def test_an_empty_folder_and_an_unfinished_store_are_told_apart(tmp_path):
     (tmp_path / "plan.json").write_bytes(seal(plan().describe()))
     with pytest.raises(InputError, match="not finished"):
         read_manifest(LocalFolder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": 2**70, "shard_size": 2**70},
+        {"count": 10**13},
+        {"schema": {"latent": {"codec": "int8", "shape": [2, 2], "channels": 1.0}}},
+    ],
+)
+def test_numbers_made_to_harm_are_one_line(tmp_path, change):
+    told = plan().describe() | change
+    for entry in told["schema"].values():
+        entry.setdefault("percentile", 100.0) if entry["codec"] == "int8" else None
+    (tmp_path / "plan.json").write_bytes(seal(told))
+    with pytest.raises(InputError, match=r"plan.json") as caught:
+        unfinished(LocalFolder(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unfinished_store_costs_what_it_holds_not_what_it_plans(tmp_path):
+    (tmp_path / "plan.json").write_bytes(seal(plan(count=10**12, shard_size=1).describe()))
+    for name in ("shard-00007.zst", "shard-123456.zst", "shard-7.zst", "other"):
+        (tmp_path / name).write_bytes(b"12345")
+    told, shards = unfinished(LocalFolder(tmp_path))
+    assert told.shards == 10**12
+    assert [(s.number, s.count, s.bytes) for s in shards] == [(7, 1, 5), (123456, 1, 5)]

@@ -150,3 +150,38 @@ def test_a_cifar_pair_takes_at_most_3300_bytes(tmp_path):
     one.write(0, {"image": noise, "label": torch.arange(256) % 10, "seed": seeds})
     one.finish()
     assert sum(map(len, content(tmp_path).values())) <= 3300 * 256
+
+
+def test_a_finished_store_gets_a_lost_shard_back(tmp_path, recorded, writer, write):
+    folder = recorded(tmp_path, 8)
+    before = content(folder)
+    (folder / "shard-00001.zst").unlink()
+    (folder / "shard-00002.zst").write_bytes(before["shard-00002.zst"][:-5])
+    again = writer(folder)
+    assert not again.complete and again.missing() == [range(3, 6), range(6, 8)]
+    with pytest.raises(InputError, match="2 shards are missing; run the recording again"):
+        again.finish()
+    for rows in again.missing():
+        write(again, rows)
+    again.finish()
+    assert again.complete and content(folder) == before
+
+
+def test_a_shard_that_comes_out_otherwise_is_not_taken_for_the_lost_one(
+    tmp_path, recorded, writer, records
+):
+    folder = recorded(tmp_path, 8)
+    (folder / "shard-00001.zst").unlink()
+    other = {name: values[:3] for name, values in records(8).items()}
+    with pytest.raises(InputError, match=r"shard-00001.zst came out otherwise than it was first"):
+        writer(folder).write(3, other)
+
+
+def test_a_damaged_index_of_an_earlier_writer_tells_what_to_do(tmp_path, writer, write):
+    killed = writer(tmp_path)
+    for rows in killed.missing():
+        write(killed, rows)
+    shard = tmp_path / "shard-00001.zst"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(InputError, match="delete that file and run the recording again"):
+        writer(tmp_path).finish()

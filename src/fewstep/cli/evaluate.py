@@ -37,7 +37,8 @@ class Options:
     seed: int = 0
     """Of the noise."""
     straightness: bool = False
-    """Measure instead how straight the paths from noise to image are: 0 for straight lines."""
+    """Measure instead how straight the paths from noise to image are, 0 for straight lines, by 32
+    Euler steps under Flow, whatever --steps and --sampler say."""
     json: bool = False
     """Print the scores as a JSON list."""
 

@@ -106,10 +106,12 @@ def run(
     from fewstep.recording import record
     from fewstep.sampling import named_step
 
-    generator = runs.load(address).sampled(step=named_step(sampler)).to(device())
+    generator = runs.load(address)
+    teacher = runs.weights_hash(generator)
+    generator = generator.sampled(step=named_step(sampler)).to(device())
     if guidance != 1:
         generator = generator.guided(guidance)
-    rows = record(generator, folder, wanted, teacher=runs.weights_hash(generator), batch=batch)
+    rows = record(generator, folder, wanted, teacher=teacher, batch=batch)
     with console.stopping() as stop, closing(rows):
         start = next(rows)
         with console.bar("record", start.total, start.done) as bar:

@@ -16,6 +16,7 @@ A value is code · scale; rin0 + sum of r_chunks is what the teacher's T steps l
 foreign: nothing is unpickled, and no size is believed that the bytes there do not bear out.
 """
 
+import hashlib
 import io
 import math
 import os
@@ -33,7 +34,7 @@ from torch import Tensor
 from fewstep.errors import InputError
 from fewstep.store import npz
 from fewstep.store.codecs import F16, Codec, Int8, Shape
-from fewstep.store.folder import LocalFolder
+from fewstep.store.folder import Address, LocalFolder
 from fewstep.store.reader import Reader
 from fewstep.store.writer import Writer
 
@@ -89,20 +90,20 @@ def write_sample(
     LocalFolder(Path(path).parent).publish(Path(path).name, [content])
 
 
-def to_store(source: Path | str, target: Path | str) -> Generator[int, None, None]:
+def to_store(source: Path | str, target: Address) -> Generator[int, None, None]:
     """Convert a folder of sample_*.zst, in the order of their names, into a store of equal values;
     yields how many samples are done, the last time when the store is finished.
 
     Whole shards that an earlier run left are kept. `InputError` names the file that is damaged, has
     other shapes or another `T` than the first, or whose values the store's codecs would change.
     """
-    files = sorted(Path(source).glob(SAMPLES))
+    files = sorted(_local(source).glob(SAMPLES))
     if not files:
         raise InputError(f"{source} holds no {SAMPLES}; name the folder of the samples")
     schema, steps, _ = _convertible(files[0])
     floats = sum(math.prod(codec.shape) for codec in schema.values())
     shard_size = max(1, min(1024, (SHARD - 1) // (4 * floats)))
-    told = {"source": "denoising-circuits", "steps": steps}
+    told = {"source": "denoising-circuits", "steps": steps, "samples": _identity(files)}
     writer = Writer(target, schema=schema, count=len(files), shard_size=shard_size, provenance=told)
     missing = writer.missing()
     done = len(files) - sum(len(rows) for rows in missing)
@@ -122,7 +123,7 @@ def to_store(source: Path | str, target: Path | str) -> Generator[int, None, Non
 
 
 def from_store(
-    source: Path | str, target: Path | str, *, spelling: Spelling = "suffixed"
+    source: Address, target: Path | str, *, spelling: Spelling = "suffixed"
 ) -> Generator[int, None, None]:
     """Convert a store of the four tensors into files of equal values; yields how many are done.
 
@@ -130,7 +131,7 @@ def from_store(
     `steps`, if it tells them. `InputError` for a store of other tensors, values that would change,
     and a target folder that holds anything else.
     """
-    reader, folder = Reader(source), Path(target)
+    reader, folder = Reader(source), _local(target)
     told = reader.provenance.get("steps")
     steps = told if type(told) is int else None
     with _named(source):
@@ -149,6 +150,22 @@ def from_store(
                 content = _file(_encoded(schema, sample, exact=True), spelling, steps)
             LocalFolder(folder).publish(path.name, [content])
     yield len(reader)
+
+
+def _local(folder: Path | str) -> Path:
+    if "://" in str(folder):
+        raise InputError(f"{folder}: {SAMPLES} are read and written in local folders alone")
+    return Path(folder)
+
+
+def _identity(files: list[Path]) -> str:
+    """What tells these samples from others: every name and length, and the first one's bytes."""
+    digest = hashlib.sha256()
+    with _named(files[0].parent):
+        for file in files:
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        digest.update(files[0].read_bytes())
+    return digest.hexdigest()
 
 
 def _schema(shapes: Mapping[str, Shape], percentile: float = 100.0) -> dict[str, Codec]:

@@ -194,6 +194,8 @@ def codec_from(entry: Mapping[str, Any]) -> Codec:
         case "u8":
             codec = U8(shape)
         case "int8":
+            if type(entry["channels"]) is not int:  # 1.0 equals 1, and is no number of dimensions
+                raise InputError(f"int8 channels is {entry['channels']!r}")
             codec = Int8(shape, channels=entry["channels"], percentile=entry["percentile"])
         case other:
             raise InputError(f"codec {other!r} is not known here; a newer fewstep may read it")

@@ -2,7 +2,8 @@
 
 A file appears under its name only when it is complete: it is written under a temporary name, forced
 to the disk, then renamed; an object store shows a file only when the whole upload has ended. So a
-name that exists is a file that is whole, whatever was killed when.
+name that exists is a file that is whole, whatever was killed when. (Of other services this is as
+true as their move is: where fsspec copies and removes, a killed copy is found by its checksums.)
 """
 
 import errno
@@ -83,8 +84,10 @@ def open_folder(address: Address) -> Folder:
     except ImportError as error:
         extra = "pip install 'fewstep[s3]'" if scheme == "s3" else str(error)
         raise InputError(f"{text}: a package for {scheme}:// is missing: {extra}") from None
-    except ValueError as error:
-        raise InputError(f"{text}: {error}") from None
+    except Exception as error:  # some services are reached here already, and may not be there
+        raise InputError(f"{text}: {_line(error)}") from None
+    if "//" in text.partition("://")[2].rstrip("/"):
+        raise InputError(f"{text}: an empty folder name, between // and //, has no place in it")
     return LocalFolder(root) if scheme in ("file", "local") else RemoteFolder(text, files, root)
 
 
@@ -170,10 +173,16 @@ class RemoteFolder(Folder):
         # some stores keep an empty object for the folder itself
         own = self._root.rsplit("/", 1)[-1]
         return {
-            name: entry["size"] or 0
+            name: self._size(name, entry)
             for name, entry in named.items()
             if not (name == own and entry["name"].rstrip("/") == self._root)
         }
+
+    def _size(self, name: str, entry: dict[str, Any]) -> int:
+        if entry.get("size") is not None or entry.get("type") == "directory":
+            return entry.get("size") or 0
+        # a listing without lengths, as web servers give
+        return self._reach(name, lambda: self._files.size(self._path(name))) or 0
 
     def read(self, name: str) -> bytes:
         return self._reach(name, lambda: self._files.cat_file(self._path(name)))
@@ -235,9 +244,13 @@ class RemoteFolder(Folder):
         try:
             return do()
         except Exception as error:
-            told = (str(error) or type(error).__name__).splitlines()[0]
+            told = _line(error)
             where = f"{self._address}/{name}" if name else self._address
             raise InputError(f"{where}: {told}") from None
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _size(entry: os.DirEntry[str]) -> int:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from fewstep.errors import InputError
@@ -18,6 +18,9 @@ from fewstep.store.folder import Folder
 FORMAT = 1
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
+NAMED = re.compile(r"shard-\d{5,}\.zst")
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+MOST = 10**12  # records: beyond what a folder can hold, and within what a range can count
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class Plan:
                     f"{name!r} has shape {codec.shape}; sizes are whole and at least 1"
                 )
         for what in ("count", "shard_size"):
-            if not _whole(getattr(self, what), least=1):
-                raise InputError(f"{what} is {getattr(self, what)!r}; it must be at least 1")
+            if not _whole(getattr(self, what), least=1) or getattr(self, what) > MOST:
+                raise InputError(f"{what} is {getattr(self, what)!r}; it counts from 1 to {MOST}")
 
     @property
     def shards(self) -> int:
@@ -117,12 +120,9 @@ def unfinished(folder: Folder) -> tuple[Plan, tuple[Shard, ...]] | None:
     if MANIFEST in sizes or PLAN not in sizes:
         return None
     plan = read_plan(folder)
-    named = ((number, shard_name(number)) for number in range(plan.shards))
-    return plan, tuple(
-        Shard(name, len(plan.records(number)), sizes[name], "")
-        for number, name in named
-        if name in sizes
-    )
+    found = (Shard(name, 0, size, "") for name, size in sizes.items() if NAMED.fullmatch(name))
+    ours = sorted((s for s in found if s.number < plan.shards), key=lambda shard: shard.number)
+    return plan, tuple(replace(s, count=len(plan.records(s.number))) for s in ours)
 
 
 def read_manifest(folder: Folder) -> Manifest:
@@ -174,7 +174,7 @@ def _read(folder: Folder, name: str, parse: Callable[[dict[str, Any]], Sealed]) 
         return parse(content)
     except InputError as error:
         raise InputError(f"{folder}/{name}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except DAMAGE as error:
         raise InputError(f"{folder}/{name} is damaged: {error}") from None
 
 

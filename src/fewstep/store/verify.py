@@ -1,8 +1,8 @@
 """Is every byte of a store what was recorded?"""
 
 from fewstep.errors import InputError
-from fewstep.store.folder import Address, Folder, open_folder
-from fewstep.store.manifest import MANIFEST, Shard, read_manifest, unfinished
+from fewstep.store.folder import TEMPORARY, Address, Folder, open_folder
+from fewstep.store.manifest import MANIFEST, PLAN, Shard, read_manifest, unfinished
 from fewstep.store.records import Layout
 from fewstep.store.shards import examine
 
@@ -29,7 +29,7 @@ def verify(folder: Address) -> list[str]:
     lines: list[str] = []
     if not begun:
         foreign = names - {MANIFEST, *(shard.file for shard in shards)}
-        lines += [f"{root}/{name} does not belong to the store" for name in sorted(foreign)]
+        lines += [_foreign(f"{root}/{name}") for name in sorted(foreign)]
     for shard in shards:
         lines += _damages(root, shard, plan.records(shard.number).start, layout)
     if begun:
@@ -38,6 +38,12 @@ def verify(folder: Address) -> list[str]:
             "run the same recording again to complete it"
         )
     return lines
+
+
+def _foreign(place: str) -> str:
+    left = place.endswith((f"/{PLAN}", TEMPORARY))
+    told = "; a killed recording left it: the same command again removes it" if left else ""
+    return f"{place} does not belong to the store{told}"
 
 
 def _damages(folder: Folder, shard: Shard, first: int, layout: Layout) -> list[str]:

@@ -61,15 +61,17 @@ class Writer:
 
     @property
     def complete(self) -> bool:
-        """Whether the store is finished: every shard whole, the manifest written."""
-        return self._manifest is not None
+        """Whether the store is finished: the manifest written, and every shard there."""
+        return self._manifest is not None and not self.missing()
 
     def missing(self) -> list[range]:
-        """The records of each shard that is not yet whole, in order."""
-        if self.complete:
-            return []
-        names = self._folder.sizes()
-        shards = (shard for shard in range(self.plan.shards) if shard_name(shard) not in names)
+        """The records of each shard that is not yet whole, in order; also of those that a finished
+        store has lost since."""
+        sizes = self._folder.sizes()
+        if self._manifest:
+            shards = [s.number for s in self._manifest.shards if sizes.get(s.file) != s.bytes]
+        else:
+            shards = [shard for shard in range(self.plan.shards) if shard_name(shard) not in sizes]
         return [self.plan.records(shard) for shard in shards]
 
     def write(self, start: int, records: Mapping[str, Shaped[Tensor, "rows ..."]]) -> None:
@@ -92,13 +94,21 @@ class Writer:
                 yield chunk
 
         self._folder.publish(name, noted())
-        self._written[number] = Shard(name, rows, sum(sizes), digest.hexdigest())
+        shard = Shard(name, rows, sum(sizes), digest.hexdigest())
+        if self._manifest and self._manifest.shards[number] != shard:
+            raise InputError(
+                f"{self._folder}/{name} came out otherwise than it was first recorded: on another "
+                "kind of machine? Record into another folder"
+            )
+        self._written[number] = shard
 
     def finish(self) -> Manifest:
         """Seal the store once all shards are whole: write the manifest, remove the plan."""
+        if missing := self.missing():
+            raise InputError(
+                f"{self._folder}: {len(missing)} shards are missing; run the recording again"
+            )
         if self._manifest is None:
-            if missing := self.missing():
-                raise InputError(f"{self._folder}: {len(missing)} shards are missing; record them")
             numbers = range(self.plan.shards)
             shards = tuple(self._written.get(number) or self._found(number) for number in numbers)
             self._manifest = Manifest(self.plan, shards)
@@ -138,9 +148,12 @@ class Writer:
         """A shard that an earlier writer left: read through, lest damage be sealed as good."""
         name, records = shard_name(number), self.plan.records(number)
         shard = Shard(name, len(records), self._folder.sizes()[name], "")
-        found = examine(self._folder, shard, records.start, self._layout)
-        for damage in found.damages:
-            raise InputError(f"{damage}; delete that file and run the recording again")
+        try:
+            found = examine(self._folder, shard, records.start, self._layout)
+            if found.damages:
+                raise InputError(found.damages[0])
+        except InputError as error:
+            raise InputError(f"{error}; delete that file and run the recording again") from None
         return replace(shard, sha256=found.sha256)
 
     def _tidy(self) -> None:
