@@ -37,7 +37,8 @@ import fewstep
 from fewstep import InputError, Subject, noise_from_seeds
 from fewstep.backbones import UNetConfig, build
 from fewstep.data import load
-from fewstep.recording import FIRST_SEED, PairStream, Recording, record, seeds
+from fewstep.pairs import PairStream
+from fewstep.recording import FIRST_SEED, Recording, record, seeds
 from fewstep.store import F16, U8, Codec, Int8, Raw, Reader, Writer
 
 IMAGE = (3, 32, 32)

@@ -12,7 +12,8 @@ from fewstep.data.toys import eight_gaussians
 from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.methods.regress import Regress, RegressConfig
 from fewstep.metrics import sliced_wasserstein
-from fewstep.recording import PairStream, Recording, record
+from fewstep.pairs import PairStream
+from fewstep.recording import Recording, record
 from fewstep.runs import weights_hash
 
 torch.manual_seed(0)

@@ -25,7 +25,7 @@ LAYERS = [
     ["generator"],
     ["losses", "ema", "distributed", "images", "background"],
     ["methods"],
-    ["batches"],
+    ["batches", "pairs"],
     ["trainer"],
     ["recipe"],
     ["runs"],

@@ -9,15 +9,14 @@ import killing
 from analytic import exact, flow_map
 from fewstep import store
 from fewstep.backbones import UNetConfig, build
-from fewstep.batches import Batches
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
+from fewstep.pairs import PairStream
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
 from fewstep.recording import (
     FIRST_SEED,
-    PairStream,
     Recording,
     Tiles,
     class_labels,
@@ -183,67 +182,6 @@ def test_images_are_kept_as_asked(tmp_path, codec, bits, error):
     assert (truth.clamp(-1, 1) - found.clamp(-1, 1)).abs().max() <= error
     layout = store.Reader(tmp_path / "p").schema["x0"].parts[""][0]
     assert layout.itemsize * 8 == bits
-
-
-def test_a_damaged_record_never_reaches_training(tmp_path):
-    recorded(images(), tmp_path)
-    shard = tmp_path / "shard-00001.zst"
-    raw = bytearray(shard.read_bytes())
-    raw[30] ^= 1  # in record 10, the shard's first
-    shard.write_bytes(raw)
-    stream = PairStream(store.Reader(tmp_path))
-    batches = Batches({"pairs": stream}, Subject(IMAGES, 3), batch=23, seed=0)
-    with pytest.raises(InputError, match="shard-00001.zst, record 10 is damaged"):
-        batches.step(0)
-
-
-def test_recorded_noise_takes_the_place_of_seeds(tmp_path):
-    noise, x0 = torch.randn(2, 5, *IMAGES, generator=torch.Generator().manual_seed(0))
-    schema = {"noise": store.Raw(torch.float32, IMAGES), "x0": store.Raw(torch.float32, IMAGES)}
-    writer = store.Writer(tmp_path, schema=schema, count=5, provenance={})
-    writer.write(0, {"noise": noise, "x0": x0})
-    writer.finish()
-    rows = PairStream(store.Reader(tmp_path)).rows(
-        torch.tensor([3, 1]), torch.zeros(2), torch.device("cpu")
-    )
-    assert torch.equal(rows.noise, noise[[3, 1]]) and torch.equal(rows.x0, x0[[3, 1]])
-    assert rows.cond is None
-
-
-def test_a_store_without_pairs_is_refused(tmp_path):
-    writer = store.Writer(tmp_path, schema={"x0": store.U8(IMAGES)}, count=1, provenance={})
-    writer.write(0, {"x0": torch.zeros(1, *IMAGES)})
-    writer.finish()
-    with pytest.raises(InputError, match="holds x0: no pairs"):
-        PairStream(store.Reader(tmp_path))
-
-
-def pairs_of(folder, **tensors):
-    given = {"x0": torch.zeros(2, *IMAGES), **tensors}
-    schema = {name: store.Raw(value.dtype, tuple(value.shape[1:])) for name, value in given.items()}
-    writer = store.Writer(folder, schema=schema, count=2, provenance={})
-    writer.write(0, given)
-    writer.finish()
-    return store.Reader(folder)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "message"),
-    [
-        ({"seed": torch.tensor([0, -5])}, "holds seed -5"),
-        (
-            {"seed": torch.tensor([0, 1]), "label": torch.tensor([0, 7])},
-            "label 7; here they",
-        ),
-        ({"noise": torch.zeros(2, 3)}, "the store's noise is"),
-        ({"seed": torch.tensor([0.5, 1.0])}, "the store's seed is"),
-    ],
-)
-def test_pairs_that_no_student_could_learn_from_are_refused(tmp_path, tensors, message):
-    with pytest.raises(InputError, match=message):
-        PairStream(pairs_of(tmp_path, **tensors), classes=3).rows(
-            torch.arange(2), torch.zeros(2), torch.device("cpu")
-        )
 
 
 @pytest.mark.parametrize(

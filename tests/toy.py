@@ -11,9 +11,10 @@ from fewstep.data.toys import eight_gaussians
 from fewstep.denoiser import Denoiser
 from fewstep.generator import Subject
 from fewstep.methods.denoise import Denoise, DenoiseConfig
+from fewstep.pairs import PairStream
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
-from fewstep.recording import PairStream, Recording, record
+from fewstep.recording import Recording, record
 from fewstep.sampling import heun, noise_from_seeds
 from fewstep.trainer import FitConfig, Training
 

@@ -19,8 +19,8 @@ from fewstep.generator import Generator, Subject
 from fewstep.guidance import Guided
 from fewstep.images import save_grid
 from fewstep.methods.base import Method
+from fewstep.pairs import PairStream
 from fewstep.recipe import Recipe
-from fewstep.recording import PairStream
 from fewstep.runs import Run
 from fewstep.trainer import NonFiniteLoss, Progress, Training
 

@@ -19,7 +19,6 @@ from fewstep import __version__, background, distributed, store
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator
-from fewstep.methods.base import Pairs
 from fewstep.sampling import DETERMINISTIC, describe_step, noise_from_seeds
 from fewstep.store import Address
 
@@ -246,50 +245,3 @@ def class_labels(
     if not labels:
         return None
     return Condition(torch.tensor([labels[row % len(labels)] for row in rows], device=device))
-
-
-class PairStream:
-    """A store's pairs as a training stream; noise comes back from the seeds, where it was not
-    recorded itself."""
-
-    def __init__(self, reader: store.Reader, *, classes: int | None = None) -> None:
-        """`classes` of the student: other labels are refused when they are read; None: any go."""
-        codecs = reader.schema
-        if "x0" not in codecs or not {"seed", "noise"} & set(codecs):
-            raise InputError(
-                f"the store holds {', '.join(sorted(codecs))}: no pairs, which are x0 and its seed "
-                "or noise"
-            )
-        self.reader = reader
-        self.classes = classes
-        self.shape = codecs["x0"].shape
-        number = (torch.int64, ())
-        image = (torch.float32, self.shape)
-        for name, wanted in {"x0": image, "noise": image, "label": number, "seed": number}.items():
-            if name in codecs and (codecs[name].dtype, codecs[name].shape) != wanted:
-                raise InputError(f"the store's {name} is {codecs[name]}; pairs have {wanted}")
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> Pairs:
-        """Rows `index`; nothing is augmented, since a mirrored image has other noise."""
-        kept = self.reader[index]
-        if "noise" in kept:
-            noise = kept["noise"].to(device)
-        else:
-            noise = noise_from_seeds(_within(kept["seed"], "seed", 0), self.shape, device=device)
-        label = kept.get("label")
-        if label is not None and self.classes is not None:
-            _within(label, "label", NO_LABEL, self.classes)
-        cond = None if label is None or bool((label == NO_LABEL).all()) else label.to(device)
-        return Pairs(noise, kept["x0"].to(device), None if cond is None else Condition(cond))
-
-
-def _within(values: Tensor, what: str, low: int, stop: int = 1 << 63) -> list[int]:
-    """The numbers, each from `low` up and below `stop`: a network would not ask."""
-    numbers: list[int] = values.tolist()
-    for number in numbers:
-        if not low <= number < stop:
-            raise InputError(f"the store holds {what} {number}; here they are {low} to {stop - 1}")
-    return numbers

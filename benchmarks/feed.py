@@ -1,0 +1,88 @@
+"""Does reading teacher data slow training down? The same steps, fed from a store and from memory.
+
+    python benchmarks/feed.py PAIRS [--threads 2] [--steps 20] [--rounds 7]
+
+One process, alternating, medians; eager, f32. PAIRS is a store of images, of one channel or three.
+The network is that of `fashion-flow`, at batch 64; "no reading ahead" reads each batch when asked.
+"""
+
+import argparse
+import time
+from statistics import median
+
+import torch
+
+from fewstep import Denoiser, FitConfig, Flow, Subject, Velocity, store
+from fewstep.backbones import UNetConfig, build
+from fewstep.batches import Batches
+from fewstep.methods.regress import Regress, RegressConfig
+from fewstep.pairs import PairStream
+from fewstep.trainer import Training
+
+
+class Memory:
+    """Pairs that were read before the clock started."""
+
+    def __init__(self, stream, count):
+        rows = torch.arange(min(count, len(stream)))
+        self.kept = stream.rows(rows, torch.zeros(len(rows)), torch.device("cpu"))
+
+    def __len__(self):
+        return len(self.kept.x0)
+
+    def rows(self, index, coin, device):
+        cond = self.kept.cond and type(self.kept.cond)(self.kept.cond.label[index])
+        return type(self.kept)(self.kept.noise[index], self.kept.x0[index], cond)
+
+
+class OneByOne(Batches):
+    """Reads each batch when it is asked for."""
+
+    def step(self, step, micro_batch=0):
+        return self._read(step, micro_batch, 0, 1)
+
+
+def trained(kind, stream, shape, classes):
+    """A training of its own, ready for its next steps."""
+    subject = Subject(shape, classes)
+    torch.manual_seed(0)
+    config = UNetConfig(channels=(32, 64), layers=1, attention=(), groups=8)
+    network = build(config, shape=shape, classes=classes)
+    method = Regress(RegressConfig(), Denoiser(network, Flow(), Velocity()), subject)
+    return Training(method, kind({"pairs": stream}, subject, batch=64, seed=0), FitConfig(batch=64))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("pairs")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=7)
+    told = parser.parse_args()
+    torch.set_num_threads(told.threads)
+    stream = PairStream(store.Reader(told.pairs))
+    labels = stream.reader[:1000].get("label", torch.tensor([-1]))
+    ways = {
+        "memory": (Batches, Memory(stream, 8192)),
+        "store": (Batches, stream),
+        "store, no reading ahead": (OneByOne, stream),
+    }
+    classes = int(labels.max()) + 1
+    runs = {name: trained(*way, stream.shape, classes) for name, way in ways.items()}
+    times = {name: [] for name in ways}
+    for number in range(told.rounds + 1):
+        for name, run in list(runs.items())[:: 1 if number % 2 else -1]:
+            start = time.perf_counter()
+            for _ in range(told.steps):
+                run.advance()
+            if number:  # the first round warms up
+                times[name].append((time.perf_counter() - start) / told.steps)
+    print(f"{told.threads} threads, batch 64 of {stream.shape}, medians of {told.rounds} rounds")
+    print("| fed from | ms a step | of memory's time |\n|---|---|---|")
+    for name, each in times.items():
+        share = median(a / b for a, b in zip(each, times["memory"], strict=True))
+        print(f"| {name} | {1000 * median(each):.1f} | {share:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
