@@ -1,5 +1,7 @@
 """The same few operations on local disks, on an object store, and on one that must rename."""
 
+import errno
+
 import fsspec
 import pytest
 
@@ -121,3 +123,17 @@ def test_what_cannot_be_a_folder_is_one_line(address):
     with pytest.raises(InputError, match=address) as told:
         open_folder(address)
     assert "\n" not in str(told.value)
+
+
+def test_a_full_disk_tells_what_to_do_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    """Where no small disk can be mounted, this still shows it; test_record.py fills a real one."""
+
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = LocalFolder(tmp_path)
+    folder.publish("whole", [b"1"])
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match="a: No space left on device; what is whole is kept: make"):
+        folder.publish("a", [b"2"])
+    assert folder.sizes() == {"whole": 1}
