@@ -27,6 +27,7 @@ _HOMES = {
     "Batch": "methods.base", "Batches": "batches", "ImageStream": "batches",
     "fit": "trainer", "FitConfig": "trainer",
     "load": "runs", "Run": "runs",
+    "record": "recording", "Recording": "recording", "PairStream": "pairs",
     "InputError": "errors",
 }  # fmt: skip
 

@@ -125,7 +125,14 @@ def run(
 def _verify(folder: str) -> int:
     from fewstep import store
 
-    damaged = store.verify(folder)
+    damaged: list[str] = []
+    steps = store.verifying(folder)
+    start = next(steps)
+    damaged += start.lines
+    with console.bar("verify", start.total) as bar:
+        for step in steps:
+            damaged += step.lines
+            bar(step.done)
     for line in damaged:
         print(line, file=sys.stderr)
     console.out.print(f"{folder}: {len(damaged)} damaged" if damaged else f"{folder}: whole")

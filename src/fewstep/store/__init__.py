@@ -4,7 +4,7 @@ from fewstep.store.codecs import F16, U8, Codec, Int8, Raw
 from fewstep.store.folder import Address, open_folder
 from fewstep.store.manifest import Manifest, Plan, Shard, seal, unfinished
 from fewstep.store.reader import Reader
-from fewstep.store.verify import verify
+from fewstep.store.verify import verify, verifying
 from fewstep.store.writer import Writer
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "seal",
     "unfinished",
     "verify",
+    "verifying",
 ]

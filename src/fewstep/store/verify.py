@@ -1,10 +1,21 @@
 """Is every byte of a store what was recorded?"""
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 from fewstep.errors import InputError
 from fewstep.store.folder import TEMPORARY, Address, Folder, open_folder
 from fewstep.store.manifest import MANIFEST, PLAN, Shard, read_manifest, unfinished
 from fewstep.store.records import Layout
 from fewstep.store.shards import examine
+
+
+class Verified(NamedTuple):
+    """How many shards were read through, of how many, and a line for each damage found last."""
+
+    done: int
+    total: int
+    lines: list[str]
 
 
 def verify(folder: Address) -> list[str]:
@@ -14,6 +25,11 @@ def verify(folder: Address) -> list[str]:
     is checked and every record decompressed, within its known size. Of an unfinished store, the
     shards that are there are read through, and a last line tells how much is missing.
     """
+    return [line for step in verifying(folder) for line in step.lines]
+
+
+def verifying(folder: Address) -> Iterator[Verified]:
+    """What `verify` does, shard by shard, for those who want to see it go on."""
     try:
         root = open_folder(folder)
         begun = unfinished(root)
@@ -23,21 +39,19 @@ def verify(folder: Address) -> list[str]:
             manifest = read_manifest(root)
             plan, shards = manifest.plan, manifest.shards
         layout = Layout(plan.schema)
-        names = set(root.sizes())
+        foreign = set(root.sizes()) - {MANIFEST, *(shard.file for shard in shards)}
     except InputError as error:
-        return [str(error)]
-    lines: list[str] = []
-    if not begun:
-        foreign = names - {MANIFEST, *(shard.file for shard in shards)}
-        lines += [_foreign(f"{root}/{name}") for name in sorted(foreign)]
-    for shard in shards:
-        lines += _damages(root, shard, plan.records(shard.number).start, layout)
+        yield Verified(0, 0, [str(error)])
+        return
+    total = len(shards)
+    named = [] if begun else [_foreign(f"{root}/{name}") for name in sorted(foreign)]
+    yield Verified(0, total, named)
+    for done, shard in enumerate(shards, start=1):
+        first = plan.records(shard.number).start
+        yield Verified(done, total, _damages(root, shard, first, layout))
     if begun:
-        lines.append(
-            f"{root} is not finished: {len(shards)} of {plan.shards} shards are there; "
-            "run the same recording again to complete it"
-        )
-    return lines
+        told = f"{total} of {plan.shards} shards are there; run the same recording again"
+        yield Verified(total, total, [f"{root} is not finished: {told} to complete it"])
 
 
 def _foreign(place: str) -> str:
