@@ -133,8 +133,9 @@ def record(
         if writing:
             writing.result()
     distributed.wait()
+    tally = distributed.sum_numbers(writer.tally().to(generator.device))
     if rank == 0:
-        writer.finish()
+        writer.finish(tally.cpu())
     distributed.wait()
 
 

@@ -46,6 +46,27 @@ def test_two_writers_of_disjoint_shards_give_the_same_store(tmp_path, recorded, 
     assert content(tmp_path / "b") == content(recorded(tmp_path / "a", 8))
 
 
+def test_writers_that_sum_their_tallies_read_nothing_again(
+    tmp_path, recorded, writer, write, monkeypatch
+):
+    first, second = writer(tmp_path / "b"), writer(tmp_path / "b")
+    zero, one, two = first.missing()
+    write(second, one)
+    write(first, zero)
+    write(first, two)
+    wanted = content(recorded(tmp_path / "a", 8))
+
+    def read(*_):
+        raise AssertionError("a shard was read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fewstep.store.writer.examine", read)
+        with pytest.raises(AssertionError, match="read again"):
+            first.finish()
+        first.finish(first.tally() + second.tally())
+    assert content(tmp_path / "b") == wanted
+
+
 def test_a_killed_writer_loses_only_the_shard_it_was_at(tmp_path, recorded, writer, write):
     folder = tmp_path / "b"
     killed = writer(folder)

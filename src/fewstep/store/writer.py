@@ -10,7 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from jaxtyping import Shaped
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from fewstep.errors import InputError
@@ -102,16 +105,29 @@ class Writer:
             )
         self._written[number] = shard
 
-    def finish(self) -> Manifest:
-        """Seal the store once all shards are whole: write the manifest, remove the plan."""
+    def tally(self) -> Int64[Tensor, "shards 5"]:
+        """Length and SHA-256, as four words, of each shard that this writer wrote; zeros elsewhere.
+        The sum of several writers' tallies tells what all of them wrote."""
+        table = torch.zeros(self.plan.shards, 5, dtype=torch.int64)
+        for number, shard in self._written.items():
+            words = np.frombuffer(bytes.fromhex(shard.sha256), "<i8")
+            table[number] = torch.tensor([shard.bytes, *words.tolist()])
+        return table
+
+    def finish(self, tally: Int64[Tensor, "shards 5"] | None = None) -> Manifest:
+        """Seal the store once all shards are whole: write the manifest, remove the plan.
+
+        Shards that are not in `tally`, by default this writer's own, are read through first: they
+        are of an earlier run, and no damage may be sealed as good.
+        """
         if missing := self.missing():
             raise InputError(
                 f"{self._folder}: {len(missing)} shards are missing; run the recording again"
             )
         if self._manifest is None:
-            numbers = range(self.plan.shards)
-            shards = tuple(self._written.get(number) or self._found(number) for number in numbers)
-            self._manifest = Manifest(self.plan, shards)
+            rows = (self.tally() if tally is None else tally).numpy()
+            shards = [self._told(n, row) or self._found(n) for n, row in enumerate(rows)]
+            self._manifest = Manifest(self.plan, tuple(shards))
             self._folder.publish(MANIFEST, [seal(self._manifest.describe())])
             self._tidy()
         return self._manifest
@@ -143,6 +159,12 @@ class Writer:
         for start in range(0, rows, length):
             part = slice(start, start + length)
             yield self._layout.pack({name: values[part] for name, values in records.items()})
+
+    def _told(self, number: int, row: npt.NDArray[np.int64]) -> Shard | None:
+        """The shard that a row of a tally tells of, if it does."""
+        digest = row[1:].astype("<i8").tobytes().hex()
+        records = len(self.plan.records(number))
+        return Shard(shard_name(number), records, int(row[0]), digest) if row[0] else None
 
     def _found(self, number: int) -> Shard:
         """A shard that an earlier writer left: read through, lest damage be sealed as good."""
