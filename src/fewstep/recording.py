@@ -8,6 +8,7 @@ depends neither on batch sizes nor on interruptions or the number of processes.
 from collections.abc import Generator as Pull
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
@@ -102,12 +103,7 @@ def record(
 
     Raises: InputError for a stochastic sampler, or a folder of other data.
     """
-    name = describe_step(generator.step)["name"]
-    if name not in DETERMINISTIC:
-        raise InputError(
-            f"{name} draws fresh noise, so its images are no function of the starting noise and "
-            f"cannot be regressed on; record with one of: {', '.join(DETERMINISTIC)}"
-        )
+    _must_be_a_function(generator)
     if batch is not None and batch < 1:
         raise InputError(f"cannot record in batches of {batch}")
     rank, ranks = distributed.world(patience=timedelta(days=1))  # for the others' last shards
@@ -115,8 +111,32 @@ def record(
     size = writer.plan.shard_size
     mine = sum(len(writer.plan.records(k)) for k in range(rank, writer.plan.shards, ranks))
     missing = [rows for rows in writer.missing() if rows.start // size % ranks == rank]
-    done, tiles = mine - sum(map(len, missing)), Tiles(generator, told)
+    done = mine - sum(map(len, missing))
     yield Recorded(done, mine)
+    with closing(_written(writer, missing, Tiles(generator, told), batch)) as made:
+        for rows in made:
+            done += len(rows)
+            yield Recorded(done, mine)
+    distributed.wait()
+    tally = distributed.sum_numbers(writer.tally().to(generator.device))
+    if rank == 0:
+        writer.finish(tally.cpu())
+    distributed.wait()
+
+
+def _must_be_a_function(generator: Generator) -> None:
+    name = describe_step(generator.step)["name"]
+    if name not in DETERMINISTIC:
+        raise InputError(
+            f"{name} draws fresh noise, so its images are no function of the starting noise and "
+            f"cannot be regressed on; record with one of: {', '.join(DETERMINISTIC)}"
+        )
+
+
+def _written(
+    writer: store.Writer, missing: list[range], tiles: "Tiles", batch: int | None
+) -> Pull[range]:
+    """Make and write each missing shard; yields the rows just made."""
     # encoding, compressing and the disk are hidden behind the next shard's computing
     with background.workers(1) as pool:
         writing: Future[None] | None = None
@@ -124,19 +144,13 @@ def record(
             parts: list[dict[str, Tensor]] = []
             for piece in tiles.pieces(rows, batch):
                 parts.append(tiles.records(piece))
-                done += len(piece)
-                yield Recorded(done, mine)
+                yield piece
             whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
             if writing:
                 writing.result()
             writing = pool.submit(writer.write, rows.start, whole)
         if writing:
             writing.result()
-    distributed.wait()
-    tally = distributed.sum_numbers(writer.tally().to(generator.device))
-    if rank == 0:
-        writer.finish(tally.cpu())
-    distributed.wait()
 
 
 def _writer(generator: Generator, folder: Address, told: Recording, teacher: str) -> store.Writer:
