@@ -1,3 +1,4 @@
+import weakref
 from functools import partial
 
 import numpy as np
@@ -173,6 +174,21 @@ def test_stochastic_samplers_end_in_the_data_distribution(step):
     images = sample(model, noise, UniformGrid()(400, model), step=step)
     assert float(images.mean()) == pytest.approx(MEAN, abs=0.02)
     assert float(images.std()) == pytest.approx(SPREAD, rel=0.05)
+
+
+def test_a_sample_keeps_no_state_that_it_has_left_behind():
+    """A thousand steps of a large batch would fill the memory with them."""
+    left = []
+
+    def watched(walk, x_t, t, s):
+        left.append(weakref.ref(x_t))
+        alive = [state for state in left[:-2] if state() is not None]
+        assert not alive, f"{len(alive)} states of {len(left)} are still there"
+        return transfer(walk, x_t, t, s)
+
+    model = exact(Flow(), Velocity())
+    sample(model, noise_from_seeds(range(3), (2,)), UniformGrid()(8, model), step=watched)
+    assert len(left) == 8
 
 
 def test_the_start_is_sigma_times_noise_at_an_earlier_time_too():

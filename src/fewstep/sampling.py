@@ -10,6 +10,7 @@ there is no further time: it then returns p.x0.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -243,5 +244,5 @@ def sample(
     seed: int | Sequence[int] = 0,
 ) -> Tensor:
     """Images (b, ...) from standard normal `noise` (b, ...): the end of `path`."""
-    *_, x0 = path(model, noise, times, step=step, cond=cond, seed=seed)
-    return x0
+    # a deque of one: the states on the way are not kept
+    return deque(path(model, noise, times, step=step, cond=cond, seed=seed), maxlen=1).pop()
