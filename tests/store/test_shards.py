@@ -44,7 +44,10 @@ def test_every_frame_stands_alone(schema, records, frames):
 def test_offsets_are_where_the_frames_are(tmp_path, frames):
     places = np.cumsum([0, *map(len, frames)]).tolist()
     shard = write(tmp_path, frames, places)
-    assert read_offsets(LocalFolder(tmp_path), [shard])[0].tolist() == places
+    assert (
+        read_offsets(LocalFolder(tmp_path), [shard], LocalFolder(tmp_path).sizes())[0].tolist()
+        == places
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,13 +66,13 @@ def test_offsets_are_where_the_frames_are(tmp_path, frames):
 def test_an_index_that_lies_is_refused(tmp_path, frames, change):
     shard = write(tmp_path, frames, change(np.cumsum([0, *map(len, frames)]).tolist()))
     with pytest.raises(InputError, match="shard-00000.zst is damaged: its index does not rise"):
-        read_offsets(LocalFolder(tmp_path), [shard])
+        read_offsets(LocalFolder(tmp_path), [shard], LocalFolder(tmp_path).sizes())
 
 
 def test_a_shard_shorter_than_its_index_is_refused(tmp_path):
     (tmp_path / "s").write_bytes(b"short")
     with pytest.raises(InputError, match="index has another checksum"):
-        read_offsets(LocalFolder(tmp_path), [Shard("s", 3, 5, "")])
+        read_offsets(LocalFolder(tmp_path), [Shard("s", 3, 5, "")], {"s": 5})
 
 
 def frame_of(content, **settings):
@@ -92,7 +95,8 @@ def test_a_frame_that_is_no_record_is_named(tmp_path, schema, frames, make, mess
     layout = Layout(schema)
     frames = [frames[0], make(layout.size), frames[2]]
     shard = write(tmp_path, frames, np.cumsum([0, *map(len, frames)]).tolist())
-    (line,) = examine(LocalFolder(tmp_path), shard, 100, layout).damages
+    sizes = LocalFolder(tmp_path).sizes()
+    (line,) = examine(LocalFolder(tmp_path), shard, 100, layout, sizes).damages
     assert "shard-00000.zst, record 101 is damaged" in line and message in line
 
 
@@ -104,5 +108,6 @@ def test_a_frame_that_lies_about_its_size_is_refused(tmp_path, schema, frames):
     lie = honest[:7] + bytes(bomb[9:])
     frames = [lie, *frames[1:]]
     shard = write(tmp_path, frames, np.cumsum([0, *map(len, frames)]).tolist())
-    (line,) = examine(LocalFolder(tmp_path), shard, 0, layout).damages
+    sizes = LocalFolder(tmp_path).sizes()
+    (line,) = examine(LocalFolder(tmp_path), shard, 0, layout, sizes).damages
     assert "record 0 is damaged" in line

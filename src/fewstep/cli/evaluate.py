@@ -106,8 +106,7 @@ def show(scores: Iterable[tuple[str, "Score"]]) -> None:
 
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "steps", "sampler", "evaluations", "Fréchet", "accuracy", "ms/image"):
-        side = "left" if heading in ("run", "sampler") else "right"
-        table.add_column(heading, justify=side)
+        table.add_column(heading, justify="left" if heading in ("run", "sampler") else "right")
     below: dict[str, None] = {}
     for name, score in scores:
         accuracy = "" if score.accuracy is None else f"{100 * score.accuracy:.1f} %"

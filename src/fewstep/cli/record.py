@@ -125,10 +125,9 @@ def run(
 def _verify(folder: str) -> int:
     from fewstep import store
 
-    damaged: list[str] = []
     steps = store.verifying(folder)
     start = next(steps)
-    damaged += start.lines
+    damaged = list(start.lines)
     with console.bar("verify", start.total) as bar:
         for step in steps:
             damaged += step.lines
@@ -163,15 +162,15 @@ def _info(folder: str) -> int:
 def _convert(source: str, target: str) -> int:
     from fewstep import store
     from fewstep.store import circuits
+    from fewstep.store.manifest import MANIFEST
 
     names = store.open_folder(source).sizes()
-    if "manifest.json" in names:
-        rows, total = circuits.from_store(source, target), len(store.Reader(source))
+    if MANIFEST in names:
+        total = len(store.Reader(source))
+        rows = circuits.from_store(source, target)
     else:
-        rows, total = (
-            circuits.to_store(source, target),
-            len(fnmatch.filter(names, circuits.SAMPLES)),
-        )
+        total = len(fnmatch.filter(names, circuits.SAMPLES))
+        rows = circuits.to_store(source, target)
     with console.bar("convert", total) as bar:
         for done in rows:
             bar(done)

@@ -168,15 +168,10 @@ class RemoteFolder(Folder):
             except FileNotFoundError:
                 return []
 
-        entries = self._reach("", listed)
-        named = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry for entry in entries}
-        # some stores keep an empty object for the folder itself
-        own = self._root.rsplit("/", 1)[-1]
-        return {
-            name: self._size(name, entry)
-            for name, entry in named.items()
-            if not (name == own and entry["name"].rstrip("/") == self._root)
-        }
+        entries = {entry["name"].rstrip("/"): entry for entry in self._reach("", listed)}
+        entries.pop(self._root, None)  # some stores keep an empty object for the folder itself
+        named = ((path.rsplit("/", 1)[-1], entry) for path, entry in entries.items())
+        return {name: self._size(name, entry) for name, entry in named}
 
     def _size(self, name: str, entry: dict[str, Any]) -> int:
         if entry.get("size") is not None or entry.get("type") == "directory":
@@ -244,9 +239,8 @@ class RemoteFolder(Folder):
         try:
             return do()
         except Exception as error:
-            told = _line(error)
             where = f"{self._address}/{name}" if name else self._address
-            raise InputError(f"{where}: {told}") from None
+            raise InputError(f"{where}: {_line(error)}") from None
 
 
 def _line(error: Exception) -> str:

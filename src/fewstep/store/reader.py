@@ -31,7 +31,7 @@ class Reader:
         self._folder = open_folder(folder)
         self.manifest: Manifest = read_manifest(self._folder)
         self._layout = Layout(self.schema)
-        offsets = read_offsets(self._folder, self.manifest.shards)
+        offsets = read_offsets(self._folder, self.manifest.shards, self._folder.sizes())
         self._starts = np.concatenate([one[:-1] for one in offsets])
         self._stops = np.concatenate([one[1:] for one in offsets])
 

@@ -9,7 +9,7 @@ content's size and checksum and depends on nothing else. The whole file is a leg
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,12 +45,15 @@ def shard_chunks(blocks: Iterable[UInt8[Tensor, "_ size"]]) -> Iterator[bytes]:
     yield HEADER.pack(SKIPPABLE, len(index) + DIGEST) + index + hashlib.sha256(index).digest()
 
 
-def read_offsets(folder: Folder, shards: Sequence[Shard]) -> list[Offsets]:
-    """Where each record's frame starts, and the last one ends, for each shard.
+def read_offsets(
+    folder: Folder, shards: Sequence[Shard], sizes: Mapping[str, int]
+) -> list[Offsets]:
+    """Where each record's frame starts, and the last one ends, for each shard; `sizes` are those
+    of the folder, listed once by whoever reads many shards.
 
     Raises: InputError for a shard of another length, or whose index is damaged.
     """
-    sizes, spans = folder.sizes(), list[Span]()
+    spans: list[Span] = []
     for shard in shards:
         size, place = sizes.get(shard.file), f"{folder}/{shard.file}"
         if size is None:
@@ -103,12 +106,15 @@ class Examined(NamedTuple):
     sha256: str
 
 
-def examine(folder: Folder, shard: Shard, first: int, layout: Layout) -> Examined:
-    """Read a shard once, from end to end, and try each record, which is numbered from `first` on.
+def examine(
+    folder: Folder, shard: Shard, first: int, layout: Layout, sizes: Mapping[str, int]
+) -> Examined:
+    """Read a shard once, from end to end, and try each record, which is numbered from `first` on;
+    `sizes` are those of the folder.
 
     Raises: InputError for a damaged index, or a file that cannot be read.
     """
-    (offsets,) = read_offsets(folder, [shard])
+    (offsets,) = read_offsets(folder, [shard], sizes)
     decompressor = zstandard.ZstdDecompressor()
     digest, damages, buffer = hashlib.sha256(), list[str](), bytearray()
     lengths, record = np.diff(offsets).tolist(), 0

@@ -1,6 +1,6 @@
 """Is every byte of a store what was recorded?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from fewstep.errors import InputError
@@ -39,16 +39,17 @@ def verifying(folder: Address) -> Iterator[Verified]:
             manifest = read_manifest(root)
             plan, shards = manifest.plan, manifest.shards
         layout = Layout(plan.schema)
-        foreign = set(root.sizes()) - {MANIFEST, *(shard.file for shard in shards)}
+        sizes = root.sizes()
     except InputError as error:
         yield Verified(0, 0, [str(error)])
         return
     total = len(shards)
-    named = [] if begun else [_foreign(f"{root}/{name}") for name in sorted(foreign)]
+    foreign = set[str]() if begun else set(sizes) - {MANIFEST, *(shard.file for shard in shards)}
+    named = [_foreign(f"{root}/{name}") for name in sorted(foreign)]
     yield Verified(0, total, named)
     for done, shard in enumerate(shards, start=1):
         first = plan.records(shard.number).start
-        yield Verified(done, total, _damages(root, shard, first, layout))
+        yield Verified(done, total, _damages(root, shard, first, layout, sizes))
     if begun:
         told = f"{total} of {plan.shards} shards are there; run the same recording again"
         yield Verified(total, total, [f"{root} is not finished: {told} to complete it"])
@@ -60,9 +61,11 @@ def _foreign(place: str) -> str:
     return f"{place} does not belong to the store{told}"
 
 
-def _damages(folder: Folder, shard: Shard, first: int, layout: Layout) -> list[str]:
+def _damages(
+    folder: Folder, shard: Shard, first: int, layout: Layout, sizes: Mapping[str, int]
+) -> list[str]:
     try:
-        found = examine(folder, shard, first, layout)
+        found = examine(folder, shard, first, layout, sizes)
     except InputError as error:
         return [str(error)]
     if not found.damages and shard.sha256 and found.sha256 != shard.sha256:

@@ -126,7 +126,8 @@ class Writer:
             )
         if self._manifest is None:
             rows = (self.tally() if tally is None else tally).numpy()
-            shards = [self._told(n, row) or self._found(n) for n, row in enumerate(rows)]
+            sizes = self._folder.sizes()
+            shards = [self._told(n, row) or self._found(n, sizes) for n, row in enumerate(rows)]
             self._manifest = Manifest(self.plan, tuple(shards))
             self._folder.publish(MANIFEST, [seal(self._manifest.describe())])
             self._tidy()
@@ -166,12 +167,12 @@ class Writer:
         records = len(self.plan.records(number))
         return Shard(shard_name(number), records, int(row[0]), digest) if row[0] else None
 
-    def _found(self, number: int) -> Shard:
+    def _found(self, number: int, sizes: Mapping[str, int]) -> Shard:
         """A shard that an earlier writer left: read through, lest damage be sealed as good."""
         name, records = shard_name(number), self.plan.records(number)
-        shard = Shard(name, len(records), self._folder.sizes()[name], "")
+        shard = Shard(name, len(records), sizes[name], "")
         try:
-            found = examine(self._folder, shard, records.start, self._layout)
+            found = examine(self._folder, shard, records.start, self._layout, sizes)
             if found.damages:
                 raise InputError(found.damages[0])
         except InputError as error:
