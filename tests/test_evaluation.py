@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -5,9 +8,19 @@ from analytic import MEAN, SPREAD, Exact, exact
 from fewstep import data, metrics
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.evaluation import Yardstick, evaluations, generate, seconds_per_image, straightness
+from fewstep.evaluation import (
+    Yardstick,
+    evaluations,
+    generate,
+    keep_score,
+    kept_score,
+    score_from,
+    seconds_per_image,
+    straightness,
+)
 from fewstep.generator import Generator, Subject
 from fewstep.images import to_uint8
+from fewstep.metrics import Protocol
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
 from fewstep.sampling import corrector, heun, multistep, noise_from_seeds, renoise, transfer
@@ -22,6 +35,12 @@ def generator(classes=0, **settings):
 @pytest.fixture(scope="module")
 def digits():
     return data.load("digits")
+
+
+def moments(images):
+    result = metrics.Moments(64)
+    result.update(metrics.Pixels()(images))
+    return result
 
 
 def test_images_do_not_depend_on_the_batch_size():
@@ -46,33 +65,69 @@ def test_guidance_counts_twice():
 
 
 def test_a_score_is_the_distance_of_its_samples_and_says_what_it_depends_on(digits):
-    yardstick = Yardstick(digits, "pixels")
-    score = yardstick.score(generator(), steps=2, samples=300, seed=1, batch=70)
+    yardstick = Yardstick(digits, Protocol(300, "pixels"))
+    score = yardstick.score(generator(), steps=2, seed=1, batch=70)
     images = torch.cat([x for _, x in generate(generator(), 300, steps=2, seed=1)])
-    made = metrics.moments(metrics.Pixels(), [images])
-    real = metrics.moments(metrics.Pixels(), [digits.images])
+    made, real = moments(images), moments(digits.images)
     assert score.frechet == pytest.approx(metrics.frechet_distance(made, real), rel=1e-9)
     assert (score.steps, score.evaluations, score.samples, score.seed) == (2, 2, 300, 1)
     assert score.sampler == "transfer" and score.accuracy is None
     assert score.extractor_hash == metrics.Pixels.hash
     assert digits.fingerprint[:12] in score.reference and "1797" in score.reference
-    assert score.table().keys() >= {"frechet", "accuracy", "seconds_per_image", "extractor"}
+    assert score.protocol == yardstick.described
+    assert (score.resize, score.features, score.caveats) == ("none", 64, [])
+    table = score.table()
+    assert table.keys() >= {"frechet", "kernel_low", "accuracy", "seconds_per_image", "device"}
+    assert score_from(json.loads(json.dumps(table))) == score
+
+
+def test_fewer_samples_than_features_are_warned_of(digits):
+    few = Yardstick(digits, Protocol(64, "pixels")).score(generator(), steps=1)
+    assert "64 samples span fewer directions than pixels has features (64)" in few.caveats[0]
+
+
+def test_only_the_standard_inception_is_called_fid(digits):
+    score = Yardstick(digits, Protocol(80, "pixels")).score(generator(), steps=1)
+    assert score.distance == "Fréchet distance (pixels)"
+    standard = {"extractor": "inception", "extractor_hash": metrics.INCEPTION_HASH}
+    told = replace(score, **standard, resize="tf1-bilinear to 299")
+    assert told.distance == "FID"
+    assert replace(told, resize="clean-bicubic to 299").distance == "FID (clean-bicubic to 299)"
+    assert replace(told, extractor_hash="0").distance == "Fréchet distance (inception)"
+    assert len({s.protocol for s in (score, told, replace(told, samples=9))}) == 3
+
+
+def test_a_kept_score_is_of_these_weights_and_this_protocol(digits, tmp_path):
+    yardstick = Yardstick(digits, Protocol(80, "pixels"))
+    score = yardstick.score(generator(), steps=2, seed=1)
+
+    def kept(folder=tmp_path, by=yardstick, made=None, **changed):
+        made = generator() if made is None else made
+        return kept_score(folder, by, made, **({"steps": 2, "seed": 1} | changed))
+
+    assert kept() is None
+    keep_score(tmp_path, generator(), replace(score, seconds_per_image=99.0))
+    found = kept()
+    assert found and found.measures == score.measures
+    assert found.seconds_per_image < 9  # time is of this moment
+    assert kept(steps=1) is None and kept(seed=0) is None
+    assert kept(by=Yardstick(digits, Protocol(81, "pixels"))) is None
+    assert kept(made=generator(step=heun)) is None
+    assert kept(folder=tmp_path / "model.safetensors") is None
 
 
 def test_real_images_score_better_than_noise(digits):
-    yardstick = Yardstick(digits, "pixels")
-    real = metrics.moments(metrics.Pixels(), [digits.images[::2]])
-    noise = yardstick.score(generator(), steps=1, samples=900)
-    assert metrics.frechet_distance(real, yardstick.moments) < 0.1 * noise.frechet
+    yardstick = Yardstick(digits, Protocol(900, "pixels"))
+    noise = yardstick.score(generator(), steps=1)
+    real = metrics.frechet_distance(moments(digits.images[::2]), yardstick.reference.moments)
+    assert real < 0.1 * noise.frechet
 
 
 def test_what_cannot_be_scored_is_refused(digits):
-    yardstick = Yardstick(digits, "pixels")
-    with pytest.raises(InputError, match="at least 2"):
-        yardstick.score(generator(), steps=1, samples=1)
+    yardstick = Yardstick(digits, Protocol(4, "pixels"))
     other = Generator(exact(Flow(), Velocity(), (3, 8, 8)), Subject((3, 8, 8)))
     with pytest.raises(InputError, match=r"makes \(3, 8, 8\)"):
-        yardstick.score(other, steps=1, samples=4)
+        yardstick.score(other, steps=1)
     for count, seed in ((0, 0), (3, -1)):
         with pytest.raises(InputError, match="at least 1"):
             next(generate(generator(), count, steps=1, seed=seed))

@@ -14,6 +14,7 @@ ROOT = Path(fewstep.__file__).parent
 # each layer may import those before it; names in one layer do not import each other
 LAYERS = [
     ["errors"],
+    ["download"],
     ["condition"],
     ["process"],
     ["parametrization"],
@@ -29,7 +30,7 @@ LAYERS = [
     ["trainer"],
     ["recipe"],
     ["runs"],
-    ["recording"],
+    ["recording", "trackers"],
     ["evaluation"],
     ["experiment"],
     ["report"],
@@ -37,8 +38,8 @@ LAYERS = [
     ["__main__"],
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-TENSORS_ONLY = {"backbones": {"errors", "condition"}, "data": {"errors"}, "store": {"errors"},
-                "metrics": {"errors"}}  # fmt: skip
+TENSORS_ONLY = {"backbones": {"errors", "condition"}, "data": {"errors", "download"},
+                "store": {"errors"}, "metrics": {"errors", "download"}}  # fmt: skip
 
 
 def imported(path):

@@ -5,8 +5,11 @@ turn, after its last micro-batch.
 """
 
 import os
+import platform
+import re
 from collections.abc import Iterable
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -39,6 +42,23 @@ def device() -> torch.device:
     if number >= there:
         raise InputError(f"process {number} needs a GPU of its own; there are {there}")
     return torch.device("cuda", number)
+
+
+def hardware(device: torch.device) -> str:
+    """What computes on `device`, in words: a GPU and its memory, or threads of a processor."""
+    if device.type == "cuda":
+        told = torch.cuda.get_device_properties(device)
+        each = f"{told.name}, {told.total_memory / 2**30:.0f} GiB"
+        return each if world()[1] == 1 else f"{world()[1]} x {each}"
+    model = re.search(r"model name\s*: (.*)", _text(Path("/proc/cpuinfo")))
+    threads = world()[1] * torch.get_num_threads()
+    return (
+        f"{threads} CPU thread{'s' * (threads > 1)} ({model[1] if model else platform.machine()})"
+    )
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def first_rank() -> bool:

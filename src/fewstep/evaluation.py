@@ -1,29 +1,37 @@
 """A generator into scores, each with all that it depends on beside it."""
 
+import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections import deque
+from collections.abc import Generator as Pull
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fewstep import metrics
 from fewstep.condition import Condition
-from fewstep.data import ImageSet, home
+from fewstep.data import ImageSet
+from fewstep.distributed import hardware
+from fewstep.download import home
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.guidance import Guided
 from fewstep.images import to_uint8
+from fewstep.metrics import Measures, Protocol
 from fewstep.process import Flow
 from fewstep.recording import class_labels, seeds
+from fewstep.runs import Run, weights_hash
 from fewstep.sampling import describe_step, noise_from_seeds
 
 
 @dataclass(frozen=True)
 class Score:
-    """One generator at one number of steps."""
+    """One generator at one number of steps, and all that the numbers depend on."""
 
     steps: int
     sampler: str
@@ -32,54 +40,126 @@ class Score:
     samples: int
     extractor: str
     extractor_hash: str
+    features: int
+    """How many numbers the extractor makes of an image."""
+    resize: str
+    """How images were brought to the extractor's size."""
     reference: str
+    """The real images: name of the set, their number and fingerprint."""
     seed: int
-    frechet: float
-    accuracy: float | None
-    """Share of class-conditional samples that the classifier puts in their class."""
     seconds_per_image: float
     """Batch of 1, median."""
+    device: str
+    """What `seconds_per_image` was measured on."""
+    measures: Measures
+
+    @property
+    def frechet(self) -> float:
+        return self.measures.frechet
+
+    @property
+    def accuracy(self) -> float | None:
+        return self.measures.accuracy
+
+    @property
+    def protocol(self) -> tuple[object, ...]:
+        """What must be equal for two scores to be compared."""
+        return self.samples, self.extractor, self.extractor_hash, self.resize, self.reference
+
+    @property
+    def distance(self) -> str:
+        """What the Fréchet distance may be called: FID is of the standard Inception alone."""
+        if (self.extractor, self.extractor_hash) != ("inception", metrics.INCEPTION_HASH):
+            return f"Fréchet distance ({self.extractor})"
+        return "FID" if self.resize.startswith("tf1-bilinear") else f"FID ({self.resize})"
+
+    @property
+    def caveats(self) -> list[str]:
+        """What a reader must know before believing the numbers."""
+        if self.samples > self.features:
+            return []
+        return [
+            f"{self.samples:,} samples span fewer directions than {self.extractor} has features "
+            f"({self.features:,}): the Fréchet distance is far too high; the kernel distance is not"
+        ]
 
     def table(self) -> dict[str, Any]:
-        """As `fewstep evaluate --json` prints it."""
-        return asdict(self)
+        """As `fewstep evaluate --json` prints it: one level, the measures last."""
+        told = asdict(self)
+        return told | told.pop("measures")
+
+
+def score_from(table: Mapping[str, Any]) -> Score:
+    """What `Score.table` told."""
+    names = {field.name for field in fields(Measures)}
+    own = {key: value for key, value in table.items() if key not in names}
+    return Score(**own, measures=Measures(**{k: v for k, v in table.items() if k in names}))
 
 
 class Yardstick:
     """A reference set in an extractor's features: made once, then any generator against it."""
 
-    def __init__(self, images: ImageSet, extractor: str) -> None:
+    def __init__(self, images: ImageSet, protocol: Protocol) -> None:
         self.images = images
+        self.protocol = protocol
         self.extractor = metrics.make_extractor(
-            extractor,
+            protocol.extractor,
+            resize=protocol.resize,
             images=images.images,
             labels=images.labels,
             fingerprint=images.fingerprint,
             cache=home() / "cache",
         )
-        self.moments = metrics.moments(self.extractor, images.images.split(1024))
-        self.reference = f"{images.name} ({len(images)}, {images.fingerprint[:12]})"
+        self._reference: metrics.Reference | None = None
 
-    def score(
-        self, generator: Generator, *, steps: int, samples: int, seed: int = 0, batch: int = 500
-    ) -> Score:
-        """The generator's score from `samples` images, its classes in turn."""
-        if samples < 2:
-            raise InputError(f"a score takes at least 2 samples, not {samples}")
+    def prepare(self) -> Pull[int]:
+        """See the real images, or find what was kept of them; yields how many are done."""
+        self._reference = yield from metrics.build_reference(
+            self.extractor,
+            self.images.images,
+            name=self.images.name,
+            fingerprint=self.images.fingerprint,
+            cache=home() / "cache",
+        )
+
+    @property
+    def reference(self) -> metrics.Reference:
+        """The real images as the extractor sees them."""
+        if self._reference is None:
+            deque(self.prepare(), maxlen=0)
+        assert self._reference
+        return self._reference
+
+    @property
+    def against(self) -> str:
+        """The reference set in words."""
+        return f"{self.images.name} ({len(self.images)}, {self.images.fingerprint[:12]})"
+
+    @property
+    def described(self) -> tuple[object, ...]:
+        """What the `protocol` of its scores is."""
+        x = self.extractor
+        return self.protocol.samples, x.name, x.hash, x.resize, self.against
+
+    def score(self, generator: Generator, *, steps: int, seed: int = 0, batch: int = 500) -> Score:
+        """The generator's score, its classes in turn."""
+        return drained(self.scoring(generator, steps=steps, seed=seed, batch=batch))
+
+    def scoring(
+        self, generator: Generator, *, steps: int, seed: int = 0, batch: int = 500
+    ) -> Pull[int, None, Score]:
+        """As `score`, but yields how many samples are done."""
         if generator.subject.shape != self.images.shape:
             raise InputError(
                 f"the generator makes {generator.subject.shape}, the reference set "
                 f"{self.images.name} holds {self.images.shape}"
             )
-        moments = metrics.Moments(self.moments.mean.numel())
-        right = 0
-        classes = generator.subject.classes
-        classifier = self.extractor if isinstance(self.extractor, metrics.Classifier) else None
+        samples, classes = self.protocol.samples, generator.subject.classes
+        assessment = metrics.Assessment(self.reference, samples)
         for rows, images in generate(generator, samples, steps=steps, seed=seed, batch=batch):
-            moments.update(self.extractor(images))
-            if classifier and classes:
-                labels = torch.tensor([row % classes for row in rows])
-                right += int((classifier.classify(images) == labels).sum())
+            asked = torch.tensor([row % classes for row in rows]) if classes else None
+            assessment.update(images, asked)
+            yield rows.stop
         return Score(
             steps=steps,
             sampler=describe_step(generator.step)["name"],
@@ -87,12 +167,26 @@ class Yardstick:
             samples=samples,
             extractor=self.extractor.name,
             extractor_hash=self.extractor.hash,
-            reference=self.reference,
+            features=len(self.reference.moments.mean),
+            resize=self.extractor.resize,
+            reference=self.against,
             seed=seed,
-            frechet=metrics.frechet_distance(moments, self.moments),
-            accuracy=right / samples if classifier and classes else None,
             seconds_per_image=seconds_per_image(generator, steps),
+            device=hardware(generator.device),
+            measures=assessment.measures(),
         )
+
+
+Result = TypeVar("Result")
+
+
+def drained(work: Pull[Any, None, Result]) -> Result:
+    """What a generator returns at its end."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
 
 
 @torch.inference_mode()
@@ -201,3 +295,28 @@ def _one_image(generator: Generator, steps: int) -> None:
 def parameters(module: nn.Module) -> int:
     """How many numbers it has learnt."""
     return sum(p.numel() for p in module.parameters())
+
+
+def kept_score(
+    address: str | Path, yardstick: Yardstick, generator: Generator, *, steps: int, seed: int
+) -> Score | None:
+    """What was measured before of just these weights, sampled in this way, by this protocol.
+
+    The time of an image is measured again: it is of this machine and this moment.
+    """
+    if not Path(address).is_dir():
+        return None
+    mine = (weights_hash(generator), *yardstick.described, steps, seed)
+    for line in reversed(Run(address).scores()):
+        score = score_from(line["score"])
+        if (line["weights"], *score.protocol, score.steps, score.seed) == mine:
+            device, seconds = hardware(generator.device), seconds_per_image(generator, steps)
+            return replace(score, device=device, seconds_per_image=seconds)
+    return None
+
+
+def keep_score(address: str | Path, generator: Generator, score: Score) -> None:
+    """Keep it in the run's folder, if it is one that may be written to."""
+    if Path(address).is_dir() and os.access(address, os.W_OK):
+        line = {"weights": weights_hash(generator), "score": score.table()}
+        Run(address).keep_score(line)

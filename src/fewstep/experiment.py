@@ -1,5 +1,6 @@
 """A recipe carried out in a run folder: assembled, resumed, trained, logged and kept."""
 
+import math
 import time
 from collections.abc import Generator as Pull
 from copy import deepcopy
@@ -8,16 +9,18 @@ from pathlib import Path
 
 import torch
 
-from fewstep import backbones, data, distributed, methods, runs, store
+from fewstep import backbones, data, distributed, methods, metrics, runs, store
 from fewstep.batches import Batches, ImageStream, Stream
 from fewstep.data import ImageSet
 from fewstep.denoiser import Denoiser
-from fewstep.distributed import first_rank, wait
+from fewstep.distributed import first_rank, hardware, wait
+from fewstep.download import home
 from fewstep.errors import InputError
 from fewstep.evaluation import Yardstick, generate
 from fewstep.generator import Generator, Subject
 from fewstep.guidance import Guided
 from fewstep.images import save_grid
+from fewstep.losses import of_images
 from fewstep.methods.base import Method
 from fewstep.pairs import PairStream
 from fewstep.recipe import Recipe
@@ -56,9 +59,23 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
     if "pairs" in method_class.reads:
         streams["pairs"], pins["pairs"] = _pairs(recipe, subject)
     student = _student(recipe, subject, teacher)
-    method = method_class(recipe.method, student, subject, teacher=teacher).to(device)
+    config = of_images(recipe.method, lambda: _classifier(images))
+    method = method_class(config, student, subject, teacher=teacher).to(device)
     batches = Batches(streams, subject, batch=recipe.fit.batch, seed=recipe.fit.seed, device=device)
     return Parts(method, batches, pins)
+
+
+def _classifier(images: ImageSet) -> Path:
+    """The file of the classifier that these images train; it is trained where it is missing."""
+    cache, fingerprint = home() / "cache", images.fingerprint
+    metrics.make_extractor(
+        "classifier",
+        images=images.images,
+        labels=images.labels,
+        fingerprint=fingerprint,
+        cache=cache,
+    )
+    return metrics.classifier_file(fingerprint, cache)
 
 
 def _teacher(recipe: Recipe, subject: Subject) -> Generator:
@@ -189,6 +206,9 @@ class _Keeper:
         self.kept = kept
         self.started = time.perf_counter()
         self.writes = first_rank()
+        self._yardstick: Yardstick | None = None
+        if self.writes and kept < recipe.fit.steps:
+            run.log({"step": kept, "hardware": hardware(distributed.device())})
 
     def note(self, progress: Progress) -> None:
         """Log, measure and keep, where this step is one to do so."""
@@ -224,9 +244,19 @@ class _Keeper:
             save_grid(images, self.run.samples / f"step-{step:07}.png", columns=count // 2)
 
     def measure(self, training: Training) -> None:
-        """Scores of the averaged weights, into the log."""
+        """Scores of the averaged weights, into the log; the weights are kept if none was better.
+
+        The best so far is read from the log, which is rewound where a run resumes: so is the best.
+        """
         told, generator = self.recipe.evaluate, training.generator()
-        yardstick = Yardstick(read_data(self.recipe), told.extractor)
-        for steps in dict.fromkeys(generator.nearest(s, quietly=True) for s in told.steps):
-            score = yardstick.score(generator, steps=steps, samples=told.samples)
+        if self._yardstick is None:
+            self._yardstick = Yardstick(read_data(self.recipe), told.measured)
+        wanted = (told.best or told.steps[0], *told.steps)
+        counts = [generator.nearest(steps, quietly=True) for steps in wanted]
+        logged = (line["score"] for line in self.run.progress() if "score" in line)
+        best = min((s["frechet"] for s in logged if s["steps"] == counts[0]), default=math.inf)
+        for steps in sorted(set(counts)):
+            score = self._yardstick.score(generator, steps=steps)
             self.run.log({"step": training.step, "score": score.table()})
+            if steps == counts[0] and score.frechet < best:
+                runs.save_generator(self.run.best_file, generator, self.recipe, self.pins)

@@ -1,12 +1,17 @@
 """Distances that several methods share. Each returns one number a row, of shape (b,)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from fewstep import metrics
+from fewstep.errors import InputError
 
 Rows = Float[Tensor, " b"]
 Distance = Callable[[Tensor, Tensor], Rows]
@@ -45,4 +50,78 @@ class PseudoHuber:
         return torch.sqrt(square + max(width, 1e-8) ** 2) - width
 
 
-DistanceConfig = SquareError | PseudoHuber
+@dataclass(frozen=True)
+class Lpips:
+    """LPIPS, how far apart images look to people, plus a share of the mean square difference.
+
+    Zhang et al. 2018, arXiv:1801.03924. Of images alone: a velocity has no look.
+    """
+
+    name: Literal["lpips"] = "lpips"
+    trunk: Literal["squeeze", "alex", "vgg"] = "squeeze"
+    """Whose features are compared; its weights are looked for in $FEWSTEP_HOME/weights."""
+    size: int | None = None
+    """Side that images are resized to before; published distillations use 64 or 224 for 32."""
+    mse: float = 0.0
+    """Weight of the mean square difference beside it."""
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        seen = _lpips(self.trunk, self.size, str(a.device))
+        return seen.loss(a, b) + self.mse * square_error(a, b)
+
+
+@dataclass(frozen=True)
+class Features:
+    """As LPIPS, but all weights alike and of any extractor: for machines without LPIPS weights.
+
+    `classifier` is the one that the run's own images train; it is then not LPIPS and is not called
+    so. Of images alone.
+    """
+
+    name: Literal["features"] = "features"
+    extractor: str = "classifier"
+    """classifier, squeezenet, resnet56-cifar10, inception or dinov2."""
+    weights: str | None = None
+    """The classifier's file; by default that of the recipe's images."""
+    mse: float = 0.0
+    """Weight of the mean square difference beside it."""
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        seen = _features(self.extractor, self.weights)
+        return seen.loss(a, b) + self.mse * square_error(a, b)
+
+
+PointConfig = SquareError | PseudoHuber
+"""Distances of any numbers."""
+DistanceConfig = SquareError | PseudoHuber | Lpips | Features
+"""Distances of images."""
+
+
+def of_images(config: Any, classifier: Callable[[], Path]) -> Any:
+    """A method's config with `features` of the classifier bound to the file of the run's images.
+
+    `classifier()` is that file, asked for only where it is needed.
+    """
+    for field in fields(config) if is_dataclass(config) else ():
+        told = getattr(config, field.name)
+        if isinstance(told, Features) and told.extractor == "classifier" and not told.weights:
+            bound = replace(told, weights=str(classifier()))
+            config = replace(config, **{field.name: bound})  # pyright: ignore
+    return config
+
+
+@lru_cache(maxsize=4)
+def _lpips(trunk: str, size: int | None, device: str) -> metrics.Lpips:
+    """Loaded once: its weights are constants, and no part of a run's state."""
+    return metrics.published_lpips(trunk, size=size).to(device)
+
+
+@lru_cache(maxsize=4)
+def _features(extractor: str, weights: str | None) -> metrics.FeatureDistance:
+    if extractor == "classifier":
+        if weights is None:
+            raise InputError("a features loss of a classifier needs weights: its file")
+        seen = metrics.read_classifier(Path(weights))
+    else:
+        seen = metrics.published(extractor)
+    return metrics.FeatureDistance(lambda images: seen.maps((images + 1) * 127.5))

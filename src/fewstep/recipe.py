@@ -20,9 +20,29 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from fewstep import methods
 from fewstep.backbones import BackboneConfig
 from fewstep.errors import InputError, did_you_mean
+from fewstep.metrics import Protocol, protocol
+from fewstep.metrics.resize import Resize
 from fewstep.parametrization import AnyParametrization
 from fewstep.process import AnyProcess
 from fewstep.trainer import FitConfig
+
+
+@dataclass(frozen=True)
+class PublishedScore:
+    """A figure of somebody's paper or project page, to stand beside ours, never ranked with it."""
+
+    name: str
+    """Whose: method, network, length of training."""
+    steps: int
+    """Network evaluations for an image."""
+    score: float
+    """The figure."""
+    protocol: str
+    """What it is and how it was taken: "FID, 50,000 samples, ..."."""
+    cost: str = ""
+    """Hardware and time, as published."""
+    source: str = ""
+    """Paper or page."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +59,8 @@ class About:
     """How long it takes there."""
     expect: dict[str, Any] = field(default_factory=dict[str, Any])
     """The score band to expect, with steps, samples and extractor."""
+    published: tuple[PublishedScore, ...] = ()
+    """Published figures of the same task, each with its own protocol."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +117,27 @@ class EvaluateConfig:
 
     every: int = 0
     """Steps between evaluations during training; 0: none."""
-    samples: int = 2000
-    """Images to generate for each score."""
     steps: tuple[int, ...] = (1, 2, 4)
     """Step counts to measure."""
-    extractor: str = "classifier"
-    """Features that the Fréchet distance is taken in: classifier or pixels."""
+    best: int | None = None
+    """The step count whose Fréchet distance decides which weights become best.safetensors; by
+    default the first of `steps`."""
+    protocol: str = "quick"
+    """How scores are taken: quick, resnet10k, fid10k, fid50k, clean-fid50k or dino50k."""
+    samples: int | None = None
+    """Images to generate for each score, where not as many as the protocol says."""
+    extractor: str | None = None
+    """Features, where not those of the protocol: classifier, pixels, inception, dinov2,
+    squeezenet or resnet56-cifar10."""
+    resize: Resize | None = None
+    """How images reach the extractor's size: tf1-bilinear or clean-bicubic."""
+
+    @property
+    def measured(self) -> Protocol:
+        """The protocol with what is changed of it."""
+        return protocol(self.protocol).changed(
+            samples=self.samples, extractor=self.extractor, resize=self.resize
+        )
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Run folders, self-describing weights, and what an address means.
 
-    runs/<name>/recipe.toml  progress.jsonl  samples/  model.safetensors  state/  report.html
+    runs/<name>/recipe.toml  progress.jsonl  samples/  model.safetensors  best.safetensors
+                scores.jsonl  state/  report.html
 
 `model.safetensors` holds the averaged weights and, in one metadata key, everything needed to use
-them: `load(path)` asks for nothing else. `state/` serves resuming, and the raw weights.
+them: `load(path)` asks for nothing else. `best.safetensors` is the same of the step that scored
+best. `state/` serves resuming, and the raw weights; `scores.jsonl` what was measured afterwards.
 """
 
 import hashlib
@@ -25,7 +27,7 @@ from fewstep.recipe import Recipe
 from fewstep.trainer import Training
 
 KEY = "fewstep"  # safetensors orders several metadata keys at random: equal weights, unequal files
-Weights = Literal["ema", "raw"]
+Weights = Literal["ema", "raw", "best"]
 SCHEMES: dict[str, Callable[[str], Generator]] = {}
 """Loaders of other people's checkpoints, by the word before the colon of an address."""
 
@@ -43,6 +45,10 @@ class Run:
     @property
     def model_file(self) -> Path:
         return self.folder / "model.safetensors"
+
+    @property
+    def best_file(self) -> Path:
+        return self.folder / "best.safetensors"
 
     @property
     def state_file(self) -> Path:
@@ -79,15 +85,7 @@ class Run:
 
     def progress(self) -> list[dict[str, Any]]:
         """The logged lines, oldest first; a line cut by a crash is left out."""
-        if not self.progress_file.exists():
-            return []
-        lines: list[dict[str, Any]] = []
-        for line in self.progress_file.read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return lines
+        return _lines(self.progress_file)
 
     def rewind(self, step: int) -> None:
         """Drop logged lines after `step`: a resumed run writes them again."""
@@ -96,8 +94,19 @@ class Run:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to progress.jsonl."""
-        with self.progress_file.open("a") as file:
-            file.write(json.dumps(dict(line)) + "\n")
+        _append(self.progress_file, line)
+
+    @property
+    def scores_file(self) -> Path:
+        return self.folder / "scores.jsonl"
+
+    def scores(self) -> list[dict[str, Any]]:
+        """The scores that were kept of these weights or earlier ones, oldest first."""
+        return _lines(self.scores_file)
+
+    def keep_score(self, line: Mapping[str, Any]) -> None:
+        """Append one score, with what it belongs to, to scores.jsonl."""
+        _append(self.scores_file, line)
 
     def save_state(self, training: Training, pins: Mapping[str, str]) -> None:
         """Keep what is needed to resume, all or nothing; `pins` are hashes of what it rests on."""
@@ -151,11 +160,12 @@ def load(address: str | Path, *, weights: Weights = "ema") -> Generator:
         run = Run(path)
         if weights == "raw":
             return run.raw_generator()
-        if not run.model_file.exists():
-            raise InputError(f"{path} holds no model.safetensors; has its training been started?")
-        path = run.model_file
-    if weights == "raw":
-        raise InputError("raw weights are in a run folder's state/; give the folder, not a file")
+        path = run.best_file if weights == "best" else run.model_file
+        if not path.exists():
+            why = "set evaluate.every" if weights == "best" else "has its training been started?"
+            raise InputError(f"{run.folder} holds no {path.name}; {why}")
+    elif weights != "ema":
+        raise InputError(f"{weights} weights are in a run folder; give the folder, not a file")
     tensors, note = _open(path)
     return _filled(note["description"], tensors, path)
 
@@ -182,6 +192,23 @@ def _filled(description: dict[str, Any], tensors: dict[str, Tensor], path: Path)
     except RuntimeError as error:
         raise InputError(f"{path}: its weights do not fit the network it describes") from error
     return generator.eval().requires_grad_(False)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(dict(line)) + "\n")
 
 
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -4,7 +4,8 @@ import tarfile
 import pytest
 import torch
 
-from fewstep.data import cifar10, home, load
+from fewstep.data import cifar10, load
+from fewstep.download import home
 from fewstep.errors import InputError
 
 FOLDER = home() / "data" / "cifar-10-batches-bin"

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.data import home, load
+from fewstep.data import load
+from fewstep.download import home
 from fewstep.errors import InputError
 
 EMOJI = home() / "data" / "noto-emoji-32"

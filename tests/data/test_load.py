@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.data import NAMES, home, load
+from fewstep.data import NAMES, load
+from fewstep.download import home
 from fewstep.errors import InputError
 
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewstep.data import home, load
+from fewstep.data import load
 from fewstep.data.mnist import SOURCES
+from fewstep.download import home
 from fewstep.errors import InputError
 
 DATA = home() / "data"

@@ -2,7 +2,7 @@
 
 import torch
 
-from fewstep.metrics.features import BATCH, Extractor, Pixels
+from fewstep.metrics.features import BATCH, Extractor, Pixels, Seen, coloured, digest
 
 
 class Counter(Extractor):
@@ -11,12 +11,12 @@ class Counter(Extractor):
     name, hash = "counter", "0"
 
     def __init__(self):
-        self.sizes, self.grad = [], []
+        self.sizes = []
         self.weight = torch.ones(1, requires_grad=True)
 
-    def features(self, images):
+    def seen(self, images):
         self.sizes.append(len(images))
-        return images.flatten(1).float() * self.weight
+        return Seen(images.flatten(1) * self.weight)
 
 
 def test_pixels_are_the_image_in_zero_one():
@@ -32,3 +32,20 @@ def test_many_images_go_in_batches_and_come_back_in_order_without_gradient():
     assert extractor.sizes == [BATCH, BATCH, 3]
     assert torch.equal(features[:, 0], images.flatten().float())
     assert not features.requires_grad
+    # a loss asks one batch itself, and gets the gradient
+    assert extractor.seen(images.float()).features.requires_grad
+    assert extractor.maps(images.float())[0].shape == (count, 1, 1, 1)
+
+
+def test_grey_becomes_three_equal_channels_and_colour_stays():
+    grey, colour = torch.rand(2, 1, 4, 4), torch.rand(2, 3, 4, 4)
+    assert torch.equal(coloured(grey), torch.cat([grey] * 3, 1))
+    assert coloured(colour) is colour
+
+
+def test_a_digest_follows_weights_and_what_is_told():
+    layer = torch.nn.Linear(2, 2)
+    first = digest(layer, "a")
+    assert first == digest(layer, "a") != digest(layer, "b")
+    layer.bias.data[0] += 1
+    assert digest(layer, "a") != first

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torchmetrics.image.fid import _compute_fid
 
 from fewstep.errors import InputError
-from fewstep.metrics.features import Pixels
-from fewstep.metrics.frechet import Moments, frechet_distance, moments
+from fewstep.metrics.frechet import Moments, Parts, frechet_distance, frechet_estimate, merged
 
 
 def normal(*shape, seed=0):
@@ -122,19 +121,74 @@ def test_moments_do_not_depend_on_batches_or_order(cuts, seed, offset):
     assert np.allclose(streamed.covariance, expected, rtol=1e-12, atol=1e-12 * scale)
 
 
-def test_moments_of_images_stream_through_an_extractor():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (50, 1, 3, 3), dtype=torch.uint8, generator=generator)
-    found = moments(Pixels(), iter(images.split(7)))
-    rows = images.flatten(1).numpy() / 255
-    assert found.count == 50
-    assert np.allclose(found.mean, rows.mean(0), atol=1e-7)  # the features are float32
-    assert np.allclose(found.covariance, np.cov(rows.T), atol=1e-7)
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(1, 199), unique=True, max_size=10), total=st.integers(2, 200))
+def test_parts_are_equal_contiguous_and_do_not_depend_on_batches(cuts, total):
+    rows = normal(200, 3)[:total]
+    parts = Parts(3, total)
+    for batch in rows.tensor_split([cut for cut in sorted(cuts) if cut < total]):
+        parts.update(batch)
+    sizes = [part.count for part in parts.parts]
+    assert sum(sizes) == total and max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
+    first = 0
+    for part in parts.parts:
+        assert torch.allclose(part.mean, rows[first : first + part.count].mean(0), atol=1e-12)
+        first += part.count
+    whole, expected = merged(parts.parts), measured(rows)
+    assert torch.allclose(whole.mean, expected.mean, atol=1e-12)
+    assert torch.allclose(whole.scatter, expected.scatter, atol=1e-10)
+
+
+def estimate(rows, reference, **options):
+    parts = Parts(rows.shape[1], len(rows))
+    parts.update(rows)
+    return frechet_estimate(parts, reference, **options)
+
+
+def test_the_interval_holds_where_other_samples_land():
+    """Of 200 samples of a Gaussian, the intervals hold the samples' mean distance in 95 %."""
+    dim, count = 8, 400
+    reference = with_moments(torch.zeros(dim, dtype=torch.float64), torch.eye(dim).double())
+    root = torch.linspace(0.7, 1.3, dim).double()
+    found = [estimate(normal(count, dim, seed=s) * root + 0.1, reference) for s in range(200)]
+    centre = np.mean([e.value for e in found])
+    held = np.mean([e.low <= centre <= e.high for e in found])
+    # the binomial's own spread is 1.5 %; blocks are few, and t is what makes up for it
+    assert 0.9 <= held <= 0.99
+    widths = np.array([e.high - e.value for e in found])
+    assert np.median(widths) == pytest.approx(1.96 * np.std([e.value for e in found]), rel=0.25)
+
+
+def test_the_limit_is_the_distance_of_the_populations():
+    """With few samples the distance is biased by c/n; its extrapolation is not."""
+    dim, count = 16, 600
+    reference = with_moments(torch.zeros(dim, dtype=torch.float64), torch.eye(dim).double())
+    truth = dim * 0.1**2  # the means differ by 0.1 in each direction
+    found = [estimate(normal(count, dim, seed=s) + 0.1, reference, replicates=2) for s in range(60)]
+    values, limits = (np.array([getattr(e, n) for e in found]) for n in ("value", "infinite"))
+    error = limits.std() / len(found) ** 0.5
+    assert abs(limits.mean() - truth) < 4 * error + 0.002
+    assert values.mean() - truth > 0.1  # 0.31 to the truth's 0.16: what the limit is for
+
+
+def test_no_limit_where_a_quarter_is_fewer_rows_than_two_a_feature():
+    reference = measured(normal(500, 20, seed=1))
+    assert estimate(normal(159, 20), reference, replicates=2).infinite is None
+    assert estimate(normal(160, 20), reference, replicates=2).infinite is not None
+    few = estimate(normal(5, 20), reference)
+    assert (few.low, few.high, few.infinite) == (None, None, None)
+    assert few.value == frechet_distance(measured(normal(5, 20)), reference)
+
+
+def test_the_estimate_is_the_distance_and_repeats():
+    reference, rows = measured(normal(300, 5, seed=1)), normal(200, 5, seed=2)
+    first, again = (estimate(rows, reference) for _ in range(2))
+    assert first == again
+    assert first.value == pytest.approx(frechet_distance(measured(rows), reference), rel=1e-12)
+    assert first.low < first.value < first.high
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(InputError, match="no images"):
-        moments(Pixels(), [])
-    one = moments(Pixels(), [torch.zeros(1, 1, 2, 2, dtype=torch.uint8)])
+    one = measured(normal(1, 3))
     with pytest.raises(InputError, match="at least 2 images a set, not 1"):
         frechet_distance(one, one)

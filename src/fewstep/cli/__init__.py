@@ -16,7 +16,9 @@ VERBS = {
     "distill": "train a recipe whose student learns from a teacher",
     "record": "record a teacher's noise-image pairs into a store",
     "sample": "draw a grid of images from a run",
+    "progress": "how far a run is; its log as CSV",
     "evaluate": "score a run at chosen numbers of steps",
+    "compare": "measure runs side by side, into one report",
     "doctor": "what this machine has: device, threads, data sets, extras",
 }
 

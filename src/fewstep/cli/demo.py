@@ -12,13 +12,12 @@ import tyro
 from fewstep.cli import console, evaluate, record, train
 
 if TYPE_CHECKING:
-    from fewstep.evaluation import Score
+    from fewstep.evaluation import Score, Yardstick
 
 STUDENTS = ("regress", "consistency")
 PAIRS = 6144
 PAIR_STEPS = 8
 PAIR_SAMPLER = "multistep"
-SAMPLES = 2000
 TEACHER = (("transfer", (1, 2, 4, 8, 16)), ("heun", (10,)))
 STUDENT_STEPS = (1, 2, 4)
 
@@ -43,13 +42,18 @@ def main(argv: Sequence[str]) -> int:
     if not done:
         console.out.print(f"stopped; to resume: fewstep demo --out {out}")
         return 0
-    scores = _measure(out)
+    from fewstep import metrics
+    from fewstep.evaluation import Yardstick
+
+    images = evaluate.reference(str(out / "teacher"), None)
+    yardstick = Yardstick(images, metrics.protocol("quick"))
+    scores = _measure(out, yardstick)
     results = {
         name: [score.table() for who, score in scores if who == name]
         for name in ("teacher", *STUDENTS)
     }
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    _report(out, scores)
+    _report(out, scores, yardstick)
     evaluate.show(scores)
     console.out.print(f"report: {out / 'report.html'}")
     return 0
@@ -78,9 +82,8 @@ def _pairs(out: Path) -> bool:
     return record.run(str(out / "teacher"), out / "pairs", wanted, sampler=PAIR_SAMPLER)
 
 
-def _measure(out: Path) -> list[tuple[str, "Score"]]:
+def _measure(out: Path, yardstick: "Yardstick") -> list[tuple[str, "Score"]]:
     from fewstep import runs
-    from fewstep.evaluation import Yardstick
     from fewstep.sampling import named_step
 
     teacher = runs.load(out / "teacher")
@@ -93,18 +96,18 @@ def _measure(out: Path) -> list[tuple[str, "Score"]]:
         student = runs.load(out / name)
         counts = student.grid.counts or STUDENT_STEPS
         ways += [(name, student, steps) for steps in counts if steps in STUDENT_STEPS]
-    yardstick = Yardstick(evaluate.reference(str(out / "teacher"), None), "classifier")
     scores: list[tuple[str, Score]] = []
     with console.bar("measure", len(ways)) as bar:
         for name, generator, steps in ways:
             bar(len(scores), f"{name}, {steps} steps")
-            scores.append((name, yardstick.score(generator, steps=steps, samples=SAMPLES)))
+            scores.append((name, yardstick.score(generator, steps=steps)))
         bar(len(scores))
     return scores
 
 
-def _report(out: Path, scores: list[tuple[str, "Score"]]) -> None:
+def _report(out: Path, scores: list[tuple[str, "Score"]], yardstick: "Yardstick") -> None:
     from fewstep import runs
+    from fewstep.recipe import read
     from fewstep.report import Exhibit, write_report
     from fewstep.runs import Run
 
@@ -113,13 +116,15 @@ def _report(out: Path, scores: list[tuple[str, "Score"]]) -> None:
             name=name,
             generator=runs.load(out / name),
             scores=[score for who, score in scores if who == name],
-            recipe=Run(out / name).recipe_file.read_text(),
+            recipe=read(str(Run(out / name).recipe_file)),
             progress=Run(out / name).progress(),
             commands=_commands(name, out),
+            yardstick=name == "teacher",
         )
         for name in ("teacher", *STUDENTS)
     ]
-    write_report(out / "report.html", exhibits, title="fewstep demo: handwritten digits")
+    title = "fewstep demo: handwritten digits"
+    write_report(out / "report.html", exhibits, title=title, yardstick=yardstick)
 
 
 def _commands(name: str, out: Path) -> list[str]:
@@ -140,5 +145,4 @@ def _commands(name: str, out: Path) -> list[str]:
         ]
         commands.insert(0, shlex.join(record_pairs))
     steps = ",".join(map(str, TEACHER[0][1] if name == "teacher" else STUDENT_STEPS))
-    told = ["--steps", steps, "--samples", str(SAMPLES)]
-    return [*commands, shlex.join(["fewstep", "evaluate", run, *told])]
+    return [*commands, shlex.join(["fewstep", "evaluate", run, "--steps", steps])]

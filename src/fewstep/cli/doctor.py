@@ -42,12 +42,13 @@ def findings() -> Iterator[tuple[str, str]]:
     """(what, what was found) a line."""
     import torch
 
-    from fewstep.data import home
+    from fewstep.distributed import device, hardware
+    from fewstep.download import home
 
     yield "fewstep", __version__
     yield "python", f"{platform.python_version()} on {platform.machine()}"
     yield "torch", torch.__version__
-    yield "device", _device()
+    yield "device", hardware(device())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "threads", f"{torch.get_num_threads()} of {cores} cores"
     yield "home", f"{home()} ($FEWSTEP_HOME), {_free(home())} free"
@@ -60,15 +61,6 @@ def findings() -> Iterator[tuple[str, str]]:
         yield f"[{extra}]", f"pip install 'fewstep[{extra}]'" if lacking else "installed"
     if find_spec("torchvision"):
         yield "torchvision", "installed, not needed; if it does not fit torch, diffusers breaks"
-
-
-def _device() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        return "cpu"
-    properties = torch.cuda.get_device_properties(0)
-    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
 def _free(path: Path) -> str:

@@ -1,9 +1,9 @@
-"""`fewstep evaluate RUN [--steps 1,2,4] [--json]`."""
+"""`fewstep evaluate RUN [--steps 1,2,4] [--protocol fid50k] [--json]`."""
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -12,7 +12,7 @@ from fewstep.errors import InputError
 
 if TYPE_CHECKING:
     from fewstep.data import ImageSet
-    from fewstep.evaluation import Score
+    from fewstep.evaluation import Score, Yardstick
     from fewstep.generator import Generator
 
 
@@ -24,12 +24,19 @@ class Options:
     """A run folder, a weights file or an address."""
     steps: str = "1,2,4"
     """Step counts, with commas."""
+    protocol: str = "quick"
+    """quick (2,000 samples, a small classifier), resnet10k, fid10k, fid50k, clean-fid50k, dino50k;
+    the next three change it."""
+    samples: int | None = None
+    """Images to generate for each score."""
+    extractor: str | None = None
+    """classifier, pixels, inception, dinov2, squeezenet or resnet56-cifar10."""
+    resize: Literal["tf1-bilinear", "clean-bicubic"] | None = None
+    """How images reach the extractor's size; by default as its standard says."""
     sampler: str | None = None
     """transfer, ancestral, renoise, heun, multistep or corrector; by default the run's own."""
-    samples: int = 2000
-    """Images to generate for each score."""
-    extractor: str = "classifier"
-    """Features of the Fréchet distance: classifier or pixels."""
+    weights: Literal["ema", "raw", "best"] = "ema"
+    """Averaged weights of the last step, raw ones, or averaged ones of the best evaluation."""
     data: str | None = None
     """The reference set's name; by default the set that the run was trained on."""
     guidance: float = 1.0
@@ -46,13 +53,16 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Score and print; 0 when done."""
     told = console.options(Options, "evaluate", argv)
-    from fewstep import runs
+    from fewstep import metrics, runs
     from fewstep.distributed import device
     from fewstep.evaluation import Yardstick
     from fewstep.sampling import named_step
 
     wanted = console.counts(told.steps)
-    generator = runs.load(told.run)
+    protocol = metrics.protocol(told.protocol).changed(
+        samples=told.samples, extractor=told.extractor, resize=told.resize
+    )
+    generator = runs.load(told.run, weights=told.weights)
     if told.guidance != 1:
         generator = generator.guided(told.guidance)
     if told.sampler:
@@ -60,9 +70,9 @@ def main(argv: Sequence[str]) -> int:
     generator = generator.to(device())
     if told.straightness:
         return _straightness(generator, told)
-    yardstick = Yardstick(reference(told.run, told.data), told.extractor)
+    yardstick = prepared(Yardstick(reference(told.run, told.data), protocol))
     scores = [
-        yardstick.score(generator, steps=steps, samples=told.samples, seed=told.seed)
+        measured(yardstick, generator, told.run, steps, told.seed)
         for steps in dict.fromkeys(map(generator.nearest, wanted))
     ]
     if told.json:
@@ -72,16 +82,45 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def prepared(yardstick: "Yardstick") -> "Yardstick":
+    """The yardstick with its real images seen, under a progress bar."""
+    total = len(yardstick.images)
+    with console.bar(f"{yardstick.images.name}, real", total) as bar:
+        for done in yardstick.prepare():
+            bar(done)
+    return yardstick
+
+
+def measured(
+    yardstick: "Yardstick", generator: "Generator", address: str, steps: int, seed: int = 0
+) -> "Score":
+    """A score under a progress bar, or what was kept of it in the run's folder."""
+    from fewstep.evaluation import keep_score, kept_score
+
+    kept = kept_score(address, yardstick, generator, steps=steps, seed=seed)
+    if kept:
+        return kept
+    with console.bar(f"{address}, {steps} steps", yardstick.protocol.samples) as bar:
+        work = yardstick.scoring(generator, steps=steps, seed=seed)
+        while True:
+            try:
+                bar(next(work))
+            except StopIteration as end:
+                keep_score(address, generator, end.value)
+                return end.value
+
+
 def _straightness(generator: "Generator", told: Options) -> int:
     from fewstep.evaluation import straightness
 
-    share = straightness(generator, samples=told.samples, seed=told.seed)
+    samples = told.samples or 500
+    share = straightness(generator, samples=samples, seed=told.seed)
     if told.json:
-        print(json.dumps({"straightness": share, "samples": told.samples, "seed": told.seed}))
+        print(json.dumps({"straightness": share, "samples": samples, "seed": told.seed}))
     else:
         console.out.print(
             f"{told.run}: straightness {share:.4f} (0: straight lines; a share of their squared "
-            f"length), {told.samples} samples, seed {told.seed}, 32 Euler steps"
+            f"length), {samples} samples, seed {told.seed}, 32 Euler steps"
         )
     return 0
 
@@ -101,28 +140,67 @@ def reference(address: str, name: str | None) -> "ImageSet":
 
 
 def show(scores: Iterable[tuple[str, "Score"]]) -> None:
-    """A table of scores, with what they depend on below it."""
+    """Tables of scores, one for each protocol, with what they depend on below."""
+    groups: dict[tuple[object, ...], list[tuple[str, Score]]] = {}
+    for name, score in scores:
+        groups.setdefault(score.protocol, []).append((name, score))
+    for rows in groups.values():
+        _table(rows)
+
+
+def _table(rows: Sequence[tuple[str, "Score"]]) -> None:
     from rich.table import Table
 
+    about = rows[0][1]
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "steps", "sampler", "evaluations", "Fréchet", "accuracy", "ms/image"):
-        table.add_column(heading, justify="left" if heading in ("run", "sampler") else "right")
+    shown = {key: what for key, what in _COLUMNS.items() if any(_cell(s, key) for _, s in rows)}
+    table.add_column("run")
+    table.add_column("steps", justify="right")
+    table.add_column("sampler")
+    table.add_column(about.distance, justify="right")
+    for heading in (*shown.values(), "evaluations", "ms/image"):
+        table.add_column(heading, justify="right")
     below: dict[str, None] = {}
-    for name, score in scores:
-        accuracy = "" if score.accuracy is None else f"{100 * score.accuracy:.1f} %"
+    for name, score in rows:
+        m = score.measures
+        spread = f" ± {m.frechet_high - m.frechet:.2f}" if m.frechet_high is not None else ""
         table.add_row(
             name,
             str(score.steps),
             score.sampler,
+            f"{m.frechet:.2f}{spread}",
+            *(_cell(score, key) for key in shown),
             str(score.evaluations),
-            f"{score.frechet:.2f}",
-            accuracy,
             f"{1000 * score.seconds_per_image:.2f}",
         )
         below[
-            f"Fréchet distance in the features of {score.extractor} ({score.extractor_hash[:12]}), "
-            f"{score.samples} samples, seed {score.seed}, against {score.reference}"
+            f"{score.extractor} ({score.extractor_hash[:12]}), resize {score.resize}, "
+            f"{score.samples:,} samples, seed {score.seed}, against {score.reference}; "
+            f"± is the 95 % interval; times on {score.device}"
         ] = None
+        below |= dict.fromkeys(score.caveats)
     console.whole(table)
     for line in below:
         console.out.print(line, style="dim")
+
+
+_COLUMNS = {
+    "frechet_infinite": "extrapolated",
+    "kernel": "kernel x1000",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "class_score": "class score",
+    "accuracy": "accuracy",
+    "copies": "copies",
+}
+
+
+def _cell(score: "Score", key: str) -> str:
+    value = getattr(score.measures, key)
+    if value is None:
+        return ""
+    if key in ("accuracy", "copies"):
+        return f"{100 * value:.1f} %"
+    return f"{1000 * value:.2f}" if key == "kernel" else f"{value:.2f}"

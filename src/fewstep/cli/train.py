@@ -1,11 +1,11 @@
-"""`fewstep train RECIPE [key=value ...] [--out DIR]`."""
+"""`fewstep train RECIPE [key=value ...] [--out DIR] [--track TRACKER]`."""
 
 import shlex
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -13,6 +13,7 @@ from fewstep.cli import console
 
 if TYPE_CHECKING:
     from fewstep.recipe import Recipe
+    from fewstep.trackers import Follower
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Options:
     """Changes to the recipe, such as fit.steps=100; the right side is TOML."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The run folder; by default runs/RECIPE."""
+    track: Annotated[
+        tuple[Literal["tensorboard", "wandb", "trackio"], ...], tyro.conf.UseAppendAction
+    ] = ()
+    """Forward the log and the samples to this tracker; give it again for another."""
 
 
 def main(argv: Sequence[str], verb: str = "train") -> int:
@@ -44,7 +49,7 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     if finished(recipe, folder):
         console.out.print(f"{folder} is finished: {recipe.fit.steps} steps")
         return 0
-    if not run(recipe, folder, what=folder.name):
+    if not run(recipe, folder, what=folder.name, track=told.track):
         console.out.print(f"stopped; to resume: {command}")
         return 0
     from fewstep.distributed import first_rank
@@ -56,21 +61,59 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     return 0
 
 
-def run(recipe: "Recipe", folder: Path, *, what: str) -> bool:
+def run(recipe: "Recipe", folder: Path, *, what: str, track: Sequence[str] = ()) -> bool:
     """Train to the end with a progress bar; False when the user stopped it."""
     from fewstep.experiment import carry_out
 
     with (
+        closing(_Tracking(folder, track)) as tracking,
         console.bar(what, recipe.fit.steps) as bar,
         console.stopping() as stop,
         closing(carry_out(recipe, folder)) as steps,
     ):
         for progress in steps:
+            tracking.forward(progress.step)
             loss = progress.numbers.get("student/loss")
             bar(progress.step, "" if loss is None else f"loss {loss:.4g}")
             if stop.asked and progress.step < recipe.fit.steps:
                 return False
     return True
+
+
+class _Tracking:
+    """The followers of a run, if any; opened at its first step, when its folder is its own."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder = folder
+        self.names = list(dict.fromkeys(names))
+        self.followers: list[Follower] = []
+        if self.names:
+            from fewstep.trackers import require
+
+            require(self.names)
+
+    def forward(self, step: int) -> None:
+        """Send what the run folder has gained by this step."""
+        if self.names:
+            self._open(step)
+        for follower in self.followers:
+            follower.forward()
+
+    def close(self) -> None:
+        for follower in self.followers:
+            follower.close()
+
+    def _open(self, step: int) -> None:
+        from fewstep.distributed import first_rank
+        from fewstep.runs import Run
+        from fewstep.trackers import follow
+
+        names, self.names = self.names, []
+        if first_rank():
+            opened = (follow(Run(self.folder), name, step) for name in names)
+            self.followers = [follower for follower in opened if follower]
+        for follower in self.followers:
+            console.out.print(f"tracked: {follower.tracker.where}")
 
 
 def recipe_asked(argv: Sequence[str]) -> bool:

@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 from fewstep.data.cifar10 import read_cifar10
 from fewstep.data.digits import read_digits
-from fewstep.data.download import home
 from fewstep.data.folder import read_folder
 from fewstep.data.imageset import ImageSet
 from fewstep.data.mnist import read_mnist
 from fewstep.errors import InputError, did_you_mean
 
-__all__ = ["NAMES", "ImageSet", "home", "load"]
+__all__ = ["NAMES", "ImageSet", "load"]
 
 
 class _Known(NamedTuple):
@@ -39,8 +38,8 @@ def load(
 ) -> ImageSet:
     """The image set called `name`, one of `NAMES`, brought to `size` x `size` when that is given.
 
-    `path` is for `folder` alone. Files that are missing are downloaded into `home()/data`; where
-    that fails, the error says which files go where.
+    `path` is for `folder` alone. Files that are missing are downloaded into `$FEWSTEP_HOME/data`;
+    where that fails, the error says which files go where.
     """
     if name not in NAMES:
         near = did_you_mean(name.lower(), NAMES)

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from fewstep.data.download import fetch, home, whole
 from fewstep.data.imageset import ImageSet
+from fewstep.download import fetch, home, whole
 from fewstep.errors import InputError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -84,7 +84,7 @@ def _download(folder: Path) -> None:
     # the process number: the ranks of a job must not remove each other's archive
     archive = folder / f"cifar-10-binary.{os.getpid()}.tar.gz"
     try:
-        fetch(URL, MD5, archive, otherwise=f"put {', '.join(files)} into {folder}")
+        fetch(URL, f"md5:{MD5}", archive, otherwise=f"put {', '.join(files)} into {folder}")
         _unpack(archive, folder, files)
     finally:
         archive.unlink(missing_ok=True)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fewstep.data.download import fetch, home
 from fewstep.data.imageset import ImageSet
+from fewstep.download import fetch, home
 from fewstep.errors import InputError
 
 
@@ -70,7 +70,8 @@ def read_mnist(name: str, split: str) -> ImageSet:
     source = SOURCES[name]
     for file in missing:
         otherwise = f"put {' and '.join(missing)} into {folder}"
-        fetch(source.url + file, source.md5[file], folder / file, otherwise=otherwise)
+        digest = f"md5:{source.md5[file]}"
+        fetch(source.url + file, digest, folder / file, otherwise=otherwise)
     images = read_idx(folder / files[0], dimensions=3)
     labels = read_idx(folder / files[1], dimensions=1)
     if len(images) != len(labels):

@@ -17,7 +17,7 @@ import torch
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
-from fewstep.losses import DistanceConfig, SquareError
+from fewstep.losses import DistanceConfig, Features, Lpips, SquareError
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.process import Flow, shaped
 from fewstep.times import FixedGrid, UniformGrid
@@ -30,7 +30,8 @@ class KstepConfig:
     on: Literal["velocity", "x0"] = "velocity"
     """What the loss compares. An error of x0 at t is t times that of the velocity."""
     loss: DistanceConfig = field(default_factory=SquareError)
-    """Distance between prediction and truth: `mse` or `pseudo-huber`."""
+    """Distance between prediction and truth: `mse` or `pseudo-huber`; of x0 also `lpips` or
+    `features`."""
 
 
 class Kstep(Method):
@@ -46,6 +47,10 @@ class Kstep(Method):
     ) -> None:
         if config.k < 1:
             raise InputError(f"method.k is {config.k}; a student takes at least 1 step")
+        if config.on == "velocity" and isinstance(config.loss, Lpips | Features):
+            raise InputError(
+                f'method.loss {config.loss.name} looks at images; with it give method.on="x0"'
+            )
         super().__init__(config, student.under(Flow()), subject, teacher=teacher)
         self.times = UniformGrid().points(config.k, self.student)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from fewstep.denoiser import Denoiser
 from fewstep.generator import Generator, Subject
-from fewstep.losses import DistanceConfig, SquareError
+from fewstep.losses import PointConfig, SquareError
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.process import Flow
 from fewstep.times import DensityConfig, GridConfig, Uniform, UniformGrid
@@ -23,7 +23,7 @@ from fewstep.times import DensityConfig, GridConfig, Uniform, UniformGrid
 class ReflowConfig:
     density: DensityConfig = field(default_factory=Uniform)
     """Where training times lie: `uniform`, or `lognormal` with `mean` and `std` of ln(ratio)."""
-    loss: DistanceConfig = field(default_factory=SquareError)
+    loss: PointConfig = field(default_factory=SquareError)
     """Distance between the two velocities: `mse` or `pseudo-huber`."""
     grid: GridConfig = field(default_factory=UniformGrid)
     """The times at which the trained network is sampled: `uniform` or `karras`."""

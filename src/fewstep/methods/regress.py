@@ -17,7 +17,8 @@ from fewstep.times import FixedGrid
 @dataclass(frozen=True)
 class RegressConfig:
     loss: DistanceConfig = field(default_factory=SquareError)
-    """Distance between the student's image and the teacher's: `mse` or `pseudo-huber`."""
+    """Distance between the student's image and the teacher's: `mse`, `pseudo-huber`, `lpips` or
+    `features`."""
 
 
 class Regress(Method):

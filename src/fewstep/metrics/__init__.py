@@ -1,21 +1,56 @@
-"""Scores of images. A score is comparable only with scores of the same extractor and hash."""
+"""Scores of images. A score is comparable only with scores of the same protocol."""
 
-from fewstep.metrics.classifier import Classifier, classifier_for, train_classifier
+from fewstep.metrics.assessment import Assessment, Measures
+from fewstep.metrics.classes import ClassScore
+from fewstep.metrics.classifier import (
+    Classifier,
+    classifier_file,
+    classifier_for,
+    read_classifier,
+    train_classifier,
+)
+from fewstep.metrics.coverage import density_coverage, precision_recall
 from fewstep.metrics.extractors import EXTRACTORS, make_extractor
 from fewstep.metrics.features import Extractor, Pixels
-from fewstep.metrics.frechet import Moments, frechet_distance, moments
+from fewstep.metrics.frechet import Moments, Parts, frechet_distance, frechet_estimate
+from fewstep.metrics.kernel import kernel_distance
+from fewstep.metrics.neighbours import nearest
+from fewstep.metrics.networks import INCEPTION_HASH, published, published_lpips
+from fewstep.metrics.perceptual import FeatureDistance, Lpips
+from fewstep.metrics.protocols import PROTOCOLS, Protocol, protocol
+from fewstep.metrics.reference import Reference, build_reference
 from fewstep.metrics.sliced import sliced_wasserstein
 
 __all__ = [
     "EXTRACTORS",
+    "INCEPTION_HASH",
+    "PROTOCOLS",
+    "Assessment",
+    "ClassScore",
     "Classifier",
     "Extractor",
+    "FeatureDistance",
+    "Lpips",
+    "Measures",
     "Moments",
+    "Parts",
     "Pixels",
+    "Protocol",
+    "Reference",
+    "classifier_file",
     "classifier_for",
+    "density_coverage",
     "frechet_distance",
+    "frechet_estimate",
+    "kernel_distance",
     "make_extractor",
-    "moments",
+    "nearest",
+    "precision_recall",
+    "protocol",
+    "published",
+    "published_lpips",
+    "read_classifier",
+    "build_reference",
     "sliced_wasserstein",
     "train_classifier",
 ]

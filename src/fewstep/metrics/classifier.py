@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.metrics.features import Extractor, in_batches
+from fewstep.errors import InputError
+from fewstep.metrics.features import Extractor, Seen, digest
 
 RECIPE = 1  # raise it when anything here changes the features: kept classifiers are then retrained
 FEATURES = 64
@@ -63,33 +64,37 @@ class Network(nn.Module):
             if weight.ndim > 1:
                 nn.init.kaiming_normal_(weight, generator=generator)
 
-    def features(self, images: UInt8[Tensor, "n c h w"]) -> Float32[Tensor, "n d"]:
-        return self.trunk(images.float() / 127.5 - 1)
+    def forward(self, images: Float32[Tensor, "n c h w"]) -> Seen:
+        """Images in the units of uint8, 0 … 255."""
+        features = self.trunk(images / 127.5 - 1)
+        return Seen(features, self.head(features.relu()))
 
-    def forward(self, images: UInt8[Tensor, "n c h w"]) -> Float32[Tensor, "n k"]:
-        return self.head(self.features(images).relu())
+    def maps(self, images: Float32[Tensor, "n c h w"]) -> list[Tensor]:
+        """The activations after each ReLU of the trunk."""
+        found: list[Tensor] = []
+        x = images / 127.5 - 1
+        for layer in self.trunk:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                found.append(x)
+        return found
 
 
 class Classifier(Extractor):
     """A trained network: its 64 features, and the classes it sees."""
 
     name = "classifier"
+    classifies = True
 
     def __init__(self, network: Network) -> None:
         self.network = network.eval().requires_grad_(False)
-        self.hash = _digest(network)
+        self.hash = digest(network, f"{RECIPE} {network.shape} {network.classes}")
 
-    def features(self, images: UInt8[Tensor, "n c h w"]) -> Float32[Tensor, "n d"]:
-        return self.network.to(images.device).features(images)
+    def seen(self, images: Float[Tensor, "n c h w"]) -> Seen:
+        return self.network.to(images.device)(images)
 
-    def classify(self, images: UInt8[Tensor, "n c h w"]) -> Int64[Tensor, " n"]:
-        """The likeliest class of each image."""
-        network = self.network.to(images.device)
-        return in_batches(lambda part: network(part).argmax(1), images)
-
-    def accuracy(self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"]) -> float:
-        """The share of images, in [0, 1], that are seen as their label's class."""
-        return (self.classify(images) == labels.to(images.device)).double().mean().item()
+    def maps(self, images: Float[Tensor, "n c h w"]) -> list[Tensor]:
+        return self.network.to(images.device).maps(images)
 
 
 def train_classifier(
@@ -102,9 +107,18 @@ def train_classifier(
     """Train on the CPU, for `steps` batches of 64, with light shifts as augmentation.
 
     By default two passes over the images, but at least 40,000 and at most 120,000 of them. The
-    labels are 0 … k-1. Equal input, seed, machine and thread count give an equal hash.
+    labels are 0 … k-1. Equal input, seed and machine give an equal hash, whatever the number of
+    threads: it is trained in one.
     """
-    images, labels = images.cpu(), labels.cpu()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _trained(images.cpu(), labels.cpu(), seed, steps)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _trained(images: Tensor, labels: Tensor, seed: int, steps: int | None) -> Classifier:
     if steps is None:
         steps = min(max(40_000, 2 * len(images)), 120_000) // BATCH
     generator = torch.Generator().manual_seed(seed)
@@ -117,7 +131,8 @@ def train_classifier(
     rows = _shuffled(len(images), generator)
     for _ in range(steps):
         chosen = torch.tensor([next(rows) for _ in range(BATCH)])
-        loss = F.cross_entropy(network(_shifted(images[chosen], generator)), labels[chosen])
+        logits = network(_shifted(images[chosen], generator).float()).logits
+        loss = F.cross_entropy(logits, labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -138,8 +153,7 @@ def classifier_for(
     """
     if cache is None:
         return train_classifier(images, labels)
-    kept_as = hashlib.sha256(f"{RECIPE} {fingerprint}".encode()).hexdigest()[:16]
-    path = cache / f"classifier-{kept_as}.safetensors"
+    path = classifier_file(fingerprint, cache)
     kept = _read(path, _network(images, labels), fingerprint)
     if kept is not None:
         return kept
@@ -150,6 +164,30 @@ def classifier_for(
         return kept
     _write(path, trained, fingerprint)
     return trained
+
+
+def classifier_file(fingerprint: str, cache: Path) -> Path:
+    """Where the classifier of a set is kept."""
+    kept_as = hashlib.sha256(f"{RECIPE} {fingerprint}".encode()).hexdigest()[:16]
+    return cache / f"classifier-{kept_as}.safetensors"
+
+
+def read_classifier(path: Path) -> Classifier:
+    """A kept classifier, of whatever set.
+
+    Raises: InputError where there is none, or the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["fewstep"])
+            network = Network(tuple(about["shape"]), about["classes"])
+            fingerprint = about["fingerprint"]
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} holds no classifier: {error}") from error
+    kept = _read(path, network, fingerprint)
+    if kept is None:
+        raise InputError(f"{path} is damaged; delete it, and it is trained again")
+    return kept
 
 
 def _network(images: Tensor, labels: Tensor) -> Network:
@@ -170,14 +208,6 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     column = (torch.arange(width) + by[1]).clamp(0, width - 1)
     image, channel = torch.arange(n).view(n, 1, 1, 1), torch.arange(channels).view(1, -1, 1, 1)
     return images[image, channel, row.view(n, 1, height, 1), column.view(n, 1, 1, width)]
-
-
-def _digest(network: Network) -> str:
-    digest = hashlib.sha256(f"{RECIPE} {network.shape} {network.classes}".encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _description(classifier: Classifier, fingerprint: str) -> str:

@@ -1,4 +1,4 @@
-"""Where data lies on this machine, and how a published file gets there."""
+"""Where data and weights lie on this machine, and how a published file gets there."""
 
 import hashlib
 import os
@@ -21,26 +21,28 @@ def home() -> Path:
     return Path(os.environ.get("FEWSTEP_HOME") or "~/.cache/fewstep").expanduser()
 
 
-def fetch(url: str, md5: str, target: Path, *, otherwise: str) -> None:
-    """Download `url` to `target`, which appears only when whole and of the published MD5.
+def fetch(url: str, digest: str, target: Path, *, otherwise: str) -> None:
+    """Download `url` to `target`, which appears only when whole and of the published `digest`.
 
-    `otherwise` tells a person without a network what to do, after "or": "put A into B".
+    A digest is "md5:..." or "sha256:...", whole or, as in file names of torch's hub, its first
+    digits. `otherwise` tells a person without a network what to do, after "or": "put A into B".
     """
     print(f"fewstep: downloading {url}", file=sys.stderr)
     try:
         with whole(target) as file:
-            found = _copy(url, file)
-            if found != md5:
+            kind, _, published = digest.partition(":")
+            found = _copy(url, file, kind)
+            if not found.startswith(published):
                 raise InputError(
-                    f"{url} has MD5 {found} instead of the published {md5}, so it was not kept; "
-                    f"try again, or {otherwise}"
+                    f"{url} has {kind.upper()} {found} instead of the published {published}, so it "
+                    f"was not kept; try again, or {otherwise}"
                 )
     except (OSError, HTTPException) as error:
         raise InputError(f"cannot download {url} ({error}); go online, or {otherwise}") from error
 
 
-def _copy(url: str, file: BinaryIO) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
+def _copy(url: str, file: BinaryIO, kind: str) -> str:
+    digest = hashlib.new(kind, usedforsecurity=False)
     with urlopen(url, timeout=TIMEOUT) as response:
         while chunk := response.read(_CHUNK):
             digest.update(chunk)

@@ -11,7 +11,7 @@ from threading import Thread
 import pytest
 
 from fewstep.data import cifar10, load, mnist
-from fewstep.data.download import fetch, whole
+from fewstep.download import fetch, whole
 from fewstep.errors import InputError
 
 
@@ -47,9 +47,22 @@ def test_a_good_file_arrives_whole(site, tmp_path):
     content = bytes(range(256)) * 10_000
     (folder / "a.bin").write_bytes(content)
     target = tmp_path / "new" / "deep" / "a.bin"
-    fetch(url + "a.bin", md5(content), target, otherwise="despair")
+    fetch(url + "a.bin", "md5:" + md5(content), target, otherwise="despair")
     assert target.read_bytes() == content
     assert files(target.parent) == ["a.bin"]
+
+
+def test_the_first_digits_of_a_sha256_are_a_digest(site, tmp_path):
+    folder, url = site
+    (folder / "a.bin").write_bytes(b"weights")
+    digits = hashlib.sha256(b"weights").hexdigest()
+    target = tmp_path / "new" / "a.bin"
+    with pytest.raises(
+        InputError, match=f"has SHA256 {digits} instead of the published 0{digits[:7]}"
+    ):
+        fetch(url + "a.bin", f"sha256:0{digits[:7]}", target, otherwise="despair")
+    fetch(url + "a.bin", f"sha256:{digits[:8]}", target, otherwise="despair")
+    assert target.read_bytes() == b"weights"
 
 
 def test_a_wrong_checksum_leaves_nothing(site, tmp_path):
@@ -57,13 +70,18 @@ def test_a_wrong_checksum_leaves_nothing(site, tmp_path):
     (folder / "a.bin").write_bytes(b"tampered")
     target = tmp_path / "new" / "a.bin"
     with pytest.raises(InputError, match=f"published {md5(b'true')}.* or put a.bin there"):
-        fetch(url + "a.bin", md5(b"true"), target, otherwise="put a.bin there")
+        fetch(url + "a.bin", "md5:" + md5(b"true"), target, otherwise="put a.bin there")
     assert files(target.parent) == []
 
 
 def test_a_file_that_is_not_there_says_so(site, tmp_path):
     with pytest.raises(InputError, match="404"):
-        fetch(site[1] + "no.bin", md5(b""), tmp_path / "new" / "no.bin", otherwise="put it there")
+        fetch(
+            site[1] + "no.bin",
+            "md5:" + md5(b""),
+            tmp_path / "new" / "no.bin",
+            otherwise="put it there",
+        )
     assert files(tmp_path / "new") == []
 
 
@@ -81,7 +99,7 @@ def test_a_connection_cut_midway_leaves_nothing(tmp_path, monkeypatch):
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/a.bin"
         with pytest.raises(InputError, match="or put it there"):
-            fetch(url, md5(b"whole"), tmp_path / "new" / "a.bin", otherwise="put it there")
+            fetch(url, "md5:" + md5(b"whole"), tmp_path / "new" / "a.bin", otherwise="put it there")
         thread.join()
     assert files(tmp_path / "new") == []
 

@@ -1,0 +1,176 @@
+"""`fewstep compare RUN RUN ... [--steps 1,2,4] [--out compare.html]`."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+import tyro
+
+from fewstep.cli import console, evaluate
+from fewstep.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from fewstep.evaluation import Score, Yardstick
+    from fewstep.generator import Generator
+    from fewstep.metrics import Protocol
+    from fewstep.recipe import Recipe
+    from fewstep.report import Exhibit
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure runs by one protocol, side by side, into one report.
+
+    What was measured of a run before, by the same protocol, is not measured again.
+    """
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Run folders, weights files or addresses."""
+    steps: str = "1,2,4"
+    """Step counts, with commas; a run made for others takes the nearest of its own."""
+    protocol: str = "quick"
+    """As of `fewstep evaluate`, like the next three."""
+    samples: int | None = None
+    """Images to generate for each score."""
+    extractor: str | None = None
+    """classifier, pixels, inception, dinov2, squeezenet or resnet56-cifar10."""
+    resize: Literal["tf1-bilinear", "clean-bicubic"] | None = None
+    """How images reach the extractor's size; by default as its standard says."""
+    weights: Literal["ema", "best"] = "ema"
+    """Averaged weights of the last step, or of the best evaluation during training."""
+    data: str | None = None
+    """The reference set's name; by default the set that each run was trained on."""
+    teacher: str | None = None
+    """Which of the runs the others are measured by; by default the one that they name."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("compare.html")
+    """The report."""
+    json: bool = False
+    """Print the scores as a JSON object, by run."""
+
+
+class Entry(NamedTuple):
+    """A run that is compared."""
+
+    name: str
+    address: str
+    generator: "Generator"
+    recipe: "Recipe | None"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, report, print; 0 when done."""
+    told = console.options(Options, "compare", argv)
+    from fewstep import metrics
+    from fewstep.report import write_report
+
+    wanted = console.counts(told.steps)
+    protocol = metrics.protocol(told.protocol).changed(
+        samples=told.samples, extractor=told.extractor, resize=told.resize
+    )
+    entries = _entries(told.runs, told.weights)
+    teacher = _teacher(entries, told.teacher)
+    yardsticks = _yardsticks(entries, protocol, told.data)
+    scores = [_scores(entry, yardsticks[entry.address], wanted) for entry in entries]
+    exhibits = [
+        _exhibit(entry, own, entry is teacher) for entry, own in zip(entries, scores, strict=True)
+    ]
+    # nearest neighbours are sought in one set
+    only = {id(y): y for y in yardsticks.values()}
+    yardstick = next(iter(only.values())) if len(only) == 1 else None
+    title = "Comparison: " + ", ".join(entry.name for entry in entries)
+    write_report(told.out, exhibits, title=title, yardstick=yardstick)
+    if told.json:
+        tables = [[score.table() for score in own] for own in scores]
+        print(json.dumps({e.name: own for e, own in zip(entries, tables, strict=True)}, indent=2))
+        return 0
+    evaluate.show((e.name, s) for e, own in zip(entries, scores, strict=True) for s in own)
+    console.out.print(f"report: {told.out}")
+    return 0
+
+
+def _entries(addresses: Sequence[str], weights: Literal["ema", "best"]) -> list[Entry]:
+    from fewstep import runs
+    from fewstep.distributed import device
+    from fewstep.recipe import from_table
+
+    if not addresses:
+        raise InputError("compare needs runs: fewstep compare RUN RUN ...")
+    short = [Path(address).name for address in addresses]
+    entries: list[Entry] = []
+    for address, name in zip(addresses, short, strict=True):
+        there = Path(address).exists()
+        table = runs.describe(address).get("recipe") if there else None
+        generator = runs.load(address, weights=weights).to(device())
+        named = name if short.count(name) == 1 else address
+        entries.append(Entry(named, address, generator, from_table(table) if table else None))
+    if len({entry.name for entry in entries}) < len(entries):
+        raise InputError("a run is named twice; compare each once")
+    kinds = {(e.generator.subject.shape, e.generator.subject.classes) for e in entries}
+    if len(kinds) > 1:
+        told = "; ".join(f"{e.name}: {e.generator.subject.shape}" for e in entries)
+        raise InputError(f"these runs make different things ({told}); compare one kind at a time")
+    return entries
+
+
+def _teacher(entries: Sequence[Entry], named: str | None) -> Entry | None:
+    """Whom the others are measured by: the one named, or the first of their line of teachers."""
+    if named is not None:
+        known = {e.name: e for e in entries} | {e.address: e for e in entries}
+        if named not in known:
+            near = did_you_mean(named, known)
+            raise InputError(f"--teacher {named} is none of the runs{near}")
+        return known[named]
+    loads = {
+        e.name: Path(e.recipe.teacher.load).resolve()
+        for e in entries
+        if e.recipe and e.recipe.teacher
+    }
+    there = {Path(e.address).resolve() for e in entries}
+    for entry in entries:
+        taught = Path(entry.address).resolve() in loads.values()
+        if taught and loads.get(entry.name) not in there:
+            return entry
+    return None
+
+
+def _yardsticks(
+    entries: Sequence[Entry], protocol: "Protocol", data: str | None
+) -> "dict[str, Yardstick]":
+    """A yardstick for each run, one and the same for runs of one reference set."""
+    from fewstep.evaluation import Yardstick
+
+    made: dict[str, Yardstick] = {}
+    found: dict[str, Yardstick] = {}
+    for entry in entries:
+        images = evaluate.reference(entry.address, data)
+        if images.fingerprint not in made:
+            yardstick = Yardstick(images, protocol)
+            made[images.fingerprint] = evaluate.prepared(yardstick)
+        found[entry.address] = made[images.fingerprint]
+    return found
+
+
+def _scores(entry: Entry, yardstick: "Yardstick", wanted: Sequence[int]) -> "list[Score]":
+    counts = dict.fromkeys(entry.generator.nearest(steps, quietly=True) for steps in wanted)
+    return [evaluate.measured(yardstick, entry.generator, entry.address, n) for n in counts]
+
+
+def _exhibit(entry: Entry, scores: "Sequence[Score]", yardstick: bool) -> "Exhibit":
+    from fewstep.report import Exhibit
+    from fewstep.runs import Run
+
+    folder = Path(entry.address)
+    recipe = folder / "recipe.toml"
+    command = shlex.join(["fewstep", "train", str(recipe), "--out", str(folder)])
+    return Exhibit(
+        name=entry.name,
+        generator=entry.generator,
+        scores=scores,
+        recipe=entry.recipe,
+        progress=Run(folder).progress() if folder.is_dir() else [],
+        commands=[command] if recipe.exists() else [],
+        yardstick=yardstick,
+    )

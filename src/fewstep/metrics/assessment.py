@@ -1,0 +1,125 @@
+"""Images, batch by batch, into every score there is; the memory does not grow with them."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from fewstep.metrics.classes import ClassScore
+from fewstep.metrics.coverage import density_coverage, precision_recall
+from fewstep.metrics.frechet import Parts, frechet_estimate
+from fewstep.metrics.kernel import kernel_distance
+from fewstep.metrics.reference import Reference
+
+KEPT = 10_000  # rows of features that are kept for the metrics that compare row with row
+ASKED = 2_000  # rows that are looked up among all training images
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What a set of images scores against a reference, in one extractor's features.
+
+    Intervals are of 95 % and tell what other samples of the same number would give. None: too few
+    samples to say, or nothing to say it of.
+    """
+
+    frechet: float
+    """Fréchet distance; with the standard Inception weights it is called FID."""
+    frechet_low: float | None = None
+    frechet_high: float | None = None
+    frechet_infinite: float | None = None
+    """Extrapolated to infinitely many samples."""
+    kernel: float | None = None
+    """Kernel distance, unbiased; with the standard Inception weights it is called KID."""
+    kernel_low: float | None = None
+    kernel_high: float | None = None
+    precision: float | None = None
+    """Share of samples among the real images."""
+    recall: float | None = None
+    """Share of real images among the samples."""
+    density: float | None = None
+    """How thickly real images surround the samples; 1 for equal sets, and it may exceed 1."""
+    coverage: float | None = None
+    """Share of real images with a sample beside them."""
+    copies: float | None = None
+    """Share of samples as near to a training image as 1 % of training images are to another."""
+    class_score: float | None = None
+    """Confidence times variety of the classes seen, from 1 to their number; with the standard
+    Inception weights it is called Inception Score."""
+    accuracy: float | None = None
+    """Share of class-conditional samples that the extractor puts in their class."""
+
+
+class Assessment:
+    """Takes `total` images, batch by batch and in order; then tells their measures."""
+
+    def __init__(self, reference: Reference, total: int) -> None:
+        self.reference = reference
+        self.total = total
+        dim = reference.moments.mean.numel()
+        self.parts = Parts(dim, total)
+        self.features = torch.empty(min(total, KEPT), dim)
+        self.score: ClassScore | None = None
+        self.seen = self.right = self.asked = 0
+
+    def update(
+        self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"] | None = None
+    ) -> None:
+        """Join the images that come next, with the classes that were asked for, if any were."""
+        first = 0
+        for seen in self.reference.extractor.see(images):
+            features = seen.features.cpu()
+            self.parts.update(features)
+            kept = features[: max(len(self.features) - self.seen, 0)]
+            self.features[self.seen : self.seen + len(kept)] = kept
+            self.seen += len(features)
+            if seen.logits is not None:
+                self.score = self.score or ClassScore()
+                self.score.update(seen.logits)
+                if labels is not None and self.reference.extractor.classifies:
+                    mine = labels[first : first + len(features)].to(seen.logits.device)
+                    self.right += int((seen.logits.argmax(1) == mine).sum())
+                    self.asked += len(mine)
+            first += len(features)
+
+    def measures(self) -> Measures:
+        """Once all images are there."""
+        assert self.seen == self.total, (self.seen, self.total)
+        distance = frechet_estimate(self.parts, self.reference.moments)
+        return Measures(
+            frechet=distance.value,
+            frechet_low=distance.low,
+            frechet_high=distance.high,
+            frechet_infinite=distance.infinite,
+            **self._rowwise(),
+            class_score=self.score.value if self.score else None,
+            accuracy=self.right / self.asked if self.asked else None,
+        )
+
+    def _rowwise(self) -> dict[str, float | None]:
+        """The measures that compare row with row, of the rows that were kept."""
+        real, fake = self.reference.features[:KEPT], self.features
+        told: dict[str, float | None] = {}
+        if len(real) > 1:
+            kernel = kernel_distance(fake, real)
+            told = {
+                "kernel": kernel.value,
+                "kernel_low": kernel.low,
+                "kernel_high": kernel.high,
+                "copies": self._copies(),
+            }
+        # radii shrink as rows are added, so both sets have the same number
+        even = min(len(real), len(fake))
+        if even > 5:
+            precise = precision_recall(real[:even], fake[:even])
+            dense = density_coverage(real[:even], fake[:even])
+            told |= {**precise._asdict(), **dense._asdict()}
+        return told
+
+    def _copies(self) -> float | None:
+        if math.isnan(self.reference.copy_radius):
+            return None
+        near = self.reference.nearest(self.features[:ASKED]).distances[:, 0]
+        return (near <= self.reference.copy_radius).double().mean().item()

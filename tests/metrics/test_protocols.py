@@ -1,0 +1,29 @@
+"""Protocols by name, and what may be changed of them."""
+
+import pytest
+
+from fewstep.errors import InputError
+from fewstep.metrics import EXTRACTORS, PROTOCOLS, Protocol, protocol
+
+NOTHING = {"samples": None, "extractor": None, "resize": None}
+
+
+def test_fid_as_papers_take_it():
+    assert protocol("fid50k") == Protocol(50_000, "inception", "tf1-bilinear")
+    assert {told.extractor for told in PROTOCOLS.values()} <= set(EXTRACTORS)
+
+
+def test_what_is_given_takes_the_place_of_the_protocols_own():
+    fid = protocol("fid50k")
+    assert fid.changed(**NOTHING) == fid
+    assert fid.changed(**NOTHING | {"samples": 10_000}) == protocol("fid10k")
+    assert fid.changed(**NOTHING | {"resize": "clean-bicubic"}) == protocol("clean-fid50k")
+    # another extractor has a standard of its own
+    assert fid.changed(**NOTHING | {"extractor": "pixels"}) == Protocol(50_000, "pixels")
+
+
+def test_what_is_no_protocol_is_refused():
+    with pytest.raises(InputError, match="no protocol 'fid5k'; did you mean fid50k"):
+        protocol("fid5k")
+    with pytest.raises(InputError, match="at least 2 samples, not 1"):
+        protocol("quick").changed(**NOTHING | {"samples": 1})

@@ -1,0 +1,100 @@
+"""References: the moments and features of all images, kept with what they are of."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import fewstep.metrics.reference as module
+from fewstep.metrics.features import Extractor, Pixels, Seen
+from fewstep.metrics.reference import build_reference
+
+IMAGES = torch.randint(
+    0, 256, (3000, 1, 3, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+
+
+class Watched(Extractor):
+    """Pixels that count how often they are looked at."""
+
+    name, hash = "pixels", Pixels.hash
+
+    def __init__(self):
+        self.images = 0
+
+    def seen(self, images):
+        self.images += len(images)
+        return Seen(images.flatten(1) / 255)
+
+
+def made(extractor, images=IMAGES, *, cache=None, fingerprint="f"):
+    work = build_reference(extractor, images, name="toys", fingerprint=fingerprint, cache=cache)
+    told = []
+    while True:
+        try:
+            told.append(next(work))
+        except StopIteration as end:
+            return end.value, told
+
+
+def test_moments_and_features_are_those_of_the_images():
+    found, told = made(Pixels())
+    rows = Pixels()(IMAGES)
+    assert told[-1] == len(found) == 3000 and told == sorted(told)
+    assert torch.allclose(found.moments.mean, rows.double().mean(0), atol=1e-12)
+    assert torch.allclose(found.moments.covariance, rows.double().T.cov(), atol=1e-12)
+    assert torch.equal(found.features, rows[found.rows])
+    assert sorted(found.rows.tolist()) == list(range(3000))
+    assert found.rows.tolist() != list(range(3000))  # the first thousands stand for all
+
+
+def test_it_is_kept_with_its_provenance_and_read_again(tmp_path):
+    first, _ = made(Pixels(), cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    with safe_open(file, "pt") as opened:
+        about = json.loads(opened.metadata()["fewstep"])
+    assert about["set"] == "toys" and about["fingerprint"] == "f" and about["count"] == 3000
+    assert about["extractor"] == "pixels" and about["hash"] == Pixels.hash
+    assert about["resize"] == "none" and about["version"]
+    watched = Watched()
+    again, told = made(watched, cache=tmp_path)
+    assert watched.images == 0 and told == [3000]
+    assert torch.equal(again.features, first.features) and again.copy_radius == first.copy_radius
+    assert torch.equal(again.moments.scatter, first.moments.scatter)
+
+
+@pytest.mark.parametrize("what", ["fingerprint", "hash", "resize"])
+def test_another_set_or_extractor_is_another_reference(tmp_path, what):
+    made(Watched(), cache=tmp_path)
+    other = Watched()
+    if what != "fingerprint":
+        setattr(other, what, "other")
+    made(other, cache=tmp_path, fingerprint="g" if what == "fingerprint" else "f")
+    assert other.images == 3000 and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 50, None])
+def test_a_damaged_file_is_made_anew(tmp_path, damage):
+    first, _ = made(Pixels(), cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-100] if damage is None else damage)
+    watched = Watched()
+    again, _ = made(watched, cache=tmp_path)
+    assert watched.images == 3000
+    assert torch.equal(again.moments.scatter, first.moments.scatter)
+
+
+def test_of_a_large_set_a_seeded_choice_is_kept(monkeypatch):
+    monkeypatch.setattr(module, "LARGEST", 4 * 9 * 500)
+    found, _ = made(Pixels())
+    assert found.features.shape == (500, 9) and len(set(found.rows.tolist())) == 500
+    assert torch.equal(found.features, Pixels()(IMAGES)[found.rows])
+    assert torch.equal(found.moments.scatter, made(Pixels())[0].moments.scatter)
+
+
+def test_the_nearest_images_are_named_by_their_row_in_the_set():
+    found, _ = made(Pixels())
+    near = found.nearest(Pixels()(IMAGES[[7, 2999]]), k=2)
+    assert near.rows[:, 0].tolist() == [7, 2999]
+    assert near.distances[:, 0].tolist() == [0, 0] and (near.distances[:, 1] > 0).all()
