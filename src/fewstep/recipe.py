@@ -34,7 +34,7 @@ class PublishedScore:
     name: str
     """Whose: method, network, length of training."""
     steps: int
-    """Network evaluations for an image."""
+    """Steps, or evaluations of the network, for an image: as published."""
     score: float
     """The figure."""
     protocol: str

@@ -1,4 +1,4 @@
-"""Published networks as extractors: sizes, names, hashes; DINOv2 against transformers' own steps."""
+"""Published networks as extractors: sizes, names, hashes; DINOv2 against transformers' own."""
 
 import numpy as np
 import pytest

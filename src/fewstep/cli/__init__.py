@@ -19,7 +19,7 @@ VERBS = {
     "progress": "how far a run is; its log as CSV",
     "evaluate": "score a run at chosen numbers of steps",
     "compare": "measure runs side by side, into one report",
-    "doctor": "what this machine has: device, threads, data sets, extras",
+    "doctor": "what this machine has: device, threads, data sets, weights, extras",
 }
 
 

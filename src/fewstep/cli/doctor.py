@@ -27,14 +27,14 @@ FILES = {
 
 @dataclass(frozen=True)
 class Options:
-    """Tell what this machine has: device, threads, data sets, extras."""
+    """Tell what this machine has: device, threads, data sets, weights that measure, extras."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the findings; 0."""
     console.options(Options, "doctor", argv)
     for what, found in findings():
-        print(f"{what:<14} {found}")
+        print(f"{what:<17} {found}")
     return 0
 
 
@@ -44,6 +44,7 @@ def findings() -> Iterator[tuple[str, str]]:
 
     from fewstep.distributed import device, hardware
     from fewstep.download import home
+    from fewstep.metrics import weights
 
     yield "fewstep", __version__
     yield "python", f"{platform.python_version()} on {platform.machine()}"
@@ -56,6 +57,10 @@ def findings() -> Iterator[tuple[str, str]]:
     for name, file in FILES.items():
         there = (home() / file).exists()
         yield name, "there" if there else f"not there; downloaded when asked for, to {home()}/data"
+    for name in weights.PUBLISHED:
+        path = weights.there(name)
+        otherwise = f"not there; downloaded when asked for, to {home()}/weights"
+        yield name, path.name if path else otherwise
     for extra, modules in EXTRAS.items():
         lacking = [module for module in modules if find_spec(module) is None]
         yield f"[{extra}]", f"pip install 'fewstep[{extra}]'" if lacking else "installed"

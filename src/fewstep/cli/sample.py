@@ -32,7 +32,7 @@ class Options:
     """Classes to draw, in turn; by default all."""
     guidance: float = 1.0
     """Weight of classifier-free guidance; 1: none."""
-    weights: Literal["ema", "raw"] = "ema"
+    weights: Literal["ema", "raw", "best"] = "ema"
     """The averaged weights, or those of the last step."""
 
 

@@ -104,12 +104,9 @@ class Assessment:
         told: dict[str, float | None] = {}
         if len(real) > 1:
             kernel = kernel_distance(fake, real)
-            told = {
-                "kernel": kernel.value,
-                "kernel_low": kernel.low,
-                "kernel_high": kernel.high,
-                "copies": self._copies(),
-            }
+            told = {"kernel": kernel.value, "copies": self._copies()}
+            if math.isfinite(kernel.low):
+                told |= {"kernel_low": kernel.low, "kernel_high": kernel.high}
         # radii shrink as rows are added, so both sets have the same number
         even = min(len(real), len(fake))
         if even > 5:

@@ -28,7 +28,7 @@ def kernel_distance(
 
     E k(x, x') + E k(y, y') - 2 E k(x, y), k(x, y) = (x.y / d + 1)^3, over pairs of distinct rows
     (Bińkowski et al. 2018, arXiv:1801.01401), called KID when the features are those of the
-    standard Inception network. 0 for equal distributions, and then negative half of the time. In
+    standard Inception network. 0 for equal distributions, and the estimate then often negative. In
     cubes of the features' mean square: unlike a Fréchet distance, it is no squared length.
 
     The interval is value +- 1.96 s, with s^2 the delete-one-block jackknife (Efron & Stein 1981)

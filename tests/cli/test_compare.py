@@ -1,0 +1,165 @@
+"""`fewstep compare` and the protocols of `evaluate`, as a person meets them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fewstep import data
+from fewstep.cli import main
+
+TINY = [
+    "student.backbone.channels=[8]",
+    "student.backbone.attention=[]",
+    "student.backbone.groups=4",
+    "fit.batch=16",
+    "fit.warmup=0",
+    "fit.steps=3",
+]
+QUICK = ["--extractor", "pixels", "--samples", "90", "--steps", "1,2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("compare")
+
+
+def trained(out, *argv):
+    assert main([*argv, "--out", str(out)]) == 0
+    return str(out)
+
+
+@pytest.fixture(scope="module")
+def teacher(folder):
+    return trained(folder / "teacher", "train", "digits-flow", *TINY)
+
+
+@pytest.fixture(scope="module")
+def student(folder, teacher):
+    pairs = trained(folder / "pairs", "record", teacher, "-n", "20", "--steps", "2")
+    told = [f"teacher.load={teacher}", f"pairs.load={pairs}", "fit.steps=2", "fit.batch=8"]
+    return trained(folder / "student", "distill", "digits-regress", *told)
+
+
+def compared(capsys, *argv):
+    capsys.readouterr()
+    assert main(["compare", *argv, *QUICK, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def fails(capsys, *argv):
+    capsys.readouterr()
+    assert main(list(argv)) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("fewstep: ")
+    return line
+
+
+def test_runs_are_measured_by_one_protocol_into_one_report(teacher, student, tmp_path, capsys):
+    out = tmp_path / "deep" / "report.html"
+    told = compared(capsys, teacher, student, "--out", str(out))
+    assert list(told) == ["teacher", "student"]
+    assert [s["steps"] for s in told["teacher"]] == [1, 2]
+    assert [s["steps"] for s in told["student"]] == [1]  # made for one step
+    every = told["teacher"] + told["student"]
+    assert (
+        len({(s["samples"], s["extractor_hash"], s["reference"], s["resize"]) for s in every}) == 1
+    )
+    html = out.read_text()
+    assert "teacher" in html and "student" in html and "<script" not in html
+
+
+def test_what_was_measured_is_not_measured_again(teacher, student, tmp_path, capsys, monkeypatch):
+    out = ("--out", str(tmp_path / "a.html"))
+    first = compared(capsys, teacher, student, *out)
+
+    def never(*args, **kwargs):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("fewstep.evaluation.Yardstick.scoring", never)
+    again = compared(capsys, teacher, student, *out)
+    assert main(["evaluate", student, "--json", *QUICK, "--steps", "1"]) == 0
+    for name in first:
+        for one, other in zip(first[name], again[name], strict=True):
+            assert one | {"seconds_per_image": 0} == other | {"seconds_per_image": 0}
+
+
+def test_retrained_weights_are_measured_again(folder, teacher, tmp_path, capsys):
+    out = ("--out", str(tmp_path / "a.html"))
+    run = folder / "retrained"
+    trained(run, "train", "digits-flow", *TINY)
+    first = compared(capsys, str(run), *out)["retrained"]
+    kept = (run / "scores.jsonl").read_text()
+    for file in ("model.safetensors", "recipe.toml", "progress.jsonl"):
+        (run / file).unlink()
+    for file in (run / "state").iterdir():
+        file.unlink()
+    (run / "scores.jsonl").rename(tmp_path / "scores.jsonl")
+    for inside in sorted(run.rglob("*"), reverse=True):
+        inside.rmdir() if inside.is_dir() else inside.unlink()
+    trained(run, "train", "digits-flow", *TINY, "fit.seed=5")
+    (run / "scores.jsonl").write_text(kept)
+    again = compared(capsys, str(run), *out)["retrained"]
+    assert again[0]["frechet"] != first[0]["frechet"]
+
+
+def test_the_table_says_what_the_scores_depend_on(teacher, tmp_path, capsys):
+    capsys.readouterr()
+    assert main(["compare", teacher, *QUICK, "--out", str(tmp_path / "a.html")]) == 0
+    told = capsys.readouterr().out
+    assert "Fréchet distance (pixels)" in told and "90 samples, seed 0, against digits" in told
+    assert "resize none" in told and "interval" in told and "report: " in told
+
+
+def test_weights_files_are_compared_too(teacher, tmp_path, capsys):
+    file = tmp_path / "mine.safetensors"
+    file.write_bytes((Path(teacher) / "model.safetensors").read_bytes())
+    told = compared(capsys, teacher, str(file), "--out", str(tmp_path / "a.html"))
+    assert told["teacher"][0]["frechet"] == told["mine.safetensors"][0]["frechet"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "compare needs runs"),
+        (["{teacher}", "{teacher}"], "a run is named twice"),
+        (["{teacher}", "nowhere"], "there is no run folder or weights file nowhere"),
+        (["{teacher}", "--teacher", "teacha"], "--teacher teacha is none of the runs"),
+        (["{teacher}", "--protocol", "fid5k"], "no protocol 'fid5k'"),
+        (["{teacher}", "--steps", "one"], "--steps one"),
+        (["{teacher}", "--samples", "1"], "at least 2 samples"),
+        (["{teacher}", "--weights", "best"], "holds no best.safetensors"),
+    ],
+)
+def test_bad_input_is_one_line(teacher, capsys, argv, told):
+    assert told in fails(capsys, "compare", *(a.format(teacher=teacher) for a in argv))
+
+
+def test_missing_inception_weights_are_told_before_any_sampling(teacher, capsys, monkeypatch, home):
+    def refused(url, timeout):
+        raise OSError("no network")
+
+    monkeypatch.setattr("fewstep.download.urlopen", refused)
+    line = fails(capsys, "evaluate", teacher, "--protocol", "fid50k")
+    assert "weights-inception-2015-12-05-6726825d.pth" in line and str(home / "weights") in line
+
+
+def test_runs_of_other_images_are_refused(folder, teacher, capsys):
+    other = trained(folder / "large", "train", "digits-flow", *TINY, "data.size=16")
+    line = fails(capsys, "compare", teacher, other, *QUICK)
+    assert "make different things" in line
+
+
+def test_runs_of_other_reference_sets_are_not_ranked_together(folder, tmp_path, capsys):
+    digits, runs = data.load("digits").images, []
+    for name, images in (("first", digits[:100]), ("second", digits[100:220])):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image[0].numpy()).save(tmp_path / name / f"{i}.png")
+        told = ['data.name="folder"', f'data.path="{tmp_path / name}"']
+        runs.append(trained(folder / name, "train", "digits-flow", *TINY, *told))
+    out = tmp_path / "a.html"
+    found = compared(capsys, *runs, "--out", str(out))
+    assert len({s["reference"] for own in found.values() for s in own}) == 2
+    assert "ranked apart" in out.read_text()

@@ -1,0 +1,141 @@
+"""Scores taken in the course of a training, the weights that scored best, perceptual losses."""
+
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fewstep import runs
+from fewstep.evaluation import Yardstick
+from fewstep.experiment import assemble, carry_out, read_data
+from fewstep.recipe import read
+from fewstep.runs import Run
+
+SMALL = [
+    "student.backbone.channels=[8]",
+    "student.backbone.attention=[]",
+    "student.backbone.groups=4",
+    "fit.batch=16",
+    "fit.warmup=0",
+    "fit.lr=0.01",
+    "fit.ema_halflife=16",
+    "fit.save_every=4",
+    "evaluate.every=2",
+    "evaluate.samples=100",
+    'evaluate.extractor="pixels"',
+    "evaluate.steps=[1,2]",
+]
+
+
+def recipe(*more):
+    return read("digits-flow", [*SMALL, "fit.steps=12", *more])
+
+
+def train(folder, *more, until=None):
+    with closing(carry_out(recipe(*more), folder)) as steps:
+        for progress in steps:
+            if progress.step == until:
+                return
+
+
+def scores(run, steps):
+    logged = [line for line in run.progress() if "score" in line]
+    return {p["step"]: p["score"] for p in logged if p["score"]["steps"] == steps}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiment") / "run"
+    train(folder, "evaluate.best=2")
+    return Run(folder)
+
+
+def test_scores_are_logged_with_all_they_depend_on(trained):
+    for steps in (1, 2):
+        told = scores(trained, steps)
+        assert sorted(told) == [2, 4, 6, 8, 10, 12]
+        assert all(s["extractor"] == "pixels" and s["samples"] == 100 for s in told.values())
+
+
+def test_the_best_weights_are_those_of_the_best_score(trained):
+    best = min(scores(trained, 2).values(), key=lambda s: s["frechet"])
+    generator = runs.load(trained.folder, weights="best")
+    told = recipe("evaluate.best=2")
+    again = Yardstick(read_data(told), told.evaluate.measured).score(generator, steps=2)
+    assert again.frechet == pytest.approx(best["frechet"], rel=1e-6)
+
+
+def test_a_best_that_is_not_the_last_stays(tmp_path, monkeypatch):
+    """Were step 6 the best, its weights would be kept: those of a run that stopped there."""
+    honest, asked = Yardstick.score, []
+
+    def told(self, generator, *, steps, **more):
+        asked.append(steps)
+        real = honest(self, generator, steps=steps, **more)
+        far = abs(asked.count(2) - 3) if steps == 2 else -asked.count(1)
+        return replace(real, measures=replace(real.measures, frechet=float(far)))
+
+    monkeypatch.setattr(Yardstick, "score", told)
+    train(tmp_path / "run", "evaluate.best=2")
+    train(tmp_path / "short", "evaluate.best=2", until=6)
+    kept, last, sixth = (
+        runs.weights_hash(runs.load(tmp_path / folder, weights=weights))
+        for folder, weights in (("run", "best"), ("run", "ema"), ("short", "ema"))
+    )
+    assert kept == sixth != last
+
+
+def test_a_stopped_run_resumes_to_the_same_scores_and_the_same_best(trained, tmp_path):
+    folder = tmp_path / "run"
+    train(folder, "evaluate.best=2", until=7)
+    # what was written after the kept step is dropped: here, the scores of step 8
+    Run(folder).log({"step": 8, "score": {"steps": 2, "frechet": -1.0}})
+    train(folder, "evaluate.best=2")
+    again = Run(folder)
+    for steps in (1, 2):
+        mine, theirs = scores(again, steps), scores(trained, steps)
+        assert {k: v["frechet"] for k, v in mine.items()} == {
+            k: v["frechet"] for k, v in theirs.items()
+        }
+    assert again.best_file.read_bytes() == trained.best_file.read_bytes()
+    assert again.model_file.read_bytes() == trained.model_file.read_bytes()
+    starts = [line["step"] for line in again.progress() if "hardware" in line]
+    assert starts == [0, 7]
+
+
+def test_without_evaluations_there_is_no_best(tmp_path):
+    train(tmp_path / "run", "evaluate.every=0", until=4)
+    with pytest.raises(runs.InputError, match="holds no best.safetensors; set evaluate.every"):
+        runs.load(tmp_path / "run", weights="best")
+
+
+def test_a_features_loss_is_bound_to_the_classifier_of_the_runs_images(tmp_path, home, pairs_of):
+    teacher, pairs = pairs_of
+    told = read(
+        "digits-regress",
+        [
+            f"teacher.load={teacher}",
+            f"pairs.load={pairs}",
+            'method.loss={name="features", mse=0.1}',
+            "fit.steps=3",
+            "fit.batch=8",
+        ],
+    )
+    parts = assemble(told, torch.device("cpu"))
+    assert parts.method.config.loss.weights.startswith(str(home / "cache"))
+    folder = tmp_path / "student"
+    losses = [p.numbers["student/loss"] for p in carry_out(told, folder)]
+    assert len(losses) == 3 and all(0 < loss < 10 for loss in losses)
+    # the recipe that is kept is everybody's, not this machine's
+    assert str(home) not in (folder / "recipe.toml").read_text()
+
+
+@pytest.fixture
+def pairs_of(tmp_path):
+    from fewstep.cli import main
+
+    teacher, pairs = tmp_path / "teacher", tmp_path / "pairs"
+    train(teacher, "evaluate.every=0", until=4)
+    assert main(["record", str(teacher), "--out", str(pairs), "-n", "16", "--steps", "2"]) == 0
+    return teacher, pairs
