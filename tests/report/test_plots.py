@@ -49,6 +49,33 @@ def test_the_level_is_drawn_across():
     assert level[0, 1] == level[1, 1] == pytest.approx(line[1, 1])
 
 
+def test_intervals_are_bars_at_their_points():
+    spans = [(60.0, 90.0), (None, None), (0.0, 6.0)]
+    line = Line([(1, 80.0), (4, 10.0), (16, 5.0)], LOOKS[0], spans=spans)
+    told = {"describe": "", "x_label": "x", "y_label": "y", "x_base": 2}
+    svg = chart([line], key="k", **told)
+    _, paths = drawn(svg)
+    curve_of, first, last = paths[LOOKS[0].colour]
+    assert first[0, 0] == first[1, 0] == pytest.approx(curve_of[0, 0])
+    assert last[0, 0] == last[1, 0] == pytest.approx(curve_of[2, 0])
+    unit = (curve_of[1, 1] - curve_of[0, 1]) / np.log(80 / 10)  # down the page for less
+    assert first[0, 1] - first[1, 1] == pytest.approx(unit * np.log(90 / 60), rel=1e-4)
+    assert last[0, 1] - last[1, 1] == pytest.approx(unit * np.log(6 / 2.5), rel=1e-4)  # cut off
+    assert "inf" not in svg and "nan" not in svg
+
+
+def test_the_front_is_a_staircase():
+    points = [(1, 80.0), (4, 10.0), (16, 20.0)]
+    svg = picture(points, x_base=2, front=points[:2])
+    stairs = re.search(r'd="([^"]*)"[^>]*style="[^"]*stroke-width: 6[^"]*"', svg.replace("\n", " "))
+    at = np.array(re.findall(r"[ML] ([\d.-]+) ([\d.-]+)", stairs[1]), dtype=float)
+    line = drawn(svg)[1][LOOKS[0].colour][0]
+    a, b, c = line
+    wanted = [a, (b[0], a[1]), b, (c[0], b[1])]
+    assert np.allclose(at[:4], wanted, atol=1e-5) and (at[4:] == at[3]).all()
+    assert "stroke-width: 6" not in picture(points, x_base=2)
+
+
 def test_it_takes_the_colours_and_the_fonts_of_the_page():
     svg = picture([(1, 80.0), (4, 20.0)])
     assert "currentColor" in svg and "#010203" not in svg

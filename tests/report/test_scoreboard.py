@@ -1,88 +1,129 @@
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from dataclasses import replace
 
-from fewstep.evaluation import Score
-from fewstep.report import scoreboard
+from fewstep.metrics import INCEPTION_HASH
+from fewstep.report.measures import all_measures
 from fewstep.report.plots import LOOKS, YARDSTICK
-from fewstep.report.scoreboard import (
-    Contender,
-    best,
-    count,
-    duration,
-    number,
-    quickest,
-    rank,
-    sentences,
-)
+from fewstep.report.quality import plots
+from fewstep.report.ranking import Contender, rank
+from fewstep.report.scoreboard import scores
+from report.shown import MEASURED, Page, exhibits, score, write
 
 
-def score(evaluations, frechet, **told):
-    known = {"steps": evaluations, "sampler": "transfer", "samples": 100, "extractor": "pixels",
-             "extractor_hash": "ab", "reference": "digits", "seed": 0, "accuracy": None,
-             "seconds_per_image": 0.002}  # fmt: skip
-    return Score(evaluations=evaluations, frechet=frechet, **known | told)
+def rankings(teacher, *students):
+    return rank([
+        Contender("teacher", YARDSTICK, teacher),
+        *(Contender(f"s{i}", LOOKS[i], s) for i, s in enumerate(students)),
+    ])  # fmt: skip
 
 
-def contenders(teacher, student):
-    return [Contender("teacher", YARDSTICK, 10, teacher), Contender("s", LOOKS[0], 20, student)]
+def table(html):
+    return Page(html).tables[0]
 
 
-def test_only_scores_of_one_protocol_are_ranked_together():
-    others = [{"samples": 200}, {"extractor": "e"}, {"extractor_hash": "cd"}, {"reference": "r"}]
-    teacher = [score(1, 9.0), *(score(1, 1.0, **other) for other in others)]
-    rankings = rank(contenders(teacher, [score(1, 2.0, seed=5)]))
-    assert [len(ranking.rows) for ranking in rankings] == [2, 1, 1, 1, 1]
-    # the teacher's 1.0 was taken otherwise: the student's 2.0 is better than its 9.0
-    table = scoreboard.table(rankings[0], key="k")
-    assert "✓ 0.222 ×" in table
-    assert '<th scope="col">Seed</th>' in table  # seeds differ: said in each row
-    assert "seed" not in scoreboard.table(rankings[1], key="k").replace("noise seed 0", "")
+def test_relative_says_what_is_shown():
+    (told,) = rankings([score(1, 9.0, spread=1), score(8, 4.0, spread=0.5)],
+                       [score(1, 3.0, spread=0.4), score(2, 4.2, spread=0.5)],
+                       [score(1, 5.0, spread=0.1), score(2, 2.8)])  # fmt: skip
+    rows = table(scores(told, key="k"))
+    assert [row[2 if len(row) < 8 else 3] for row in rows[1:]] == [
+        "2.25 ×", "1.00 ×", "✓ 0.750 ×", "≈ 1.05 ×", "1.25 ×", "≈ 0.700 ×",
+    ]  # fmt: skip
+    assert [row[-1] for row in rows[1:]] == [
+        "transfer", "transfer its best", "transfer among the best", "transfer among the best",
+        "transfer among the best", "transfer among the best",
+    ]  # fmt: skip
 
 
-def test_best_and_quickest_break_ties():
-    rows = rank(contenders([], [score(4, 2.0), score(2, 2.0), score(2, 3.0), score(8, 2.5)]))[
-        0
-    ].rows
-    assert best(rows) == rows[1] == quickest(rows)
-    assert best([]) is None and quickest([]) is None
+def test_one_best_student_only_where_it_is_apart_from_all():
+    (told,) = rankings([score(1, 9.0, spread=1)], [score(1, 3.0, spread=0.4)],
+                       [score(1, 5.0, spread=0.1)])  # fmt: skip
+    assert [row[-1] for row in table(scores(told, key="k"))[1:]] == [
+        "transfer its best", "transfer best student", "transfer",
+    ]  # fmt: skip
 
 
-def test_sentences_without_a_yardstick_or_without_students():
-    alone = rank([Contender("a<b", LOOKS[0], 1, [score(1, 2.0), score(4, 1.0)])])[0]
-    told = " ".join(sentences(alone))
-    assert "<b>a&lt;b</b> needs 1 network evaluation and 2.00 ms" in told
-    assert "Closest of all students comes <b>a&lt;b</b> with 4 network evaluations" in told
-    assert scoreboard.tiles(alone) == ""
-    teacher = rank(contenders([score(1, 2.0), score(4, 1.0)], []))[0]
-    assert sentences(teacher) == [
-        "<b>teacher</b> comes closest to the data, at a Fréchet distance (pixels) of <b>1.00</b>."
-    ]
+def test_seeds_and_devices_are_said_once_or_in_each_row():
+    first = {"seed": 5, "device": "NVIDIA H200, 140 GiB"}
+    (told,) = rankings([score(1, 2.0)], [score(1, 1.0, **first)])
+    html = scores(told, key="k")
+    assert table(html)[0][-3:] == ["Timed on", "Seed", "Sampler"]
+    assert [row[-3:-1] for row in table(html)[1:]] == [
+        ["1 CPU thread (i386)", "0"], ["NVIDIA H200, 140 GiB", "5"],
+    ]  # fmt: skip
+    assert "noise seed" not in html and "at batch 1." in html
+    (alone,) = rankings([score(1, 1.0, **first)])
+    assert "noise seed 5; time is the median at batch 1 on NVIDIA H200" in scores(alone, key="k")
 
 
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [(7.418, "7.42"), (5.1, "5.10"), (82.31, "82.3"), (99.949, "99.9"), (99.96, "100"),
-     (1234.5, "1,234"), (0.01234, "0.0123"), (0.0, "0.00"), (9.999, "10.0")],
-)  # fmt: skip
-def test_number(value, said):
-    assert number(value) == said
+def test_caveats_stand_above_the_table():
+    (told,) = rankings([score(1, 1.0, features=2000), score(2, 1.0, features=2000)])
+    html = scores(told, key="k")
+    (caveat,) = told.protocol.caveats
+    assert html.index('<p class="caveat">' + caveat) < html.index("<table")
+    assert html.count("caveat") == 1
+    (fine,) = rankings([score(1, 1.0, features=1999)])
+    assert "caveat" not in scores(fine, key="k")
 
 
-@settings(deadline=None, max_examples=200)
-@given(st.floats(1e-3, 1e9))
-def test_a_number_is_read_back_within_half_a_percent(value):
-    assert float(number(value).replace(",", "")) == pytest.approx(value, rel=5.1e-3)
+ALL = {"frechet_infinite": 4.004, "kernel": -0.0012, "kernel_low": -0.003, "kernel_high": 0.0006,
+       "precision": 0.8155, "recall": 0.7, "density": 1.0444, "coverage": 0.9, "copies": 0.0125,
+       "class_score": 6.913}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(4.2e-4, "420 µs"), (9.994e-4, "999 µs"), (9.996e-4, "1.00 ms"), (0.0123, "12.3 ms"),
-     (0.9999, "1.00 s"), (44.0, "44.0 s"), (160.0, "2.67 min"), (9000.0, "2.50 h")],
-)  # fmt: skip
-def test_duration(seconds, said):
-    assert duration(seconds) == said
+def test_all_measures_are_those_of_the_score():
+    (told,) = rankings([score(1, 5.0, measures=ALL | MEASURED), score(2, 5.0)], [score(1, 6.0)])
+    page = Page(all_measures(told, key="k"))
+    assert page.tables[0] == [
+        ["Generator", "Steps", "Fréchet distance at infinite samples\xa0↓", "Kernel distance\xa0↓",
+         "Class score\xa0↑", "Precision\xa0↑", "Recall\xa0↑", "Density\xa0↑", "Coverage\xa0↑",
+         "Copies"],
+        ["● teacher", "1 transfer", "4.00", "−0.00120 −0.00300 – 0.000600", "6.91", "0.816",
+         "0.700", "1.044", "0.900", "1.2 %"],
+        ["2 transfer", *"––––––––"],
+        ["■ s0", "1 transfer", *"––––––––"],
+    ]  # fmt: skip
+    for head in page.tables[0][0][2:]:  # each is explained
+        assert head.replace("\xa0", " ") in page.text.split("Copies", 1)[1]
 
 
-def test_count():
-    assert [count(n, "step") for n in (1, 2, 50_000)] == ["1 step", "2 steps", "50,000 steps"]
+def test_only_measures_that_were_taken():
+    few = {"precision": 0.5, "recall": 0.25}
+    (told,) = rankings([score(1, 5.0, measures=few)])
+    assert table(all_measures(told, key="k"))[0][2:] == ["Precision\xa0↑", "Recall\xa0↑"]
+    assert all_measures(rankings([score(1, 5.0)])[0], key="k") == ""
+
+
+def test_kid_and_inception_score_are_of_the_standard_network_alone():
+    known = {"extractor": "inception", "extractor_hash": INCEPTION_HASH, "resize": "tf1-bilinear"}
+    (told,) = rankings([score(1, 5.0, measures=ALL, **known)])
+    assert table(all_measures(told, key="k"))[0][2:5] == [
+        "FID at infinite samples\xa0↓", "KID\xa0↓", "Inception Score\xa0↑",
+    ]  # fmt: skip
+    assert table(scores(told, key="k"))[0][2] == "FID\xa0↓"
+    (other,) = rankings([score(1, 5.0, measures=ALL)])
+    html = scores(other, key="k") + all_measures(other, key="k")
+    assert not any(name in html for name in ("FID", "KID", "Inception"))
+
+
+def test_a_plot_of_times_is_of_one_device():
+    first = [score(n, 9 / n, spread=0.1, seconds=n / 1000) for n in (1, 2, 4)]
+    (same,) = rankings(first, [score(1, 2.0)])
+    (other,) = rankings(first, [score(1, 2.0, device="b & c")])
+    assert plots(same, key="k").count("<svg") == 2
+    html = plots(other, key="k")
+    assert html.count("<svg") == 3
+    assert "Against time, batch 1, 1 CPU thread (i386)<" in html
+    assert "Against time, batch 1, b &amp; c<" in html
+    b = html.split("b &amp; c<")[1]
+    assert LOOKS[0].colour in b and LOOKS[0].colour not in html.split("i386)<")[1].split("<h3")[0]
+
+
+def test_protocols_stand_apart_on_the_page(tmp_path):
+    shown = exhibits()[::2]
+    extra = [score(2, 77.7, samples=50_000), score(3, 66.6, samples=50_000)]
+    page = Page(write(tmp_path, [shown[0], replace(shown[1], scores=extra)]))
+    first, second = page.under("Generator", "Steps", "Sampler")
+    assert [row[0] for row in first[1:]] == ["● teacher", "16", "10"]
+    assert [row[:3] for row in second[1:]] == [["■ tuned", "2", "77.7"], ["3", "66.6", "95.1 %"]]
+    assert "numbers of one table do not compare with another’s" in page.text
+    assert "50,000 samples each against" in page.text

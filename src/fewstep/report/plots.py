@@ -6,6 +6,7 @@ clear, and data in mid-tones. Equal inputs give equal text.
 
 import base64
 import io
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,11 @@ LOOKS = (
     Look("#b05fd0", "v", "▼"),
     Look("#d0577f", "P", "✚"),
     Look("#1d9bb0", "X", "✖"),
+    Look("#a3812b", "*", "★"),
+    Look("#6b6fd6", "p", "⬟"),
 )
+Span = tuple[float | None, float | None]
+"""Of an interval: from where to where, if that is known."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Line:
     dashed: bool = False
     faint: bool = False
     markers: bool = True
+    spans: Sequence[Span] = ()
+    """The interval of each point, drawn as a thin bar."""
 
 
 def chart(
@@ -69,8 +76,9 @@ def chart(
     y_label: str,
     x_base: int | None = None,
     level: float | None = None,
+    front: Sequence[tuple[float, float]] = (),
 ) -> str:
-    """An `<svg>` of the lines, and a dotted one across at `level`.
+    """An `<svg>` of the lines, a dotted one across at `level`, and a staircase through `front`.
 
     `key` keeps the ids of several charts on one page apart; `describe` is read out in its stead.
     The x axis is logarithmic to `x_base`, 2 or 10, where that is given; the y axis where its
@@ -80,21 +88,27 @@ def chart(
     with matplotlib.rc_context({"svg.hashsalt": key, "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(4.7, 3.0), layout="constrained")
         axes = figure.add_subplot()
+        values = [y for line in lines for _, y in line.points]
+        floor = min(values) / 2 if wide(values) else -math.inf  # no logarithm shows a bar to 0
         for line in lines:
-            _draw(axes, line)
+            _draw(axes, line, floor)
+        if front:
+            end = max(x for line in lines for x, _ in line.points)
+            xs, ys = zip(*front, (end, front[-1][1]), strict=True)
+            axes.step(xs, ys, where="post", color=INK, alpha=0.13, linewidth=6, zorder=1)
         if level is not None:
             axes.axhline(level, color=YARDSTICK.colour, linewidth=1, linestyle=":", zorder=1)
         if x_base:
             axes.set_xscale("log", base=x_base)
             _ticks(axes.xaxis, x_base, [x for line in lines for x, _ in line.points])
-        _style(axes, x_label, y_label, [y for line in lines for _, y in line.points])
+        _style(axes, x_label, y_label, values)
         file = io.StringIO()
         unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=unsaid)
     return _inline(file.getvalue(), key, describe)
 
 
-def _draw(axes: Axes, line: Line) -> None:
+def _draw(axes: Axes, line: Line, floor: float) -> None:
     style: dict[str, Any] = {"color": line.look.colour, "linewidth": 1.6}
     if line.faint:
         style |= {"alpha": 0.3, "linewidth": 1}
@@ -103,6 +117,10 @@ def _draw(axes: Axes, line: Line) -> None:
     if line.markers:
         style |= {"marker": line.look.marker, "markersize": 5.5}
     axes.plot(*zip(*line.points, strict=True), **style)
+    for (x, _), (low, high) in zip(line.points, line.spans, strict=bool(line.spans)):
+        if low is not None and high is not None:
+            ends = (max(low, floor), max(high, floor))
+            axes.plot((x, x), ends, color=line.look.colour, linewidth=0.9, alpha=0.7)
 
 
 def _style(axes: Axes, x_label: str, y_label: str, values: Sequence[float]) -> None:

@@ -1,0 +1,75 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.data import ImageSet
+from fewstep.errors import InputError
+from fewstep.evaluation import Yardstick, generate
+from fewstep.metrics import Protocol
+from report.shown import Page, exhibits, score, tiles, write
+
+
+def yardstick(count=40, shape=(1, 6, 5)):
+    draw = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (count, *shape), generator=draw, dtype=torch.uint8)
+    return Yardstick(ImageSet("made & up", images), Protocol(4, "pixels"))
+
+
+def nearest(samples, images):
+    """Row numbers, nearest first, by the sum of squared differences."""
+    a, b = (x.flatten(1).long().numpy() for x in (samples, images))
+    return ((a[:, None] - b[None]) ** 2).sum(-1).argsort(1, kind="stable")
+
+
+def test_the_neighbours_are_the_nearest_of_the_set(home, tmp_path):
+    by, shown = yardstick(), exhibits()
+    shown[1] = replace(shown[1], scores=[score(1, 7.4, measures={"copies": 0.012})])
+    page = Page(write(tmp_path, shown, yardstick=by))
+    strips = [(alt, image) for alt, image in page.images if "nearest training image" in alt]
+    assert len(strips) == 2 * len(shown)
+    for i, (entry, steps) in enumerate(zip(shown, (10, 1, 1), strict=True)):
+        at = page.images.index(strips[2 * i])
+        alt, sample = page.images[at - 1]
+        assert alt.startswith(f"{entry.name}, {steps} step")
+        if entry.name != "teacher":  # which is shown by another sampler than its own
+            ((_, made),) = generate(entry.generator, 10, steps=steps)
+            assert np.array_equal(tiles(sample, 10, 5)[..., 0], made[:, 0])
+        sample = torch.from_numpy(tiles(sample, 10, 5)[..., 0])
+        order = nearest(sample, by.images.images)
+        for k in (0, 1):
+            wanted = by.images.images[torch.from_numpy(order[:, k].copy()), 0]
+            assert np.array_equal(tiles(strips[2 * i + k][1], 10, 5)[..., 0], wanted)
+    assert "among 40 images of made & up, by the features of pixels" in page.text
+    assert page.text.count("lie as near to a training image") == 1
+    assert (
+        "1.2 % of 2,000 samples lie as near to a training image as 1 % of training images lie to "
+        "another: about 1 % is what fresh images give."
+    ) in page.text
+
+
+def test_a_copy_is_shown_beneath_itself(home, tmp_path):
+    shown = [replace(exhibits()[2], scores=[])]
+    ((_, made),) = generate(shown[0].generator, 10, steps=16)
+    by = yardstick()
+    images = torch.cat([by.images.images, made])
+    page = Page(write(tmp_path, shown,
+                      yardstick=Yardstick(ImageSet("s", images), by.protocol)))  # fmt: skip
+    (at,) = (i for i, (alt, _) in enumerate(page.images) if alt.startswith("the nearest"))
+    assert np.array_equal(page.images[at][1], page.images[at - 1][1])
+
+
+def test_no_neighbours_without_images_to_look_among(tmp_path):
+    assert "Nearest" not in Page(write(tmp_path)).text
+
+
+def test_images_of_another_size_are_refused(home, tmp_path):
+    with pytest.raises(InputError, match=r"make \(1, 6, 5\), the set made & up holds \(1, 5, 6\)"):
+        write(tmp_path, yardstick=yardstick(shape=(1, 5, 6)))
+
+
+def test_equal_bytes_with_neighbours(home, tmp_path):
+    assert write(tmp_path / "a", yardstick=yardstick()) == write(
+        tmp_path / "b", yardstick=yardstick()
+    )
