@@ -48,6 +48,9 @@ def series(images, labels, test, samples):
     for dropped in (1, 2, 4, 8):
         left = chosen[labels[chosen] >= dropped]
         yield "classes dropped", f"{dropped} of 10", images[left[:samples].repeat(5)][:samples]
+    for share in (25, 50, 75, 100):
+        lost = (labels[chosen] < 5) & (torch.arange(len(chosen)) % 100 < share)
+        yield "of five classes", f"{share} % lost", images[chosen[~lost][:samples]]
     for share in (2, 10, 100, 1000):
         few = own[: samples // share].repeat(share, 1, 1, 1)
         mixed = torch.randperm(len(few), generator=torch.Generator().manual_seed(2))
@@ -59,6 +62,7 @@ def main():
     asked.add_argument("extractors", nargs="+", choices=metrics.EXTRACTORS)
     asked.add_argument("--samples", type=int, default=10_000)
     asked.add_argument("--size", type=int, default=32)
+    asked.add_argument("--series", help="measure only this one")
     told = asked.parse_args()
     train, test = (data.load("cifar10", split=s, size=told.size) for s in ("train", "test"))
     for name in told.extractors:
@@ -69,10 +73,10 @@ def main():
             fingerprint=train.fingerprint,
             cache=home() / "cache",
         )
-        measure(extractor, train, test, told.samples)
+        measure(extractor, train, test, told.samples, told.series)
 
 
-def measure(extractor, train, test, samples):
+def measure(extractor, train, test, samples, only):
     work = metrics.build_reference(
         extractor,
         train.images,
@@ -94,6 +98,8 @@ def measure(extractor, train, test, samples):
     print("|---" * 14 + "|")
     sound, before, last = None, None, ""
     for kind, damage, images in series(train.images, train.labels, test.images, samples):
+        if only not in (None, kind) and sound is not None:
+            continue
         assessment = metrics.Assessment(reference, len(images))
         for part in images.split(1000):
             assessment.update(part)
