@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fewstep import data, metrics
 from fewstep.download import home
+from fewstep.evaluation import drained
 
 
 def blurred(images, width):
@@ -84,12 +85,7 @@ def measure(extractor, train, test, samples, only):
         fingerprint=train.fingerprint,
         cache=home() / "cache",
     )
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            reference = end.value
-            break
+    reference = drained(work)
     print(f"\n{extractor.name} ({extractor.hash}), resize {extractor.resize}, {samples} samples\n")
     print(
         "| series | damage | Fréchet | ± | extrapolated | kernel x1000 | ± | precision | recall "

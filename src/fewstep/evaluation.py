@@ -3,9 +3,8 @@
 import os
 import statistics
 import time
-from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Pull
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,23 +111,22 @@ class Yardstick:
         )
         self._reference: metrics.Reference | None = None
 
-    def prepare(self) -> Pull[int]:
+    def prepare(self) -> Pull[int, None, metrics.Reference]:
         """See the real images, or find what was kept of them; yields how many are done."""
-        self._reference = yield from metrics.build_reference(
-            self.extractor,
-            self.images.images,
-            name=self.images.name,
-            fingerprint=self.images.fingerprint,
-            cache=home() / "cache",
-        )
+        if self._reference is None:
+            self._reference = yield from metrics.build_reference(
+                self.extractor,
+                self.images.images,
+                name=self.images.name,
+                fingerprint=self.images.fingerprint,
+                cache=home() / "cache",
+            )
+        return self._reference
 
     @property
     def reference(self) -> metrics.Reference:
         """The real images as the extractor sees them."""
-        if self._reference is None:
-            deque(self.prepare(), maxlen=0)
-        assert self._reference
-        return self._reference
+        return drained(self.prepare())
 
     @property
     def against(self) -> str:
@@ -180,13 +178,15 @@ class Yardstick:
 Result = TypeVar("Result")
 
 
-def drained(work: Pull[Any, None, Result]) -> Result:
-    """What a generator returns at its end."""
+def drained(work: Pull[int, None, Result], tell: Callable[[int], None] | None = None) -> Result:
+    """What a generator returns at its end; `tell` hears what it yields on the way."""
     while True:
         try:
-            next(work)
+            done = next(work)
         except StopIteration as end:
             return end.value
+        if tell:
+            tell(done)
 
 
 @torch.inference_mode()

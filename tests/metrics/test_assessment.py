@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from fewstep.evaluation import drained
 from fewstep.metrics import assessment as module
 from fewstep.metrics.assessment import Assessment
 from fewstep.metrics.coverage import density_coverage, precision_recall
@@ -31,12 +32,7 @@ def images(n, seed=0, size=4):
 
 
 def reference(extractor, n=600):
-    work = build_reference(extractor, images(n), name="toys", fingerprint="f", cache=None)
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
+    return drained(build_reference(extractor, images(n), name="toys", fingerprint="f", cache=None))
 
 
 def measured(extractor, real, made, *, batch, labels=None):
@@ -121,15 +117,13 @@ def test_few_images_are_told_what_they_can_tell():
 
 MEMORY = """
 import resource, sys, torch
+from fewstep.evaluation import drained
 from fewstep.metrics import Assessment, Pixels, build_reference
 torch.set_num_threads(1)
 def images(n, seed):
     return torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8,
                          generator=torch.Generator().manual_seed(seed))
-work = build_reference(Pixels(), images(2000, 0), name="t", fingerprint="f", cache=None)
-while True:
-    try: next(work)
-    except StopIteration as end: real = end.value; break
+real = drained(build_reference(Pixels(), images(2000, 0), name="t", fingerprint="f", cache=None))
 total = int(sys.argv[1])
 seen = Assessment(real, total)
 for first in range(0, total, 500):

@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 
 import fewstep.metrics.reference as module
+from fewstep.evaluation import drained
 from fewstep.metrics.features import Extractor, Pixels, Seen
 from fewstep.metrics.reference import build_reference
 
@@ -31,11 +32,7 @@ class Watched(Extractor):
 def made(extractor, images=IMAGES, *, cache=None, fingerprint="f"):
     work = build_reference(extractor, images, name="toys", fingerprint=fingerprint, cache=cache)
     told = []
-    while True:
-        try:
-            told.append(next(work))
-        except StopIteration as end:
-            return end.value, told
+    return drained(work, told.append), told
 
 
 def test_moments_and_features_are_those_of_the_images():

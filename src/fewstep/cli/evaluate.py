@@ -84,10 +84,11 @@ def main(argv: Sequence[str]) -> int:
 
 def prepared(yardstick: "Yardstick") -> "Yardstick":
     """The yardstick with its real images seen, under a progress bar."""
+    from fewstep.evaluation import drained
+
     total = len(yardstick.images)
     with console.bar(f"{yardstick.images.name}, real", total) as bar:
-        for done in yardstick.prepare():
-            bar(done)
+        drained(yardstick.prepare(), bar)
     return yardstick
 
 
@@ -95,19 +96,15 @@ def measured(
     yardstick: "Yardstick", generator: "Generator", address: str, steps: int, seed: int = 0
 ) -> "Score":
     """A score under a progress bar, or what was kept of it in the run's folder."""
-    from fewstep.evaluation import keep_score, kept_score
+    from fewstep.evaluation import drained, keep_score, kept_score
 
     kept = kept_score(address, yardstick, generator, steps=steps, seed=seed)
     if kept:
         return kept
     with console.bar(f"{address}, {steps} steps", yardstick.protocol.samples) as bar:
-        work = yardstick.scoring(generator, steps=steps, seed=seed)
-        while True:
-            try:
-                bar(next(work))
-            except StopIteration as end:
-                keep_score(address, generator, end.value)
-                return end.value
+        score = drained(yardstick.scoring(generator, steps=steps, seed=seed), bar)
+    keep_score(address, generator, score)
+    return score
 
 
 def _straightness(generator: "Generator", told: Options) -> int:

@@ -6,6 +6,7 @@ in [0, 1] cannot be told from dark ones in [-1, 1], so their caller must know: 2
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -27,7 +28,29 @@ TOLERANCE = 1e-3  # beyond [-1, 1]: rounding, in half precision too
 FAR = 16.0  # no image and no standard normal noise is out here; an image in [0, 255] is
 
 
-class Lpips(nn.Module):
+class ImageDistance(ABC):
+    """One number a pair of images: for measuring when called, for training by `loss`."""
+
+    def __call__(self, a: Tensor, b: Tensor) -> Rows:
+        """The distance of each pair, for measuring.
+
+        Raises: InputError for images that are not floats in [-1, 1], or not of one shape.
+        """
+        return self._distance(*in_range(a, b))
+
+    def loss(self, a: Tensor, b: Tensor) -> Rows:
+        """The same number, for training: a student may overshoot [-1, 1].
+
+        Only finite values beyond 16 raise. NaN and infinity come through, for whoever watches
+        the loss.
+        """
+        return self._distance(*in_range(a, b, strict=False))
+
+    @abstractmethod
+    def _distance(self, a: Signed, b: Signed) -> Rows: ...
+
+
+class Lpips(ImageDistance, nn.Module):
     """LPIPS version 0.1: how far apart two images look to people.
 
     d(a, b) = sum_l mean_hw w_l . (u_l(a) - u_l(b))^2,  u = x / sqrt(1e-8 + sum_c x^2),
@@ -65,21 +88,6 @@ class Lpips(nn.Module):
             weights = head.detach().flatten().clone()
             self.register_buffer(f"head{layer}", weights, persistent=False)
 
-    def forward(self, a: Tensor, b: Tensor) -> Rows:
-        """The distance of each pair, for measuring.
-
-        Raises: InputError for images that are not floats in [-1, 1], or not of one shape.
-        """
-        return self._distance(*in_range(a, b))
-
-    def loss(self, a: Tensor, b: Tensor) -> Rows:
-        """The same number, for training: a student may overshoot [-1, 1].
-
-        Only finite values beyond 16 raise. NaN and infinity come through, for whoever watches
-        the loss.
-        """
-        return self._distance(*in_range(a, b, strict=False))
-
     def _distance(self, a: Signed, b: Signed) -> Rows:
         heads: list[Tensor] = [getattr(self, f"head{i}") for i in range(len(self.trunk.channels))]
         return layered_distance(self._maps(a), self._maps(b), heads)
@@ -93,7 +101,7 @@ class Lpips(nn.Module):
         return self.trunk.maps(resized(scaled, self.size))
 
 
-class FeatureDistance:
+class FeatureDistance(ImageDistance):
     """The sum that LPIPS is, over any maps and with all weights of a map 1 / channels.
 
     d(a, b) = sum_l mean_hw mean_c (u_l(a) - u_l(b))^2,  u = x / sqrt(1e-8 + sum_c x^2).
@@ -111,21 +119,6 @@ class FeatureDistance:
 
     def __init__(self, maps: Maps, *, size: int | None = None) -> None:
         self.maps, self.size = maps, _valid(size)
-
-    def __call__(self, a: Tensor, b: Tensor) -> Rows:
-        """The distance of each pair, for measuring.
-
-        Raises: InputError for images that are not floats in [-1, 1], or not of one shape.
-        """
-        return self._distance(*in_range(a, b))
-
-    def loss(self, a: Tensor, b: Tensor) -> Rows:
-        """The same number, for training: a student may overshoot [-1, 1].
-
-        Only finite values beyond 16 raise. NaN and infinity come through, for whoever watches
-        the loss.
-        """
-        return self._distance(*in_range(a, b, strict=False))
 
     def _distance(self, a: Signed, b: Signed) -> Rows:
         maps_a, maps_b = (self.maps(resized(images, self.size)) for images in (a, b))
