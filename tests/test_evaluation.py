@@ -81,6 +81,27 @@ def test_a_score_is_the_distance_of_its_samples_and_says_what_it_depends_on(digi
     assert score_from(json.loads(json.dumps(table))) == score
 
 
+def test_a_set_with_uneven_classes_is_asked_for_in_its_own_shares(digits):
+    """A generator that paints each class in its own grey matches the set, whatever its shares."""
+
+    class Grey(Exact):
+        def forward(self, x, level, *, level_s=None, cond=None):
+            x0 = (cond.label.view(-1, 1, 1, 1) / 5 - 1).expand_as(x)
+            return (x - x0) / (level / 1000).view(-1, 1, 1, 1)
+
+    def scored(counts):
+        labels = torch.arange(10).repeat_interleave(torch.tensor(counts))
+        grey = to_uint8((labels.view(-1, 1, 1, 1) / 5 - 1).expand(-1, 1, 8, 8).float())
+        real = data.ImageSet("greys", grey, labels)
+        model = Denoiser(Grey(Velocity(), SHAPE), Flow(), Velocity())
+        made = Generator(model, Subject(SHAPE, 10))
+        return Yardstick(real, Protocol(1000, "pixels")).score(made, steps=1)
+
+    uneven, even = scored([910] + [10] * 9), scored([100] * 10)
+    assert (uneven.labels, even.labels) == ("as in the set", "in turn")
+    assert uneven.frechet < 0.02 and even.frechet < 0.02  # in turn, the uneven one is at 5
+
+
 def test_fewer_samples_than_features_are_warned_of(digits):
     few = Yardstick(digits, Protocol(64, "pixels")).score(generator(), steps=1)
     assert "64 samples span fewer directions than pixels has features (64)" in few.caveats[0]
@@ -106,10 +127,14 @@ def test_a_kept_score_is_of_these_weights_and_this_protocol(digits, tmp_path):
         return kept_score(folder, by, made, **({"steps": 2, "seed": 1} | changed))
 
     assert kept() is None
-    keep_score(tmp_path, generator(), replace(score, seconds_per_image=99.0))
+    keep_score(tmp_path, replace(score, seconds_per_image=99.0))
     found = kept()
     assert found and found.measures == score.measures
     assert found.seconds_per_image < 9  # time is of this moment
+    with (tmp_path / "scores.jsonl").open("a") as file:
+        file.write('[]\n3\n{"weights": "x"}\n{"version": 0, "score": {}}\n{"cut')
+    keep_score(tmp_path, replace(score, seed=7))
+    assert kept() and kept(seed=7)
     assert kept(steps=1) is None and kept(seed=0) is None
     assert kept(by=Yardstick(digits, Protocol(81, "pixels"))) is None
     assert kept(made=generator(step=heun)) is None

@@ -1,11 +1,12 @@
 """A generator into scores, each with all that it depends on beside it."""
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Pull
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +37,13 @@ class Score:
     sampler: str
     evaluations: int
     """Calls of the network for one image; guidance counts twice."""
+    guidance: float
+    """Weight of classifier-free guidance; 1: none."""
+    weights: str
+    """Which weights: the first digits of their hash, which covers the way of sampling too."""
     samples: int
+    labels: str
+    """Which classes were asked for: "in turn", "as in the set", or "none"."""
     extractor: str
     extractor_hash: str
     features: int
@@ -45,6 +52,8 @@ class Score:
     """How images were brought to the extractor's size."""
     reference: str
     """The real images: name of the set, their number and fingerprint."""
+    real: int
+    """How many there are."""
     seed: int
     seconds_per_image: float
     """Batch of 1, median."""
@@ -75,10 +84,12 @@ class Score:
     @property
     def caveats(self) -> list[str]:
         """What a reader must know before believing the numbers."""
-        if self.samples > self.features:
+        few = min(self.samples, self.real)
+        if few > self.features:
             return []
+        whose = "samples" if few == self.samples else "real images"
         return [
-            f"{self.samples:,} samples span fewer directions than {self.extractor} has features "
+            f"{few:,} {whose} span fewer directions than {self.extractor} has features "
             f"({self.features:,}): the Fréchet distance is far too high; the kernel distance is not"
         ]
 
@@ -104,6 +115,7 @@ class Yardstick:
         self.extractor = metrics.make_extractor(
             protocol.extractor,
             resize=protocol.resize,
+            set_name=images.name,
             images=images.images,
             labels=images.labels,
             fingerprint=images.fingerprint,
@@ -127,6 +139,18 @@ class Yardstick:
     def reference(self) -> metrics.Reference:
         """The real images as the extractor sees them."""
         return drained(self.prepare())
+
+    @cached_property
+    def labels(self) -> list[int] | None:
+        """Classes to ask for in the set's own shares, shuffled; None where these are even."""
+        labels = self.images.labels
+        if labels is None:
+            return None
+        counts = labels.bincount(minlength=self.images.classes)
+        if counts.min() > 0.9 * counts.max():
+            return None
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        return labels[order].tolist()
 
     @property
     def against(self) -> str:
@@ -153,21 +177,31 @@ class Yardstick:
                 f"{self.images.name} holds {self.images.shape}"
             )
         samples, classes = self.protocol.samples, generator.subject.classes
-        assessment = metrics.Assessment(self.reference, samples)
-        for rows, images in generate(generator, samples, steps=steps, seed=seed, batch=batch):
-            asked = torch.tensor([row % classes for row in rows]) if classes else None
-            assessment.update(images, asked)
+        own = self.labels if classes == self.images.classes else None
+        asked = own or range(classes)
+        # a part of the samples is like any other where each shows all classes alike
+        cycle = 1 if own else max(classes, 1)
+        assessment = metrics.Assessment(self.reference, samples, cycle=cycle)
+        work = generate(generator, samples, steps=steps, seed=seed, batch=batch, labels=own)
+        for rows, images in work:
+            labels = torch.tensor([asked[row % len(asked)] for row in rows]) if classes else None
+            assessment.update(images, labels)
             yield rows.stop
+        backbone = generator.denoiser.backbone
         return Score(
             steps=steps,
             sampler=describe_step(generator.step)["name"],
             evaluations=evaluations(generator, steps),
+            guidance=backbone.weight if isinstance(backbone, Guided) else 1.0,
+            weights=weights_hash(generator)[:16],
             samples=samples,
+            labels="as in the set" if own else "in turn" if classes else "none",
             extractor=self.extractor.name,
             extractor_hash=self.extractor.hash,
             features=len(self.reference.moments.mean),
             resize=self.extractor.resize,
             reference=self.against,
+            real=len(self.images),
             seed=seed,
             seconds_per_image=seconds_per_image(generator, steps),
             device=hardware(generator.device),
@@ -306,17 +340,19 @@ def kept_score(
     """
     if not Path(address).is_dir():
         return None
-    mine = (weights_hash(generator), *yardstick.described, steps, seed)
+    mine = (weights_hash(generator)[:16], *yardstick.described, steps, seed)
     for line in reversed(Run(address).scores()):
+        if line.get("version") != metrics.VERSION or "score" not in line:
+            continue
         score = score_from(line["score"])
-        if (line["weights"], *score.protocol, score.steps, score.seed) == mine:
+        if (score.weights, *score.protocol, score.steps, score.seed) == mine:
             device, seconds = hardware(generator.device), seconds_per_image(generator, steps)
             return replace(score, device=device, seconds_per_image=seconds)
     return None
 
 
-def keep_score(address: str | Path, generator: Generator, score: Score) -> None:
+def keep_score(address: str | Path, score: Score) -> None:
     """Keep it in the run's folder, if it is one that may be written to."""
-    if Path(address).is_dir() and os.access(address, os.W_OK):
-        line = {"weights": weights_hash(generator), "score": score.table()}
-        Run(address).keep_score(line)
+    if Path(address).is_dir():
+        with suppress(OSError):
+            Run(address).keep_score({"version": metrics.VERSION, "score": score.table()})

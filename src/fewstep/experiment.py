@@ -16,11 +16,11 @@ from fewstep.denoiser import Denoiser
 from fewstep.distributed import first_rank, hardware, wait
 from fewstep.download import home
 from fewstep.errors import InputError
-from fewstep.evaluation import Yardstick, generate
+from fewstep.evaluation import Yardstick, generate, score_from
 from fewstep.generator import Generator, Subject
 from fewstep.guidance import Guided
 from fewstep.images import save_grid
-from fewstep.losses import of_images
+from fewstep.losses import of_images, perceptual_hash
 from fewstep.methods.base import Method
 from fewstep.pairs import PairStream
 from fewstep.recipe import Recipe
@@ -35,6 +35,8 @@ class Parts:
     method: Method
     batches: Batches
     pins: dict[str, str]
+    yardstick: Yardstick | None
+    """What the run is measured by as it trains, where it is."""
 
 
 def read_data(recipe: Recipe) -> ImageSet:
@@ -60,13 +62,24 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
         streams["pairs"], pins["pairs"] = _pairs(recipe, subject)
     student = _student(recipe, subject, teacher)
     config = of_images(recipe.method, lambda: _classifier(images))
+    seen = perceptual_hash(config, subject.shape)
+    if seen:
+        pins["loss"] = seen
+    told = recipe.evaluate
+    # before anything is trained: a mistake in how it is measured is found now
+    yardstick = Yardstick(images, told.measured) if told.every else None
     method = method_class(config, student, subject, teacher=teacher).to(device)
     batches = Batches(streams, subject, batch=recipe.fit.batch, seed=recipe.fit.seed, device=device)
-    return Parts(method, batches, pins)
+    return Parts(method, batches, pins, yardstick)
 
 
 def _classifier(images: ImageSet) -> Path:
     """The file of the classifier that these images train; it is trained where it is missing."""
+    if not images.classes:
+        raise InputError(
+            f"method.loss features: {images.name} has no classes to train a classifier by; "
+            f'give its extractor="squeezenet", or another published network'
+        )
     cache, fingerprint = home() / "cache", images.fingerprint
     metrics.make_extractor(
         "classifier",
@@ -154,7 +167,7 @@ def carry_out(
     wait()
     training = Training(parts.method, parts.batches, recipe.fit)
     _resume(run, training, parts.pins)
-    keeper = _Keeper(run, recipe, parts.pins, log_every, training.step)
+    keeper = _Keeper(run, recipe, parts, log_every, training.step)
     try:
         for progress in training:
             keeper.note(progress)
@@ -196,17 +209,15 @@ def _resume(run: Run, training: Training, pins: dict[str, str]) -> None:
 class _Keeper:
     """Writes a run folder as its training goes on; on the first rank alone."""
 
-    def __init__(
-        self, run: Run, recipe: Recipe, pins: dict[str, str], log_every: int, kept: int
-    ) -> None:
+    def __init__(self, run: Run, recipe: Recipe, parts: Parts, log_every: int, kept: int) -> None:
         self.run = run
         self.recipe = recipe
-        self.pins = pins
+        self.pins = parts.pins
         self.log_every = log_every
         self.kept = kept
         self.started = time.perf_counter()
         self.writes = first_rank()
-        self._yardstick: Yardstick | None = None
+        self.yardstick = parts.yardstick
         if self.writes and kept < recipe.fit.steps:
             run.log({"step": kept, "hardware": hardware(distributed.device())})
 
@@ -249,14 +260,15 @@ class _Keeper:
         The best so far is read from the log, which is rewound where a run resumes: so is the best.
         """
         told, generator = self.recipe.evaluate, training.generator()
-        if self._yardstick is None:
-            self._yardstick = Yardstick(read_data(self.recipe), told.measured)
+        assert self.yardstick
         wanted = (told.best or told.steps[0], *told.steps)
         counts = [generator.nearest(steps, quietly=True) for steps in wanted]
-        logged = (line["score"] for line in self.run.progress() if "score" in line)
-        best = min((s["frechet"] for s in logged if s["steps"] == counts[0]), default=math.inf)
+        logged = [score_from(line["score"]) for line in self.run.progress() if "score" in line]
         for steps in sorted(set(counts)):
-            score = self._yardstick.score(generator, steps=steps)
+            score = self.yardstick.score(generator, steps=steps)
             self.run.log({"step": training.step, "score": score.table()})
+            like = (s for s in logged if (s.steps, s.protocol) == (steps, score.protocol))
+            best = min((s.frechet for s in like), default=math.inf)
             if steps == counts[0] and score.frechet < best:
-                runs.save_generator(self.run.best_file, generator, self.recipe, self.pins)
+                path, step = self.run.best_file, training.step
+                runs.save_generator(path, generator, self.recipe, self.pins, step=step)

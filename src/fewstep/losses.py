@@ -69,6 +69,11 @@ class Lpips:
         seen = _lpips(self.trunk, self.size, str(a.device))
         return seen.loss(a, b) + self.mse * square_error(a, b)
 
+    @property
+    def hash(self) -> str:
+        """Of its weights."""
+        return _lpips(self.trunk, self.size, "cpu").hash
+
 
 @dataclass(frozen=True)
 class Features:
@@ -87,8 +92,16 @@ class Features:
     """Weight of the mean square difference beside it."""
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        seen = _features(self.extractor, self.weights)
+        seen = metrics.FeatureDistance(self._maps)
         return seen.loss(a, b) + self.mse * square_error(a, b)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        return _features(self.extractor, self.weights).maps((images + 1) * 127.5)
+
+    @property
+    def hash(self) -> str:
+        """Of its weights."""
+        return _features(self.extractor, self.weights).hash
 
 
 PointConfig = SquareError | PseudoHuber
@@ -110,6 +123,22 @@ def of_images(config: Any, classifier: Callable[[], Path]) -> Any:
     return config
 
 
+def perceptual_hash(config: Any, shape: tuple[int, ...]) -> str | None:
+    """What the networks of a config's perceptual losses are, tried on an image of `shape`.
+
+    None where there are none.  Raises: InputError for missing weights, or images that they do not
+    take.
+    """
+    told = [getattr(config, f.name) for f in fields(config)] if is_dataclass(config) else []
+    hashes: list[str] = []
+    for loss in told:
+        if isinstance(loss, Lpips | Features):
+            image = torch.zeros(1, *shape)
+            loss(image, image)
+            hashes.append(loss.hash)
+    return " ".join(hashes) or None
+
+
 @lru_cache(maxsize=4)
 def _lpips(trunk: str, size: int | None, device: str) -> metrics.Lpips:
     """Loaded once: its weights are constants, and no part of a run's state."""
@@ -117,11 +146,9 @@ def _lpips(trunk: str, size: int | None, device: str) -> metrics.Lpips:
 
 
 @lru_cache(maxsize=4)
-def _features(extractor: str, weights: str | None) -> metrics.FeatureDistance:
-    if extractor == "classifier":
-        if weights is None:
-            raise InputError("a features loss of a classifier needs weights: its file")
-        seen = metrics.read_classifier(Path(weights))
-    else:
-        seen = metrics.published(extractor)
-    return metrics.FeatureDistance(lambda images: seen.maps((images + 1) * 127.5))
+def _features(extractor: str, weights: str | None) -> metrics.Extractor:
+    if extractor != "classifier":
+        return metrics.published(extractor)
+    if weights is None:
+        raise InputError("a features loss of a classifier needs weights: its file")
+    return metrics.read_classifier(Path(weights))

@@ -132,6 +132,13 @@ class EvaluateConfig:
     resize: Resize | None = None
     """How images reach the extractor's size: tf1-bilinear or clean-bicubic."""
 
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise InputError(f"evaluate.every is {self.every}; it counts steps, and 0 is never")
+        if not self.steps or min(self.steps) < 1 or (self.best or 1) < 1:
+            raise InputError("evaluate.steps and evaluate.best are counts of at least 1 step")
+        _ = self.measured  # a mistake in it is told now
+
     @property
     def measured(self) -> Protocol:
         """The protocol with what is changed of it."""

@@ -13,6 +13,7 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,7 +86,7 @@ class Run:
 
     def progress(self) -> list[dict[str, Any]]:
         """The logged lines, oldest first; a line cut by a crash is left out."""
-        return _lines(self.progress_file)
+        return [line for line in _lines(self.progress_file) if isinstance(line.get("step"), int)]
 
     def rewind(self, step: int) -> None:
         """Drop logged lines after `step`: a resumed run writes them again."""
@@ -132,10 +133,17 @@ class Run:
 
 
 def save_generator(
-    path: Path, generator: Generator, recipe: Recipe | None, pins: Mapping[str, str]
+    path: Path,
+    generator: Generator,
+    recipe: Recipe | None,
+    pins: Mapping[str, str],
+    *,
+    step: int | None = None,
 ) -> None:
-    """Weights that describe themselves: equal weights and recipe give equal bytes."""
-    note = {
+    """Weights that describe themselves: equal weights and recipe give equal bytes. `step` is told
+    where they are not a run's last."""
+    note = {} if step is None else {"step": step}
+    note |= {
         "description": generator.describe(),
         "recipe": recipe.table() if recipe else None,
         "pins": dict(pins),
@@ -170,10 +178,12 @@ def load(address: str | Path, *, weights: Weights = "ema") -> Generator:
     return _filled(note["description"], tensors, path)
 
 
-def describe(address: str | Path) -> dict[str, Any]:
+def describe(address: str | Path, *, weights: Weights = "ema") -> dict[str, Any]:
     """What a weights file says of itself beside its weights: recipe, pins and version."""
-    path = Path(address)
-    return _open(Run(path).model_file if path.is_dir() else path)[1]
+    path, run = Path(address), Run(address)
+    if path.is_dir():
+        path = run.best_file if weights == "best" else run.model_file
+    return _open(path)[1]
 
 
 def weights_hash(generator: Generator) -> str:
@@ -198,17 +208,19 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for text in path.read_text(errors="replace").splitlines():
+        with suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            lines += [line] if isinstance(line, dict) else []
     return lines
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(dict(line)) + "\n")
+    with path.open("a+b") as file:
+        # a crash may have cut the last line: what comes after it is whole
+        file.seek(max(file.tell() - 1, 0))
+        start = b"" if file.read(1) in (b"", b"\n") else b"\n"
+        file.write(start + json.dumps(dict(line)).encode() + b"\n")
 
 
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

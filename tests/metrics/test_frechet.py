@@ -145,18 +145,53 @@ def estimate(rows, reference, **options):
     return frechet_estimate(parts, reference, **options)
 
 
-def test_the_interval_holds_where_other_samples_land():
-    """Of 200 samples of a Gaussian, the intervals hold the samples' mean distance in 95 %."""
-    dim, count = 8, 400
-    reference = with_moments(torch.zeros(dim, dtype=torch.float64), torch.eye(dim).double())
-    root = torch.linspace(0.7, 1.3, dim).double()
-    found = [estimate(normal(count, dim, seed=s) * root + 0.1, reference) for s in range(200)]
+@pytest.mark.parametrize(
+    ("dim", "count", "shift", "scales"),
+    [
+        (8, 400, 0.1, (0.7, 1.3)),
+        (32, 1000, 0.0, (1.0, 1.0)),  # the same distribution: all that is left is bias
+        (32, 1000, 0.1, (0.9, 0.9)),  # near
+        (16, 1000, 1.0, (1.3, 1.3)),  # far
+    ],
+)
+def test_the_interval_holds_where_other_samples_land(dim, count, shift, scales):
+    """Of 150 samples of a Gaussian, the intervals hold the samples' mean distance in 95 %."""
+    reference = Moments(dim)
+    reference.count = 10**6
+    reference.scatter = torch.eye(dim, dtype=torch.float64) * (10**6 - 1)
+    root = torch.linspace(*scales, dim).double()
+    found = [
+        estimate(normal(count, dim, seed=s) * root + shift, reference, draws=200)
+        for s in range(150)
+    ]
     centre = np.mean([e.value for e in found])
-    held = np.mean([e.low <= centre <= e.high for e in found])
-    # the binomial's own spread is 1.5 %; blocks are few, and t is what makes up for it
-    assert 0.9 <= held <= 0.99
+    held = np.mean([abs(e.value - centre) <= e.high - e.value for e in found])
+    # the binomial's own spread is 1.8 %; parts are few, and t is what makes up for it
+    assert 0.9 <= held <= 1.0
     widths = np.array([e.high - e.value for e in found])
-    assert np.median(widths) == pytest.approx(1.96 * np.std([e.value for e in found]), rel=0.25)
+    truth = 1.96 * np.std([e.value for e in found])
+    assert 0.85 * truth <= np.median(widths) <= 1.45 * truth
+
+
+@settings(max_examples=30, deadline=None)
+@given(classes=st.integers(1, 60), total=st.integers(2, 400))
+def test_parts_hold_whole_cycles_of_classes(classes, total):
+    """Each part but the last, which takes the rest, shows every class equally often."""
+    rows = torch.nn.functional.one_hot(torch.arange(total) % classes, classes).double()
+    parts = Parts(classes, total, cycle=classes)
+    parts.update(rows)
+    for part in parts.parts[:-1]:
+        assert torch.allclose(part.mean, torch.full_like(part.mean, 1 / classes))
+    sizes = [part.count for part in parts.parts]
+    assert sum(sizes) == total and max(sizes[:-1], default=0) - min(sizes) <= classes
+
+
+def test_more_classes_than_parts_can_show_give_no_interval():
+    reference = measured(normal(500, 3))
+    parts = Parts(3, 200, cycle=100)
+    parts.update(normal(200, 3, seed=1))
+    found = frechet_estimate(parts, reference)
+    assert (found.low, found.high, found.infinite) == (None, None, None)
 
 
 def test_the_limit_is_the_distance_of_the_populations():
@@ -164,7 +199,7 @@ def test_the_limit_is_the_distance_of_the_populations():
     dim, count = 16, 600
     reference = with_moments(torch.zeros(dim, dtype=torch.float64), torch.eye(dim).double())
     truth = dim * 0.1**2  # the means differ by 0.1 in each direction
-    found = [estimate(normal(count, dim, seed=s) + 0.1, reference, replicates=2) for s in range(60)]
+    found = [estimate(normal(count, dim, seed=s) + 0.1, reference, draws=2) for s in range(60)]
     values, limits = (np.array([getattr(e, n) for e in found]) for n in ("value", "infinite"))
     error = limits.std() / len(found) ** 0.5
     assert abs(limits.mean() - truth) < 4 * error + 0.002
@@ -173,11 +208,12 @@ def test_the_limit_is_the_distance_of_the_populations():
 
 def test_no_limit_where_a_quarter_is_fewer_rows_than_two_a_feature():
     reference = measured(normal(500, 20, seed=1))
-    assert estimate(normal(159, 20), reference, replicates=2).infinite is None
-    assert estimate(normal(160, 20), reference, replicates=2).infinite is not None
-    few = estimate(normal(5, 20), reference)
+    assert estimate(normal(159, 20), reference, draws=2).infinite is None
+    assert estimate(normal(160, 20), reference, draws=2).infinite is not None
+    few = estimate(normal(20, 20), reference)  # no more rows than features: no derivative
     assert (few.low, few.high, few.infinite) == (None, None, None)
-    assert few.value == frechet_distance(measured(normal(5, 20)), reference)
+    whole = frechet_distance(measured(normal(20, 20)), reference)
+    assert few.value == pytest.approx(whole, rel=1e-9)
 
 
 def test_the_estimate_is_the_distance_and_repeats():

@@ -48,6 +48,12 @@ def test_squeezenet_sees_what_imagenet_classifiers_see(squeeze):
     assert [m.shape[1] for m in extractor.maps(images().float())] == list(squeeze.channels)
 
 
+def test_a_loss_still_pulls_back_what_overshoots(squeeze):
+    x = torch.full((1, 3, 32, 32), 270.0, requires_grad=True)
+    sum(m.sum() for m in published("squeezenet").maps(x)).backward()
+    assert x.grad is not None and float(x.grad.abs().sum()) > 0
+
+
 def test_another_resize_is_named_and_is_another_score(squeeze):
     clean, plain = published("squeezenet"), published("squeezenet", "tf1-bilinear")
     assert plain.resize == "tf1-bilinear to 224" and clean.hash == plain.hash

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 
 import fewstep.metrics.reference as module
 from fewstep.evaluation import drained
@@ -71,15 +72,35 @@ def test_another_set_or_extractor_is_another_reference(tmp_path, what):
     assert other.images == 3000 and len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"\0" * 50, None])
+def flipped(content):
+    return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda _: b"\0" * 50,
+        lambda content: content[:-100],
+        flipped,
+        lambda _: save({"rows": torch.zeros(2)}, {"fewstep": "[]"}),
+        lambda _: save({"rows": torch.zeros(2)}),
+    ],
+)
 def test_a_damaged_file_is_made_anew(tmp_path, damage):
     first, _ = made(Pixels(), cache=tmp_path)
     (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-100] if damage is None else damage)
+    file.write_bytes(damage(file.read_bytes()))
     watched = Watched()
     again, _ = made(watched, cache=tmp_path)
     assert watched.images == 3000
     assert torch.equal(again.moments.scatter, first.moments.scatter)
+
+
+def test_a_cache_that_cannot_be_written_is_no_loss(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    found, _ = made(Pixels(), cache=tmp_path / "file" / "inside")
+    assert len(found) == 3000
 
 
 def test_of_a_large_set_a_seeded_choice_is_kept(monkeypatch):

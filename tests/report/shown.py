@@ -62,6 +62,7 @@ def score(steps, frechet, *, spread=None, seconds=0.001, measures=MEASURED, **to
     around = {} if spread is None else {
         "frechet_low": frechet - spread, "frechet_high": frechet + spread}  # fmt: skip
     known = {"sampler": "transfer", "evaluations": steps, "samples": 2000, "seed": 0,
+             "guidance": 1.0, "weights": "0" * 16, "labels": "in turn", "real": 60_000,
              "extractor": "classifier", "extractor_hash": "c0ffee" * 10, "features": 64,
              "resize": "none", "device": "1 CPU thread (i386)",
              "reference": "digits (1797, 0123456789ab)"}  # fmt: skip

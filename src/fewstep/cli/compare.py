@@ -58,6 +58,8 @@ class Entry(NamedTuple):
     address: str
     generator: "Generator"
     recipe: "Recipe | None"
+    step: int | None
+    """Of the weights, where they are not the run's last."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,9 +72,10 @@ def main(argv: Sequence[str]) -> int:
     protocol = metrics.protocol(told.protocol).changed(
         samples=told.samples, extractor=told.extractor, resize=told.resize
     )
+    _writable(told.out)
     entries = _entries(told.runs, told.weights)
     teacher = _teacher(entries, told.teacher)
-    yardsticks = _yardsticks(entries, protocol, told.data)
+    yardsticks = _yardsticks(entries, protocol, told.data, told.weights)
     scores = [_scores(entry, yardsticks[entry.address], wanted) for entry in entries]
     exhibits = [
         _exhibit(entry, own, entry is teacher) for entry, own in zip(entries, scores, strict=True)
@@ -91,6 +94,16 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _writable(out: Path) -> None:
+    """Before an hour is spent on measuring."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("ab"):
+            pass
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written: {error.strerror}") from error
+
+
 def _entries(addresses: Sequence[str], weights: Literal["ema", "best"]) -> list[Entry]:
     from fewstep import runs
     from fewstep.distributed import device
@@ -98,16 +111,19 @@ def _entries(addresses: Sequence[str], weights: Literal["ema", "best"]) -> list[
 
     if not addresses:
         raise InputError("compare needs runs: fewstep compare RUN RUN ...")
-    short = [Path(address).name for address in addresses]
+    if len({Path(address).resolve() for address in addresses}) < len(addresses):
+        raise InputError("a run is named twice; compare each once")
+    short = [Path(address).resolve().name for address in addresses]
     entries: list[Entry] = []
     for address, name in zip(addresses, short, strict=True):
-        there = Path(address).exists()
-        table = runs.describe(address).get("recipe") if there else None
         generator = runs.load(address, weights=weights).to(device())
+        there = Path(address).exists()
+        note = runs.describe(address, weights=weights) if there else {}
         named = name if short.count(name) == 1 else address
-        entries.append(Entry(named, address, generator, from_table(table) if table else None))
-    if len({entry.name for entry in entries}) < len(entries):
-        raise InputError("a run is named twice; compare each once")
+        if "step" in note:
+            named += f" (best, step {note['step']:,})"
+        recipe = from_table(note["recipe"]) if note.get("recipe") else None
+        entries.append(Entry(named, address, generator, recipe, note.get("step")))
     kinds = {(e.generator.subject.shape, e.generator.subject.classes) for e in entries}
     if len(kinds) > 1:
         told = "; ".join(f"{e.name}: {e.generator.subject.shape}" for e in entries)
@@ -118,11 +134,12 @@ def _entries(addresses: Sequence[str], weights: Literal["ema", "best"]) -> list[
 def _teacher(entries: Sequence[Entry], named: str | None) -> Entry | None:
     """Whom the others are measured by: the one named, or the first of their line of teachers."""
     if named is not None:
-        known = {e.name: e for e in entries} | {e.address: e for e in entries}
-        if named not in known:
-            near = did_you_mean(named, known)
-            raise InputError(f"--teacher {named} is none of the runs{near}")
-        return known[named]
+        for entry in entries:
+            same = Path(named).resolve() == Path(entry.address).resolve()
+            if same or named in (entry.name, Path(entry.address).name):
+                return entry
+        near = did_you_mean(named, [entry.name for entry in entries])
+        raise InputError(f"--teacher {named} is none of the runs{near}")
     loads = {
         e.name: Path(e.recipe.teacher.load).resolve()
         for e in entries
@@ -137,7 +154,10 @@ def _teacher(entries: Sequence[Entry], named: str | None) -> Entry | None:
 
 
 def _yardsticks(
-    entries: Sequence[Entry], protocol: "Protocol", data: str | None
+    entries: Sequence[Entry],
+    protocol: "Protocol",
+    data: str | None,
+    weights: Literal["ema", "best"],
 ) -> "dict[str, Yardstick]":
     """A yardstick for each run, one and the same for runs of one reference set."""
     from fewstep.evaluation import Yardstick
@@ -145,7 +165,7 @@ def _yardsticks(
     made: dict[str, Yardstick] = {}
     found: dict[str, Yardstick] = {}
     for entry in entries:
-        images = evaluate.reference(entry.address, data)
+        images = evaluate.reference(entry.address, data, weights)
         if images.fingerprint not in made:
             yardstick = Yardstick(images, protocol)
             made[images.fingerprint] = evaluate.prepared(yardstick)
@@ -164,13 +184,14 @@ def _exhibit(entry: Entry, scores: "Sequence[Score]", yardstick: bool) -> "Exhib
 
     folder = Path(entry.address)
     recipe = folder / "recipe.toml"
+    progress = Run(folder).progress() if folder.is_dir() else []
     command = shlex.join(["fewstep", "train", str(recipe), "--out", str(folder)])
     return Exhibit(
         name=entry.name,
         generator=entry.generator,
         scores=scores,
         recipe=entry.recipe,
-        progress=Run(folder).progress() if folder.is_dir() else [],
+        progress=[line for line in progress if entry.step is None or line["step"] <= entry.step],
         commands=[command] if recipe.exists() else [],
         yardstick=yardstick,
     )

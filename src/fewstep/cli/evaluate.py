@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     generator = generator.to(device())
     if told.straightness:
         return _straightness(generator, told)
-    yardstick = prepared(Yardstick(reference(told.run, told.data), protocol))
+    yardstick = prepared(Yardstick(reference(told.run, told.data, told.weights), protocol))
     scores = [
         measured(yardstick, generator, told.run, steps, told.seed)
         for steps in dict.fromkeys(map(generator.nearest, wanted))
@@ -103,7 +103,7 @@ def measured(
         return kept
     with console.bar(f"{address}, {steps} steps", yardstick.protocol.samples) as bar:
         score = drained(yardstick.scoring(generator, steps=steps, seed=seed), bar)
-    keep_score(address, generator, score)
+    keep_score(address, score)
     return score
 
 
@@ -122,7 +122,9 @@ def _straightness(generator: "Generator", told: Options) -> int:
     return 0
 
 
-def reference(address: str, name: str | None) -> "ImageSet":
+def reference(
+    address: str, name: str | None, weights: Literal["ema", "raw", "best"] = "ema"
+) -> "ImageSet":
     """The set to measure against: the one named, or the run's own."""
     from fewstep import data, runs
     from fewstep.experiment import read_data
@@ -130,7 +132,7 @@ def reference(address: str, name: str | None) -> "ImageSet":
 
     if name:
         return data.load(name)
-    recipe = runs.describe(address).get("recipe")
+    recipe = runs.describe(address, weights=weights).get("recipe")
     if recipe is None:
         raise InputError(f"{address} does not say what it was trained on; give --data NAME")
     return read_data(from_table(recipe))
@@ -172,13 +174,19 @@ def _table(rows: Sequence[tuple[str, "Score"]]) -> None:
         )
         below[
             f"{score.extractor} ({score.extractor_hash[:12]}), resize {score.resize}, "
-            f"{score.samples:,} samples, seed {score.seed}, against {score.reference}; "
-            f"± is the 95 % interval; times on {score.device}"
+            f"{score.samples:,} samples, seed {score.seed}, {_asked(score)}"
+            f"against {score.reference}; ± is the 95 % interval; times on {score.device}"
         ] = None
         below |= dict.fromkeys(score.caveats)
     console.whole(table)
     for line in below:
         console.out.print(line, style="dim")
+
+
+def _asked(score: "Score") -> str:
+    """What is out of the ordinary in how the samples were asked for."""
+    told = "" if score.labels != "as in the set" else "classes as often as in the set, "
+    return told if score.guidance == 1 else f"{told}guidance {score.guidance:g}, "
 
 
 _COLUMNS = {

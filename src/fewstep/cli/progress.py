@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +94,9 @@ def show(run: "Run", lines: Sequence[Mapping[str, Any]]) -> None:
 def _standing(run: "Run", step: int) -> str:
     if not run.recipe_file.exists():
         return f"{step:,}"
-    total = tomllib.loads(run.recipe_file.read_text())["fit"]["steps"]
+    from fewstep.recipe import read
+
+    total = read(str(run.recipe_file)).fit.steps
     return f"{step:,} of {total:,} ({100 * step / total:.0f} %)"
 
 

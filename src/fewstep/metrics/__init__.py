@@ -1,6 +1,6 @@
 """Scores of images. A score is comparable only with scores of the same protocol."""
 
-from fewstep.metrics.assessment import Assessment, Measures
+from fewstep.metrics.assessment import VERSION, Assessment, Measures
 from fewstep.metrics.classes import ClassScore
 from fewstep.metrics.classifier import (
     Classifier,
@@ -25,6 +25,7 @@ __all__ = [
     "EXTRACTORS",
     "INCEPTION_HASH",
     "PROTOCOLS",
+    "VERSION",
     "Assessment",
     "ClassScore",
     "Classifier",

@@ -13,6 +13,7 @@ from fewstep.metrics.frechet import Parts, frechet_estimate
 from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.reference import Reference
 
+VERSION = 1  # raise it when a measure changes: kept scores of another version are not used
 KEPT = 10_000  # rows of features that are kept for the metrics that compare row with row
 ASKED = 2_000  # rows that are looked up among all training images
 
@@ -53,13 +54,16 @@ class Measures:
 
 
 class Assessment:
-    """Takes `total` images, batch by batch and in order; then tells their measures."""
+    """Takes `total` images, batch by batch and in order; then tells their measures.
 
-    def __init__(self, reference: Reference, total: int) -> None:
+    `cycle` is after how many images their classes repeat.
+    """
+
+    def __init__(self, reference: Reference, total: int, *, cycle: int = 1) -> None:
         self.reference = reference
         self.total = total
         dim = reference.moments.mean.numel()
-        self.parts = Parts(dim, total)
+        self.parts = Parts(dim, total, cycle=cycle)
         self.features = torch.empty(min(total, KEPT), dim)
         self.score: ClassScore | None = None
         self.seen = self.right = self.asked = 0

@@ -6,9 +6,8 @@ trained once for each reference set and kept, because only scores of the same we
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewstep.download import whole
 from fewstep.errors import InputError
 from fewstep.metrics.features import Extractor, Seen, digest
 
@@ -237,11 +237,6 @@ def _read(path: Path, network: Network, fingerprint: str) -> Classifier | None:
 
 
 def _write(path: Path, classifier: Classifier, fingerprint: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     metadata = {"fewstep": _description(classifier, fingerprint)}
-    try:
-        part.write_bytes(save(classifier.network.state_dict(), metadata))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with suppress(OSError), whole(path) as file:  # a cache that cannot be kept is no loss
+        file.write(save(classifier.network.state_dict(), metadata))

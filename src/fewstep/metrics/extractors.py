@@ -11,6 +11,7 @@ from fewstep.metrics.features import Extractor, Pixels
 from fewstep.metrics.networks import NETWORKS, published
 from fewstep.metrics.resize import Resize
 
+LARGEST = 4096  # pixels of an image: covariances take 8 bytes a pair of them
 EXTRACTORS = ("classifier", "pixels", *NETWORKS)
 
 
@@ -18,6 +19,7 @@ def make_extractor(
     name: str,
     *,
     resize: Resize | None = None,
+    set_name: str = "",
     images: UInt8[Tensor, "n c h w"],
     labels: Int64[Tensor, " n"] | None,
     fingerprint: str,
@@ -25,10 +27,10 @@ def make_extractor(
 ) -> Extractor:
     """The extractor called `name`, for the reference set that `fingerprint` identifies.
 
-    `images` and `labels` are that set; `cache` is the folder where trained weights are kept.
-    `resize` is for networks of a fixed size of image: another way to bring images to it than the
-    network's standard. Raises InputError for an unknown name, a resize where there is nothing to
-    resize, "classifier" on a set without classes, or missing weights.
+    `images` and `labels` are that set, `set_name` what it is called; `cache` is the folder where
+    trained weights are kept. `resize` is for networks of a fixed size of image: another way to
+    bring images to it than the network's standard. Raises InputError for an unknown name, a resize
+    where there is nothing to resize, "classifier" on a set without classes, or missing weights.
     """
     if name not in EXTRACTORS:
         raise InputError(
@@ -38,10 +40,17 @@ def make_extractor(
     if name in NETWORKS:
         if images.shape[1] not in (1, 3):
             raise InputError(f"{name} sees grey or colour images, not {images.shape[1]} channels")
-        return published(name, resize)
+        made = published(name, resize)
+        made.classifies = (name, set_name) == ("resnet56-cifar10", "cifar10")
+        return made
     if resize:
         raise InputError(f"{name} takes images as they are; resize is for {', '.join(NETWORKS)}")
     if name == "pixels":
+        if images[0].numel() > LARGEST:
+            raise InputError(
+                f"pixels of {tuple(images.shape[1:])} are {images[0].numel():,} features, and a "
+                f"covariance is worth its memory up to {LARGEST:,}; use another extractor"
+            )
         return Pixels()
     if labels is None or labels.max() == labels.min():
         raise InputError(

@@ -1,5 +1,6 @@
 """Published networks as extractors: Inception, SqueezeNet, ResNet-56 and DINOv2."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -36,12 +37,14 @@ class Published(Extractor):
         self.size = size
         self.how: Resize = resize
         self.resize = f"{resize} to {size}"
-        self.classifies = name == "resnet56-cifar10"
 
     def seen(self, images: Float[Tensor, "n c h w"]) -> Seen:
         # TF32, the default of convolutions on a GPU, would change features by 1e-3
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return self.network.to(images.device)(self._fitted(images))
+            fitted = self._fitted(images)
+            # as clean-fid does: bicubic overshoots at edges
+            fitted = fitted.clamp(0, 255) if self.how == "clean-bicubic" else fitted
+            return self.network.to(images.device)(fitted)
 
     def maps(self, images: Float[Tensor, "n c h w"]) -> list[Tensor]:
         network: Any = self.network.to(images.device)
@@ -50,9 +53,7 @@ class Published(Extractor):
         return network.maps(self._fitted(images))
 
     def _fitted(self, images: Tensor) -> Tensor:
-        fitted = resized(coloured(images), self.size, self.how)
-        # as clean-fid does: bicubic overshoots at edges
-        return fitted.clamp(0, 255) if self.how == "clean-bicubic" else fitted
+        return resized(coloured(images), self.size, self.how)
 
 
 class Normalised(nn.Module):
@@ -128,6 +129,7 @@ def _dinov2() -> nn.Module:
         ) from error
     folder = home() / "weights" / "dinov2-large"
     source = str(folder) if folder.is_dir() else "facebook/dinov2-large"
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it tells of each attempt
     try:
         return Dinov2(Dinov2Model.from_pretrained(source))
     except (OSError, ValueError) as error:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.errors import InputError
+from fewstep.metrics.features import digest
 from fewstep.metrics.trunks import Trunk
 
 Signed = Float[Tensor, "n c h w"]
@@ -71,6 +72,8 @@ class Lpips(ImageDistance, nn.Module):
 
     shift: Tensor
     scale: Tensor
+    hash: str
+    """Sixteen digits that change with any weight."""
 
     def __init__(self, trunk: Trunk, heads: Sequence[Tensor], *, size: int | None = None) -> None:
         super().__init__()
@@ -81,6 +84,8 @@ class Lpips(ImageDistance, nn.Module):
                 f"{needed} channels; give the heads of that trunk, in order"
             )
         self.size = _valid(size)
+        told = " ".join(repr(head.flatten().tolist()) for head in heads)
+        self.hash = digest(trunk, told)
         self.trunk = _frozen(copy.deepcopy(trunk))
         for name, value in [("shift", (-0.030, -0.088, -0.188)), ("scale", (0.458, 0.448, 0.450))]:
             self.register_buffer(name, torch.tensor(value).view(3, 1, 1), persistent=False)

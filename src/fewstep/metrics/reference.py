@@ -4,13 +4,14 @@ import hashlib
 import json
 import math
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from fewstep import __version__
@@ -19,7 +20,7 @@ from fewstep.metrics.features import Extractor
 from fewstep.metrics.frechet import Moments
 from fewstep.metrics.neighbours import Nearest, copy_radius, nearest
 
-LAYOUT = 1  # raise it when the file or what stands in it changes
+LAYOUT = 2  # raise it when the file or what stands in it changes
 LARGEST = 512 * 2**20  # bytes of features that are kept; a seeded choice of rows beyond
 BLOCK = 4096
 ASKED = 2000  # rows whose nearest neighbours set the radius of copies
@@ -82,11 +83,10 @@ def build_reference(
         yield len(images)
         return Reference(extractor, *kept)
     tensors = yield from _made(extractor, images)
-    about["version"] = __version__
+    about |= {"version": __version__, "digest": _digest(tensors)}
     if path:
-        with whole(path) as file:
-            file.close()
-            save_file(tensors, file.name, metadata={"fewstep": json.dumps(about, sort_keys=True)})
+        with suppress(OSError), whole(path) as file:  # a cache that cannot be kept is no loss
+            file.write(save(tensors, {"fewstep": json.dumps(about, sort_keys=True)}))
     return Reference(extractor, about, tensors)
 
 
@@ -124,8 +124,17 @@ def _made(
 def _read(path: Path, about: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     try:
         with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {}).get("fewstep", "{}"))
+            told = json.loads((file.metadata() or {})["fewstep"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, json.JSONDecodeError):
+        sound = about.items() <= told.items() and told["digest"] == _digest(tensors)
+    except (OSError, SafetensorError, json.JSONDecodeError, KeyError, AttributeError):
         return None
-    return (told, tensors) if about.items() <= told.items() else None
+    return (told, tensors) if sound else None
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.numpy().data)
+    return digest.hexdigest()

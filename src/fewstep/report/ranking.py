@@ -108,9 +108,11 @@ class Ranking:
 
     @property
     def leaders(self) -> list[Row]:
-        """The student with the smallest distance, and those it is not told apart from."""
+        """The student with the smallest distance, and those it is not told apart from; nobody
+        where intervals are not known."""
         top = best(self.students)
-        return [top, *rivals(top, self.students)] if top else []
+        known = top and top.score.measures.frechet_low is not None
+        return [top, *rivals(top, self.students)] if top and known else []
 
 
 def rank(contenders: Iterable[Contender]) -> list[Ranking]:

@@ -37,12 +37,15 @@ def scores(ranking: Ranking, *, key: str) -> str:
 def _caption(ranking: Ranking) -> str:
     about = ranking.protocol
     seeds = {row.score.seed for row in ranking.rows}
+    guided = sorted({f"{row.score.guidance:g}" for row in ranking.rows})
     resize = "" if about.resize == "none" else f", resized by {escape(about.resize)}"
     told = [
         f"{count(about.samples, 'sample')} each against {escape(about.reference)}",
         f"features of {escape(about.extractor)} "
         f"(<code>{escape(about.extractor_hash[:12])}</code>{resize})",
         *([f"noise seed {about.seed}"] if len(seeds) == 1 else []),
+        *(["classes asked for as often as in the set"] if about.labels == "as in the set" else []),
+        *([f"guidance {', '.join(guided)}"] if guided != ["1"] else []),
         "time is the median at batch 1"
         + (f" on {escape(ranking.devices[0])}" if len(ranking.devices) == 1 else ""),
     ]
