@@ -123,7 +123,9 @@ def test_weights_files_are_compared_too(teacher, tmp_path, capsys):
     ("argv", "told"),
     [
         ([], "compare needs runs"),
-        (["{teacher}", "{teacher}"], "a run is named twice"),
+        (["{teacher}", "{teacher}/"], "a run is named twice"),
+        (["{teacher}", "--out", "{teacher}"], "cannot be written: Is a directory"),
+        (["{teacher}", "--resize", "tf1-bilinear"], "classifier takes images as they are"),
         (["{teacher}", "nowhere"], "there is no run folder or weights file nowhere"),
         (["{teacher}", "--teacher", "teacha"], "--teacher teacha is none of the runs"),
         (["{teacher}", "--protocol", "fid5k"], "no protocol 'fid5k'"),
@@ -134,6 +136,56 @@ def test_weights_files_are_compared_too(teacher, tmp_path, capsys):
 )
 def test_bad_input_is_one_line(teacher, capsys, argv, told):
     assert told in fails(capsys, "compare", *(a.format(teacher=teacher) for a in argv))
+
+
+def test_the_best_weights_are_called_so(folder, teacher, tmp_path, capsys):
+    told = ["evaluate.every=1", "evaluate.samples=40", 'evaluate.extractor="pixels"']
+    run = trained(folder / "scored", "train", "digits-flow", *TINY, *told, "evaluate.steps=[1]")
+    (folder / "scored" / "model.safetensors").rename(tmp_path / "elsewhere")  # not looked at
+    found = compared(capsys, run, "--weights", "best", "--out", str(tmp_path / "a.html"))
+    (name,) = found
+    assert name.startswith("scored (best, step ") and name in (tmp_path / "a.html").read_text()
+
+
+def test_guidance_is_said(teacher, capsys):
+    capsys.readouterr()
+    assert main(["evaluate", teacher, *QUICK, "--guidance", "3"]) == 0
+    assert "guidance 3, against digits" in capsys.readouterr().out
+    assert main(["evaluate", teacher, *QUICK, "--guidance", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["guidance"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ('evaluate.protocol="fid5k"', "no protocol 'fid5k'"),
+        ("evaluate.steps=[]", "counts of at least 1 step"),
+        ("evaluate.every=-5", "evaluate.every is -5"),
+        ("evaluate.samples=1", "at least 2 samples"),
+        ('evaluate.extractor="inception"', "weights-inception-2015-12-05-6726825d.pth"),
+    ],
+)
+def test_a_mistake_in_measuring_is_told_before_anything_is_trained(
+    tmp_path, capsys, monkeypatch, home, told, line
+):
+    def refused(url, timeout):
+        raise OSError("no network")
+
+    monkeypatch.setattr("fewstep.download.urlopen", refused)
+    out = tmp_path / "run"
+    every = [] if "every" in told else ["evaluate.every=2"]
+    found = fails(capsys, "train", "digits-flow", *TINY, *every, told, "--out", str(out))
+    assert line in found and not out.exists()
+
+
+def test_a_loss_that_cannot_see_the_images_is_told_before_anything_is_trained(
+    student, folder, tmp_path, capsys, home
+):
+    told = [f"teacher.load={folder / 'teacher'}", f"pairs.load={folder / 'pairs'}"]
+    loss = 'method.loss={name="features", extractor="pixel"}'
+    out = tmp_path / "run"
+    line = fails(capsys, "distill", "digits-regress", *told, loss, "--out", str(out))
+    assert "no published network 'pixel'" in line and not out.exists()
 
 
 def test_missing_inception_weights_are_told_before_any_sampling(teacher, capsys, monkeypatch, home):
