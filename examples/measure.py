@@ -1,0 +1,28 @@
+"""Is one set of images like another? Digits against ever more noise, by every measure.
+
+python examples/measure.py
+"""
+
+import torch
+
+from fewstep import data, metrics
+from fewstep.evaluation import drained
+
+digits = data.load("digits")
+real, rest = digits.images[::2], digits.images[1::2]
+extractor = metrics.train_classifier(real, digits.labels[::2], steps=300)
+reference = drained(
+    metrics.build_reference(extractor, real, name="half of the digits", fingerprint="", cache=None)
+)
+
+print("noise  Fréchet           kernel  precision  recall  copies")
+for level in (0, 20, 40, 80):
+    noise = level * torch.randn(rest.shape, generator=torch.Generator().manual_seed(0))
+    images = (rest + noise).clamp(0, 255).to(torch.uint8)
+    assessment = metrics.Assessment(reference, len(images))
+    for batch in images.split(200):
+        assessment.update(batch)
+    m = assessment.measures()
+    distance = f"{m.frechet:.2f} [{m.frechet_low:.2f}, {m.frechet_high:.2f}]"
+    shares = f"{m.precision:9.2f}  {m.recall:6.2f}  {m.copies:6.1%}"
+    print(f"{level:5}  {distance:16}  {m.kernel:6.3f}  {shares}")
