@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from fewstep import data, metrics
-from fewstep.download import home
+from fewstep.download import cache
 from fewstep.evaluation import drained
 
 
@@ -72,7 +72,7 @@ def main():
             images=train.images,
             labels=train.labels,
             fingerprint=train.fingerprint,
-            cache=home() / "cache",
+            cache=cache(),
         )
         measure(extractor, train, test, told.samples, told.series)
 
@@ -83,7 +83,7 @@ def measure(extractor, train, test, samples, only):
         train.images,
         name=train.name,
         fingerprint=train.fingerprint,
-        cache=home() / "cache",
+        cache=cache(),
     )
     reference = drained(work)
     print(f"\n{extractor.name} ({extractor.hash}), resize {extractor.resize}, {samples} samples\n")

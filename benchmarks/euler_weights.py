@@ -12,6 +12,7 @@ import argparse
 from fewstep import runs
 from fewstep.cli.evaluate import reference, show
 from fewstep.evaluation import Yardstick
+from fewstep.metrics import Protocol
 
 
 def euler(walk, x_t, t, s):
@@ -31,9 +32,10 @@ def main():
     told = parser.parse_args()
     generator = runs.load(told.run)
     (steps,) = generator.grid.counts
-    yardstick = Yardstick(reference(told.run, None), "classifier")
+    protocol = Protocol(told.samples, "classifier")
+    yardstick = Yardstick(reference(told.run, None), protocol)
     rules = [generator.sampled(step=step) for step in (generator.step, euler, wrong)]
-    scores = [yardstick.score(rule, steps=steps, samples=told.samples) for rule in rules]
+    scores = [yardstick.score(rule, steps=steps) for rule in rules]
     show((told.run, score) for score in scores)
 
 

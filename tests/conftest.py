@@ -1,11 +1,18 @@
 """Shapes in signatures are checked here and only here; one torch thread a worker."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("fewstep", "shapes.checked")
+
+# what tests make once and keep is theirs, not the user's; child processes inherit it
+os.environ["FEWSTEP_CACHE"] = tempfile.mkdtemp(prefix="fewstep-cache-")
+atexit.register(shutil.rmtree, os.environ["FEWSTEP_CACHE"], ignore_errors=True)
 
 import torch  # noqa: E402
 

@@ -28,6 +28,7 @@ _HOMES = {
     "fit": "trainer", "FitConfig": "trainer",
     "load": "runs", "Run": "runs",
     "record": "recording", "Recording": "recording", "PairStream": "pairs",
+    "Yardstick": "evaluation", "Score": "evaluation", "Protocol": "metrics",
     "InputError": "errors",
 }  # fmt: skip
 

@@ -21,6 +21,11 @@ def home() -> Path:
     return Path(os.environ.get("FEWSTEP_HOME") or "~/.cache/fewstep").expanduser()
 
 
+def cache() -> Path:
+    """The folder of what can be made again: $FEWSTEP_CACHE, or `cache` in `home()`."""
+    return Path(os.environ.get("FEWSTEP_CACHE") or home() / "cache").expanduser()
+
+
 def fetch(url: str, digest: str, target: Path, *, otherwise: str) -> None:
     """Download `url` to `target`, which appears only when whole and of the published `digest`.
 

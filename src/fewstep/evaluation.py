@@ -17,7 +17,7 @@ from fewstep import metrics
 from fewstep.condition import Condition
 from fewstep.data import ImageSet
 from fewstep.distributed import hardware
-from fewstep.download import home
+from fewstep.download import cache
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.guidance import Guided
@@ -119,7 +119,7 @@ class Yardstick:
             images=images.images,
             labels=images.labels,
             fingerprint=images.fingerprint,
-            cache=home() / "cache",
+            cache=cache(),
         )
         self._reference: metrics.Reference | None = None
 
@@ -131,7 +131,7 @@ class Yardstick:
                 self.images.images,
                 name=self.images.name,
                 fingerprint=self.images.fingerprint,
-                cache=home() / "cache",
+                cache=cache(),
             )
         return self._reference
 

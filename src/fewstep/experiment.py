@@ -14,7 +14,7 @@ from fewstep.batches import Batches, ImageStream, Stream
 from fewstep.data import ImageSet
 from fewstep.denoiser import Denoiser
 from fewstep.distributed import first_rank, hardware, wait
-from fewstep.download import home
+from fewstep.download import cache
 from fewstep.errors import InputError
 from fewstep.evaluation import Yardstick, generate, score_from
 from fewstep.generator import Generator, Subject
@@ -80,15 +80,14 @@ def _classifier(images: ImageSet) -> Path:
             f"method.loss features: {images.name} has no classes to train a classifier by; "
             f'give its extractor="squeezenet", or another published network'
         )
-    cache, fingerprint = home() / "cache", images.fingerprint
     metrics.make_extractor(
         "classifier",
         images=images.images,
         labels=images.labels,
-        fingerprint=fingerprint,
-        cache=cache,
+        fingerprint=images.fingerprint,
+        cache=cache(),
     )
-    return metrics.classifier_file(fingerprint, cache)
+    return metrics.classifier_file(images.fingerprint, cache())
 
 
 def _teacher(recipe: Recipe, subject: Subject) -> Generator:
