@@ -12,9 +12,7 @@ from fewstep.evaluation import (
     Yardstick,
     evaluations,
     generate,
-    keep_score,
     kept_score,
-    score_from,
     seconds_per_image,
     straightness,
 )
@@ -24,6 +22,7 @@ from fewstep.metrics import Protocol
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
 from fewstep.sampling import corrector, heun, multistep, noise_from_seeds, renoise, transfer
+from fewstep.scores import keep_score, score_from
 
 SHAPE = (1, 8, 8)
 

@@ -31,6 +31,7 @@ LAYERS = [
     ["recipe"],
     ["runs"],
     ["recording", "trackers"],
+    ["scores"],
     ["evaluation"],
     ["experiment"],
     ["report"],

@@ -28,7 +28,7 @@ _HOMES = {
     "fit": "trainer", "FitConfig": "trainer",
     "load": "runs", "Run": "runs",
     "record": "recording", "Recording": "recording", "PairStream": "pairs",
-    "Yardstick": "evaluation", "Score": "evaluation", "Protocol": "metrics",
+    "Yardstick": "evaluation", "Score": "scores", "Protocol": "metrics",
     "InputError": "errors",
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.distributed import first_rank, hardware, wait
 from fewstep.download import cache
 from fewstep.errors import InputError
-from fewstep.evaluation import Yardstick, generate, score_from
+from fewstep.evaluation import Yardstick, generate
 from fewstep.generator import Generator, Subject
 from fewstep.guidance import Guided
 from fewstep.images import save_grid
@@ -25,6 +25,7 @@ from fewstep.methods.base import Method
 from fewstep.pairs import PairStream
 from fewstep.recipe import Recipe
 from fewstep.runs import Run
+from fewstep.scores import score_from
 from fewstep.trainer import NonFiniteLoss, Progress, Training
 
 

@@ -13,13 +13,13 @@ from torch import nn
 from fewstep import recipe
 from fewstep.backbones import Backbone
 from fewstep.denoiser import Denoiser
-from fewstep.evaluation import Score
 from fewstep.generator import Generator, Subject
 from fewstep.metrics import Measures
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
 from fewstep.report import Exhibit, write_report
 from fewstep.report.plots import gap
+from fewstep.scores import Score
 from fewstep.times import FixedGrid
 
 HOSTILE = """<script>alert("1")</script><img src=http://x/y> & '$title' $x^2$"""

@@ -13,11 +13,12 @@ from fewstep.cli import console, evaluate
 from fewstep.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from fewstep.evaluation import Score, Yardstick
+    from fewstep.evaluation import Yardstick
     from fewstep.generator import Generator
     from fewstep.metrics import Protocol
     from fewstep.recipe import Recipe
     from fewstep.report import Exhibit
+    from fewstep.scores import Score
 
 
 @dataclass(frozen=True)

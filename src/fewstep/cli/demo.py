@@ -12,7 +12,8 @@ import tyro
 from fewstep.cli import console, evaluate, record, train
 
 if TYPE_CHECKING:
-    from fewstep.evaluation import Score, Yardstick
+    from fewstep.evaluation import Yardstick
+    from fewstep.scores import Score
 
 STUDENTS = ("regress", "consistency")
 PAIRS = 6144

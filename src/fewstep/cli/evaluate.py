@@ -12,8 +12,9 @@ from fewstep.errors import InputError
 
 if TYPE_CHECKING:
     from fewstep.data import ImageSet
-    from fewstep.evaluation import Score, Yardstick
+    from fewstep.evaluation import Yardstick
     from fewstep.generator import Generator
+    from fewstep.scores import Score
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def measured(
     yardstick: "Yardstick", generator: "Generator", address: str, steps: int, seed: int = 0
 ) -> "Score":
     """A score under a progress bar, or what was kept of it in the run's folder."""
-    from fewstep.evaluation import drained, keep_score, kept_score
+    from fewstep.evaluation import drained, kept_score
+    from fewstep.scores import keep_score
 
     kept = kept_score(address, yardstick, generator, steps=steps, seed=seed)
     if kept:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from fewstep import __version__, recipe
-from fewstep.evaluation import Yardstick, score_from
+from fewstep.evaluation import Yardstick
 from fewstep.report import cost, pictures, training
 from fewstep.report.exhibits import Exhibit, entries
 from fewstep.report.measures import all_measures
@@ -24,6 +24,7 @@ from fewstep.report.scoreboard import scores
 from fewstep.report.sentences import sentences, tiles
 from fewstep.report.tables import facts
 from fewstep.runs import Run, load
+from fewstep.scores import score_from
 
 __all__ = ["Exhibit", "report_run", "write_report"]
 

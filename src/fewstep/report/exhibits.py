@@ -9,13 +9,14 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.evaluation import Score, generate
+from fewstep.evaluation import generate
 from fewstep.generator import Generator
 from fewstep.recipe import Recipe
 from fewstep.report.plots import LOOKS, YARDSTICK
 from fewstep.report.ranking import Contender, best, quickest, rank
 from fewstep.report.wording import count
 from fewstep.sampling import describe_step, named_step
+from fewstep.scores import Score
 
 SEED = 0
 UNSCORED_STEPS = (1, 4, 16)  # what to show of a generator that was not measured

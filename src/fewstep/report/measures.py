@@ -4,11 +4,11 @@ from collections.abc import Callable
 from html import escape
 from typing import NamedTuple
 
-from fewstep.evaluation import Score
 from fewstep.metrics import Measures
 from fewstep.report.ranking import Ranking
 from fewstep.report.tables import Cells, Group, Heading, facts, ranged, table
 from fewstep.report.wording import count, number, percent
+from fewstep.scores import Score
 
 
 class _Measure(NamedTuple):

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 from html import escape
 
-from fewstep.evaluation import Score
 from fewstep.report.plots import Line, chart, figure, wide
 from fewstep.report.ranking import Ranking, Row, best, front
+from fewstep.scores import Score
 
 
 def plots(ranking: Ranking, *, key: str) -> str:

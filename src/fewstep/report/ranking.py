@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
 
-from fewstep.evaluation import Score
 from fewstep.report.plots import YARDSTICK, Look, mark
+from fewstep.scores import Score
 
 
 @dataclass(frozen=True, eq=False)
