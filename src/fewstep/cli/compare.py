@@ -84,7 +84,9 @@ def main(argv: Sequence[str]) -> int:
     # nearest neighbours are sought in one set
     only = {id(y): y for y in yardsticks.values()}
     yardstick = next(iter(only.values())) if len(only) == 1 else None
-    title = "Comparison: " + ", ".join(entry.name for entry in entries)
+    sets = dict.fromkeys(yardstick.images.name for yardstick in yardsticks.values())
+    runs = f"{len(entries)} runs" if len(entries) > 1 else entries[0].name
+    title = f"{runs} against {', '.join(sets)}"
     write_report(told.out, exhibits, title=title, yardstick=yardstick)
     if told.json:
         tables = [[score.table() for score in own] for own in scores]
