@@ -21,7 +21,7 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.guidance import Guided
 from fewstep.images import to_uint8
-from fewstep.metrics import Protocol
+from fewstep.metrics import Measures, Protocol
 from fewstep.process import Flow
 from fewstep.recording import class_labels, seeds
 from fewstep.runs import Run, weights_hash
@@ -87,7 +87,7 @@ class Yardstick:
         return self.protocol.samples, x.name, x.hash, x.resize, self.against
 
     def score(self, generator: Generator, *, steps: int, seed: int = 0, batch: int = 500) -> Score:
-        """The generator's score, its classes in turn."""
+        """The generator's score, its classes in turn, or in the set's shares where these differ."""
         return drained(self.scoring(generator, steps=steps, seed=seed, batch=batch))
 
     def scoring(
@@ -110,6 +110,13 @@ class Yardstick:
             labels = torch.tensor([asked[row % len(asked)] for row in rows]) if classes else None
             assessment.update(images, labels)
             yield rows.stop
+        how = "as in the set" if own else "in turn" if classes else "none"
+        return self._told(generator, steps, seed, how, assessment.measures())
+
+    def _told(
+        self, generator: Generator, steps: int, seed: int, labels: str, measures: Measures
+    ) -> Score:
+        """Measures with all that they depend on."""
         backbone = generator.denoiser.backbone
         return Score(
             steps=steps,
@@ -117,8 +124,8 @@ class Yardstick:
             evaluations=evaluations(generator, steps),
             guidance=backbone.weight if isinstance(backbone, Guided) else 1.0,
             weights=weights_hash(generator)[:16],
-            samples=samples,
-            labels="as in the set" if own else "in turn" if classes else "none",
+            samples=self.protocol.samples,
+            labels=labels,
             extractor=self.extractor.name,
             extractor_hash=self.extractor.hash,
             features=len(self.reference.moments.mean),
@@ -128,7 +135,7 @@ class Yardstick:
             seed=seed,
             seconds_per_image=seconds_per_image(generator, steps),
             device=hardware(generator.device),
-            measures=assessment.measures(),
+            measures=measures,
         )
 
 

@@ -6,6 +6,7 @@ import torch
 from fewstep.errors import InputError
 from fewstep.metrics.classifier import train_classifier
 from fewstep.metrics.extractors import make_extractor
+from fewstep.metrics.resnet import ResNet56
 
 IMAGES = torch.arange(4 * 64, dtype=torch.uint8).view(4, 1, 8, 8)
 LABELS = torch.tensor([0, 1, 2, 1])
@@ -43,3 +44,19 @@ def test_a_resize_where_there_is_none_and_odd_channels_are_refused():
 def test_a_set_without_classes_is_sent_to_pixels(labels):
     with pytest.raises(InputError, match='use the extractor "pixels"'):
         make_extractor("classifier", images=IMAGES, labels=labels, fingerprint="a", cache=None)
+
+
+def test_pixels_too_many_for_a_covariance_are_refused():
+    large = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    with pytest.raises(InputError, match="are 12,288 features"):
+        make_extractor("pixels", images=large, labels=None, fingerprint="a", cache=None)
+
+
+def test_resnet_knows_the_classes_of_cifar10_alone(monkeypatch):
+    monkeypatch.setattr("fewstep.metrics.networks.weights", lambda name: ResNet56().state_dict())
+    told = {"images": IMAGES, "labels": LABELS, "fingerprint": "a", "cache": None}
+    knows = [
+        make_extractor("resnet56-cifar10", set_name=name, **told).classifies
+        for name in ("cifar10", "digits")
+    ]
+    assert knows == [True, False]

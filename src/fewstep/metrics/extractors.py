@@ -46,15 +46,19 @@ def make_extractor(
     if resize:
         raise InputError(f"{name} takes images as they are; resize is for {', '.join(NETWORKS)}")
     if name == "pixels":
-        if images[0].numel() > LARGEST:
-            raise InputError(
-                f"pixels of {tuple(images.shape[1:])} are {images[0].numel():,} features, and a "
-                f"covariance is worth its memory up to {LARGEST:,}; use another extractor"
-            )
-        return Pixels()
+        return _pixels(images)
     if labels is None or labels.max() == labels.min():
         raise InputError(
             'the extractor "classifier" learns to tell classes apart and this set has none;'
             ' use the extractor "pixels"'
         )
     return classifier_for(images, labels, fingerprint=fingerprint, cache=cache)
+
+
+def _pixels(images: UInt8[Tensor, "n c h w"]) -> Pixels:
+    if images[0].numel() > LARGEST:
+        raise InputError(
+            f"pixels of {tuple(images.shape[1:])} are {images[0].numel():,} features, and a "
+            f"covariance is worth its memory up to {LARGEST:,}; use another extractor"
+        )
+    return Pixels()
