@@ -13,6 +13,7 @@ from fewstep.cli import console, evaluate
 from fewstep.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
+    from fewstep.data import ImageSet
     from fewstep.evaluation import Yardstick
     from fewstep.generator import Generator
     from fewstep.metrics import Protocol
@@ -167,8 +168,12 @@ def _yardsticks(
 
     made: dict[str, Yardstick] = {}
     found: dict[str, Yardstick] = {}
+    sets: dict[object, ImageSet] = {}  # read once, however many runs share it
     for entry in entries:
-        images = evaluate.reference(entry.address, data, weights)
+        which = data or (entry.recipe and entry.recipe.data)
+        if which not in sets:
+            sets[which] = evaluate.reference(entry.address, data, weights)
+        images = sets[which]
         if images.fingerprint not in made:
             yardstick = Yardstick(images, protocol)
             made[images.fingerprint] = evaluate.prepared(yardstick)

@@ -21,6 +21,11 @@ _TORCH = "https://download.pytorch.org/models/"
 _LPIPS = (
     "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/"
 )
+_HEADS = {
+    "squeeze": "4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76",
+    "alex": "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+    "vgg": "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+}
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
@@ -64,21 +69,12 @@ PUBLISHED = {
         "4bfd9763",
         also=("resnet56-cifar10.safetensors",),
     ),
-    "lpips-squeeze": Published(
-        f"{_LPIPS}squeeze.pth",
-        "4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76",
-        also=("lpips-squeeze-heads-v0.1.safetensors",),
-    ),
-    "lpips-alex": Published(
-        f"{_LPIPS}alex.pth",
-        "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
-        also=("lpips-alex-heads-v0.1.safetensors",),
-    ),
-    "lpips-vgg": Published(
-        f"{_LPIPS}vgg.pth",
-        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
-        also=("lpips-vgg-heads-v0.1.safetensors",),
-    ),
+    **{
+        f"lpips-{trunk}": Published(
+            f"{_LPIPS}{trunk}.pth", sha256, also=(f"lpips-{trunk}-heads-v0.1.safetensors",)
+        )
+        for trunk, sha256 in _HEADS.items()
+    },
 }
 
 
