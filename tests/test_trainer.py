@@ -234,27 +234,30 @@ def test_gradients_are_clipped_to_the_norm():
 
 def test_learning_rate_warms_up_and_falls_as_a_cosine():
     told = config(steps=110, warmup=10, schedule="cosine", lr=1.0)
-    assert learning_rate(told, 0) == pytest.approx(0.1)
-    assert learning_rate(told, 9) == learning_rate(told, 10) == 1.0
-    assert learning_rate(told, 60) == pytest.approx(0.5)
-    assert learning_rate(told, 109) < 1e-3
+    assert learning_rate(told, 0, 110) == pytest.approx(0.1)
+    assert learning_rate(told, 9, 110) == learning_rate(told, 10, 110) == 1.0
+    assert learning_rate(told, 60, 110) == pytest.approx(0.5)
+    assert learning_rate(told, 109, 110) < 1e-3
     constant = config(steps=110, warmup=10, lr=1.0)
-    assert learning_rate(constant, 4) == 0.5 and learning_rate(constant, 100) == 1.0
-    assert learning_rate(told, 60, since=60) == pytest.approx(0.1)
+    assert learning_rate(constant, 4, 110) == 0.5 and learning_rate(constant, 100, 110) == 1.0
+    line = config(steps=110, warmup=10, lr=1.0, schedule="linear")
+    assert learning_rate(line, 35, 110) == pytest.approx(0.75)
+    assert learning_rate(line, 300, 110) == 0.0
 
 
-def test_a_restart_forgets_moments_and_begins_the_schedule_anew():
+def test_a_phase_forgets_moments_and_has_a_schedule_of_its_own():
     class Phases(Duel):
         def turns(self, step):
-            yield Turn("student", self.plain, restart=step == 2)
+            phase = (0, 2) if step < 2 else (2, 4)
+            yield Turn("student", self.plain, phase=phase)
 
         def plain(self, batch):
             return Loss(square_error(self.student(batch.images.x0, 0.5).x0, batch.images.x0).mean())
 
     method = Phases(Config(), Denoiser(Line(), Flow(), Velocity()), SUBJECT)
-    training = Training(method, batches(), config(warmup=2))
+    training = Training(method, batches(), config(steps=100, schedule="linear"))
     rates = [training.advance().numbers["student/lr"] for _ in range(4)]
-    assert rates == pytest.approx([0.005, 0.01, 0.005, 0.01])
+    assert rates == pytest.approx([0.01, 0.005, 0.01, 0.005])
     state = training.optimizers["student"].state_dict()["state"]
     assert all(float(moments["step"]) == 2 for moments in state.values())
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewstep.backbones import Backbone
+from fewstep.backbones import Backbone, with_two_times
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.parametrization import Parametrization
@@ -119,6 +119,16 @@ class Denoiser(nn.Module):
     def under(self, process: Process) -> "Denoiser":
         """The same weights under another clock; the modules are shared, not copied."""
         return Denoiser(self.backbone, process, self.parametrization, autocast=self.autocast)
+
+    def flow_map(self) -> "Denoiser":
+        """A network with two times in place of this one: it may be told where to go."""
+        backbone = with_two_times(self.backbone)
+        return Denoiser(backbone, self.process, self.parametrization, autocast=self.autocast)
+
+    @property
+    def two_times(self) -> bool:
+        """Whether the network is told a destination."""
+        return getattr(self.backbone.config, "two_times", False)
 
     def _level(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         level = self.parametrization.level(alpha, sigma).flatten()

@@ -49,18 +49,18 @@ def read_data(recipe: Recipe) -> ImageSet:
 def assemble(recipe: Recipe, device: torch.device) -> Parts:
     """Method and batches, with everything that the recipe names loaded and checked."""
     images = read_data(recipe)
-    subject = Subject(images.shape, images.classes, images.class_names)
+    labelled = recipe.data.labels and images.labels is not None
+    subject = Subject(
+        images.shape,
+        images.classes if labelled else 0,
+        images.class_names if labelled else (),
+    )
     pins = {"data": images.fingerprint}
     teacher = None
     if recipe.teacher:
         teacher = _teacher(recipe, subject)
         pins["teacher"] = runs.weights_hash(teacher)
     method_class = methods.find(recipe.method_name)
-    streams: dict[str, Stream] = {}
-    if "images" in method_class.reads:
-        streams["images"] = ImageStream(images.images, images.labels, flip=recipe.data.flip)
-    if "pairs" in method_class.reads:
-        streams["pairs"], pins["pairs"] = _pairs(recipe, subject)
     student = _student(recipe, subject, teacher)
     config = of_images(recipe.method, lambda: _classifier(images))
     seen = perceptual_hash(config, subject.shape)
@@ -70,6 +70,12 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
     # before anything is trained: a mistake in how it is measured is found now
     yardstick = Yardstick(images, told.measured) if told.every else None
     method = method_class(config, student, subject, teacher=teacher).to(device)
+    streams: dict[str, Stream] = {}
+    if "images" in method.reads:
+        labels = images.labels if labelled else None
+        streams["images"] = ImageStream(images.images, labels, flip=recipe.data.flip)
+    if "pairs" in method.reads:
+        streams["pairs"], pins["pairs"] = _pairs(recipe, subject)
     batches = Batches(streams, subject, batch=recipe.fit.batch, seed=recipe.fit.seed, device=device)
     return Parts(method, batches, pins, yardstick)
 

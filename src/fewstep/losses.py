@@ -33,6 +33,16 @@ class SquareError:
 
 
 @dataclass(frozen=True)
+class AbsoluteError:
+    """The mean absolute difference."""
+
+    name: Literal["l1"] = "l1"
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).abs().flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
 class PseudoHuber:
     """√(|a − b|² + c²) − c over a row's elements, c = 0: the plain norm.
 
@@ -104,9 +114,9 @@ class Features:
         return _features(self.extractor, self.weights).hash
 
 
-PointConfig = SquareError | PseudoHuber
+PointConfig = SquareError | AbsoluteError | PseudoHuber
 """Distances of any numbers."""
-DistanceConfig = SquareError | PseudoHuber | Lpips | Features
+DistanceConfig = SquareError | AbsoluteError | PseudoHuber | Lpips | Features
 """Distances of images."""
 
 

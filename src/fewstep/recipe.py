@@ -77,6 +77,8 @@ class DataConfig:
     """Of a folder of images."""
     flip: bool = False
     """Mirror half of the images, left to right."""
+    labels: bool = True
+    """Whether the model is told the classes; false: unconditional."""
 
 
 @dataclass(frozen=True)

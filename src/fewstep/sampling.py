@@ -70,7 +70,14 @@ class Walk(NamedTuple):
     memory: Any = None
 
     def ask(self, x_t: Tensor, t: float) -> Prediction:
+        """What the network says at `t`; a flow map, of staying there."""
         return self.model(x_t, t, cond=self.cond)
+
+    def go(self, x_t: Tensor, t: float, s: float | None) -> Prediction:
+        """As `ask`, but a flow map is asked about the way to `s`, or to the image for None."""
+        if not self.model.two_times:
+            return self.ask(x_t, t)
+        return self.model(x_t, t, s=self.model.span[0] if s is None else s, cond=self.cond)
 
 
 Step = Callable[[Walk, Tensor, float, float | None], tuple[Tensor, Any]]
@@ -89,7 +96,7 @@ def renoise(
 
     Song et al. 2023, arXiv:2303.01469, algorithm 1.
     """
-    said = walk.ask(x_t, t)
+    said = walk.go(x_t, t, s if share == 0 else None)  # fresh noise goes on an image
     if s is None:
         return said.x0, None
     alpha_s, sigma_s = walk.model.process.at(s, like=x_t)

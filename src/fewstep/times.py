@@ -31,10 +31,40 @@ class Uniform(Density):
     """All times alike: DDPM under a table, the plain choice under `Flow`."""
 
     name: Literal["uniform"] = "uniform"
+    low: float = 0.0
+    """Where it begins, as a share of the span; distribution matching leaves 0.02 at each end."""
+    high: float = 1.0
+    """Where it ends, as a share of the span."""
+
+    def __post_init__(self) -> None:
+        _check_shares(self.low, self.high)
 
     def times(self, u: Tensor, denoiser: Denoiser) -> Tensor:
         low, high = denoiser.span
-        return low + (high - low) * u
+        return low + (high - low) * (self.low + (self.high - self.low) * u)
+
+
+@dataclass(frozen=True)
+class Karras(Density):
+    """(sigma/alpha)^(1/rho) is uniform: the indices of a Karras grid, all alike.
+
+    Karras et al. 2022, arXiv:2206.00364, eq. 5; the usual density in distilling EDM networks.
+    """
+
+    name: Literal["karras"] = "karras"
+    rho: float = 7.0
+    """The denser towards the data end the larger this is."""
+    low: float = 0.0
+    """Where it begins, as a share of the indices from data to noise."""
+    high: float = 1.0
+    """Where it ends, as a share of the indices."""
+
+    def __post_init__(self) -> None:
+        _check_shares(self.low, self.high)
+
+    def times(self, u: Tensor, denoiser: Denoiser) -> Tensor:
+        share = self.low + (self.high - self.low) * u.double()
+        return karras_times(share, self.rho, denoiser).to(u.dtype)
 
 
 @dataclass(frozen=True)
@@ -65,7 +95,24 @@ class LogNormal(Density):
         return process.time(ratio).clamp(*denoiser.span).to(u.dtype)
 
 
-DensityConfig = Uniform | LogNormal
+DensityConfig = Uniform | LogNormal | Karras
+
+
+def karras_times(share: Tensor, rho: float, denoiser: Denoiser) -> Tensor:
+    """Times at `share` (0: the data end of the span, 1: its noisy end) of a Karras grid."""
+    process = denoiser.process
+    span = torch.tensor(denoiser.span, dtype=torch.float64)
+    low, high = (process.ratio(span) ** (1 / rho)).tolist()
+    if not math.isfinite(high):
+        raise InputError("a Karras grid needs a network whose largest noise level is finite")
+    return process.time((low + share * (high - low)) ** rho).clamp(*denoiser.span)
+
+
+def _check_shares(low: float, high: float) -> None:
+    if not 0 <= low < high <= 1:
+        raise InputError(
+            f"a density from {low} to {high}: shares of the span, 0 <= low < high <= 1"
+        )
 
 
 @dataclass(frozen=True)
@@ -110,13 +157,8 @@ class KarrasGrid(Grid):
     """Steps are the denser at the data end the larger this is."""
 
     def points(self, steps: int, denoiser: Denoiser) -> Tensor:
-        process = denoiser.process
-        span = torch.tensor(denoiser.span, dtype=torch.float64)
-        low, high = (process.ratio(span) ** (1 / self.rho)).tolist()
-        if not math.isfinite(high):
-            raise InputError("a Karras grid needs a network whose largest noise level is finite")
         share = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
-        return process.time((high + share * (low - high)) ** self.rho).clamp(*denoiser.span)
+        return karras_times(1 - share, self.rho, denoiser)
 
 
 @dataclass(frozen=True)

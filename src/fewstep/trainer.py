@@ -36,8 +36,8 @@ class PlayerConfig:
     """Of adamw: decoupled from the gradient."""
     warmup: int | None = None
     """Steps over which lr rises from 0."""
-    schedule: Literal["constant", "cosine"] | None = None
-    """After the warm-up: constant, or a cosine down to 0 at the last step."""
+    schedule: Literal["constant", "cosine", "linear"] | None = None
+    """After the warm-up: constant, or a cosine or a line down to 0 at the last step."""
     clip: float | None = None
     """Largest norm of the gradient; 0: no clipping."""
 
@@ -62,8 +62,8 @@ class FitConfig:
     """Of adamw: decoupled from the gradient."""
     warmup: int = 0
     """Steps over which lr rises from 0."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: constant, or a cosine down to 0 at the last step."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """After the warm-up: constant, or a cosine or a line down to 0 at the last step."""
     clip: float = 1.0
     """Largest norm of the gradient; 0: no clipping."""
     ema_halflife: float | tuple[float, ...] = 500_000
@@ -141,7 +141,6 @@ class Training:
                 f"its players are: {', '.join(method.players)}"
             )
         _prepare(method, config)
-        self.restarts = dict.fromkeys(method.players, 0)
         self.optimizers = {
             name: _optimizer(player, config.player(name)) for name, player in method.players.items()
         }
@@ -175,10 +174,10 @@ class Training:
         self._give_turn(turn.player)
         optimizer = self.optimizers[turn.player]
         config = self.config.player(turn.player)
-        if turn.restart:
+        first, stop = turn.phase or (0, config.steps)
+        if turn.phase and self.step == first and occurrence == 0:
             optimizer.state.clear()
-            self.restarts[turn.player] = self.step
-        rate = learning_rate(config, self.step, since=self.restarts[turn.player])
+        rate = learning_rate(config, self.step - first, stop - first)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
@@ -272,7 +271,7 @@ class Training:
                 tensors |= {f"optimizer.{name}.{index}.{key}": v for key, v in moments.items()}
         for index, average in enumerate(self.averages):
             tensors |= {f"average.{index}.{i}": value for i, value in enumerate(average)}
-        return tensors, {"step": self.step, "restarts": self.restarts}
+        return tensors, {"step": self.step}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
@@ -290,7 +289,6 @@ class Training:
             for i, value in enumerate(average):
                 value.copy_(tensors[f"average.{index}.{i}"])
         self.step = told["step"]
-        self.restarts = dict(told["restarts"])
 
     def _owned(self) -> dict[str, Tensor]:
         """The method's state but for the teacher, who never changes and is pinned by hash."""
@@ -298,14 +296,12 @@ class Training:
         return {name: value for name, value in state.items() if not name.startswith("teacher.")}
 
 
-def learning_rate(config: FitConfig, step: int, *, since: int = 0) -> float:
-    """Warm-up from 0, then constant or a cosine to 0; `step` counts from 0, `since` a restart."""
-    done, length = step - since, max(config.steps - since, 1)
+def learning_rate(config: FitConfig, done: int, length: int) -> float:
+    """Warm-up from 0, then constant or down to 0; `done` steps are behind, of `length`."""
     rise = min((done + 1) / config.warmup, 1.0) if config.warmup else 1.0
-    if config.schedule == "constant":
-        return config.lr * rise
-    share = max(done - config.warmup, 0) / max(length - config.warmup, 1)
-    return config.lr * rise * 0.5 * (1 + math.cos(math.pi * share))
+    share = min(max(done - config.warmup, 0) / max(length - config.warmup, 1), 1.0)
+    falls = {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}
+    return config.lr * rise * falls[config.schedule]
 
 
 def _prepare(method: Method, config: FitConfig) -> None:

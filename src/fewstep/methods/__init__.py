@@ -6,10 +6,13 @@ import pkgutil
 from fewstep.errors import InputError, did_you_mean
 from fewstep.methods.base import Method
 
+SHARED = ("base", "fake")
+"""Modules beside the methods that are none: the contract, and what several methods share."""
+
 
 def names() -> list[str]:
     """The methods that the package ships."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in SHARED)
 
 
 def find(name: str) -> type[Method]:

@@ -29,11 +29,16 @@ class Loss(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """Whose optimiser moves, and on what loss; `restart` begins its schedule and moments anew."""
+    """Whose optimiser moves, and on what loss.
+
+    `phase` are the first step of a stretch of training and the one after its last: the player's
+    schedule spans just these, and its moments are forgotten at the first. Without it the schedule
+    spans the run.
+    """
 
     player: str
     loss: "Callable[[Batch], Loss]"
-    restart: bool = False
+    phase: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -144,13 +149,15 @@ class Batch:
 class Method(nn.Module, ABC):
     """One training algorithm. All its state lives in its parameters and buffers.
 
-    `Config`, a frozen dataclass beside the class, is its table in a recipe; `reads` names the
-    streams that its batches hold; `teaches` says that it cannot do without a teacher. Inside a
-    method there is no `.backward()`, optimiser, device, logging or file.
+    `Config`, a frozen dataclass beside the class, is its table in a recipe; `needs_teacher` says
+    that it cannot do without one. Inside a method there is no `.backward()`, optimiser, device,
+    logging or file.
     """
 
     Config: ClassVar[type]
-    reads: ClassVar[frozenset[str]]
+    reads: frozenset[str]
+    """The streams that its batches hold, `images` and `pairs`; may be empty, and may depend on the
+    settings: then `__init__` says."""
     needs_teacher: ClassVar[bool] = True
 
     def __init__(
