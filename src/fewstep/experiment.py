@@ -174,6 +174,8 @@ def carry_out(
     training = Training(parts.method, parts.batches, recipe.fit)
     _resume(run, training, parts.pins)
     keeper = _Keeper(run, recipe, parts, log_every, training.step)
+    if keeper.writes and not training.step:
+        keeper.draw(training.generator(), 0)
     try:
         for progress in training:
             keeper.note(progress)

@@ -63,6 +63,10 @@ class Run:
     def samples(self) -> Path:
         return self.folder / "samples"
 
+    def grids(self) -> list[Path]:
+        """The grids that were drawn in the course of training, oldest first."""
+        return sorted(self.samples.glob("step-*.png"))
+
     def claim(self, recipe: Recipe) -> None:
         """Make this the recipe's folder, or check that it is.
 

@@ -62,7 +62,11 @@ def test_a_run_folder_holds_everything_about_a_run(teacher):
     }  # fmt: skip
     lines = [json.loads(line) for line in (teacher / "progress.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 4 and "student/loss" in lines[-1]
-    assert (teacher / "samples" / "step-0000004.png").exists()
+    assert [path.name for path in sorted((teacher / "samples").iterdir())] == [
+        "step-0000000.png",
+        "step-0000004.png",
+    ]
+    assert "before training" in (teacher / "report.html").read_text()
 
 
 def test_the_same_command_again_is_finished_and_another_recipe_is_refused(teacher, capsys):
@@ -139,8 +143,11 @@ def test_record_tells_and_verifies(pairs, tmp_path, capsys):
     assert "shard" in capsys.readouterr().err
 
 
-def test_bad_input_is_one_line_that_says_what_to_do(teacher, folder, home, tmp_path, capsys):
+def test_bad_input_is_one_line_that_says_what_to_do(
+    teacher, folder, home, tmp_path, capsys, monkeypatch
+):
     """Every mistake of the issue's list."""
+    monkeypatch.chdir(tmp_path)  # away from the runs of whoever develops here
     whole = (teacher / "model.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     save_file({"w": torch.zeros(2)}, tmp_path / "foreign.safetensors")
@@ -181,7 +188,8 @@ def test_bad_input_is_one_line_that_says_what_to_do(teacher, folder, home, tmp_p
         assert wanted in fails(capsys, *argv), argv
 
 
-def test_a_missing_data_set_says_which_files_go_where(home, monkeypatch, capsys):
+def test_a_missing_data_set_says_which_files_go_where(home, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     line = fails(capsys, "train", "digits-flow", "data.name=mnist")
     assert "train-images-idx3-ubyte.gz" in line and str(home) in line

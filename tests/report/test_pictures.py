@@ -7,6 +7,7 @@ import torch
 from fewstep.data import ImageSet
 from fewstep.errors import InputError
 from fewstep.evaluation import Yardstick, generate
+from fewstep.images import save_grid
 from fewstep.metrics import Protocol
 from report.shown import Page, exhibits, score, tiles, write
 
@@ -73,3 +74,21 @@ def test_equal_bytes_with_neighbours(home, tmp_path):
     assert write(tmp_path / "a", yardstick=yardstick()) == write(
         tmp_path / "b", yardstick=yardstick()
     )
+
+
+def test_before_and_after_are_the_first_and_the_last_grid(tmp_path):
+    grids = []
+    for step, shade in ((0, 10), (40, 120), (80, 250)):
+        path = tmp_path / f"step-{step:07}.png"
+        save_grid(torch.full((2, 1, 6, 5), shade, dtype=torch.uint8), path)
+        grids.append(path)
+    shown = exhibits()
+    shown[1] = replace(shown[1], grids=grids)
+    shown[2] = replace(shown[2], grids=grids[:1])
+    page = Page(write(tmp_path, shown))
+    found = {alt: image for alt, image in page.images if ", samples " in alt}
+    assert list(found) == [
+        "regress, samples before training",
+        "regress, samples after 80 steps",
+    ]
+    assert [int(image[0, 0, 0]) for image in found.values()] == [10, 250]

@@ -202,4 +202,5 @@ def _exhibit(entry: Entry, scores: "Sequence[Score]", yardstick: bool) -> "Exhib
         progress=[line for line in progress if entry.step is None or line["step"] <= entry.step],
         commands=[command] if recipe.exists() else [],
         yardstick=yardstick,
+        grids=Run(folder).grids() if folder.is_dir() else [],
     )

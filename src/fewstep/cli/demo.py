@@ -121,6 +121,7 @@ def _report(out: Path, scores: list[tuple[str, "Score"]], yardstick: "Yardstick"
             progress=Run(out / name).progress(),
             commands=_commands(name, out),
             yardstick=name == "teacher",
+            grids=Run(out / name).grids(),
         )
         for name in ("teacher", *STUDENTS)
     ]

@@ -53,6 +53,7 @@ def write_report(
         "Cost": cost.costs(shown, rankings),
         "Published figures": cost.published(shown),
         "Training": training.training(shown),
+        "Before and after": pictures.before_and_after(shown),
         "Recipes": training.recipes(shown),
         "Provenance": _provenance(rankings),
     }
@@ -81,6 +82,7 @@ def report_run(folder: Path | str, command: str) -> None:
         recipe=recipe.read(str(run.recipe_file)),
         progress=progress,
         commands=[command],
+        grids=run.grids(),
     )
     write_report(run.folder / "report.html", [exhibit], title=run.folder.name)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,8 @@ class Exhibit:
     """What was typed to make it."""
     yardstick: bool = False
     """Whether it is what the others are measured by: their teacher. At most one."""
+    grids: Sequence[Path] = ()
+    """PNG files of the same noise in the course of training, named step-N.png, oldest first."""
 
 
 class Entry(NamedTuple):

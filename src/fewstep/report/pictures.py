@@ -1,5 +1,6 @@
 """What the generators make, as HTML: from one noise, class by class, and beside real images."""
 
+import base64
 from collections.abc import Sequence
 from html import escape
 
@@ -60,6 +61,26 @@ def samples(entries: Sequence[Entry]) -> str:
     told = ["A row is a class."] if classes else []
     told += [shown_at(entries), f"Seed {SEED}, not chosen."]
     return f"<p>{escape(' '.join(filter(None, told)))}</p>\n{_grids(figures, names, subject)}"
+
+
+def before_and_after(entries: Sequence[Entry]) -> str:
+    """The first and the last grid of each that kept some on the way; maybe nothing."""
+    figures: list[str] = []
+    for entry in entries:
+        grids = entry.exhibit.grids
+        for path in (grids[0], grids[-1]) if len(grids) > 1 else ():
+            step = int(path.stem.rpartition("-")[2])
+            when = f"after {count(step, 'step')}" if step else "before training"
+            data = base64.b64encode(path.read_bytes()).decode()
+            picture = (
+                f'<img class="grid" src="data:image/png;base64,{data}" '
+                f'alt="{escape(entry.exhibit.name)}, samples {when}">'
+            )
+            figures.append(figure(f"{entry.who.label} <small>{when}</small>", picture))
+    if not figures:
+        return ""
+    told = "The same noise and classes, at the steps that each run draws as it trains."
+    return f'<p>{told}</p>\n<div class="charts">\n{"".join(figures)}</div>\n'
 
 
 def neighbours(entries: Sequence[Entry], yardstick: Yardstick | None) -> str:
