@@ -24,6 +24,7 @@ LAYERS = [
     ["sampling"],
     ["guidance"],
     ["generator"],
+    ["pretrained"],
     ["losses", "ema", "distributed", "images", "background"],
     ["methods"],
     ["batches", "pairs"],

@@ -19,6 +19,7 @@ from fewstep.sampling import (
     named_step,
     noise_from_seeds,
     path,
+    renamed_step,
     renoise,
     sample,
     transfer,
@@ -153,6 +154,34 @@ def test_ancestral_with_eta_is_ddim(eta):
     torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("i", [1, 300, 999])
+def test_a_clip_bounds_the_image_as_in_ddpm_and_ddim(i):
+    """The image within ±0.2: DDPM's equation 7 in x0 and x_t, DDIM's equation 12 with its noise."""
+    from fewstep.sampling import Walk
+
+    model, x, z, bars = ddpm_inputs()
+    bar, before = bars[i], bars[i - 1]
+    beta, said = 1 - bar / before, model(x, i / 999)
+    x0 = said.x0.clamp(-0.2, 0.2)
+    assert (x0 != said.x0).any()
+    walk, times = Walk(model, None, Fixed(z)), (i / 999, (i - 1) / 999)
+    mean = torch.sqrt(before) * beta / (1 - bar) * x0
+    mean = mean + torch.sqrt(1 - beta) * (1 - before) / (1 - bar) * x
+    spread = torch.sqrt((1 - before) / (1 - bar) * beta)
+    ours, _ = ancestral(walk, x, *times, clip=0.2)
+    torch.testing.assert_close(ours, mean + spread * z, rtol=1e-6, atol=1e-8)
+    ours, _ = transfer(walk, x, *times, clip=0.2)
+    wanted = torch.sqrt(before) * x0 + torch.sqrt(1 - before) * said.eps
+    torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-8)
+    ours, _ = renoise(walk, x, *times, clip=0.2)
+    wanted = torch.sqrt(before) * x0 + torch.sqrt(1 - before) * z
+    torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-8)
+    for step in (ancestral, transfer, renoise):
+        assert torch.equal(step(walk, x, i / 999, None, clip=0.2)[0], x0)
+        free = step(walk, x, *times)[0]
+        assert torch.equal(step(walk, x, *times, clip=None)[0], free)
+
+
 def test_renoise_is_consistency_sampling():
     """x_s = alpha_s·f(x_t, t) + sigma_s·z: Song et al. 2023, algorithm 1."""
     from fewstep.sampling import Walk
@@ -261,6 +290,15 @@ def test_steps_can_be_told_and_read_back():
     assert named_step("heun") is heun
     with pytest.raises(InputError, match="no sampler 'heum'.*heun"):
         named_step("heum")
+
+
+def test_a_step_by_another_name_keeps_the_settings_that_it_takes():
+    clipped = partial(ancestral, clip=1.0, eta=0.5)
+    assert describe_step(renamed_step(clipped, "transfer")) == {"name": "transfer", "clip": 1.0}
+    assert describe_step(renamed_step(clipped, "ancestral")) == describe_step(clipped)
+    assert renamed_step(clipped, "heun") is heun and renamed_step(heun, "transfer") is transfer
+    with pytest.raises(InputError, match="no sampler 'heum'.*heun"):
+        renamed_step(clipped, "heum")
 
 
 def test_float32_sampling_is_finite_from_the_very_ends():

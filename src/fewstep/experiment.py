@@ -104,6 +104,7 @@ def _teacher(recipe: Recipe, subject: Subject) -> Generator:
         raise InputError(
             f"the teacher {recipe.teacher.load} makes {teacher.subject.shape} of "
             f"{teacher.subject.classes} classes, the data are {subject.shape} of {subject.classes}"
+            + ("" if teacher.subject.classes else "; data.labels=false leaves classes out")
         )
     return teacher if recipe.teacher.guidance == 1 else teacher.guided(recipe.teacher.guidance)
 

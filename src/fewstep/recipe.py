@@ -68,13 +68,13 @@ class DataConfig:
     """The images to learn from and to be measured against."""
 
     name: str
-    """digits, mnist, fashion-mnist, cifar10 or folder."""
+    """digits, mnist, fashion-mnist, cifar10, celeba or folder."""
     split: str = "train"
-    """train or test."""
+    """train or test; of celeba, valid too."""
     size: int | None = None
     """Side to resize to."""
     path: str | None = None
-    """Of a folder of images."""
+    """Of a folder of images, or of CelebA."""
     flip: bool = False
     """Mirror half of the images, left to right."""
     labels: bool = True
@@ -166,13 +166,9 @@ class Recipe:
 
     def table(self) -> dict[str, Any]:
         """The resolved recipe as nested tables, without empty values: what a run folder keeps."""
-        told = {
-            key: value
-            for key, value in _plain(asdict(self)).items()
-            if key not in ("method", "method_name")
-        }
-        told["method"] = {"name": self.method_name, **_plain(asdict(self.method))}
-        return told
+        told = _plain(asdict(self))
+        name, method = told.pop("method_name"), told.pop("method")
+        return {**told, "method": {"name": name, **method}}
 
     def toml(self) -> str:
         """The resolved recipe as TOML."""

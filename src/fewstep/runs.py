@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +24,12 @@ from torch import Tensor
 from fewstep import __version__
 from fewstep.errors import InputError
 from fewstep.generator import Generator, from_description
+from fewstep.pretrained import SCHEMES
 from fewstep.recipe import Recipe
 from fewstep.trainer import Training
 
 KEY = "fewstep"  # safetensors orders several metadata keys at random: equal weights, unequal files
 Weights = Literal["ema", "raw", "best"]
-SCHEMES: dict[str, Callable[[str], Generator]] = {}
-"""Loaders of other people's checkpoints, by the word before the colon of an address."""
 
 
 class Run:
@@ -161,11 +160,15 @@ def load(address: str | Path, *, weights: Weights = "ema") -> Generator:
 
     Raises: InputError for what is missing, damaged, or not ours.
     """
-    scheme, colon, rest = str(address).partition(":")
-    if colon and not Path(address).exists():
+    if _foreign(address):
+        scheme, _, rest = str(address).partition(":")
         if scheme not in SCHEMES:
-            known = f"; known are: {', '.join(SCHEMES)}" if SCHEMES else ""
-            raise InputError(f"{address}: there is no file of that name, and no {scheme}:{known}")
+            known = ", ".join(f"{known}:" for known in SCHEMES)
+            raise InputError(
+                f"{address}: there is no file of that name, and no {scheme}: (known are {known})"
+            )
+        if weights != "ema":
+            raise InputError(f"{weights} weights are in a run folder; {address} holds one kind")
         return SCHEMES[scheme](rest)
     path = Path(address)
     if path.is_dir():
@@ -183,11 +186,19 @@ def load(address: str | Path, *, weights: Weights = "ema") -> Generator:
 
 
 def describe(address: str | Path, *, weights: Weights = "ema") -> dict[str, Any]:
-    """What a weights file says of itself beside its weights: recipe, pins and version."""
+    """What a weights file says of itself beside its weights: recipe, pins and version. Other
+    people's say nothing."""
+    if _foreign(address):
+        return {}
     path, run = Path(address), Run(address)
     if path.is_dir():
         path = run.best_file if weights == "best" else run.model_file
     return _open(path)[1]
+
+
+def _foreign(address: str | Path) -> bool:
+    """Whether it is `scheme:rest` rather than a file."""
+    return ":" in str(address) and not Path(address).exists()
 
 
 def weights_hash(generator: Generator) -> str:

@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -84,28 +85,44 @@ Step = Callable[[Walk, Tensor, float, float | None], tuple[Tensor, Any]]
 """From x_t at t to s, or to the image where s is None; the second result is the step's memory."""
 
 
-def transfer(walk: Walk, x_t: Tensor, t: float, s: float | None) -> tuple[Tensor, Any]:
-    """Keep the predicted noise: DDIM, and Euler under `Flow` and `VE`.  Song et al. 2010.02502."""
-    return renoise(walk, x_t, t, s, share=0.0)
+def transfer(
+    walk: Walk, x_t: Tensor, t: float, s: float | None, *, clip: float | None = None
+) -> tuple[Tensor, Any]:
+    """Keep the predicted noise: DDIM, and Euler under `Flow` and `VE`.  Song et al. 2010.02502.
+
+    `clip` keeps the predicted image within ±clip, as DDPM's samplers do, and leaves the noise.
+    """
+    return renoise(walk, x_t, t, s, share=0.0, clip=clip)
 
 
 def renoise(
-    walk: Walk, x_t: Tensor, t: float, s: float | None, *, share: float = 1.0
+    walk: Walk,
+    x_t: Tensor,
+    t: float,
+    s: float | None,
+    *,
+    share: float = 1.0,
+    clip: float | None = None,
 ) -> tuple[Tensor, Any]:
     """Replace a share of the noise variance by fresh noise; all of it is consistency sampling.
 
-    Song et al. 2023, arXiv:2303.01469, algorithm 1.
+    Song et al. 2023, arXiv:2303.01469, algorithm 1. `clip` is `transfer`'s.
     """
     said = walk.go(x_t, t, s if share == 0 else None)  # fresh noise goes on an image
+    x0 = _clipped(said.x0, clip)
     if s is None:
-        return said.x0, None
+        return x0, None
     alpha_s, sigma_s = walk.model.process.at(s, like=x_t)
     if share == 0:
-        return alpha_s * said.x0 + sigma_s * said.eps, None
+        return alpha_s * x0 + sigma_s * said.eps, None
     noise = math.sqrt(share) * walk.draws.like(x_t)
     if share < 1:
         noise = noise + math.sqrt(1 - share) * said.eps
-    return alpha_s * said.x0 + sigma_s * noise, None
+    return alpha_s * x0 + sigma_s * noise, None
+
+
+def _clipped(x0: Tensor, clip: float | None) -> Tensor:
+    return x0 if clip is None else x0.clamp(-clip, clip)
 
 
 def ancestral(
@@ -116,19 +133,23 @@ def ancestral(
     *,
     variance: Literal["posterior", "large"] = "posterior",
     eta: float = 1.0,
+    clip: float | None = None,
 ) -> tuple[Tensor, Any]:
     """DDPM's step: the mean of q(x_s | x_t, x0), and noise of its variance or of the larger one.
 
     `large` adds DDPM's beta_t, sigma_t² − (alpha_t/alpha_s)²·sigma_s², around the same mean; `eta`
-    is DDIM's. Ho et al. 2020, arXiv:2006.11239, section 3.2.
+    is DDIM's; `clip` keeps x0 within ±clip. Ho et al. 2020, arXiv:2006.11239, section 3.2.
     """
     said = walk.ask(x_t, t)
+    x0 = _clipped(said.x0, clip)
     if s is None:
-        return said.x0, None
+        return x0, None
     alpha_t, sigma_t = said.alpha, said.sigma
+    # q depends on x_t and x0 alone, so the noise is what leads from a clipped x0 to x_t
+    eps = said.eps if clip is None else (x_t - alpha_t * x0) / sigma_t
     alpha_s, sigma_s = walk.model.process.at(s, like=x_t)
     share = eta**2 * (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)).square())
-    mean = alpha_s * said.x0 + sigma_s * torch.sqrt(1 - share) * said.eps
+    mean = alpha_s * x0 + sigma_s * torch.sqrt(1 - share) * eps
     spread = sigma_s * torch.sqrt(share)
     if variance == "large":
         spread = torch.sqrt(sigma_t.square() - (alpha_t / alpha_s * sigma_s).square())
@@ -205,6 +226,13 @@ def named_step(name: str, **settings: Any) -> Step:
     if name not in STEPS:
         raise InputError(f"there is no sampler {name!r}; there are: {', '.join(STEPS)}")
     return partial(STEPS[name], **settings) if settings else STEPS[name]
+
+
+def renamed_step(step: Step, name: str) -> Step:
+    """The step called `name`, with those settings of `step` that it takes too: a clip, say."""
+    known = signature(named_step(name)).parameters
+    settings = {key: value for key, value in describe_step(step).items() if key in known}
+    return named_step(name, **settings)
 
 
 def path(

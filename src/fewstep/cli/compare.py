@@ -30,7 +30,7 @@ class Options:
     """
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """Run folders, weights files or addresses."""
+    """Run folders, weights files, diffusers:FOLDER or diffusers:HUB_NAME."""
     steps: str = "1,2,4"
     """Step counts, with commas; a run made for others takes the nearest of its own."""
     protocol: str = "quick"
@@ -44,7 +44,8 @@ class Options:
     weights: Literal["ema", "best"] = "ema"
     """Averaged weights of the last step, or of the best evaluation during training."""
     data: str | None = None
-    """The reference set's name; by default the set that each run was trained on."""
+    """The reference set's name, brought to the runs' size; by default the set that each run was
+    trained on. Other people's checkpoints do not tell theirs, and take the other runs'."""
     teacher: str | None = None
     """Which of the runs the others are measured by; by default the one that they name."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("compare.html")
@@ -121,8 +122,7 @@ def _entries(addresses: Sequence[str], weights: Literal["ema", "best"]) -> list[
     entries: list[Entry] = []
     for address, name in zip(addresses, short, strict=True):
         generator = runs.load(address, weights=weights).to(device())
-        there = Path(address).exists()
-        note = runs.describe(address, weights=weights) if there else {}
+        note = runs.describe(address, weights=weights)
         named = name if short.count(name) == 1 else address
         if "step" in note:
             named += f" (best, step {note['step']:,})"
@@ -169,10 +169,14 @@ def _yardsticks(
     made: dict[str, Yardstick] = {}
     found: dict[str, Yardstick] = {}
     sets: dict[object, ImageSet] = {}  # read once, however many runs share it
+    told = {e.recipe.data: e for e in entries if e.recipe}
     for entry in entries:
-        which = data or (entry.recipe and entry.recipe.data)
+        # who does not tell is measured as the others are, if these agree
+        teller = entry if entry.recipe or len(told) != 1 else next(iter(told.values()))
+        which = data or (teller.recipe and teller.recipe.data)
         if which not in sets:
-            sets[which] = evaluate.reference(entry.address, data, weights)
+            shape = entry.generator.subject.shape
+            sets[which] = evaluate.reference(teller.address, data, weights, shape=shape)
         images = sets[which]
         if images.fingerprint not in made:
             yardstick = Yardstick(images, protocol)

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import tyro
 
@@ -15,10 +15,23 @@ if TYPE_CHECKING:
     from fewstep.evaluation import Yardstick
     from fewstep.scores import Score
 
-STUDENTS = ("regress", "consistency")
-PAIRS = 6144
+QUICK = {
+    "teacher": ("fit.steps=450", "fit.ema_halflife=6000"),
+    "regress": ("fit.steps=650",),
+    "dmd": ("fit.steps=150",),
+    "meanflow": ("fit.steps=150",),
+    "consistency": ("fit.steps=120",),
+}
+"""What is shortened of the recipes for three minutes: one student of each of four families."""
+REST = ("cd", "ict", "scm", "progressive", "sfd", "sfd-one-step", "dmd2", "sid", "sida")
+"""The students that take longer: `--all`."""
+PAIRS = {"quick": 6144, "all": 16384}
 PAIR_STEPS = 8
 PAIR_SAMPLER = "multistep"
+LEFT = (
+    "These students had seconds each. Longer trainings, and "
+    f"{', '.join(REST[:-1])} and {REST[-1]}, are left to `fewstep demo --all`."
+)
 TEACHER = (("transfer", (1, 2, 4, 8, 16)), ("heun", (10,)))
 STUDENT_STEPS = (1, 2, 4)
 
@@ -27,74 +40,109 @@ STUDENT_STEPS = (1, 2, 4)
 class Options:
     """From real images to one-step students and a report, in about three minutes."""
 
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/demo")
-    """The folder of its runs; what is there already is not done again."""
+    all: bool = False
+    """Every method, each for as long as its recipe says: about an hour on one core."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The folder of its runs, runs/demo or runs/demo-all; what is there is not done again."""
+
+
+class Demo(NamedTuple):
+    """What is made, where."""
+
+    out: Path
+    all: bool
+
+    @property
+    def students(self) -> tuple[str, ...]:
+        quick = tuple(name for name in QUICK if name != "teacher")
+        return (*quick, *REST) if self.all else quick
+
+    @property
+    def pairs(self) -> int:
+        return PAIRS["all" if self.all else "quick"]
+
+    def preset(self, name: str) -> str:
+        return "digits-flow" if name == "teacher" else f"digits-{name}"
+
+    def overrides(self, name: str) -> list[str]:
+        """What changes of the preset: where teacher, pairs and first weights lie; its length."""
+        from fewstep.recipe import read
+
+        recipe = read(self.preset(name))
+        told = {
+            "teacher.load": recipe.teacher and recipe.teacher.load,
+            "pairs.load": recipe.pairs and recipe.pairs.load,
+            "student.init": recipe.student.init,
+        }
+        return [
+            f"{key}={json.dumps(str(self.out / self._run(value)))}"
+            for key, value in told.items()
+            if value and value.startswith("runs/digits-")
+        ] + [*(() if self.all else QUICK.get(name, ()))]
+
+    def _run(self, address: str) -> str:
+        """The demo's own folder for a run that a preset names."""
+        name = address.removeprefix("runs/digits-")
+        return "teacher" if name == "flow" else name
 
 
 def main(argv: Sequence[str]) -> int:
     """Train, record, distil, measure, report; 0 when all is there."""
     told = console.options(Options, "demo", argv)
-    out = told.out
-    done = (
-        _train("teacher", "digits-flow", out)
-        and _pairs(out)
-        and all(_train(name, f"digits-{name}", out) for name in STUDENTS)
-    )
+    demo = Demo(told.out or Path("runs/demo-all" if told.all else "runs/demo"), told.all)
+    done = _train("teacher", demo) and _pairs(demo) and all(_train(n, demo) for n in demo.students)
     if not done:
-        console.out.print(f"stopped; to resume: fewstep demo --out {out}")
+        again = "fewstep demo --all" if demo.all else "fewstep demo"
+        console.out.print(f"stopped; to resume: {again} --out {demo.out}")
         return 0
     from fewstep import metrics
     from fewstep.evaluation import Yardstick
 
+    out = demo.out
     images = evaluate.reference(str(out / "teacher"), None)
     yardstick = Yardstick(images, metrics.protocol("quick"))
-    scores = _measure(out, yardstick)
+    scores = _measure(demo, yardstick)
     results = {
         name: [score.table() for who, score in scores if who == name]
-        for name in ("teacher", *STUDENTS)
+        for name in ("teacher", *demo.students)
     }
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    _report(out, scores, yardstick)
+    _report(demo, scores, yardstick)
     evaluate.show(scores)
+    if not demo.all:
+        console.out.print(LEFT)
     console.out.print(f"report: {out / 'report.html'}")
     return 0
 
 
-def _overrides(name: str, out: Path) -> list[str]:
-    if name == "teacher":
-        return []
-    needs_pairs = name == "regress"
-    load = [f"teacher.load={json.dumps(str(out / 'teacher'))}"]
-    return load + ([f"pairs.load={json.dumps(str(out / 'pairs'))}"] if needs_pairs else [])
-
-
-def _train(name: str, preset: str, out: Path) -> bool:
+def _train(name: str, demo: Demo) -> bool:
     from fewstep.experiment import finished
     from fewstep.recipe import read
 
-    recipe = read(preset, _overrides(name, out))
-    return finished(recipe, out / name) or train.run(recipe, out / name, what=f"{name:<12}")
+    recipe, folder = read(demo.preset(name), demo.overrides(name)), demo.out / name
+    return finished(recipe, folder) or train.run(recipe, folder, what=f"{name:<12}")
 
 
-def _pairs(out: Path) -> bool:
+def _pairs(demo: Demo) -> bool:
     from fewstep.recording import Recording
 
-    wanted = Recording(PAIRS, PAIR_STEPS)
-    return record.run(str(out / "teacher"), out / "pairs", wanted, sampler=PAIR_SAMPLER)
+    wanted = Recording(demo.pairs, PAIR_STEPS)
+    teacher, folder = str(demo.out / "teacher"), demo.out / "pairs"
+    return record.run(teacher, folder, wanted, sampler=PAIR_SAMPLER)
 
 
-def _measure(out: Path, yardstick: "Yardstick") -> list[tuple[str, "Score"]]:
+def _measure(demo: Demo, yardstick: "Yardstick") -> list[tuple[str, "Score"]]:
     from fewstep import runs
     from fewstep.sampling import named_step
 
-    teacher = runs.load(out / "teacher")
+    teacher = runs.load(demo.out / "teacher")
     ways = [
         ("teacher", teacher.sampled(step=named_step(sampler)), steps)
         for sampler, counts in TEACHER
         for steps in counts
     ]
-    for name in STUDENTS:
-        student = runs.load(out / name)
+    for name in demo.students:
+        student = runs.load(demo.out / name)
         counts = student.grid.counts or STUDENT_STEPS
         ways += [(name, student, steps) for steps in counts if steps in STUDENT_STEPS]
     scores: list[tuple[str, Score]] = []
@@ -106,12 +154,13 @@ def _measure(out: Path, yardstick: "Yardstick") -> list[tuple[str, "Score"]]:
     return scores
 
 
-def _report(out: Path, scores: list[tuple[str, "Score"]], yardstick: "Yardstick") -> None:
+def _report(demo: Demo, scores: list[tuple[str, "Score"]], yardstick: "Yardstick") -> None:
     from fewstep import runs
     from fewstep.recipe import read
     from fewstep.report import Exhibit, write_report
     from fewstep.runs import Run
 
+    out = demo.out
     exhibits = [
         Exhibit(
             name=name,
@@ -119,32 +168,26 @@ def _report(out: Path, scores: list[tuple[str, "Score"]], yardstick: "Yardstick"
             scores=[score for who, score in scores if who == name],
             recipe=read(str(Run(out / name).recipe_file)),
             progress=Run(out / name).progress(),
-            commands=_commands(name, out),
+            commands=_commands(name, demo),
             yardstick=name == "teacher",
             grids=Run(out / name).grids(),
         )
-        for name in ("teacher", *STUDENTS)
+        for name in ("teacher", *demo.students)
     ]
     title = "fewstep demo: handwritten digits"
-    write_report(out / "report.html", exhibits, title=title, yardstick=yardstick)
+    notes = [] if demo.all else [LEFT]
+    write_report(out / "report.html", exhibits, title=title, notes=notes, yardstick=yardstick)
 
 
-def _commands(name: str, out: Path) -> list[str]:
+def _commands(name: str, demo: Demo) -> list[str]:
     """What would make this run by hand."""
-    preset = "digits-flow" if name == "teacher" else f"digits-{name}"
     verb = "train" if name == "teacher" else "distill"
-    run, pairs = str(out / name), str(out / "pairs")
-    commands = [shlex.join(["fewstep", verb, preset, *_overrides(name, out), "--out", run])]
-    if name == "regress":
-        told = ["-n", str(PAIRS), "--steps", str(PAIR_STEPS), "--sampler", PAIR_SAMPLER]
-        record_pairs = [
-            "fewstep",
-            "record",
-            str(out / "teacher"),
-            "--out",
-            pairs,
-            *told,
-        ]
-        commands.insert(0, shlex.join(record_pairs))
+    run, pairs = str(demo.out / name), str(demo.out / "pairs")
+    told = demo.overrides(name)
+    commands = [shlex.join(["fewstep", verb, demo.preset(name), *told, "--out", run])]
+    if any(each.startswith("pairs.load=") for each in told):
+        how = ["-n", str(demo.pairs), "--steps", str(PAIR_STEPS), "--sampler", PAIR_SAMPLER]
+        teacher = str(demo.out / "teacher")
+        commands.insert(0, shlex.join(["fewstep", "record", teacher, "--out", pairs, *how]))
     steps = ",".join(map(str, TEACHER[0][1] if name == "teacher" else STUDENT_STEPS))
     return [*commands, shlex.join(["fewstep", "evaluate", run, "--steps", steps])]

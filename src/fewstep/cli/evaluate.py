@@ -22,7 +22,7 @@ class Options:
     """Score a run against real images, at chosen numbers of steps."""
 
     run: tyro.conf.Positional[str]
-    """A run folder, a weights file or an address."""
+    """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
     steps: str = "1,2,4"
     """Step counts, with commas."""
     protocol: str = "quick"
@@ -39,7 +39,8 @@ class Options:
     weights: Literal["ema", "raw", "best"] = "ema"
     """Averaged weights of the last step, raw ones, or averaged ones of the best evaluation."""
     data: str | None = None
-    """The reference set's name; by default the set that the run was trained on."""
+    """The reference set's name, brought to the run's size; by default the set that it was trained
+    on. Other people's checkpoints do not tell theirs."""
     guidance: float = 1.0
     """Weight of classifier-free guidance; 1: none."""
     seed: int = 0
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     from fewstep import metrics, runs
     from fewstep.distributed import device
     from fewstep.evaluation import Yardstick
-    from fewstep.sampling import named_step
+    from fewstep.sampling import renamed_step
 
     wanted = console.counts(told.steps)
     protocol = metrics.protocol(told.protocol).changed(
@@ -67,11 +68,12 @@ def main(argv: Sequence[str]) -> int:
     if told.guidance != 1:
         generator = generator.guided(told.guidance)
     if told.sampler:
-        generator = generator.sampled(step=named_step(told.sampler))
+        generator = generator.sampled(step=renamed_step(generator.step, told.sampler))
     generator = generator.to(device())
     if told.straightness:
         return _straightness(generator, told)
-    yardstick = prepared(Yardstick(reference(told.run, told.data, told.weights), protocol))
+    images = reference(told.run, told.data, told.weights, shape=generator.subject.shape)
+    yardstick = prepared(Yardstick(images, protocol))
     scores = [
         measured(yardstick, generator, told.run, steps, told.seed)
         for steps in dict.fromkeys(map(generator.nearest, wanted))
@@ -125,15 +127,19 @@ def _straightness(generator: "Generator", told: Options) -> int:
 
 
 def reference(
-    address: str, name: str | None, weights: Literal["ema", "raw", "best"] = "ema"
+    address: str,
+    name: str | None,
+    weights: Literal["ema", "raw", "best"] = "ema",
+    *,
+    shape: tuple[int, ...] = (),
 ) -> "ImageSet":
-    """The set to measure against: the one named, or the run's own."""
+    """The set to measure against: the one named, at the size of `shape`, or the run's own."""
     from fewstep import data, runs
     from fewstep.experiment import read_data
     from fewstep.recipe import from_table
 
     if name:
-        return data.load(name)
+        return data.load(name, size=shape[-1] if len(shape) == 3 else None)
     recipe = runs.describe(address, weights=weights).get("recipe")
     if recipe is None:
         raise InputError(f"{address} does not say what it was trained on; give --data NAME")

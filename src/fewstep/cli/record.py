@@ -26,7 +26,7 @@ class Options:
     """
 
     run: tyro.conf.Positional[str | None] = None
-    """A run folder, a weights file or an address."""
+    """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """The folder to record into, or an address such as s3://bucket/folder."""
     count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 50_000
@@ -104,11 +104,12 @@ def run(
     from fewstep import runs
     from fewstep.distributed import device
     from fewstep.recording import record
-    from fewstep.sampling import named_step
+    from fewstep.sampling import renamed_step
 
     generator = runs.load(address)
     teacher = runs.weights_hash(generator)
-    generator = generator.sampled(step=named_step(sampler)).to(device())
+    step = renamed_step(generator.step, sampler)
+    generator = generator.sampled(step=step).to(device())
     if guidance != 1:
         generator = generator.guided(guidance)
     rows = record(generator, folder, wanted, teacher=teacher, batch=batch)

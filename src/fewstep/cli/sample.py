@@ -15,7 +15,7 @@ class Options:
     """Draw a grid of images, as a PNG file."""
 
     run: tyro.conf.Positional[str]
-    """A run folder, a weights file or an address."""
+    """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
     """The PNG to write."""
     steps: int | None = None
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     from fewstep.distributed import device
     from fewstep.evaluation import generate
     from fewstep.images import save_grid
-    from fewstep.sampling import named_step
+    from fewstep.sampling import renamed_step
     from fewstep.times import FixedGrid
 
     generator = runs.load(told.run, weights=told.weights)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     if told.label:
         generator.check_labels(torch.tensor(told.label))
     if told.sampler:
-        generator = generator.sampled(step=named_step(told.sampler))
+        generator = generator.sampled(step=renamed_step(generator.step, told.sampler))
     steps = told.steps if told.steps is not None else min(generator.grid.counts or (8,))
     if told.times:
         generator = generator.sampled(grid=FixedGrid((told.times,)))

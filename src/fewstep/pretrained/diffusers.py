@@ -1,0 +1,318 @@
+"""Unconditional DDPMs as diffusers keeps them: a folder, or a name on the Hugging Face hub.
+
+    FOLDER/config.json, diffusion_pytorch_model.safetensors or .bin     both may lie in unet/
+    FOLDER/scheduler_config.json                                        may lie in scheduler/
+
+Step i of a T-step table is t = i/(T − 1), and x_t = √abar_i·x0 + √(1 − abar_i)·eps.  Ho et al.
+2020, arXiv:2006.11239. diffusers itself is not imported: what it would build is our own U-Net,
+weight by weight.
+"""
+
+import json
+import math
+import pickle
+import re
+import warnings
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fewstep.backbones import Backbone, UNetConfig, build
+from fewstep.denoiser import Denoiser
+from fewstep.errors import InputError
+from fewstep.generator import Generator, Subject
+from fewstep.parametrization import Clean, Eps, V
+from fewstep.pretrained.places import CONFIG, SCHEDULER, WEIGHTS, found
+from fewstep.process import AnyProcess, LinearBetas, Table
+from fewstep.sampling import transfer
+
+SCHEDULERS = {
+    "DDPMScheduler": True,
+    "DDIMScheduler": True,
+    "PNDMScheduler": False,
+    "DPMSolverMultistepScheduler": False,
+}
+"""Schedulers of DDPM's tables, and whether they keep the predicted image within its range."""
+PREDICTIONS = {"epsilon": Eps, "v_prediction": V, "sample": Clean}
+ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names of weights in old checkpoints, and what they are called since."""
+
+_UNREADABLE = (
+    OSError,
+    SafetensorError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    AttributeError,  # a pickle of something else than named tensors
+)
+
+Settings = TypeVar("Settings")
+
+Down = Literal["DownBlock2D", "AttnDownBlock2D", "UNetResDownBlock2D", "UNetResAttnDownBlock2D"]
+Up = Literal["UpBlock2D", "AttnUpBlock2D", "UNetResUpBlock2D", "UNetResAttnUpBlock2D"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A UNet2DModel's settings with diffusers' defaults, where our U-Net has what they ask for."""
+
+    sample_size: PositiveInt | tuple[PositiveInt, PositiveInt]
+    in_channels: PositiveInt = 3
+    out_channels: PositiveInt = 3
+    center_input_sample: Literal[False] = False
+    time_embedding_type: Literal["positional"] = "positional"
+    time_embedding_dim: int | None = None
+    freq_shift: float = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: tuple[Down, ...] = (
+        "DownBlock2D",
+        "AttnDownBlock2D",
+        "AttnDownBlock2D",
+        "AttnDownBlock2D",
+    )
+    mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
+    up_block_types: tuple[Up, ...] = (
+        "AttnUpBlock2D",
+        "AttnUpBlock2D",
+        "AttnUpBlock2D",
+        "UpBlock2D",
+    )
+    block_out_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (
+        224,
+        448,
+        672,
+        896,
+    )
+    layers_per_block: PositiveInt = 2
+    mid_block_scale_factor: Literal[1] = 1
+    downsample_padding: Literal[0, 1] = 1
+    downsample_type: Literal["conv"] = "conv"
+    upsample_type: Literal["conv"] = "conv"
+    dropout: float = 0.0
+    act_fn: Literal["silu", "swish"] = "silu"
+    attention_head_dim: PositiveInt | None = 8
+    norm_num_groups: PositiveInt = 32
+    attn_norm_num_groups: int | None = None
+    norm_eps: float = 1e-5
+    resnet_time_scale_shift: Literal["default"] = "default"
+    add_attention: bool = True
+    class_embed_type: None = None
+    num_class_embeds: None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        size = self.sample_size
+        return (self.in_channels, *((size, size) if isinstance(size, int) else size))
+
+    def misfit(self) -> tuple[str, str] | None:
+        """The first setting that does not go with the others in our U-Net, and what would."""
+        widths, attends = self.block_out_channels, ["Attn" in b for b in self.down_block_types]
+        mirrored = ["Attn" in block for block in reversed(self.up_block_types)]
+        rules = {
+            "out_channels": (self.out_channels == self.in_channels, "as many as in_channels"),
+            "down_block_types": (len(attends) == len(widths), "as long as block_out_channels"),
+            "up_block_types": (mirrored == attends, "the mirror image of down_block_types"),
+            "time_embedding_dim": (
+                self.time_embedding_dim in (None, 4 * widths[0]),
+                "4 times the first of block_out_channels",
+            ),
+            "attn_norm_num_groups": (
+                self.attn_norm_num_groups in (None, self.norm_num_groups),
+                "as many as norm_num_groups",
+            ),
+        }
+        return next(((key, why) for key, (fits, why) in rules.items() if not fits), None)
+
+    def unet(self) -> UNetConfig:
+        """The same network among ours."""
+        height = self.shape[1]
+        return UNetConfig(
+            channels=self.block_out_channels,
+            layers=self.layers_per_block,
+            attention=tuple(
+                height >> i for i, block in enumerate(self.down_block_types) if "Attn" in block
+            ),
+            middle_attention=self.add_attention,
+            head_dim=self.attention_head_dim,
+            groups=self.norm_num_groups,
+            dropout=self.dropout,
+            norm_eps=self.norm_eps,
+            downsample_padding=self.downsample_padding,
+            flip_sin_to_cos=self.flip_sin_to_cos,
+            freq_shift=self.freq_shift,
+        )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A scheduler's settings with diffusers' defaults, where we have what they ask for."""
+
+    num_train_timesteps: PositiveInt = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    trained_betas: tuple[float, ...] | None = None
+    rescale_betas_zero_snr: Literal[False] = False
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    predict_epsilon: Literal[True] = True
+    clip_sample: bool | None = None
+    clip_sample_range: float = 1.0
+    thresholding: bool = False
+
+    def process(self) -> AnyProcess:
+        """The table: told by its ends where its betas are a straight line."""
+        betas = self._betas()
+        steps, first, last = len(betas), float(betas[0]), float(betas[-1])
+        if self.trained_betas is None and self.beta_schedule == "linear":
+            return LinearBetas(steps, self.beta_start, self.beta_end)
+        # to rounding, since not everybody's straight lines round alike
+        if torch.allclose(betas, torch.linspace(first, last, steps), rtol=1e-6, atol=0.0):
+            return LinearBetas(steps, first, last)
+        return Table(tuple(torch.cumprod(1 - betas.double(), dim=0).tolist()))
+
+    def _betas(self) -> Tensor:
+        """In float32, as the network was trained with them."""
+        steps = self.num_train_timesteps
+        if self.trained_betas is not None:
+            return torch.tensor(self.trained_betas)
+        if self.beta_schedule == "squaredcos_cap_v2":  # Nichol and Dhariwal 2021, 2102.09672
+            angle = (torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008
+            left = torch.cos(0.5 * math.pi * angle).square()
+            return (1 - left[1:] / left[:-1]).clamp(max=0.999).float()
+        power = 1 if self.beta_schedule == "linear" else 2
+        ends = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
+        return torch.linspace(*ends, steps) ** power
+
+    @property
+    def clip(self) -> float | None:
+        """How far a predicted image may go, where that is limited."""
+        return self.clip_sample_range if self.clip_sample else None
+
+
+def read_diffusers(name: str) -> Generator:
+    """The generator in a folder, or of that name on the hub; its own sampler is DDIM.
+
+    Raises: InputError for what is missing, damaged, or more than our U-Net can hold.
+    """
+    config, weights, scheduler = _files(found(name))
+    network, schedule = _network(config), _schedule(scheduler, config)
+    try:
+        backbone = build(network.unet(), shape=network.shape)
+    except InputError as error:
+        raise InputError(f"{config} describes no U-Net of ours: {error}") from error
+    _fill(backbone, weights)
+    try:
+        process = schedule.process()
+    except ValueError as error:
+        raise InputError(f"{scheduler}: its betas make no table: {error}") from error
+    denoiser = Denoiser(backbone, process, PREDICTIONS[schedule.prediction_type](process))
+    step = partial(transfer, clip=schedule.clip) if schedule.clip else transfer
+    generator = Generator(denoiser, Subject(network.shape), step=step)
+    return generator.eval().requires_grad_(False)
+
+
+def _network(config: Path) -> Network:
+    network = _settings(Network, config, ("UNet2DModel",))
+    misfit = network.misfit()
+    if misfit:
+        key, why = misfit
+        told = getattr(network, key)
+        raise InputError(f"{config}: {key} is {told!r}; here it can only be {why}")
+    return network
+
+
+def _schedule(scheduler: Path | None, config: Path) -> Schedule:
+    if scheduler is None:
+        warnings.warn(
+            f"there is no {SCHEDULER} with {config}: taking DDPM's 1,000 linear betas from 0.0001 "
+            "to 0.02, and that the network predicts the noise",
+            stacklevel=3,
+        )
+        return Schedule(clip_sample=True)
+    schedule = _settings(Schedule, scheduler, tuple(SCHEDULERS))
+    if schedule.thresholding:
+        warnings.warn(f"{scheduler}: thresholding is on, and not done here", stacklevel=3)
+    if schedule.clip_sample is None:
+        name = _json(scheduler).get("_class_name", "DDPMScheduler")
+        return replace(schedule, clip_sample=SCHEDULERS[name])
+    return schedule
+
+
+def _settings(kind: type[Settings], path: Path, names: tuple[str, ...]) -> Settings:
+    name = _json(path).get("_class_name", names[0])
+    if name not in names:
+        told = f"_class_name is {name!r}; only {', '.join(names)} can be read here"
+        raise InputError(f"{path}: {told}")
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = first["loc"][0]
+        if first["type"] == "missing":
+            raise InputError(f"{path} lacks {key}; give it, as a number") from None
+        told = f"{key} is {first['input']!r}, which has no counterpart here"
+        raise InputError(f"{path}: {told}: {first['msg']}") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged or no JSON: {error}") from error
+    if not isinstance(told, dict):
+        raise InputError(f"{path} holds no settings")
+    return told
+
+
+def _files(folder: Path) -> tuple[Path, Path, Path | None]:
+    """Of the network's settings, its weights, and the scheduler's settings if there are any."""
+    inside = folder / "unet" if (folder / "unet" / CONFIG).is_file() else folder
+    if not (inside / CONFIG).is_file():
+        raise InputError(f"{folder} is no folder of diffusers: it lacks {CONFIG}, or unet/{CONFIG}")
+    weights = [inside / name for name in WEIGHTS if (inside / name).is_file()]
+    if not weights:
+        raise InputError(f"{inside} lacks {' or '.join(WEIGHTS)}")
+    beside = [folder, folder.parent] if folder.name == "unet" else [folder]
+    places = [place / inner / SCHEDULER for place in beside for inner in ("scheduler", "")]
+    return inside / CONFIG, weights[0], next((path for path in places if path.is_file()), None)
+
+
+def _fill(backbone: Backbone, path: Path) -> None:
+    """Give the network its weights, all of them and no others."""
+    state = {_renamed(name): value for name, value in _read(path).items()}
+    wanted = backbone.state_dict()
+    for name in sorted(wanted.keys() | state.keys()):
+        here, there = (_shape(tensors.get(name)) for tensors in (wanted, state))
+        if here != there:
+            raise InputError(
+                f"{path} does not fit its {CONFIG}: {name} is {there} there, and {here} in a "
+                "network of these settings"
+            )
+    backbone.load_state_dict(state)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else str(tuple(tensor.shape))
+
+
+def _renamed(name: str) -> str:
+    old = "|".join(ATTENTION)
+    return re.sub(rf"(?<=\.)({old})(?=\.\w+$)", lambda found: ATTENTION[found[0]], name)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        told = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: value for name, value in told.items() if isinstance(value, Tensor)}
+    except _UNREADABLE as error:
+        why = str(error).partition("\n")[0]
+        raise InputError(f"{path} is damaged or no file of weights: {why}") from error

@@ -1,0 +1,220 @@
+"""Where a published network is sought, with a made hub and a made release: there is no network."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+
+from fewstep.errors import InputError
+from fewstep.pretrained import places
+from fewstep.pretrained.places import AVERAGED, EMA, WEIGHTS, found
+
+GOOGLE = "google/ddpm-cifar10-32"
+
+
+@pytest.fixture
+def weights(home):
+    folder = home / "weights"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def refusal(name):
+    with pytest.raises(InputError) as told:
+        found(name)
+    assert "\n" not in str(told.value)
+    return str(told.value)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub of one network; what is asked of it is noted in `asked`, what it has in `files`."""
+    import huggingface_hub
+
+    class Hub:
+        asked: list[list[str]] = []
+        files = ["config.json", "scheduler_config.json", "README.md", *WEIGHTS]
+        cached = tmp_path / "hub"
+
+    def snapshot_download(name, *, allow_patterns):
+        Hub.asked.append(allow_patterns)
+        for file in set(Hub.files) & set(allow_patterns):
+            (Hub.cached / file).parent.mkdir(parents=True, exist_ok=True)
+            (Hub.cached / file).write_text("{}")
+        return str(Hub.cached)
+
+    Hub.asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return Hub
+
+
+def test_a_path_comes_first(hub, weights, tmp_path, monkeypatch):
+    (tmp_path / "google" / "ddpm-cifar10-32").mkdir(parents=True)
+    (weights / GOOGLE).mkdir(parents=True)
+    assert found(str(tmp_path / "google")) == tmp_path / "google"
+    monkeypatch.chdir(tmp_path)
+    assert found(GOOGLE) == Path(GOOGLE)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert found("~/google") == tmp_path / "google"
+    assert not hub.asked
+
+
+def test_then_a_folder_of_that_name_among_the_weights(hub, weights):
+    for name in ("mine", GOOGLE):
+        (weights / name).mkdir(parents=True)
+        assert found(name) == weights / name
+    assert not hub.asked
+
+
+def test_averaged_weights_are_taken_for_the_raw_ones_and_it_is_said(hub, weights, capsys):
+    assert AVERAGED == {GOOGLE: EMA}
+    (weights / GOOGLE).mkdir(parents=True)
+    (weights / EMA).mkdir()
+    assert found(GOOGLE) == found(EMA) == weights / EMA
+    assert f"taking the averaged weights in {weights / EMA}" in capsys.readouterr().err
+    assert found("google") == weights / "google" and not hub.asked
+
+
+def test_the_hub_is_asked_for_settings_and_one_file_of_weights(hub, weights):
+    assert found(GOOGLE) == hub.cached
+    assert len(hub.asked) == 1
+    there = {path.name for path in hub.cached.iterdir()}
+    assert there == {"config.json", "scheduler_config.json", WEIGHTS[0]}
+
+
+@pytest.mark.parametrize("file", [f"unet/{WEIGHTS[0]}", WEIGHTS[1], f"unet/{WEIGHTS[1]}"])
+def test_other_layouts_of_the_hub(hub, weights, file):
+    hub.files = ["unet/config.json", "scheduler/scheduler_config.json", "vae/config.json", file]
+    assert found(GOOGLE) == hub.cached
+    assert (hub.cached / file).exists() and not (hub.cached / "vae").exists()
+    assert (hub.cached / "scheduler" / "scheduler_config.json").exists()
+
+
+def test_a_network_without_weights_says_so(hub, weights):
+    hub.files = ["config.json", "model.ckpt"]
+    assert f"cannot be had (it holds neither {WEIGHTS[0]} nor {WEIGHTS[1]})" in refusal(GOOGLE)
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """The hub's real client, told that there is no network; its cache."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_without_a_network_one_line_says_what_goes_where(weights, offline):
+    line = refusal(GOOGLE)
+    assert line.startswith(
+        f"there is no folder {GOOGLE}, and huggingface.co/{GOOGLE} cannot be had"
+    )
+    assert line.endswith(f"go online, or put its folder at {weights / GOOGLE}")
+    assert "cannot be had" in refusal("a--b/c")  # what the client takes for no name at all
+
+
+def test_what_the_hubs_client_has_kept_is_found_without_a_network(weights, offline):
+    """A cache as the client lays it out."""
+    repository = offline / "models--google--ddpm-cifar10-32"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    for path, text in (
+        (repository / "refs" / "main", "a" * 40),
+        (snapshot / "config.json", "{}"),
+        (snapshot / WEIGHTS[1], "weights"),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert found(GOOGLE) == snapshot
+
+
+@pytest.mark.parametrize("name", ["nothing", "./a/b", "/no/such/place", "a/b/c", "../x/y"])
+def test_what_can_be_no_name_of_the_hub_is_not_asked_there(hub, weights, name):
+    assert "OWNER/NAME" in refusal(name) and str(weights) in refusal(name)
+    assert not hub.asked
+
+
+def release(monkeypatch, members):
+    """The release is a zip of these members, or raw bytes, or nothing."""
+    packed = io.BytesIO()
+    if isinstance(members, dict):
+        with zipfile.ZipFile(packed, "w") as file:
+            for name, content in members.items():
+                file.writestr(name, content)
+    else:
+        packed.write(members or b"")
+
+    def urlopen(url, timeout):
+        assert url == places.EMA_URL
+        if members is None:
+            raise URLError("no network")
+        return io.BytesIO(packed.getvalue())
+
+    monkeypatch.setattr("fewstep.download.urlopen", urlopen)
+
+
+GOOD = {
+    f"{EMA}/model_index.json": "{}",
+    f"{EMA}/unet/config.json": json.dumps({"sample_size": 32}),
+    f"{EMA}/unet/{WEIGHTS[1]}": "weights",
+    f"{EMA}/scheduler/scheduler_config.json": "{}",
+}
+
+
+def test_the_release_is_downloaded_and_unpacked(weights, monkeypatch, capsys):
+    release(monkeypatch, {**GOOD, "../../evil.bin": "x", "/etc/config.json/evil": "x"})
+    assert found(EMA) == weights / EMA
+    there = {str(p.relative_to(weights)) for p in weights.parent.rglob("*") if p.is_file()}
+    assert there == {
+        f"{EMA}/unet/config.json",
+        f"{EMA}/unet/{WEIGHTS[1]}",
+        f"{EMA}/scheduler/scheduler_config.json",
+    }
+    told = capsys.readouterr().err
+    assert "has SHA256 " in told and "none is known to compare it with" in told
+    release(monkeypatch, None)
+    assert found(GOOGLE) == weights / EMA
+
+
+def test_paths_of_the_archive_are_not_trusted(weights, monkeypatch):
+    bad = {
+        f"../../../unet/{WEIGHTS[0]}": "w",
+        "/tmp/unet/../config.json": "{}",
+        "C:\\x\\config.json": "{}",
+    }
+    release(monkeypatch, bad)
+    folder = found(EMA)
+    there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert there == {f"unet/{WEIGHTS[0]}", "config.json"}
+    assert {p.name for p in weights.iterdir()} == {EMA}
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        (None, "cannot download"),
+        (b"<html>not found</html>", "gave a damaged archive"),
+        ({"readme.txt": "x"}, "holds none of"),
+        ({f"{EMA}/unet/config.json": "{}"}, "holds none of"),
+    ],
+)
+def test_a_release_that_fails_leaves_nothing(weights, monkeypatch, members, told):
+    release(monkeypatch, members)
+    line = refusal(EMA)
+    assert told in line and places.EMA_URL in line
+    if members is None:
+        assert f"unpack it as {weights / EMA}" in line
+    assert not list(weights.iterdir())
+
+
+def test_a_flipped_byte_in_the_release_is_found(weights, monkeypatch):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        for name, content in GOOD.items():
+            file.writestr(name, content)
+    content = packed.getvalue()
+    release(monkeypatch, content.replace(b"weights", b"weighty"))
+    assert "damaged archive" in refusal(EMA) and not list(weights.iterdir())
