@@ -1,4 +1,4 @@
-"""Which times: densities to train under, grids to step on. Both stay within a denoiser's span.
+"""Which times: densities to train under, grids to step on, and pairs of neighbouring levels.
 
 A density turns uniform numbers into times, so that the randomness stays the batch's own. A grid
 gives the N times asked, from the span's end downwards in float64; the step after the last of them
@@ -8,7 +8,7 @@ ends at the image.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -181,3 +181,86 @@ class FixedGrid(Grid):
 
 
 GridConfig = UniformGrid | KarrasGrid | FixedGrid
+
+
+@dataclass(frozen=True)
+class Shrinking:
+    """ECT's rule: r = t·(1 − q^−(stage+1)·(1 + k·sigmoid(−b·t)))."""
+
+    name: Literal["ect"] = "ect"
+    clock: Literal["ratio", "flow"] = "ratio"
+    """What t and r count: sigma/alpha, or Flow's time sigma/(alpha + sigma)."""
+    q: float = 2.0
+    """The gap shrinks by this factor from stage to stage; a large one starts with small gaps."""
+    k: float = 8.0
+    """The gap's widening towards small levels."""
+    b: float = 1.0
+    """How fast that widening fades with the level."""
+    double_every: int = 0
+    """Steps a stage lasts; 0: one stage throughout."""
+    ratios: ClassVar[tuple[float, float]] = (0.0, math.inf)
+
+    def __post_init__(self) -> None:
+        if self.q <= 1 or self.double_every < 0:
+            raise InputError("method.levels: q must be above 1, and double_every at least 0")
+
+    def around(self, ratio: Tensor, step: int, ends: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+        """The two ratios sigma/alpha, and t − r, where the density drew `ratio` in the span."""
+        flow = self.clock == "flow"
+        stage = step // self.double_every if self.double_every else 0
+        t = 1 / (1 + 1 / ratio) if flow else ratio
+        share = self.q ** -(stage + 1) * (1 + self.k * torch.sigmoid(-self.b * t))
+        r = (t * (1 - share)).clamp(min=0)
+        return ratio, r / (1 - r) if flow else r, t - r
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """N levels, evenly spaced in ratio^(1/7); the pair are those around the level drawn.
+
+    With s0 = `first`, s1 = `last`, K = `length`: `double` is iCT's, min(s0·2^⌊step/K'⌋, s1) + 1,
+    K' = ⌊K/(log2⌊s1/s0⌋ + 1)⌋; `root` CT's, ⌈√(step/K·((s1+1)² − s0²) + s0²) − 1⌉ + 1.
+    """
+
+    name: Literal["ladder"] = "ladder"
+    growth: Literal["double", "root", "fixed"] = "double"
+    """How N grows; `fixed` (CD's) is N = first throughout."""
+    first: int = 10
+    """s0: where N begins; with `double` it begins one above."""
+    last: int = 1280
+    """s1: N ends one above it."""
+    length: int = 400_000
+    """K, the steps over which N grows."""
+    ratios: tuple[float, float] = (0.002, 80.0)
+    """The lowest and highest sigma/alpha, within what the network is trained for."""
+
+    def __post_init__(self) -> None:
+        fits = 0 < self.ratios[0] < self.ratios[1] < math.inf and self.length > 0
+        if not fits or self.first < 2 or (self.last < self.first and self.growth != "fixed"):
+            raise InputError(
+                "method.levels: give 2 <= first <= last, length > 0, rising ratios > 0"
+            )
+
+    def count(self, step: int) -> int:
+        """N at `step`."""
+        s0, s1 = self.first, self.last
+        if self.growth == "fixed":
+            return s0
+        if self.growth == "root":
+            share = min(step / self.length, 1.0)
+            return math.ceil(math.sqrt(share * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
+        stretch = max(math.floor(self.length / (math.log2(s1 // s0) + 1)), 1)
+        return min(s0 * 2 ** min(step // stretch, 64), s1) + 1
+
+    def around(self, ratio: Tensor, step: int, ends: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+        """The upper and lower neighbour of `ratio` on a ladder between `ends`, and the gap."""
+        low, high = (end ** (1 / 7) for end in ends)
+        last = self.count(step) - 1
+        place = (ratio.double() ** (1 / 7) - low) / (high - low)
+        index = (place * last).floor().clamp(0, last - 1)
+        r, t = ((low + i / last * (high - low)) ** 7 for i in (index, index + 1))
+        return t.to(ratio), r.to(ratio), (t - r).to(ratio)
+
+
+LevelsConfig = Shrinking | Ladder
+"""The two levels of a consistency loss."""

@@ -216,7 +216,7 @@ class Training:
                 f"{player}'s loss is {numbers[f'{player}/loss']:.4g} and its gradient's norm "
                 f"{float(norm):.4g} at step {self.step + 1}"
             )
-        if clip > 0:
+        if 0 < clip < float(norm):
             nn.utils.clip_grads_with_norm_(parameters, clip, norm)
         self._between_steps = False
         optimizer.step()

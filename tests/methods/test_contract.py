@@ -10,20 +10,70 @@ import torch
 
 import toy
 from fewstep import methods
+from fewstep.methods.fake import AdversarialConfig
+from fewstep.times import Ladder, LogNormal, Shrinking
 from fewstep.trainer import FitConfig, Training
 
 # what a method is tried with on the toy, where it is not its defaults
 SETTINGS = {
     # the toy's clock is Flow's, and its 2-D points have no spread of scales to cover
-    "consistency": {"clock": "flow", "q": 8.0},
+    "consistency": {"levels": Shrinking(clock="flow", q=8.0)},
+    # the toy's own scale, and an r that has risen early in its training
+    "scm": {"sigma_data": 0.7, "warmup": 200},
+    # a phase ends within the six steps of a resumed run
+    "progressive": {"first": 4, "phases": 4},
 }
 # the same method under other settings: (method, settings)
-VARIANTS = {}
+VARIANTS = {
+    "consistency-distillation": (
+        "consistency",
+        {
+            "source": "teacher",
+            "levels": Ladder(growth="fixed", first=18),
+            "density": LogNormal(mean=0.0, std=2.0),
+            "weight": "none",
+        },
+    ),
+    "consistency-ict": ("consistency", {"levels": Ladder(last=80, length=800)}),
+    "scm-data": ("scm", {"source": "data"}),
+    "meanflow-teacher": ("meanflow", {"source": "teacher", "c": 1.0}),
+    "dmd-regression": ("dmd", {"regression": 1.0}),
+    "dmd-adversarial": (
+        "dmd",
+        {"every": 2, "steps": 2, "adversarial": AdversarialConfig(weight=0.01)},
+    ),
+    "sida": ("sid", {"alpha": 1.0, "adversarial": AdversarialConfig(weight=0.01)}),
+    "sfd-two-counts": ("sfd", {"counts": (1, 2), "solver": "heun"}),
+}
+# settings that hold where the toy is learnt alone: a method's stages, over the whole training
+LEARNING = {"progressive": {"first": 8, "phases": (200, 200, 200, 400)}}
 # how the toy is learnt, where it is not 1,000 steps at 1e-3
-FIT = {}
+FIT = {
+    # its tangent feeds on the student's own derivative in t: faster, and it runs away
+    "scm": {"lr": 2e-4, "batch": 256, "steps": 450},
+    "scm-data": {"lr": 1.5e-4, "batch": 256, "steps": 450},
+    "consistency-distillation": {"batch": 256},
+    "meanflow": {"steps": 600, "batch": 256, "lr": 2e-3},
+    "meanflow-teacher": {"steps": 600, "batch": 256, "lr": 2e-3},
+    "sfd": {"steps": 400, "batch": 128},
+    "sfd-two-counts": {"steps": 400, "batch": 128},
+    **dict.fromkeys(
+        ("dmd", "dmd-regression", "dmd-adversarial", "sid", "sida"),
+        # two players who chase each other: no momentum
+        {"steps": 350, "batch": 256, "betas": (0.0, 0.99)},
+    ),
+    "progressive": {"batch": 256, "lr": 2e-3},
+}
 # one-step distance as a share of the teacher's own; a teacher is asked to sample in 32 steps, a
 # four-step student in four
-BEATS = {"denoise": (32, 0.15), "kstep": (4, 0.35)}
+BEATS = {
+    "denoise": (32, 0.15),
+    "kstep": (4, 0.35),
+    "dmd-adversarial": (2, 0.35),
+    # the toy's network counts levels to 1000, and the slopes of so fast a sinusoid are mostly noise
+    "meanflow": (2, 0.35),
+    "meanflow-teacher": (2, 0.35),
+}
 ONE_STEP = (1, 0.35)
 
 every = pytest.mark.parametrize("name", [*methods.names(), *VARIANTS])
@@ -114,7 +164,7 @@ def test_micro_batches_give_the_gradients_of_one_batch(name, teacher, pairs):
 @every
 def test_the_toy_is_learnt(name, teacher, pairs):
     steps, share = BEATS.get(name, ONE_STEP)
-    method = build(name, teacher)
+    method = build(name, teacher, **LEARNING.get(name, {}))
     if name == "denoise":
         method = methods.find(name)(method.config, toy.fresh(seed=1), toy.SUBJECT)
     student = toy.trained(method, pairs, **{"steps": 1000, "lr": 1e-3, **FIT.get(name, {})})

@@ -18,20 +18,22 @@ PERIOD = 10_000  # the longest wavelength, over 2 pi
 class Sinusoid:
     """Features that tell apart levels between 0 and about 1000.
 
-    `sin(level f_k)`, then `cos(level f_k)`, with `f_k = 10000^(-k / (width/2 - shift))`.
+    `sin(level f_k)`, then `cos(level f_k)`, with `f_k = pace 10000^(-k / (width/2 - shift))`.
     Vaswani et al. 2017, arXiv:1706.03762; a shift of 1 as in DDPM, 0 as in diffusers' default.
     """
 
     width: int
     shift: float = 1.0
     cosine_first: bool = False
+    pace: float = 1.0
 
     def __call__(self, level: Float[Tensor, " b"]) -> Float[Tensor, "b width"]:
         half = self.width // 2
         # half precision cannot count to 1000
         dtype = torch.promote_types(level.dtype, torch.float32)
         k = torch.arange(half, dtype=dtype, device=level.device)
-        angle = level[:, None] * torch.exp(-math.log(PERIOD) * k / (half - self.shift))
+        slower = torch.exp(-math.log(PERIOD) * k / (half - self.shift))
+        angle = self.pace * level[:, None] * slower
         parts = [torch.sin(angle), torch.cos(angle)]
         return torch.cat(parts[::-1] if self.cosine_first else parts, dim=1)
 

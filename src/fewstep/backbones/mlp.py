@@ -27,6 +27,9 @@ class MLPConfig:
     """Also take a destination, for flow maps; starts out with no effect."""
     level_scale: float = 250.0
     """Factor for logarithmic levels (EDM's), so that they span the sinusoid's range."""
+    pace: float = 1.0
+    """Factor of the frequencies by which the network is told its level. Less than 1, such as 0.03,
+    keeps its derivative along time small, which MeanFlow and sCM learn from."""
 
 
 class Residual(nn.Module):
@@ -60,7 +63,7 @@ class MLP(Backbone):
             raise InputError(f"width = {width}: an mlp needs an even width of at least 4")
         self.config, self.shape, self.classes = config, shape, classes
         self.level_scale = config.level_scale
-        self.sinusoid = Sinusoid(width)
+        self.sinusoid = Sinusoid(width, pace=config.pace)
         self.time_embedding = LevelEmbedding(width, width)
         self.time_embedding_s = LevelEmbedding(width, width) if config.two_times else None
         self.class_embedding = nn.Embedding(classes + 1, width) if classes else None

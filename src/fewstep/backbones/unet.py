@@ -66,6 +66,9 @@ class UNetConfig:
     """Cosines before sines in the embedding of the level; off in DDPM, on in later networks."""
     freq_shift: float = 1.0
     """Spacing of the embedding's frequencies: 1 in DDPM, 0 in later networks."""
+    pace: float = 1.0
+    """Factor of the frequencies by which the network is told its level. Less than 1, such as 0.03,
+    keeps its derivative along time small, which MeanFlow and sCM learn from."""
 
 
 class UNet(Backbone):
@@ -82,7 +85,7 @@ class UNet(Backbone):
         self.level_scale = config.level_scale
         widths = config.channels
         embedding = 4 * widths[0]
-        self.sinusoid = Sinusoid(widths[0], config.freq_shift, config.flip_sin_to_cos)
+        self.sinusoid = Sinusoid(widths[0], config.freq_shift, config.flip_sin_to_cos, config.pace)
         self.time_embedding = LevelEmbedding(widths[0], embedding)
         self.time_embedding_s = LevelEmbedding(widths[0], embedding) if config.two_times else None
         self.class_embedding = nn.Embedding(classes + 1, embedding) if classes else None

@@ -1,20 +1,23 @@
-"""Consistency tuning: one step from anywhere on a path, learnt from neighbouring noise levels.
+"""Consistency models: one step from anywhere on a path, learnt from neighbouring noise levels.
 
-With the same noise at two levels r < t of the same image, and D the student's x0:
+With x_t and x_r on one path at levels r < t, and D the student's x0:
 
-    loss = d(D(x_t, t), sg D(x_r, r))/(t − r),   r = t·(1 − q^−(stage+1)·(1 + k·sigmoid(−b·t)))
+    loss = w·d(D(x_t, t), sg D'(x_r, r)),   D' at the span's low end: the image itself
 
-Where r falls below the student's span the target is the image. Levels t, r are sigma/alpha, as
-published, or Flow's time.  Geng et al. 2024, arXiv:2406.14548 (ECT).
+x_r has the image and noise of x_t (training), or is one step of a teacher's ODE from it
+(distillation). Distillation CD, training CT: Song et al. 2023, arXiv:2303.01469; improved training
+iCT: Song and Dhariwal 2023, arXiv:2310.14189; tuning ECT: Geng et al. 2024, arXiv:2406.14548.
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fewstep import ema
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
@@ -23,27 +26,43 @@ from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.parametrization import Clean, Eps
 from fewstep.process import shaped
 from fewstep.sampling import renoise
-from fewstep.times import DensityConfig, GridConfig, LogNormal, UniformGrid
+from fewstep.times import (
+    DensityConfig,
+    FixedGrid,
+    GridConfig,
+    Ladder,
+    LevelsConfig,
+    LogNormal,
+    Shrinking,
+    UniformGrid,
+)
 
 
 @dataclass(frozen=True)
 class ConsistencyConfig:
+    source: Literal["data", "teacher"] = "data"
+    """Of x_r: `data`, the same image and noise (CT, iCT, ECT), or a step of the `teacher` (CD)."""
+    solver: Literal["euler", "heun"] = "heun"
+    """The teacher's step: `euler`, which is DDIM's, asks it once, `heun` twice."""
+    levels: LevelsConfig = field(default_factory=Shrinking)
+    """The two levels: the rule `ect`, or a `ladder`."""
     density: DensityConfig = field(default_factory=lambda: LogNormal(mean=-1.1, std=2.0))
-    """Where the larger level lies: `lognormal` with `mean` and `std` of ln(ratio), or `uniform`."""
-    clock: Literal["ratio", "flow"] = "ratio"
-    """What t and r count: sigma/alpha, or Flow's time sigma/(alpha + sigma)."""
-    q: float = 2.0
-    """The gap shrinks by this factor from stage to stage; a large one starts with small gaps."""
-    k: float = 8.0
-    """The gap's widening towards small levels."""
-    b: float = 1.0
-    """How fast that widening fades with the level."""
-    double_every: int = 0
-    """Steps a stage lasts; 0: one stage throughout."""
+    """Where the larger level lies; on a ladder `karras` makes all pairs equally likely."""
+    weight: Literal["gap", "none"] = "gap"
+    """Of the loss: `gap` is 1/(t − r) (ECT, iCT), `none` is 1 (CD, CT)."""
     loss: DistanceConfig = field(default_factory=lambda: PseudoHuber(c=0.0))
-    """Distance between the two predictions: `mse` or `pseudo-huber` (c = 0: the plain norm)."""
+    """Distance between the two images; c = 0 makes pseudo-huber the plain norm."""
+    target_decay: float = 0.0
+    """Of the average that answers at r; 0: the student itself. N levels make it decay^(first/N)."""
     grid: GridConfig = field(default_factory=UniformGrid)
     """The times at which the student is sampled, renoising in between."""
+
+
+def check_regular(student: Denoiser) -> None:
+    """Refuse students that cannot be consistent.  Raises: InputError."""
+    if isinstance(student.parametrization, Eps | Clean):
+        told = "consistency needs a network that neither forgets x_t nor amplifies its own error"
+        raise InputError(f"{told}: use velocity, v or edm, not {student.parametrization.name}")
 
 
 class Consistency(Method):
@@ -57,48 +76,71 @@ class Consistency(Method):
     def __init__(
         self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
     ) -> None:
+        check_regular(student)
+        if not 0 <= config.target_decay < 1:
+            raise InputError("method.target_decay must be at least 0 and below 1")
+        process, ratios = student.process, torch.tensor(config.levels.ratios, dtype=torch.float64)
+        spans = [student.span, process.time(ratios).tolist()]
+        if config.source == "teacher":
+            if teacher is None:
+                raise InputError('method.source = "teacher" needs [teacher] load')
+            teacher = Generator(teacher.denoiser.under(process), subject)
+            spans.append(teacher.denoiser.span)
+        student = student.under(process)
+        student.span = max(low for low, _ in spans), min(high for _, high in spans)
         super().__init__(config, student, subject, teacher=teacher)
-        if isinstance(student.parametrization, Eps | Clean):
-            raise InputError(
-                "consistency needs a network that returns x_t itself where there is no noise, and "
-                "does not amplify its error where there is much: use velocity, v or edm, not "
-                f"{student.parametrization.name}"
-            )
-        if config.q <= 1 or config.double_every < 0:
-            raise InputError("method.q must be above 1, and method.double_every 0 or more")
+        self.narrowed = student.span != spans[0]
+        span = torch.tensor(student.span, dtype=torch.float64)
+        self.ends: list[float] = process.ratio(span).tolist()
+        self.target = deepcopy(student) if config.target_decay else None
 
     def turns(self, step: int) -> Iterator[Turn]:
-        stage = step // self.config.double_every if self.config.double_every else 0
-        yield Turn("student", lambda batch: self.student_loss(batch, stage))
+        yield Turn("student", lambda batch: self.student_loss(batch, step))
+        if self.target:
+            levels, decay = self.config.levels, self.config.target_decay
+            if isinstance(levels, Ladder):
+                decay **= levels.first / levels.count(step)
+            ema.follow(self.target, self.student, decay=decay)
 
-    def student_loss(self, batch: Batch, stage: int) -> Loss:
-        student, process = self.student, self.student.process
+    def student_loss(self, batch: Batch, step: int) -> Loss:
+        student, process, low = self.student, self.student.process, self.student.span[0]
         x0, cond = batch.images.x0, batch.images.cond
-        t = self.config.density.times(batch.rand(), student)
+        ratio = process.ratio(self.config.density.times(batch.rand(), student))
+        upper, lower, gap = self.config.levels.around(ratio, step, self.ends)
+        t, r = process.time(upper), process.time(lower).clamp(min=low)
         eps = batch.randn_like(x0)
-        level = self.level(process.ratio(t))
-        lower = self.neighbour(level, stage)
-        r = process.time(self.ratio(lower))
-        with batch.same_dropout(), torch.no_grad():
-            nearer = student(process.noised(x0, eps, r.clamp(min=student.span[0])), r, cond=cond).x0
-            target = torch.where(shaped(r, x0) <= student.span[0], x0, nearer)
+        x_t = process.noised(x0, eps, t)
+        with torch.no_grad():
+            if self.config.source == "teacher":
+                x_r = self.led(x_t, t, r, batch)
+                image = x_r / process.at(r, like=x_r)[0]
+            else:
+                x_r, image = process.noised(x0, eps, r), x0
+            answering = (self.target or student).train(student.training)
+            with batch.same_dropout():
+                nearer = answering(x_r, r, cond=cond).x0
+            # with room for rounding, and far less than a level's width
+            target = torch.where(shaped(r, x0) <= 1.0001 * low, image, nearer)
         with batch.same_dropout():
-            said = student(process.noised(x0, eps, t), t, cond=cond).x0
-        return Loss((self.config.loss(said, target) / (level - lower)).mean())
+            said = student(x_t, t, cond=cond).x0
+        loss = self.config.loss(said, target)
+        return Loss((loss / gap if self.config.weight == "gap" else loss).mean())
 
-    def level(self, ratio: Tensor) -> Tensor:
-        """A sigma/alpha in the clock's units."""
-        return ratio if self.config.clock == "ratio" else 1 / (1 + 1 / ratio)
-
-    def ratio(self, level: Tensor) -> Tensor:
-        """The clock's units back as sigma/alpha."""
-        return level if self.config.clock == "ratio" else level / (1 - level)
-
-    def neighbour(self, level: Tensor, stage: int) -> Tensor:
-        """The lower of the two levels: never below 0."""
-        c = self.config
-        share = c.q ** -(stage + 1) * (1 + c.k * torch.sigmoid(-c.b * level))
-        return (level * (1 - share)).clamp(min=0)
+    def led(self, x_t: Tensor, t: Tensor, r: Tensor, batch: Batch) -> Tensor:
+        """x_r after one step of the teacher's ODE."""
+        assert self.teacher
+        teacher, cond = self.teacher.denoiser, batch.images.cond
+        said = teacher(x_t, t, cond=cond)
+        if self.config.solver == "euler":
+            alpha, sigma = teacher.process.at(r, like=x_t)
+            return alpha * said.x0 + sigma * said.eps
+        stride, slope = shaped(r - t, x_t), said.velocity
+        ahead = teacher(x_t + stride * slope, r, cond=cond)
+        return x_t + 0.5 * stride * (slope + ahead.velocity)
 
     def generator(self) -> Generator:
-        return Generator(self.student, self.subject, grid=self.config.grid, step=renoise)
+        grid = self.config.grid
+        if self.narrowed:  # the network's own span, where other grids begin, ends beyond the ladder
+            counts = grid.counts or (1, 2, 4, 8)
+            grid = FixedGrid(tuple(tuple(grid(n, self.student).tolist()) for n in counts))
+        return Generator(self.student, self.subject, grid=grid, step=renoise)

@@ -1,11 +1,13 @@
 """The fake score, which distribution matching trains beside the student on the student's images.
 
 Its denoising tells the score of what the student makes; an adversarial head on its activations may
-tell these images from real ones.
+tell these images from real ones. A method holds one `Fake`, and its student's images come from
+`generated`.
 """
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,14 +17,17 @@ from torch.nn import functional
 
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
+from fewstep.errors import InputError
 from fewstep.generator import Subject
+from fewstep.guidance import Guided
 from fewstep.losses import square_error
-from fewstep.methods.base import Batch
+from fewstep.methods.base import Batch, Loss
+from fewstep.times import Density
 
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """The adversarial turn; it reads real images."""
+    """The adversarial part; it reads real images."""
 
     weight: float = 0.0
     """Of the student's adversarial loss; 0: no head at all, and no real images are read."""
@@ -32,6 +37,10 @@ class AdversarialConfig:
     """Which of the fake score's activations the head sees."""
     width: int = 64
     """Hidden channels of the head."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or self.head_weight < 0:
+            raise InputError("adversarial.weight and adversarial.head_weight must be 0 or more")
 
 
 class Head(nn.Module):
@@ -73,12 +82,40 @@ def _branch(layer: Tensor, width: int) -> nn.Module:
 
 
 class Fake(nn.Module):
-    """The player `fake`: a score of the student's images, and a head where one is asked for."""
+    """The player `fake`: a score of the student's images, and a head where one is asked for.
 
-    def __init__(self, score: Denoiser, subject: Subject, config: AdversarialConfig) -> None:
+    It starts as a copy of the teacher's network without its guidance, is trained at times of
+    `density`, and noises under the teacher's process, whatever the student's own is.
+    """
+
+    def __init__(
+        self, teacher: Denoiser, subject: Subject, density: Density, adversarial: AdversarialConfig
+    ) -> None:
         super().__init__()
-        self.score = score
-        self.head = Head(score, subject, config) if config.weight else None
+        guided = teacher.backbone
+        plain = guided.backbone if isinstance(guided, Guided) else guided
+        self.score = Denoiser(deepcopy(plain), teacher.process, teacher.parametrization)
+        self.density = density
+        self.adversarial = adversarial
+        self.head = Head(self.score, subject, adversarial) if adversarial.weight else None
+
+    def loss(self, batch: Batch, x: Tensor, cond: Condition | None) -> Loss:
+        """Its own turn's: denoise the student's images `x`; tell them from the batch's real ones.
+
+        The head's gradient trains the score's activations too.
+        """
+        denoising = self.denoising(x, batch.randn_like(x), self.times(batch), cond).mean()
+        if self.head is None:
+            return Loss(denoising)
+        images = batch.images
+        both = None if cond is None or images.cond is None else cond.joined(images.cond)
+        eps = torch.cat([batch.randn_like(x), batch.randn_like(x)])
+        t = torch.cat([self.times(batch), self.times(batch)])
+        fake, real = self.realness(torch.cat([x, images.x0]), eps, t, both).chunk(2)
+        telling = (functional.softplus(fake) + functional.softplus(-real)).mean()
+        told = 0.5 * ((fake < 0).float().mean() + (real > 0).float().mean())
+        numbers = {"denoising": denoising, "telling": telling, "told": told}
+        return Loss(denoising + self.adversarial.head_weight * telling, numbers)
 
     def denoising(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
         """Rows of the score's loss at the student's images `x`, unweighted on the raw output.
@@ -95,15 +132,36 @@ class Fake(nn.Module):
         x_t = self.score.process.noised(x, eps, t)
         return self.head(self.score.features(x_t, t, cond=cond))
 
+    def fooling(self, batch: Batch, x: Tensor, cond: Condition | None) -> Tensor:
+        """The student's adversarial loss by row, non-saturating, at images `x` noised anew."""
+        return functional.softplus(-self.realness(x, batch.randn_like(x), self.times(batch), cond))
 
-def fooling(fake: Tensor) -> Tensor:
-    """The student's non-saturating loss, by row, from the logits of its images."""
-    return functional.softplus(-fake)
+    def times(self, batch: Batch) -> Tensor:
+        """A time of its density for each row."""
+        return self.density.times(batch.rand(), self.score)
 
 
-def telling(fake: Tensor, real: Tensor) -> Tensor:
-    """The head's loss, by row, from the logits of the student's images and of real ones."""
-    return functional.softplus(fake) + functional.softplus(-real)
+def generated(
+    student: Denoiser, times: Sequence[float], batch: Batch
+) -> tuple[Tensor, Condition | None]:
+    """The student's images for its own turn, of drawn classes; left in the batch for the fake's."""
+    cond = batch.cond()
+    x = simulated(student, times, batch, cond)
+    batch.carry["x"] = x.detach()
+    if cond is not None:
+        batch.carry["label"] = cond.label
+    return x, cond
+
+
+def shown(
+    student: Denoiser, times: Sequence[float], batch: Batch
+) -> tuple[Tensor, Condition | None]:
+    """The student's images for the fake's turn: those that its own turn left, else new ones."""
+    if "x" not in batch.carry:
+        with torch.no_grad():
+            return generated(student, times, batch)
+    label = batch.carry.get("label")
+    return batch.carry["x"], None if label is None else Condition(label)
 
 
 def simulated(
@@ -123,3 +181,10 @@ def simulated(
             x0 = student(x_t, t, cond=cond).x0
             x_t = student.process.noised(x0, batch.randn_like(x0), s)
     return student(x_t, times[last], cond=cond).x0
+
+
+def row_scale(x: Tensor, x0: Tensor) -> Tensor:
+    """1/mean|x − x0| of each row, shaped to multiply it: levels of noise then weigh alike."""
+    error = (x - x0).detach().abs().flatten(1).mean(1)
+    # the floor is below any real error, and keeps 0 times its inverse finite
+    return (1 / error.clamp(min=1e-6)).reshape(-1, *[1] * (x.ndim - 1))

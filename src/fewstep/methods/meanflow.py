@@ -1,0 +1,184 @@
+"""MeanFlow: the average velocity along the way from t to s, learnt from its own derivative.
+
+    u(x_t, t, s) = (x_t − x_s)/(t − s)
+    target = v − (t − s)·(v·∂u/∂x_t + ∂u/∂t),   Δ = u − sg(target)
+    loss = sg(1/(|Δ|² + c)^p)·|Δ|²
+
+v is the velocity at x_t: that of the image and noise at hand, or a teacher's. One forward-mode
+derivative gives u and its slope together. Where s = t this is flow matching.
+Geng et al. 2025, arXiv:2505.13447.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.backbones.tangents import value_and_tangent
+from fewstep.condition import Condition
+from fewstep.denoiser import Denoiser, check_times
+from fewstep.errors import InputError
+from fewstep.generator import Generator, Subject
+from fewstep.methods.base import Batch, Loss, Method, Turn
+from fewstep.parametrization import Clean, Eps
+from fewstep.process import Flow, shaped
+from fewstep.times import DensityConfig, GridConfig, LogNormal, UniformGrid
+
+
+@dataclass(frozen=True)
+class MeanflowConfig:
+    density: DensityConfig = field(default_factory=lambda: LogNormal(mean=-0.4, std=1.0))
+    """Where the times lie: of two draws t is the later, s the earlier; `lognormal` here is the
+    logit-normal of the paper."""
+    density_s: DensityConfig | None = None
+    """Where s lies, if not as t: s is then its draw, or t where that is earlier."""
+    distinct: float = 0.25
+    """Share of rows with s < t; in the others s = t. Published: 0.25, on CIFAR-10 0.75."""
+    p: float = 1.0
+    """Power of the adaptive weight; 0: none."""
+    c: float = 1e-3
+    """Keeps that weight finite. |Δ|² is the sum over a row's elements, as published: the mean would
+    make the same c weigh much more on large images."""
+    source: Literal["data", "teacher"] = "data"
+    """Whose velocity v is: eps − x0 of the data, or the teacher's at x_t."""
+    guidance: float = 1.0
+    """Guidance that the student has built in, from data; a teacher is guided by [teacher]
+    guidance."""
+    kappa: float = 0.0
+    """Share of the student's own velocity in the guided one, 0 ≤ kappa < 1."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Times between which it is guided."""
+    label_dropout: float = 0.1
+    """Share of rows that learn the velocity without a label, where there is guidance."""
+    grid: GridConfig = field(default_factory=UniformGrid)
+    """The times at which the student is sampled."""
+
+
+class Meanflow(Method):
+    """Learn how far and where the flow goes, not only where it points."""
+
+    Config = MeanflowConfig
+    reads = frozenset({"images"})
+    needs_teacher = False
+    config: MeanflowConfig
+
+    def __init__(
+        self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
+    ) -> None:
+        if isinstance(student.parametrization, Eps | Clean):
+            raise InputError(
+                "meanflow needs a network whose velocity is finite at both ends: use velocity, v "
+                f"or edm, not {student.parametrization.name}"
+            )
+        _check(config, subject)
+        super().__init__(config, student.under(Flow()).flow_map(), subject, teacher=teacher)
+        if config.source == "teacher":
+            if teacher is None:
+                raise InputError('method.source = "teacher" needs [teacher] load')
+            told = teacher.denoiser.under(Flow()).span
+            check_times(torch.tensor(self.student.span), told)
+
+    def turns(self, step: int) -> Iterator[Turn]:
+        yield Turn("student", self.student_loss)
+
+    def student_loss(self, batch: Batch) -> Loss:
+        x0, cond = batch.images.x0, batch.images.cond
+        t, s = self.times(batch)
+        eps = batch.randn_like(x0)
+        x_t = self.student.process.noised(x0, eps, t)
+        if self.guides:
+            assert cond is not None
+            cond = cond.dropped(batch.rand() < self.config.label_dropout)
+        with torch.no_grad():
+            v = self.velocity(eps - x0, x_t, t, cond)
+        parts: list[Tensor] = []
+        for rows, miss in zip(self.split(batch), (self.miss, self.miss_here), strict=True):
+            if len(rows):
+                rows = rows.to(x0.device)
+                some = None if cond is None else cond[rows]
+                parts.append(miss(x_t[rows], v[rows], t[rows], s[rows], some))
+        square = torch.cat(parts)
+        weight = 1 / (square.detach() + self.config.c) ** self.config.p
+        return Loss((weight * square).mean(), {"error": square.mean() / x0[0].numel()})
+
+    def miss(self, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, cond: Condition | None) -> Tensor:
+        """|Δ|² by row; one pass gives u, which carries the gradient, and its slope."""
+
+        def average(x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            return self.student(x_t, t, s=s, cond=cond).velocity
+
+        along = (v, torch.ones_like(t), torch.zeros_like(s))
+        u, slope = value_and_tangent(average, (x_t, t, s), along)
+        target = v - shaped(t - s, v) * slope
+        return (u - target).square().flatten(1).sum(1)
+
+    def miss_here(
+        self, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, cond: Condition | None
+    ) -> Tensor:
+        """|Δ|² by row where s = t: the slope has no weight, so it is not computed."""
+        u = self.student(x_t, t, s=t, cond=cond).velocity
+        return (u - v).square().flatten(1).sum(1)
+
+    def times(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A later and an earlier time for each row."""
+        t = self.config.density.times(batch.rand(), self.student)
+        second = self.config.density_s
+        s = (second or self.config.density).times(batch.rand(), self.student)
+        return (t if second else torch.maximum(t, s)), torch.minimum(t, s)
+
+    def split(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Rows with s < t, and rows where s = t.
+
+        They are spread evenly over the global batch, so that each micro-batch and rank has its
+        share of the dearer ones, and their number is the same at every step.
+        """
+        index = torch.arange(batch.first, batch.first + batch.rows + 1, dtype=torch.float64)
+        apart = torch.floor(index * self.config.distinct).diff() > 0
+        return apart.nonzero().flatten(), (~apart).nonzero().flatten()
+
+    @property
+    def guides(self) -> bool:
+        """Whether guidance is built in."""
+        return self.config.guidance != 1 or self.config.kappa > 0
+
+    def velocity(self, plain: Tensor, x_t: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
+        """v: `plain`, which is the data's, or the teacher's in its place, or the guided one.
+
+            guided = omega·v + kappa·u(x_t, t, t | cond) + (1 − omega − kappa)·u(x_t, t, t),
+            omega = guidance·(1 − kappa)
+
+        Rows without a label and times outside the interval are not guided.
+        """
+        if self.config.source == "teacher":
+            assert self.teacher
+            return self.teacher.denoiser.under(Flow())(x_t, t, cond=cond).velocity
+        if not self.guides:
+            return plain
+        assert cond is not None
+        kappa = self.config.kappa
+        omega = self.config.guidance * (1 - kappa)
+        asked = self.student(x_t, t, s=t, cond=cond).velocity
+        free = self.student(x_t, t, s=t, cond=cond.none()).velocity
+        guided = omega * plain + kappa * asked + (1 - omega - kappa) * free
+        low, high = self.config.interval
+        inside = (cond.label >= 0) & (t >= low) & (t <= high)
+        return torch.where(shaped(inside, plain) > 0, guided, plain)
+
+    def generator(self) -> Generator:
+        return Generator(self.student, self.subject, grid=self.config.grid)
+
+
+def _check(config: MeanflowConfig, subject: Subject) -> None:
+    if not 0 <= config.distinct <= 1 or not 0 <= config.kappa < 1:
+        raise InputError("method.distinct must be from 0 to 1, and method.kappa from 0 to below 1")
+    if config.guidance == 1 and config.kappa == 0:
+        return
+    if config.source == "teacher":
+        raise InputError(
+            "a teacher's velocity is guided by teacher.guidance; leave out method.guidance and "
+            "method.kappa"
+        )
+    if not subject.classes:
+        raise InputError("method.guidance needs classes; these images have none: leave it out")

@@ -1,0 +1,192 @@
+"""The fake score's loss in the published weights, its head, and the images that it is shown."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fewstep import backbones
+from fewstep.backbones import MLPConfig
+from fewstep.batches import Batches, ImageStream
+from fewstep.condition import Condition
+from fewstep.denoiser import Denoiser
+from fewstep.errors import InputError
+from fewstep.generator import Generator, Subject
+from fewstep.methods.fake import AdversarialConfig, Fake, generated, row_scale, shown, simulated
+from fewstep.parametrization import EDM, Eps, Velocity
+from fewstep.process import VE, VP, Flow
+from fewstep.times import Uniform
+
+SUBJECT = Subject((2,), classes=3)
+
+
+def network(process=None, parametrization=None, seed=0):
+    """A small class-conditional network that says something: its last layer is not zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = backbones.build(MLPConfig(width=16, depth=2), shape=(2,), classes=3)
+        nn.init.normal_(net.last.weight, std=0.3)
+        return Denoiser(net, process or Flow(), parametrization or Velocity())
+
+
+def fake(teacher=None, **settings):
+    return Fake(teacher or network(), SUBJECT, Uniform(), AdversarialConfig(**settings))
+
+
+def batch(rows=6, player="fake", step=0):
+    points = torch.randn(50, 2, generator=torch.Generator().manual_seed(1))
+    streams = {"images": ImageStream(points, torch.arange(50) % 3)}
+    (only,) = Batches(streams, SUBJECT, batch=rows, seed=0).step(step)
+    only.begin(player, 0)
+    return only
+
+
+class Recorded(nn.Module):
+    """A backbone that keeps what it was asked: inputs and labels."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.config, self.level_scale = inner, inner.config, inner.level_scale
+        self.asked = []
+
+    def forward(self, x, level, *, level_s=None, cond=None):
+        self.asked.append((x, level, cond and cond.label, torch.is_grad_enabled()))
+        return self.inner(x, level, cond=cond)
+
+    def features(self, x, level, *, cond=None):
+        self.asked.append((x, level, cond and cond.label, torch.is_grad_enabled()))
+        return self.inner.features(x, level, cond=cond)
+
+
+@pytest.mark.parametrize(
+    ("process", "parametrization", "floor"),
+    [(VP(), Eps(VP()), 0.0), (VE(), EDM(0.5), 1 / 0.5**2), (Flow(), EDM(0.5), 1 / 0.5**2)],
+)
+def test_the_loss_is_the_x0_error_in_the_published_weights(process, parametrization, floor):
+    """SNR for a network of the noise; SNR + 1/sigma_data² for EDM's."""
+    score = fake(network(process, parametrization))
+    x, eps = batch().randn_like(torch.empty(6, 2)), batch().randn_like(torch.empty(6, 2))
+    t = torch.linspace(0.1, 0.9, 6)
+    cond = Condition(torch.tensor([0, 1, 2, 0, 1, -1]))
+    alpha, sigma = process.at(t, like=x)
+    error = score.score(alpha * x + sigma * eps, t, cond=cond).x0 - x
+    wanted = ((alpha / sigma) ** 2 + floor) * error.square()
+    found = score.denoising(x, eps, t, cond)
+    torch.testing.assert_close(found, wanted.mean(1), rtol=1e-3, atol=1e-5)
+
+
+def test_it_starts_as_a_copy_of_the_teacher_without_guidance():
+    teacher = Generator(network(), SUBJECT).guided(3.0).denoiser
+    plain, copy = teacher.backbone.backbone, fake(teacher).score.backbone
+    assert type(copy) is type(plain)
+    for mine, theirs in zip(copy.parameters(), plain.parameters(), strict=True):
+        assert mine.equal(theirs) and mine is not theirs
+
+
+def test_the_head_tells_the_students_images_from_real_ones_with_their_labels():
+    told = fake(weight=1.0, head_weight=0.5)
+    told.score.backbone = Recorded(told.score.backbone)
+    given, x, cond = batch(400), torch.full((400, 2), 2.0), Condition(torch.arange(400) // 134)
+    loss = told.loss(given, x, cond)
+    (_, _, labels, _), (seen, level, both, _) = told.score.backbone.asked
+    assert labels.equal(cond.label)
+    assert both.equal(torch.cat([cond.label, given.images.cond.label]))
+    # under Flow the level is 1000·t, and what is not image is standard noise
+    t = level / 1000
+    eps = (seen - (1 - t)[:, None] * torch.cat([x, given.images.x0])) / t[:, None]
+    assert eps[t > 0.01].square().mean().sqrt() == pytest.approx(1.0, abs=0.07)
+    assert float(t.mean()) == pytest.approx(0.5, abs=0.05)
+    images = torch.cat([x, given.images.x0])
+    fakes, reals = told.realness(images, eps, t, Condition(both)).chunk(2)
+    wanted = (torch.log(1 + fakes.exp()) + torch.log(1 + (-reals).exp())).mean()
+    torch.testing.assert_close(loss.numbers["telling"], wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        loss.value, loss.numbers["denoising"] + 0.5 * loss.numbers["telling"]
+    )
+
+
+@pytest.mark.parametrize("layers", ["bottleneck", "all"])
+def test_the_adversarial_gradient_reaches_head_score_and_images(layers):
+    told = fake(weight=1.0, layers=layers)
+    told.loss(batch(), torch.zeros(6, 2), None).numbers["telling"].backward()
+    for module in (told.head, told.score.backbone.first):
+        assert any(p.grad.abs().max() > 0 for p in module.parameters())
+    x = torch.zeros(6, 2, requires_grad=True)
+    told.requires_grad_(False)
+    told.fooling(batch(), x, None).sum().backward()
+    assert (x.grad.abs().sum(1) > 0).all()
+
+
+def test_fooling_is_the_softplus_of_minus_the_logit():
+    told, x = fake(weight=1.0), torch.ones(6, 2)
+    given = batch()
+    eps, t = given.randn_like(x), told.times(given)
+    wanted = functional.softplus(-told.realness(x, eps, t, None))
+    torch.testing.assert_close(told.fooling(batch(), x, None), wanted)
+
+
+TIMES = (1.0, 0.6, 0.3)
+
+
+def rollouts():
+    """The student's calls in twenty steps, by the number of calls."""
+    found = {}
+    for step in range(20):
+        student = network(seed=3)
+        student.backbone = Recorded(student.backbone)
+        x, cond = generated(student, TIMES, batch(400, player="student", step=step))
+        found[len(student.backbone.asked)] = (student, x, cond)
+    return found
+
+
+def test_the_student_is_trained_on_its_own_noised_images():
+    """Each input is its last image under fresh noise; only the last call has a gradient."""
+    found = rollouts()
+    assert set(found) == {1, 2, 3}
+    student, x, cond = found[3]
+    calls = student.backbone.asked
+    assert [float(level[0]) / 1000 for _, level, _, _ in calls] == pytest.approx(list(TIMES))
+    assert [grad for *_, grad in calls] == [False, False, True]
+    assert all(labels.equal(cond.label) for _, _, labels, _ in calls)
+    seen, noises = calls[0][0], [calls[0][0]]
+    for t, s, (after, *_) in zip(TIMES, TIMES[1:], calls[1:], strict=False):
+        x0 = student(seen, t, cond=cond).x0.detach()
+        noises.append((after - (1 - s) * x0) / s)
+        seen = after
+    drawn = torch.stack(noises)
+    # fresh each time: neither the noise before nor that which the network sees
+    assert float(drawn.std()) == pytest.approx(1.0, abs=0.07)
+    assert torch.corrcoef(drawn.flatten(1)).triu(1).abs().max() < 0.12
+    torch.testing.assert_close(student(seen, TIMES[-1], cond=cond).x0, x)
+    assert x.requires_grad
+
+
+def test_an_earlier_start_is_its_share_of_noise():
+    student = network()
+    student.backbone = Recorded(student.backbone)
+    simulated(student, (0.4,), batch(), None)
+    (asked, *_), given = student.backbone.asked[0], batch()
+    given.shared_rand()  # which step is the last is drawn first
+    torch.testing.assert_close(asked, 0.4 * given.noise())
+
+
+def test_the_fake_is_shown_what_the_students_turn_left_and_else_new_images():
+    student, given = network(), batch(player="student")
+    x, cond = generated(student, TIMES, given)
+    student.backbone = Recorded(student.backbone)
+    again, labels = shown(student, TIMES, given)
+    assert again.equal(x) and labels.label.equal(cond.label) and not again.requires_grad
+    assert student.backbone.asked == [], "the student was asked twice for the same images"
+    new, _ = shown(student, TIMES, batch())
+    assert student.backbone.asked and not new.requires_grad
+
+
+def test_the_scale_is_one_over_the_mean_error_and_finite_without_one():
+    x = torch.tensor([[1.0, 3.0], [2.0, 2.0]], requires_grad=True)
+    scale = row_scale(x, torch.tensor([[0.0, 0.0], [2.0, 2.0]]))
+    assert float(scale[0]) == 0.5 and scale[1].isfinite() and not scale.requires_grad
+
+
+def test_negative_weights_are_refused():
+    with pytest.raises(InputError, match="adversarial.weight"):
+        AdversarialConfig(weight=-1.0)

@@ -1,0 +1,149 @@
+"""Continuous-time consistency: its tangent, its loss and its gradient against formulas."""
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+
+import analytic
+import toy
+from fewstep import backbones
+from fewstep.backbones import UNetConfig
+from fewstep.batches import Batches, ImageStream
+from fewstep.denoiser import Denoiser
+from fewstep.errors import InputError
+from fewstep.generator import Generator, Subject, from_description
+from fewstep.methods.scm import Scm, ScmConfig
+from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
+from fewstep.process import VE, VP, Cosine, Flow
+
+IMAGES = Subject((2, 4, 4))
+SIGMA = 0.5
+
+
+def loud(network):
+    """Weights that say something, in double precision."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        for p in network.parameters():
+            torch.nn.init.normal_(p, std=0.2)
+    return network.double()
+
+
+def unet(dropout=0.0):
+    config = UNetConfig(channels=(8, 16), layers=1, attention=(4,), groups=4, dropout=dropout)
+    return loud(backbones.build(config, shape=IMAGES.shape))
+
+
+def batch(subject, rows=6):
+    """Double precision throughout: times too."""
+    seeded = torch.Generator().manual_seed(1)
+    x0 = torch.randn(64, *subject.shape, dtype=torch.float64, generator=seeded)
+    (only,) = Batches({"images": ImageStream(x0, None)}, subject, batch=rows, seed=0).step(0)
+    only.begin("student", 0)
+    only.rand = lambda: torch.linspace(0.05, 0.95, rows, dtype=torch.float64)
+    return only
+
+
+def written_out(method, told, step):
+    """Loss and gradients as the paper writes them, the derivative by central differences."""
+    student, warmup = method.student, method.config.warmup
+    x0, eps = told.images.x0, told.randn_like(told.images.x0)
+    ours = method.config.density.times(told.rand(), student)
+    angle = math.pi / 2 * ours
+    t = angle.reshape(-1, *[1] * (x0.ndim - 1))
+    cos, sin = torch.cos(t), torch.sin(t)
+    x_t = cos * x0 + sin * SIGMA * eps
+
+    def scaled(denoiser, x, angle):
+        """σ_d·F, by its definition: x0 = cos·x_t − sin·σ_d·F."""
+        t = angle.reshape(-1, *[1] * (x0.ndim - 1))
+        return (torch.cos(t) * x - denoiser(x, angle * 2 / math.pi).x0) / torch.sin(t)
+
+    with torch.no_grad():
+        if method.config.source == "teacher":
+            slope = scaled(method.teacher.denoiser, x_t, angle)
+        else:
+            slope = cos * SIGMA * eps - sin * x0
+        now, h = scaled(student, x_t, angle), 1e-7
+        ahead = scaled(student, x_t + h * slope, angle + h)
+        behind = scaled(student, x_t - h * slope, angle - h)
+        r = min(1.0, step / warmup)
+        g = -(cos**2) * (now - slope) - r * cos * sin * (x_t + (ahead - behind) / (2 * h))
+        length = g.square().flatten(1).mean(1).sqrt().reshape(t.shape)
+        target = now / SIGMA + g / (length + 0.1)
+    loss = (scaled(student, x_t, angle) / SIGMA - target).square().mean()
+    return loss, torch.autograd.grad(loss, list(student.parameters())), length.mean()
+
+
+@pytest.mark.parametrize("step", [0, 5, 20])
+@pytest.mark.parametrize("source", ["teacher", "data"])
+@pytest.mark.parametrize(
+    "network, subject, parametrization",
+    [
+        (lambda: loud(toy.network()), toy.SUBJECT, Velocity()),
+        (lambda: loud(toy.network()), toy.SUBJECT, V(Cosine())),
+        (unet, IMAGES, EDM()),
+    ],
+)
+def test_loss_and_gradient_are_the_papers(network, subject, parametrization, source, step):
+    """r is step/10; a second pass, or a gradient through the tangent, would be in the gradient."""
+    student = Denoiser(network(), Flow(), parametrization)
+    guide = Generator(deepcopy(student), subject)
+    for p in guide.parameters():
+        p.data.mul_(0.7)
+    config = ScmConfig(source=source, sigma_data=SIGMA, warmup=10)
+    method = Scm(config, student, subject, teacher=guide)
+    loss = method.student_loss(batch(subject), step)
+    loss.value.backward()
+    value, gradients, length = written_out(method, batch(subject), step)
+    torch.testing.assert_close(loss.value, value, rtol=1e-5, atol=0)
+    torch.testing.assert_close(loss.numbers["tangent"], length, rtol=1e-5, atol=0)
+    largest = max(float(g.abs().max()) for g in gradients)
+    for p, wanted in zip(method.student.parameters(), gradients, strict=True):
+        torch.testing.assert_close(p.grad, wanted, rtol=1e-4, atol=1e-6 * largest)
+    assert all(p.grad is None for p in method.teacher.parameters())
+
+
+class OnPath(analytic.Exact):
+    """The exact student: its x0 is where the probability-flow ODE ends."""
+
+    def forward(self, x, level, *, level_s=None, cond=None):
+        alpha, sigma, x_t = self.native(x, level.reshape(-1, *[1] * (x.ndim - 1)))
+        one, none = torch.ones_like(alpha), torch.zeros_like(alpha)
+        x0 = analytic.flow_map(x_t, alpha, sigma, one, none)
+        a, b = self.parametrization.row(alpha, sigma)
+        return a * x0 + b * (x_t - alpha * x0) / sigma
+
+
+@pytest.mark.parametrize("parametrization", [Velocity(), EDM(), V(Cosine())])
+def test_the_exact_student_of_an_exact_teacher_has_no_tangent(parametrization):
+    guide = Generator(analytic.exact(VE(), EDM(), (2,)), toy.SUBJECT)
+    lengths = []
+    for network in (OnPath, analytic.Exact):
+        student = Denoiser(network(parametrization, (2,)), Flow(), parametrization)
+        method = Scm(ScmConfig(warmup=0), student, toy.SUBJECT, teacher=guide)
+        lengths.append(float(method.student_loss(batch(toy.SUBJECT), 0).numbers["tangent"]))
+    assert lengths[0] < 1e-6 < 1e-2 < lengths[1]
+
+
+def test_the_student_is_kept_under_the_circle_and_starts_at_its_end():
+    made = Scm(ScmConfig(source="data"), toy.fresh(), toy.SUBJECT).generator()
+    for generator in (made, from_description(made.describe())):
+        assert generator.denoiser.process == Cosine(0.5)
+        assert float(generator.grid(1, generator.denoiser)[0]) == 1.0
+    edm = Scm(ScmConfig(source="data"), analytic.exact(VE(), EDM(), (2,)), toy.SUBJECT).generator()
+    wanted = 2 / math.pi * math.atan(80 / 0.5)
+    assert float(edm.grid(1, edm.denoiser)[0]) == pytest.approx(wanted)
+
+
+def test_what_cannot_work_is_refused():
+    for wrong in (Eps(VP()), Clean(VP())):
+        with pytest.raises(InputError, match="velocity, v or edm"):
+            Scm(ScmConfig(source="data"), analytic.exact(VP(), wrong, (2,)), toy.SUBJECT)
+    with pytest.raises(InputError, match=r"needs \[teacher\] load"):
+        Scm(ScmConfig(), toy.fresh(), toy.SUBJECT)
+    for wrong in ({"sigma_data": 0.0}, {"c": 0.0}, {"warmup": -1}):
+        with pytest.raises(InputError, match="sigma_data"):
+            Scm(ScmConfig(source="data", **wrong), toy.fresh(), toy.SUBJECT)
