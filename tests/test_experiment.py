@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from fewstep import runs
+from fewstep.errors import InputError
 from fewstep.evaluation import Yardstick
 from fewstep.experiment import assemble, carry_out, read_data
 from fewstep.recipe import read
 from fewstep.runs import Run
 
+DEVICE = torch.device("cpu")
 SMALL = [
     "student.backbone.channels=[8]",
     "student.backbone.attention=[]",
@@ -103,6 +106,48 @@ def test_a_stopped_run_resumes_to_the_same_scores_and_the_same_best(trained, tmp
     assert again.model_file.read_bytes() == trained.model_file.read_bytes()
     starts = [line["step"] for line in again.progress() if "hardware" in line]
     assert starts == [0, 7]
+
+
+def test_players_that_move_now_and_then_are_logged_too(trained, tmp_path):
+    """At steps 2, 4, … the student of every = 2 stands still; its last numbers are told."""
+    load = f"teacher.load={trained.folder}"
+    told = read("digits-dmd2", [load, "fit.steps=20", "fit.batch=4", "method.adversarial.weight=0"])
+    for _ in carry_out(told, tmp_path / "dmd", log_every=10):
+        pass
+    lines = [line for line in Run(tmp_path / "dmd").progress() if "images" in line]
+    assert [line["step"] for line in lines] == [10, 20]
+    assert all("student/loss" in line and "fake/loss" in line for line in lines)
+
+
+def test_a_copied_students_dropout_may_be_changed(tmp_path):
+    teacher = tmp_path / "teacher"
+    train(teacher, "student.backbone.dropout=0.3", "evaluate.every=0", "fit.steps=1")
+    told = read("digits-dmd2", [f"teacher.load={teacher}", "student.dropout=0.1"])
+    method = assemble(told, DEVICE).method
+    dropped = {m.p for m in method.student.modules() if isinstance(m, nn.Dropout)}
+    assert dropped == {0.1} and method.student.backbone.config.dropout == 0.1
+    kept = {m.p for m in method.teacher.modules() if isinstance(m, nn.Dropout)}
+    assert kept == {0.3}
+    with pytest.raises(InputError, match="from 0 to below 1"):
+        assemble(read("digits-dmd2", [f"teacher.load={teacher}", "student.dropout=1.0"]), DEVICE)
+
+
+def test_a_flow_maps_weights_in_another_method_are_asked_as_they_are_trained(tmp_path):
+    """A MeanFlow's network can be told where to go; DMD never tells it, nor do its samples."""
+    teacher, mean = tmp_path / "teacher", tmp_path / "meanflow"
+    train(teacher, "evaluate.every=0", "fit.steps=1")
+    told = read("digits-meanflow", [f"teacher.load={teacher}", "fit.steps=1", "fit.batch=4"])
+    for _ in carry_out(told, mean):
+        pass
+    assert runs.load(mean).denoiser.maps
+    method = assemble(read("digits-dmd2", [f"teacher.load={mean}"]), DEVICE).method
+    noise = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        for p in method.student.backbone.time_embedding_s.parameters():
+            p.add_(0.1)  # a destination would now be seen
+        made = method.generator()(noise)
+        wanted = method.student(noise, 1.0).x0
+    torch.testing.assert_close(made, wanted)
 
 
 def test_without_evaluations_there_is_no_best(tmp_path):

@@ -29,7 +29,7 @@ def points():
 def network(seed=0, dropout=0.0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return backbones.build(MLPConfig(width=96, depth=3), shape=(2,))
+        return backbones.build(MLPConfig(width=96, depth=3, pace=0.03), shape=(2,))
 
 
 def fresh(seed=0):

@@ -68,6 +68,7 @@ class Denoiser(nn.Module):
     """`backbone` under `process`, read through `parametrization`.
 
     `autocast` is the type that the backbone computes in (bf16 say); None leaves it alone.
+    `maps` says that it was trained as a flow map: samplers tell it where each step goes.
     """
 
     def __init__(
@@ -77,9 +78,11 @@ class Denoiser(nn.Module):
         parametrization: Parametrization,
         *,
         autocast: torch.dtype | None = None,
+        maps: bool = False,
     ) -> None:
         super().__init__()
         self.backbone: Backbone = backbone
+        self.maps = maps
         self.process = process
         self.parametrization = parametrization
         self.autocast = autocast
@@ -118,17 +121,16 @@ class Denoiser(nn.Module):
 
     def under(self, process: Process) -> "Denoiser":
         """The same weights under another clock; the modules are shared, not copied."""
-        return Denoiser(self.backbone, process, self.parametrization, autocast=self.autocast)
+        return Denoiser(
+            self.backbone, process, self.parametrization, autocast=self.autocast, maps=self.maps
+        )
 
     def flow_map(self) -> "Denoiser":
-        """A network with two times in place of this one: it may be told where to go."""
+        """A network with two times in place of this one: it is to be told where to go."""
         backbone = with_two_times(self.backbone)
-        return Denoiser(backbone, self.process, self.parametrization, autocast=self.autocast)
-
-    @property
-    def two_times(self) -> bool:
-        """Whether the network is told a destination."""
-        return getattr(self.backbone.config, "two_times", False)
+        return Denoiser(
+            backbone, self.process, self.parametrization, autocast=self.autocast, maps=True
+        )
 
     def _level(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         level = self.parametrization.level(alpha, sigma).flatten()

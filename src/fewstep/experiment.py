@@ -139,7 +139,10 @@ def _student(recipe: Recipe, subject: Subject, teacher: Generator | None) -> Den
     assert source
     inner = source.denoiser
     plain = inner.backbone.backbone if isinstance(inner.backbone, Guided) else inner.backbone
-    return Denoiser(deepcopy(plain), inner.process, inner.parametrization)
+    copied = deepcopy(plain)
+    if told.dropout is not None:
+        backbones.set_dropout(copied, told.dropout)
+    return Denoiser(copied, inner.process, inner.parametrization)
 
 
 def _fresh(recipe: Recipe, subject: Subject, teacher: Generator | None) -> Denoiser:
@@ -227,6 +230,8 @@ class _Keeper:
         self.started = time.perf_counter()
         self.writes = first_rank()
         self.yardstick = parts.yardstick
+        self.latest: dict[str, float] = {}
+        """Numbers since the last logged line: not every player moves at every step."""
         if self.writes and kept < recipe.fit.steps:
             run.log({"step": kept, "hardware": hardware(distributed.device())})
 
@@ -235,10 +240,12 @@ class _Keeper:
         if not self.writes:
             return
         last = progress.step == self.recipe.fit.steps
+        self.latest |= progress.numbers
         if last or progress.step % self.log_every == 0:
             seconds = round(time.perf_counter() - self.started, 3)
             told = {"step": progress.step, "images": progress.images, "seconds": seconds}
-            self.run.log({**told, **progress.numbers})
+            self.run.log({**told, **self.latest})
+            self.latest = {}
         every = self.recipe.evaluate.every
         if every and progress.step % every == 0:
             self.measure(progress.training)

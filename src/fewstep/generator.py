@@ -125,7 +125,11 @@ class Generator(nn.Module):
         inner = self.denoiser
         plain = inner.backbone.backbone if isinstance(inner.backbone, Guided) else inner.backbone
         guided = Denoiser(
-            Guided(plain, weight), inner.process, inner.parametrization, autocast=inner.autocast
+            Guided(plain, weight),
+            inner.process,
+            inner.parametrization,
+            autocast=inner.autocast,
+            maps=inner.maps,
         )
         return Generator(guided, self.subject, grid=self.grid, step=self.step)
 
@@ -140,6 +144,7 @@ class Generator(nn.Module):
             "parametrization": asdict(self.denoiser.parametrization),
             "step": describe_step(self.step),
             "grid": asdict(self.grid),
+            **({"maps": True} if self.denoiser.maps else {}),
         }
 
 
@@ -152,6 +157,7 @@ class _Description:
     parametrization: AnyParametrization
     step: dict[str, Any]
     grid: GridConfig
+    maps: bool = False
 
 
 def from_description(description: dict[str, Any]) -> Generator:
@@ -159,7 +165,7 @@ def from_description(description: dict[str, Any]) -> Generator:
     told = TypeAdapter(_Description).validate_python(description)
     subject = told.subject
     backbone = backbones.build(told.backbone, shape=subject.shape, classes=subject.classes)
-    denoiser = Denoiser(backbone, told.process, told.parametrization)
+    denoiser = Denoiser(backbone, told.process, told.parametrization, maps=told.maps)
     step = named_step(told.step["name"], **{k: v for k, v in told.step.items() if k != "name"})
     generator = Generator(denoiser, subject, grid=told.grid, step=step)
     return generator if told.guidance == 1.0 else generator.guided(told.guidance)

@@ -105,6 +105,8 @@ class StudentConfig:
 
     init: str = "teacher"
     """teacher, scratch, or a run whose weights to start from."""
+    dropout: float | None = None
+    """Of a copied network, where not as it was: published students often have 0."""
     process: AnyProcess | None = None
     """flow, vp, ve, cosine, table or linear-betas; of a network from scratch."""
     parametrization: AnyParametrization | None = None

@@ -76,7 +76,7 @@ class Walk(NamedTuple):
 
     def go(self, x_t: Tensor, t: float, s: float | None) -> Prediction:
         """As `ask`, but a flow map is asked about the way to `s`, or to the image for None."""
-        if not self.model.two_times:
+        if not self.model.maps:
             return self.ask(x_t, t)
         return self.model(x_t, t, s=self.model.span[0] if s is None else s, cond=self.cond)
 

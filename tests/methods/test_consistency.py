@@ -15,6 +15,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject, from_description
 from fewstep.losses import SquareError
+from fewstep.methods.base import Batch
 from fewstep.methods.consistency import Consistency, ConsistencyConfig
 from fewstep.parametrization import EDM, Eps, Velocity
 from fewstep.process import VE, VP, Flow
@@ -61,6 +62,20 @@ def consistency(student, guide=None, **settings):
 
 
 # levels
+
+
+def test_a_uniform_number_of_exactly_zero_does_no_harm():
+    """It is one in 2²⁴, comes again at every resume, and left a gap of 0 to divide by."""
+
+    class Zero(Batch):
+        def rand(self):
+            return torch.zeros_like(super().rand())
+
+    method = Consistency(ConsistencyConfig(), toy.fresh(), toy.SUBJECT)
+    (only,) = toy.batches(method, batch=8).step(0)
+    only.__class__ = Zero
+    only.begin("student", 0)
+    assert method.student_loss(only, 0).value.isfinite()
 
 
 def test_the_doubling_ladder_grows_as_published():

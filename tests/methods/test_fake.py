@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
 from fewstep import backbones
 from fewstep.backbones import MLPConfig
@@ -113,16 +112,15 @@ def test_the_adversarial_gradient_reaches_head_score_and_images(layers):
         assert any(p.grad.abs().max() > 0 for p in module.parameters())
     x = torch.zeros(6, 2, requires_grad=True)
     told.requires_grad_(False)
-    told.fooling(batch(), x, None).sum().backward()
+    told.fooling(x, torch.randn_like(x), torch.full((len(x),), 0.5), None).sum().backward()
     assert (x.grad.abs().sum(1) > 0).all()
 
 
 def test_fooling_is_the_softplus_of_minus_the_logit():
-    told, x = fake(weight=1.0), torch.ones(6, 2)
-    given = batch()
-    eps, t = given.randn_like(x), told.times(given)
-    wanted = functional.softplus(-told.realness(x, eps, t, None))
-    torch.testing.assert_close(told.fooling(batch(), x, None), wanted)
+    told, x, t = fake(weight=1.0), torch.ones(6, 2), torch.full((6,), 0.4)
+    eps = batch().randn_like(x)
+    wanted = torch.log(1 + torch.exp(-told.realness(x, eps, t, None)))
+    torch.testing.assert_close(told.fooling(x, eps, t, None), wanted)
 
 
 TIMES = (1.0, 0.6, 0.3)

@@ -119,7 +119,7 @@ class OnPath(analytic.Exact):
 
 @pytest.mark.parametrize("parametrization", [Velocity(), EDM(), V(Cosine())])
 def test_the_exact_student_of_an_exact_teacher_has_no_tangent(parametrization):
-    guide = Generator(analytic.exact(VE(), EDM(), (2,)), toy.SUBJECT)
+    guide = Generator(analytic.exact(VE(), Velocity(), (2,)), toy.SUBJECT)
     lengths = []
     for network in (OnPath, analytic.Exact):
         student = Denoiser(network(parametrization, (2,)), Flow(), parametrization)
@@ -147,3 +147,10 @@ def test_what_cannot_work_is_refused():
     for wrong in ({"sigma_data": 0.0}, {"c": 0.0}, {"warmup": -1}):
         with pytest.raises(InputError, match="sigma_data"):
             Scm(ScmConfig(source="data", **wrong), toy.fresh(), toy.SUBJECT)
+
+
+def test_a_teacher_that_cannot_answer_everywhere_is_refused():
+    """EDM's network was never asked beyond a ratio of 80; a velocity student would ask there."""
+    guide = Generator(analytic.exact(VE(), EDM(), (2,)), toy.SUBJECT)
+    with pytest.raises(InputError, match="teacher's parametrization"):
+        Scm(ScmConfig(), toy.fresh(), toy.SUBJECT, teacher=guide)

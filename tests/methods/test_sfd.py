@@ -220,6 +220,18 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="counts"):
         sfd(counts=(0,))
     with pytest.raises(InputError, match='solver="transfer"'):
-        sfd(teacher=Generator(affine(), SUBJECT))
+        sfd(teacher=Generator(affine().flow_map(), SUBJECT))
     with pytest.raises(InputError, match="distils a teacher"):
         sfd(teacher=None)
+
+
+def test_a_teacher_that_cannot_answer_everywhere_is_refused():
+    """EDM's network was never asked beyond a ratio of 80; a velocity student would ask there."""
+    guide = Generator(analytic.exact(VE(), EDM(), (2,)), SUBJECT)
+    with pytest.raises(InputError, match="teacher's parametrization"):
+        Sfd(
+            SfdConfig(),
+            Denoiser(backbones.build(MLPConfig(width=8, depth=1), shape=(2,)), Flow(), Velocity()),
+            SUBJECT,
+            teacher=guide,
+        )

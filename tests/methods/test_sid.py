@@ -13,7 +13,7 @@ from fewstep.batches import Batches, ImageStream
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
-from fewstep.methods.fake import AdversarialConfig
+from fewstep.methods.fake import AdversarialConfig, generated
 from fewstep.methods.sid import Sid, SidConfig
 from fewstep.parametrization import EDM, Clean, Velocity
 from fewstep.process import VE, Flow
@@ -70,7 +70,7 @@ def test_the_loss_is_the_published_formula(teacher, alpha):
         method.fake.score.backbone.last.bias.add_(0.5)
     x, eps = drawn(0), drawn(10)
     wanted = formula(method, x, eps, alpha, scale(method, x, eps))
-    torch.testing.assert_close(method.identity(x, eps, T, None), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(method.identity(x, eps, T, None)[0], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_gradient_goes_through_both_networks_and_x_t():
@@ -78,7 +78,7 @@ def test_the_gradient_goes_through_both_networks_and_x_t():
     method = sid().double()
     method.fake.score = network(seed=5).double()
     x, eps = drawn(0).double().requires_grad_(), drawn(10).double()
-    method.identity(x, eps, T, None).sum().backward()
+    method.identity(x, eps, T, None)[0].sum().backward()
     held, found = scale(method, x, eps).detach(), torch.zeros_like(x)
     with torch.no_grad():
         for i in range(2):
@@ -172,6 +172,19 @@ def test_the_adversarial_term_has_its_weight_and_reads_images():
     loss = method.student_loss(batch())
     torch.testing.assert_close(loss.value, loss.numbers["identity"] + 0.5 * loss.numbers["fooling"])
     assert method.reads == {"images"} and sid().reads == set()
+
+
+def test_the_adversarial_term_is_at_the_same_noise_and_divided_alike():
+    """As SiDA was published: the logit of just the x_t whose scores are compared."""
+    method, only = sid(adversarial=AdversarialConfig(weight=0.5)), batch()
+    found = method.student_loss(only).numbers["fooling"]
+    again = batch()
+    x, cond = generated(method.student, method.times, again)
+    t, eps = method.config.density.times(again.rand(), method.real), again.randn_like(x)
+    real = method.real(method.real.process.noised(x, eps, t), t).x0
+    logits = method.fake.realness(x, eps, t, cond)
+    wanted = torch.log(1 + torch.exp(-logits)) / (x - real).abs().mean(1)
+    torch.testing.assert_close(found, wanted.mean())
 
 
 def test_it_starts_at_the_chosen_noise_level_in_training_and_sampling():

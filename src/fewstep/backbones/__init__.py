@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from fewstep.backbones.base import Backbone
 from fewstep.backbones.mlp import MLP, MLPConfig
 from fewstep.backbones.unet import UNet, UNetConfig
+from fewstep.errors import InputError
 
 BackboneConfig = MLPConfig | UNetConfig
 """Any architecture's settings; the field `name` tells them apart in a recipe."""
@@ -40,6 +42,20 @@ def with_two_times(backbone: Backbone) -> Backbone:
     return wider.to(next(iter(state.values())).device)
 
 
+def set_dropout(backbone: Backbone, dropout: float) -> None:
+    """Change the share of activations dropped in training, in place.
+
+    Raises: InputError for a network without dropout, or a share outside [0, 1).
+    """
+    if not hasattr(backbone.config, "dropout") or not 0 <= dropout < 1:
+        told = f"dropout = {dropout}: give a share from 0 to below 1, to a network that has dropout"
+        raise InputError(told)
+    backbone.config = replace(backbone.config, dropout=dropout)
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+
+
 __all__ = [
     "MLP",
     "Backbone",
@@ -48,5 +64,6 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "build",
+    "set_dropout",
     "with_two_times",
 ]

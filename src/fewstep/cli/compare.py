@@ -169,11 +169,11 @@ def _yardsticks(
     made: dict[str, Yardstick] = {}
     found: dict[str, Yardstick] = {}
     sets: dict[object, ImageSet] = {}  # read once, however many runs share it
-    told = {e.recipe.data: e for e in entries if e.recipe}
+    told = {_set(e.recipe): e for e in entries if e.recipe}
     for entry in entries:
         # who does not tell is measured as the others are, if these agree
         teller = entry if entry.recipe or len(told) != 1 else next(iter(told.values()))
-        which = data or (teller.recipe and teller.recipe.data)
+        which = data or (teller.recipe and _set(teller.recipe))
         if which not in sets:
             shape = entry.generator.subject.shape
             sets[which] = evaluate.reference(teller.address, data, weights, shape=shape)
@@ -183,6 +183,12 @@ def _yardsticks(
             made[images.fingerprint] = evaluate.prepared(yardstick)
         found[entry.address] = made[images.fingerprint]
     return found
+
+
+def _set(recipe: "Recipe") -> tuple[object, ...]:
+    """What says which images a recipe is measured against."""
+    d = recipe.data
+    return d.name, d.split, d.size, d.path
 
 
 def _scores(entry: Entry, yardstick: "Yardstick", wanted: Sequence[int]) -> "list[Score]":

@@ -41,7 +41,7 @@ class Options:
     """From real images to one-step students and a report, in about three minutes."""
 
     all: bool = False
-    """Every method, each for as long as its recipe says: about an hour on one core."""
+    """Every distillation of a diffusion, each for as long as its recipe says: over an hour."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The folder of its runs, runs/demo or runs/demo-all; what is there is not done again."""
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
-from fewstep.denoiser import Denoiser
+from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
+from fewstep.parametrization import Clean, Eps
 
 
 class Loss(NamedTuple):
@@ -56,6 +57,36 @@ class Pairs:
     noise: Tensor
     x0: Tensor
     cond: Condition | None
+
+
+def given(teacher: Generator | None) -> Generator:
+    """The teacher that a setting asks for.  Raises: InputError without one."""
+    if teacher is None:
+        raise InputError('method.source = "teacher" needs [teacher] load')
+    return teacher
+
+
+def check_regular(student: Denoiser) -> None:
+    """Refuse students whose x0 or velocity fails at one end of the path.  Raises: InputError."""
+    if isinstance(student.parametrization, Eps | Clean):
+        raise InputError(
+            "this method needs a network that neither forgets x_t where there is no noise nor "
+            "amplifies its error where there is much: use velocity, v or edm, not "
+            f"{student.parametrization.name}"
+        )
+
+
+def check_spans(student: Denoiser, teacher: Denoiser) -> None:
+    """Refuse a student that would ask its teacher where it was never trained; of one process.
+
+    Raises: InputError.
+    """
+    (low, high), (least, most) = student.span, teacher.span
+    if low < least - SPAN_TOLERANCE or high > most + SPAN_TOLERANCE:
+        raise InputError(
+            f"the student is trained for t in [{low:.6g}, {high:.6g}], but its teacher was for "
+            f"[{least:.6g}, {most:.6g}] alone: give the student the teacher's parametrization"
+        )
 
 
 def keyed(*key: int | str) -> int:

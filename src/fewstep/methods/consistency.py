@@ -22,8 +22,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
 from fewstep.losses import DistanceConfig, PseudoHuber
-from fewstep.methods.base import Batch, Loss, Method, Turn
-from fewstep.parametrization import Clean, Eps
+from fewstep.methods.base import Batch, Loss, Method, Turn, check_regular, given
 from fewstep.process import shaped
 from fewstep.sampling import renoise
 from fewstep.times import (
@@ -58,13 +57,6 @@ class ConsistencyConfig:
     """The times at which the student is sampled, renoising in between."""
 
 
-def check_regular(student: Denoiser) -> None:
-    """Refuse students that cannot be consistent.  Raises: InputError."""
-    if isinstance(student.parametrization, Eps | Clean):
-        told = "consistency needs a network that neither forgets x_t nor amplifies its own error"
-        raise InputError(f"{told}: use velocity, v or edm, not {student.parametrization.name}")
-
-
 class Consistency(Method):
     """Make the student's answer the same along each path from noise to image."""
 
@@ -82,9 +74,7 @@ class Consistency(Method):
         process, ratios = student.process, torch.tensor(config.levels.ratios, dtype=torch.float64)
         spans = [student.span, process.time(ratios).tolist()]
         if config.source == "teacher":
-            if teacher is None:
-                raise InputError('method.source = "teacher" needs [teacher] load')
-            teacher = Generator(teacher.denoiser.under(process), subject)
+            teacher = Generator(given(teacher).denoiser.under(process), subject)
             spans.append(teacher.denoiser.span)
         student = student.under(process)
         student.span = max(low for low, _ in spans), min(high for _, high in spans)
@@ -124,7 +114,9 @@ class Consistency(Method):
         with batch.same_dropout():
             said = student(x_t, t, cond=cond).x0
         loss = self.config.loss(said, target)
-        return Loss((loss / gap if self.config.weight == "gap" else loss).mean())
+        if self.config.weight == "gap":
+            loss = loss / gap.clamp(min=1e-6)  # below any real gap; a uniform number may be 0
+        return Loss(loss.mean())
 
     def led(self, x_t: Tensor, t: Tensor, r: Tensor, batch: Batch) -> Tensor:
         """x_r after one step of the teacher's ODE."""

@@ -89,7 +89,8 @@ class Dmd(Method):
             numbers["regression"] = self.regression(batch)
             value = value + self.config.regression * numbers["regression"]
         if self.config.adversarial.weight:
-            numbers["fooling"] = self.fake.fooling(batch, x, cond).mean()
+            t, eps = self.fake.times(batch), batch.randn_like(x)
+            numbers["fooling"] = self.fake.fooling(x, eps, t, cond).mean()
             value = value + self.config.adversarial.weight * numbers["fooling"]
         return Loss(value, numbers)
 

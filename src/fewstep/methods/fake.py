@@ -132,9 +132,9 @@ class Fake(nn.Module):
         x_t = self.score.process.noised(x, eps, t)
         return self.head(self.score.features(x_t, t, cond=cond))
 
-    def fooling(self, batch: Batch, x: Tensor, cond: Condition | None) -> Tensor:
-        """The student's adversarial loss by row, non-saturating, at images `x` noised anew."""
-        return functional.softplus(-self.realness(x, batch.randn_like(x), self.times(batch), cond))
+    def fooling(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
+        """The student's adversarial loss by row, non-saturating, at images `x` noised to `t`."""
+        return functional.softplus(-self.realness(x, eps, t, cond))
 
     def times(self, batch: Batch) -> Tensor:
         """A time of its density for each row."""

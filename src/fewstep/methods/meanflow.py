@@ -18,11 +18,18 @@ from torch import Tensor
 
 from fewstep.backbones.tangents import value_and_tangent
 from fewstep.condition import Condition
-from fewstep.denoiser import Denoiser, check_times
+from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
-from fewstep.methods.base import Batch, Loss, Method, Turn
-from fewstep.parametrization import Clean, Eps
+from fewstep.methods.base import (
+    Batch,
+    Loss,
+    Method,
+    Turn,
+    check_regular,
+    check_spans,
+    given,
+)
 from fewstep.process import Flow, shaped
 from fewstep.times import DensityConfig, GridConfig, LogNormal, UniformGrid
 
@@ -67,18 +74,11 @@ class Meanflow(Method):
     def __init__(
         self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
     ) -> None:
-        if isinstance(student.parametrization, Eps | Clean):
-            raise InputError(
-                "meanflow needs a network whose velocity is finite at both ends: use velocity, v "
-                f"or edm, not {student.parametrization.name}"
-            )
+        check_regular(student)
         _check(config, subject)
         super().__init__(config, student.under(Flow()).flow_map(), subject, teacher=teacher)
         if config.source == "teacher":
-            if teacher is None:
-                raise InputError('method.source = "teacher" needs [teacher] load')
-            told = teacher.denoiser.under(Flow()).span
-            check_times(torch.tensor(self.student.span), told)
+            check_spans(self.student, given(teacher).denoiser.under(Flow()))
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)

@@ -58,10 +58,7 @@ class Phase(NamedTuple):
 
 
 class Progressive(Method):
-    """Halve the steps again and again; sampled at other counts it is as its past selves were.
-
-    Only at `last` steps is it what it was trained for last.
-    """
+    """Halve the steps again and again; what it once did in more steps it forgets."""
 
     Config = ProgressiveConfig
     reads = frozenset({"images"})
@@ -120,11 +117,8 @@ class Progressive(Method):
         return weight.clamp(max=self.config.bound).flatten()
 
     def generator(self) -> Generator:
-        rows = tuple(
-            tuple(self.times[:: len(self.times) // phase.steps].tolist())
-            for phase in reversed(self.phases)
-        )
-        return Generator(self.student, self.subject, grid=FixedGrid(rows))
+        times = self.times[:: len(self.times) // self.config.last].tolist()
+        return Generator(self.student, self.subject, grid=FixedGrid((tuple(times),)))
 
 
 def _phases(config: ProgressiveConfig) -> list[Phase]:

@@ -22,8 +22,15 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
 from fewstep.losses import square_error
-from fewstep.methods.base import Batch, Loss, Method, Turn
-from fewstep.methods.consistency import check_regular
+from fewstep.methods.base import (
+    Batch,
+    Loss,
+    Method,
+    Turn,
+    check_regular,
+    check_spans,
+    given,
+)
 from fewstep.process import Cosine, shaped
 from fewstep.sampling import renoise
 from fewstep.times import DensityConfig, GridConfig, LogNormal, UniformGrid
@@ -65,9 +72,8 @@ class Scm(Method):
             raise InputError("method.sigma_data and method.c must be above 0, warmup at least 0")
         process = Cosine(config.sigma_data)
         if config.source == "teacher":
-            if teacher is None:
-                raise InputError('method.source = "teacher" needs [teacher] load')
-            teacher = Generator(teacher.denoiser.under(process), subject)
+            teacher = Generator(given(teacher).denoiser.under(process), subject)
+            check_spans(student.under(process), teacher.denoiser)
         super().__init__(config, student.under(process), subject, teacher=teacher)
 
     def turns(self, step: int) -> Iterator[Turn]:

@@ -23,8 +23,8 @@ from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
 from fewstep.losses import AbsoluteError, DistanceConfig, PointConfig
-from fewstep.methods.base import Batch, Loss, Method, Turn
-from fewstep.sampling import Draws, Walk, named_step, path, transfer
+from fewstep.methods.base import Batch, Loss, Method, Turn, check_spans, given
+from fewstep.sampling import Draws, Walk, path, renamed_step, transfer
 from fewstep.times import FixedGrid, GridConfig, UniformGrid
 
 
@@ -56,12 +56,13 @@ class Sfd(Method):
     ) -> None:
         if not config.counts or min(config.counts) < 1 or config.between < 0:
             raise InputError("method.counts must be 1 or more, and method.between 0 or more")
-        if teacher and teacher.denoiser.two_times and config.solver != "transfer":
+        if teacher and teacher.denoiser.maps and config.solver != "transfer":
             raise InputError(
                 "the teacher is told its destination and takes plain steps alone: "
                 'give method.solver="transfer"'
             )
         super().__init__(config, student.flow_map(), subject, teacher=teacher)
+        check_spans(student, given(teacher).denoiser.under(student.process))
         self.times = {
             count: self.fine(count)[:: config.between + 1].tolist() for count in config.counts
         }
@@ -106,7 +107,7 @@ class Sfd(Method):
         assert self.teacher
         noise, cond = batch.noise(), batch.cond()
         teacher = self.teacher.denoiser.under(self.student.process)
-        step = named_step(self.config.solver)
+        step = renamed_step(self.teacher.step, self.config.solver)
         states = list(path(teacher, noise, self.fine(count), step=step, cond=cond))
         batch.carry["state"], *points = states[:: self.config.between + 1]
         batch.carry["points"] = torch.stack(points, dim=1)

@@ -72,21 +72,26 @@ class Sid(Method):
 
     def student_loss(self, batch: Batch) -> Loss:
         x, cond = generated(self.student, self.times, batch)
-        t = self.config.density.times(batch.rand(), self.real)
-        value = self.identity(x, batch.randn_like(x), t, cond).mean()
+        t, eps = self.config.density.times(batch.rand(), self.real), batch.randn_like(x)
+        rows, scale = self.identity(x, eps, t, cond)
+        value = rows.mean()
         if not self.config.adversarial.weight:
             return Loss(value)
-        fooling = self.fake.fooling(batch, x, cond).mean()
+        # as published: at the same x_t, and divided by the same mean|x − f|
+        fooling = (self.fake.fooling(x, eps, t, cond) * scale.flatten()).mean()
         numbers = {"identity": value, "fooling": fooling}
         return Loss(value + self.config.adversarial.weight * fooling, numbers)
 
-    def identity(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
-        """Rows of the loss at the student's images `x`."""
+    def identity(
+        self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of the loss at the student's images `x`, and the 1/mean|x − f| in it."""
         x_t = self.real.process.noised(x, eps, t)
         real = self.real(x_t, t, cond=cond).x0
         apart = real - self.fake.score(x_t, t, cond=cond).x0
-        rows = apart * (real - x - self.config.alpha * apart) * row_scale(x, real)
-        return rows.flatten(1).mean(1)
+        scale = row_scale(x, real)
+        rows = apart * (real - x - self.config.alpha * apart) * scale
+        return rows.flatten(1).mean(1), scale
 
     def fake_loss(self, batch: Batch) -> Loss:
         return self.fake.loss(batch, *shown(self.student, self.times, batch))
