@@ -213,7 +213,7 @@ def test_help_lists_every_verb_and_each_has_its_own(capsys):
 def test_help_of_a_recipe_lists_the_methods_own_keys(capsys):
     assert main(["train", "digits-consistency", "--help"]) == 0
     told = capsys.readouterr().out
-    assert "method.clock" in told and "fit.lr" in told and "student.init" in told
+    assert "method.levels" in told and "fit.lr" in told and "student.init" in told
 
 
 def test_doctor_tells_of_this_machine(home, capsys):
