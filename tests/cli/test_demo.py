@@ -1,0 +1,49 @@
+"""The demo from end to end, each training cut to two steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fewstep.cli import demo, main
+from fewstep.metrics import Protocol
+from fewstep.recipe import preset_names, read
+
+
+@pytest.fixture
+def short(monkeypatch):
+    small = ("fit.steps=2", "fit.batch=4", "fit.warmup=0")
+    backbone = ("student.backbone.channels=[8]", "student.backbone.groups=4")
+    quick = {name: (*small, *(backbone if name == "teacher" else ())) for name in demo.QUICK}
+    monkeypatch.setattr(demo, "QUICK", quick)
+    monkeypatch.setattr(demo, "PAIRS", {"quick": 16, "all": 16})
+    monkeypatch.setattr("fewstep.metrics.protocol", lambda _: Protocol(20, "pixels"))
+
+
+def test_it_ends_in_a_report_that_says_what_was_left(short, tmp_path, capsys):
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "fewstep demo --all" in told and "report.html" in told
+    results = json.loads((out / "results.json").read_text())
+    assert list(results) == ["teacher", "regress", "dmd", "meanflow", "consistency"]
+    assert [score["steps"] for score in results["regress"]] == [1]
+    assert [score["steps"] for score in results["consistency"]] == [1, 2, 4]
+    page = (out / "report.html").read_text()
+    assert "fewstep demo --all" in page and "before training" in page
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+    assert main(["demo", "--out", str(out)]) == 0  # nothing is done again
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+
+
+def test_every_method_of_it_is_a_preset_that_reads_the_demos_own_runs():
+    whole = demo.Demo(Path("x"), all=True)
+    students = {n.removeprefix("digits-") for n in preset_names() if n.startswith("digits-")}
+    assert set(whole.students) == students - {"flow"}
+    for name in whole.students:
+        recipe = read(whole.preset(name), whole.overrides(name))
+        assert recipe.teacher and recipe.teacher.load == "x/teacher"
+        assert recipe.pairs is None or recipe.pairs.load == "x/pairs"
+        assert recipe.student.init in ("teacher", "scratch", "x/sfd")
+        after = whole.students.index(name)
+        assert recipe.student.init != "x/sfd" or "sfd" in whole.students[:after]
