@@ -76,3 +76,14 @@ class Exact(Backbone):
 
 def exact(process, parametrization, shape=(2,)):
     return Denoiser(Exact(parametrization, shape), process, parametrization)
+
+
+class OnPath(Exact):
+    """The exact student of a consistency model: its x0 is where the probability-flow ODE ends."""
+
+    def forward(self, x, level, *, level_s=None, cond=None):
+        alpha, sigma, x_t = self.native(x, level.reshape(-1, *[1] * (x.ndim - 1)))
+        one, none = torch.ones_like(alpha), torch.zeros_like(alpha)
+        x0 = flow_map(x_t, alpha, sigma, one, none)
+        a, b = self.parametrization.row(alpha, sigma)
+        return a * x0 + b * (x_t - alpha * x0) / sigma.clamp(min=1e-12)

@@ -18,7 +18,7 @@ from fewstep.download import cache
 from fewstep.errors import InputError
 from fewstep.evaluation import Yardstick, generate
 from fewstep.generator import Generator, Subject
-from fewstep.guidance import Guided
+from fewstep.guidance import unguided
 from fewstep.images import save_grid
 from fewstep.losses import of_images, perceptual_hash
 from fewstep.methods.base import Method
@@ -138,8 +138,7 @@ def _student(recipe: Recipe, subject: Subject, teacher: Generator | None) -> Den
     source = teacher if told.init == "teacher" else runs.load(told.init)
     assert source
     inner = source.denoiser
-    plain = inner.backbone.backbone if isinstance(inner.backbone, Guided) else inner.backbone
-    copied = deepcopy(plain)
+    copied = deepcopy(unguided(inner.backbone))
     if told.dropout is not None:
         backbones.set_dropout(copied, told.dropout)
     return Denoiser(copied, inner.process, inner.parametrization)

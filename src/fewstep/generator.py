@@ -13,7 +13,7 @@ from fewstep import backbones
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.guidance import Guided
+from fewstep.guidance import Guided, unguided
 from fewstep.parametrization import AnyParametrization
 from fewstep.process import AnyProcess
 from fewstep.sampling import Step, describe_step, named_step, path, sample, transfer
@@ -123,9 +123,8 @@ class Generator(nn.Module):
                 "guidance needs a class-conditional generator; this one has no classes"
             )
         inner = self.denoiser
-        plain = inner.backbone.backbone if isinstance(inner.backbone, Guided) else inner.backbone
         guided = Denoiser(
-            Guided(plain, weight),
+            Guided(unguided(inner.backbone), weight),
             inner.process,
             inner.parametrization,
             autocast=inner.autocast,

@@ -47,5 +47,10 @@ class Guided(Backbone):
         return self.backbone.features(x, level, cond=cond)
 
 
+def unguided(backbone: Backbone) -> Backbone:
+    """The network itself, where it may be wrapped in guidance."""
+    return backbone.backbone if isinstance(backbone, Guided) else backbone
+
+
 def _twice(x: Tensor) -> Tensor:
     return x.repeat(2, *[1] * (x.ndim - 1))

@@ -38,19 +38,8 @@ def batch(rows=64, x0=None, step=0):
     return only
 
 
-class OnPath(analytic.Exact):
-    """The exact student: its x0 is where the probability-flow ODE ends."""
-
-    def forward(self, x, level, *, level_s=None, cond=None):
-        alpha, sigma, x_t = self.native(x, level.reshape(-1, *[1] * (x.ndim - 1)))
-        one, none = torch.ones_like(alpha), torch.zeros_like(alpha)
-        x0 = analytic.flow_map(x_t, alpha, sigma, one, none)
-        a, b = self.parametrization.row(alpha, sigma)
-        return a * x0 + b * (x_t - alpha * x0) / sigma.clamp(min=1e-12)
-
-
 def on_path(process, parametrization):
-    return Denoiser(OnPath(parametrization, SHAPE), process, parametrization)
+    return Denoiser(analytic.OnPath(parametrization, SHAPE), process, parametrization)
 
 
 def teacher(process=None, parametrization=None):

@@ -106,22 +106,11 @@ def test_loss_and_gradient_are_the_papers(network, subject, parametrization, sou
     assert all(p.grad is None for p in method.teacher.parameters())
 
 
-class OnPath(analytic.Exact):
-    """The exact student: its x0 is where the probability-flow ODE ends."""
-
-    def forward(self, x, level, *, level_s=None, cond=None):
-        alpha, sigma, x_t = self.native(x, level.reshape(-1, *[1] * (x.ndim - 1)))
-        one, none = torch.ones_like(alpha), torch.zeros_like(alpha)
-        x0 = analytic.flow_map(x_t, alpha, sigma, one, none)
-        a, b = self.parametrization.row(alpha, sigma)
-        return a * x0 + b * (x_t - alpha * x0) / sigma
-
-
 @pytest.mark.parametrize("parametrization", [Velocity(), EDM(), V(Cosine())])
 def test_the_exact_student_of_an_exact_teacher_has_no_tangent(parametrization):
     guide = Generator(analytic.exact(VE(), Velocity(), (2,)), toy.SUBJECT)
     lengths = []
-    for network in (OnPath, analytic.Exact):
+    for network in (analytic.OnPath, analytic.Exact):
         student = Denoiser(network(parametrization, (2,)), Flow(), parametrization)
         method = Scm(ScmConfig(warmup=0), student, toy.SUBJECT, teacher=guide)
         lengths.append(float(method.student_loss(batch(toy.SUBJECT), 0).numbers["tangent"]))

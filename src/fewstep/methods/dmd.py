@@ -22,10 +22,9 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
 from fewstep.losses import DistanceConfig, SquareError, square_error
-from fewstep.methods.base import Batch, Loss, Method, Turn
-from fewstep.methods.fake import AdversarialConfig, Fake, generated, row_scale, shown
-from fewstep.sampling import renoise
-from fewstep.times import DensityConfig, FixedGrid, GridConfig, Uniform, UniformGrid
+from fewstep.methods.base import Batch, Loss, Turn
+from fewstep.methods.fake import AdversarialConfig, Matching, generated, row_scale
+from fewstep.times import DensityConfig, GridConfig, Uniform, UniformGrid
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,11 @@ class DmdConfig:
     """DMD2's head on the fake; 0.003 of the student's loss and 0.01 of the fake's there."""
 
 
-class Dmd(Method):
+class Dmd(Matching):
     """A generator whose images a score network cannot tell from the teacher's."""
 
     Config = DmdConfig
     config: DmdConfig
-    teacher: Generator
 
     def __init__(
         self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
@@ -61,19 +59,8 @@ class Dmd(Method):
         super().__init__(config, student, subject, teacher=teacher)
         if config.every < 1 or config.regression < 0:
             raise InputError("method.every must be 1 or more, and method.regression 0 or more")
-        self.fake = Fake(self.real, subject, config.fake_density, config.adversarial)
-        self.times: list[float] = config.grid(config.steps, student).tolist()
         needs = {"pairs": config.regression, "images": config.adversarial.weight}
         self.reads = frozenset(name for name, weight in needs.items() if weight)
-
-    @property
-    def real(self) -> Denoiser:
-        """The teacher's score, guided where the recipe says so."""
-        return self.teacher.denoiser
-
-    @property
-    def players(self) -> dict[str, torch.nn.Module]:
-        return {"student": self.student, "fake": self.fake}
 
     def turns(self, step: int) -> Iterator[Turn]:
         if step % self.config.every == 0:
@@ -108,10 +95,3 @@ class Dmd(Method):
         _, sigma = self.student.process.at(self.times[0], like=pairs.noise)
         said = self.student(sigma * pairs.noise, self.times[0], cond=pairs.cond)
         return self.config.loss(said.x0, pairs.x0).mean()
-
-    def fake_loss(self, batch: Batch) -> Loss:
-        return self.fake.loss(batch, *shown(self.student, self.times, batch))
-
-    def generator(self) -> Generator:
-        grid = FixedGrid((tuple(self.times),))
-        return Generator(self.student, self.subject, grid=grid, step=renoise)

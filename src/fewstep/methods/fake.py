@@ -1,15 +1,16 @@
 """The fake score, which distribution matching trains beside the student on the student's images.
 
 Its denoising tells the score of what the student makes; an adversarial head on its activations may
-tell these images from real ones. A method holds one `Fake`, and its student's images come from
-`generated`.
+tell these images from real ones. A `Matching` method holds one `Fake`, and its student's images
+come from `generated`.
 """
 
 import math
+from abc import ABC
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,12 @@ from torch.nn import functional
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Subject
-from fewstep.guidance import Guided
+from fewstep.generator import Generator, Subject
+from fewstep.guidance import unguided
 from fewstep.losses import square_error
-from fewstep.methods.base import Batch, Loss
-from fewstep.times import Density
+from fewstep.methods.base import Batch, Loss, Method
+from fewstep.sampling import renoise
+from fewstep.times import Density, FixedGrid
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,8 @@ class Fake(nn.Module):
         self, teacher: Denoiser, subject: Subject, density: Density, adversarial: AdversarialConfig
     ) -> None:
         super().__init__()
-        guided = teacher.backbone
-        plain = guided.backbone if isinstance(guided, Guided) else guided
-        self.score = Denoiser(deepcopy(plain), teacher.process, teacher.parametrization)
+        plain = deepcopy(unguided(teacher.backbone))
+        self.score = Denoiser(plain, teacher.process, teacher.parametrization)
         self.density = density
         self.adversarial = adversarial
         self.head = Head(self.score, subject, adversarial) if adversarial.weight else None
@@ -139,6 +140,39 @@ class Fake(nn.Module):
     def times(self, batch: Batch) -> Tensor:
         """A time of its density for each row."""
         return self.density.times(batch.rand(), self.score)
+
+
+class Matching(Method, ABC):
+    """A student and the fake of its images: all that methods of this kind have in common.
+
+    Their config has `steps`, `grid`, `fake_density` and `adversarial`.
+    """
+
+    teacher: Generator
+
+    def __init__(
+        self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
+    ) -> None:
+        super().__init__(config, student, subject, teacher=teacher)
+        self.fake = Fake(self.real, subject, config.fake_density, config.adversarial)
+        self.times: list[float] = config.grid(config.steps, student).tolist()
+
+    @property
+    def real(self) -> Denoiser:
+        """The teacher's score, guided where the recipe says so."""
+        return self.teacher.denoiser
+
+    @property
+    def players(self) -> dict[str, nn.Module]:
+        return {"student": self.student, "fake": self.fake}
+
+    def fake_loss(self, batch: Batch) -> Loss:
+        """The fake's own turn, on the images that the student's turn left."""
+        return self.fake.loss(batch, *shown(self.student, self.times, batch))
+
+    def generator(self) -> Generator:
+        grid = FixedGrid((tuple(self.times),))
+        return Generator(self.student, self.subject, grid=grid, step=renoise)
 
 
 def generated(

@@ -14,16 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.generator import Generator, Subject
-from fewstep.methods.base import Batch, Loss, Method, Turn
-from fewstep.methods.fake import AdversarialConfig, Fake, generated, row_scale, shown
-from fewstep.sampling import renoise
-from fewstep.times import DensityConfig, FixedGrid, GridConfig, Uniform, UniformGrid
+from fewstep.methods.base import Batch, Loss, Turn
+from fewstep.methods.fake import AdversarialConfig, Matching, generated, row_scale
+from fewstep.times import DensityConfig, GridConfig, Uniform, UniformGrid
 
 
 @dataclass(frozen=True)
@@ -42,29 +40,17 @@ class SidConfig:
     """SiDA's head on the fake."""
 
 
-class Sid(Method):
+class Sid(Matching):
     """A generator at whose images the teacher's score and their own agree."""
 
     Config = SidConfig
     config: SidConfig
-    teacher: Generator
 
     def __init__(
         self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
     ) -> None:
         super().__init__(config, student, subject, teacher=teacher)
-        self.fake = Fake(self.real, subject, config.fake_density, config.adversarial)
-        self.times: list[float] = config.grid(config.steps, student).tolist()
         self.reads = frozenset({"images"} if config.adversarial.weight else ())
-
-    @property
-    def real(self) -> Denoiser:
-        """The teacher's score, guided where the recipe says so."""
-        return self.teacher.denoiser
-
-    @property
-    def players(self) -> dict[str, torch.nn.Module]:
-        return {"student": self.student, "fake": self.fake}
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)
@@ -92,10 +78,3 @@ class Sid(Method):
         scale = row_scale(x, real)
         rows = apart * (real - x - self.config.alpha * apart) * scale
         return rows.flatten(1).mean(1), scale
-
-    def fake_loss(self, batch: Batch) -> Loss:
-        return self.fake.loss(batch, *shown(self.student, self.times, batch))
-
-    def generator(self) -> Generator:
-        grid = FixedGrid((tuple(self.times),))
-        return Generator(self.student, self.subject, grid=grid, step=renoise)

@@ -1,6 +1,5 @@
 """What the generators make, as HTML: from one noise, class by class, and beside real images."""
 
-import base64
 from collections.abc import Sequence
 from html import escape
 
@@ -13,7 +12,7 @@ from fewstep.generator import Subject
 from fewstep.images import to_uint8
 from fewstep.metrics.assessment import ASKED
 from fewstep.report.exhibits import SEED, Entry, Setting, featured, made, settings, shown_at
-from fewstep.report.plots import figure, gap, strip
+from fewstep.report.plots import figure, gap, inline, strip
 from fewstep.report.wording import count, number, percent
 from fewstep.sampling import noise_from_seeds
 
@@ -71,9 +70,8 @@ def before_and_after(entries: Sequence[Entry]) -> str:
         for path in (grids[0], grids[-1]) if len(grids) > 1 else ():
             step = int(path.stem.rpartition("-")[2])
             when = f"after {count(step, 'step')}" if step else "before training"
-            data = base64.b64encode(path.read_bytes()).decode()
             picture = (
-                f'<img class="grid" src="data:image/png;base64,{data}" '
+                f'<img class="grid" src="{inline(path.read_bytes())}" '
                 f'alt="{escape(entry.exhibit.name)}, samples {when}">'
             )
             figures.append(figure(f"{entry.who.label} <small>{when}</small>", picture))
