@@ -5,8 +5,11 @@ import socket
 import subprocess
 import sys
 
+import pytest
 import torch
 from safetensors.torch import load_file
+
+from fewstep.distributed import forget_peak, peak_memory
 
 TRAIN = """
 import sys, torch
@@ -36,6 +39,17 @@ def test_two_ranks_give_the_weights_of_one(tmp_path):
     assert lines == lines_of_two == 5  # the hardware, and four steps
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux tells it")
+def test_the_peak_of_memory_is_what_was_held_at_once():
+    cpu = torch.device("cpu")
+    forget_peak(cpu)
+    before = peak_memory(cpu)
+    torch.ones(300 << 18)  # 300 MiB, let go at once
+    assert 290 <= peak_memory(cpu) - before <= 330
+    forget_peak(cpu)
+    assert abs(peak_memory(cpu) - before) <= 20
 
 
 WAIT = """

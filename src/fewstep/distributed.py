@@ -8,6 +8,7 @@ import os
 import platform
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -55,6 +56,26 @@ def hardware(device: torch.device) -> str:
     return (
         f"{threads} CPU thread{'s' * (threads > 1)} ({model[1] if model else platform.machine()})"
     )
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most MiB in use at once since `forget_peak`: of tensors on a GPU, else of this process.
+
+    0 where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) >> 20
+    told = re.search(r"VmHWM:\s*(\d+) kB", _text(Path("/proc/self/status")))
+    return int(told[1]) >> 10 if told else 0
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_memory` count from now on, where the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def _text(path: Path) -> str:

@@ -13,7 +13,7 @@ from fewstep import backbones, data, distributed, methods, metrics, runs, store
 from fewstep.batches import Batches, ImageStream, Stream
 from fewstep.data import ImageSet
 from fewstep.denoiser import Denoiser
-from fewstep.distributed import first_rank, hardware, wait
+from fewstep.distributed import first_rank, forget_peak, hardware, peak_memory, wait
 from fewstep.download import cache
 from fewstep.errors import InputError
 from fewstep.evaluation import Yardstick, generate
@@ -228,11 +228,13 @@ class _Keeper:
         self.kept = kept
         self.started = time.perf_counter()
         self.writes = first_rank()
+        self.device = distributed.device()
+        forget_peak(self.device)
         self.yardstick = parts.yardstick
         self.latest: dict[str, float] = {}
         """Numbers since the last logged line: not every player moves at every step."""
         if self.writes and kept < recipe.fit.steps:
-            run.log({"step": kept, "hardware": hardware(distributed.device())})
+            run.log({"step": kept, "hardware": hardware(self.device)})
 
     def note(self, progress: Progress) -> None:
         """Log, measure and keep, where this step is one to do so."""
@@ -243,7 +245,7 @@ class _Keeper:
         if last or progress.step % self.log_every == 0:
             seconds = round(time.perf_counter() - self.started, 3)
             told = {"step": progress.step, "images": progress.images, "seconds": seconds}
-            self.run.log({**told, **self.latest})
+            self.run.log({**told, "memory": peak_memory(self.device), **self.latest})
             self.latest = {}
         every = self.recipe.evaluate.every
         if every and progress.step % every == 0:

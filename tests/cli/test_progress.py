@@ -112,10 +112,11 @@ def test_the_table_says_where_the_run_stands(run, capsys):
 def test_the_time_is_that_of_all_sessions(tmp_path, capsys):
     run = Run(tmp_path)
     for step, seconds in ((10, 40), (20, 80), (30, 30), (40, 50), (50, 70)):
-        run.log({"step": step, "images": 8 * step, "seconds": seconds})
+        run.log({"step": step, "images": 8 * step, "seconds": seconds, "memory": 1000 + step})
     assert main(["progress", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     assert "0:02:30, 0.5 steps/s" in told and "400" in told
+    assert "1,050 MiB at most" in told
 
 
 def test_a_folder_without_a_log_is_told_in_one_line(run, tmp_path, capsys):

@@ -26,7 +26,7 @@ def test_training_time_counts_every_start():
 def test_the_cost_of_each(tmp_path):
     teacher, regress, tuned = exhibits()
     moved = [*teacher.progress, {"step": 200, "hardware": "NVIDIA H200, 140 GiB"},
-             {"step": 210, "images": 6720, "seconds": 1.0}]  # fmt: skip
+             {"step": 210, "images": 6720, "seconds": 1.0, "memory": 1234}]  # fmt: skip
     rests = made_by(teacher={"load": "runs/big & old"}, pairs={"load": "runs/pairs"},
                     student={"init": "runs/before"})  # fmt: skip
     shown = [
@@ -39,12 +39,12 @@ def test_the_cost_of_each(tmp_path):
     size = "1 4.00e-06 MB"  # of one number in float32
     assert table == [
         ["Generator", "Fréchet distance (classifier) at its quickest\xa0↓", "Parameters",
-         "Images seen", "Training time", "Trained on", "Rests on"],
+         "Images seen", "Training time", "Peak memory", "Trained on", "Rests on"],
         ["● teacher", "82.3 80.3 – 84.3 1 evaluation", size, "6,720 210 steps", "21.0 s",
-         "1 CPU thread (i386)NVIDIA H200, 140 GiB", "–"],
+         "1,234 MiB", "1 CPU thread (i386)NVIDIA H200, 140 GiB", "–"],
         ["■ regress", "7.42 7.32 – 7.52 1 evaluation", size, "6,400 200 steps", "20.0 s",
-         "1 CPU thread (i386)", "teacher runs/big & oldpairs runs/pairsbegun from runs/before"],
-        ["▲ tuned", "–", size, "–", "–", "–", "–"],
+         "–", "1 CPU thread (i386)", "teacher runs/big & oldpairs runs/pairsbegun from runs/before"],
+        ["▲ tuned", "–", size, "–", "–", "–", "–", "–"],
     ]  # fmt: skip
     assert "A student’s row is not the whole of its cost" in page.text
 

@@ -84,6 +84,8 @@ def show(run: "Run", lines: Sequence[Mapping[str, Any]]) -> None:
     if steps:
         table.add_row("images", f"{steps[-1]['images']:,}")
         table.add_row("time", _time(steps))
+        if memory := max(line.get("memory", 0) for line in steps):
+            table.add_row("memory", f"{memory:,} MiB at most")
     for key, value in _losses(steps[-LAST:]).items():
         table.add_row(key, f"{value:.4g}")
     for name, told in _scores(lines).items():
@@ -123,7 +125,7 @@ def _losses(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     told: dict[str, list[float]] = {}
     for line in steps:
         for key, value in numbers(line).items():
-            if key not in ("images", "seconds"):
+            if key not in ("images", "seconds", "memory"):
                 told.setdefault(key, []).append(value)
     return {key: fmean(values) for key, values in told.items()}
 

@@ -20,11 +20,15 @@ def costs(entries: Sequence[Entry], rankings: Sequence[Ranking]) -> str:
     headings = [Heading("Generator")]
     if first:
         headings.append(Heading(f"{escape(first.protocol.distance)} at its quickest&nbsp;↓"))
-    headings += [Heading(text) for text in ("Parameters", "Images seen", "Training time")]
+    columns = ("Parameters", "Images seen", "Training time", "Peak memory")
+    headings += [Heading(text) for text in columns]
     headings += [Heading("Trained on", words=True)]
     headings += [Heading("Rests on", words=True)] if rests else []
     groups = [Group(e.who.label, [Cells(_cost(e, first, rests=rests))]) for e in entries]
-    told = "Training time is the wall clock of its own training, scores taken meanwhile included."
+    told = (
+        "Training time is the wall clock of its own training, scores taken meanwhile included."
+        " Peak memory is that of the tensors on a GPU, else that of the whole process."
+    )
     if rests:
         told += (
             " A student’s row is not the whole of its cost: what it rests on had to be made before."
@@ -36,6 +40,7 @@ def _cost(entry: Entry, ranking: Ranking | None, *, rests: bool) -> list[str]:
     exhibit = entry.exhibit
     lines = trained(exhibit.progress)
     clock = seconds(exhibit.progress)
+    memory = max((line.get("memory", 0) for line in lines), default=0)
     megabytes = weights_bytes(exhibit.generator) / 1e6
     machines = dict.fromkeys(line["hardware"] for line in exhibit.progress if "hardware" in line)
     cells = [_reached(entry, ranking)] if ranking else []
@@ -43,6 +48,7 @@ def _cost(entry: Entry, ranking: Ranking | None, *, rests: bool) -> list[str]:
         f"{parameters(exhibit.generator):,}{_small(f'{number(megabytes)} MB')}",
         f"{lines[-1]['images']:,}{_small(count(lines[-1]['step'], 'step'))}" if lines else "–",
         duration(clock) if clock else "–",
+        f"{memory:,} MiB" if memory else "–",
         wrapped("<br>".join(map(escape, machines))),
     ]
     if rests:
