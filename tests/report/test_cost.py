@@ -43,7 +43,8 @@ def test_the_cost_of_each(tmp_path):
         ["● teacher", "82.3 80.3 – 84.3 1 evaluation", size, "6,720 210 steps", "21.0 s",
          "1,234 MiB", "1 CPU thread (i386)NVIDIA H200, 140 GiB", "–"],
         ["■ regress", "7.42 7.32 – 7.52 1 evaluation", size, "6,400 200 steps", "20.0 s",
-         "–", "1 CPU thread (i386)", "teacher runs/big & oldpairs runs/pairsbegun from runs/before"],
+         "–", "1 CPU thread (i386)",
+         "teacher runs/big & oldpairs runs/pairsbegun from runs/before"],
         ["▲ tuned", "–", size, "–", "–", "–", "–", "–"],
     ]  # fmt: skip
     assert "A student’s row is not the whole of its cost" in page.text
