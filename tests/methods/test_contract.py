@@ -47,7 +47,7 @@ VARIANTS = {
 }
 # settings that hold where the toy is learnt alone: a method's stages, over the whole training
 LEARNING = {"progressive": {"first": 8, "phases": (200, 200, 200, 400)}}
-# how the toy is learnt, where it is not 600 steps of 256 at 2e-3
+# how the toy is learnt, where it is not as usual
 FIT = {
     **dict.fromkeys(("denoise", "consistency"), {"steps": 1000, "batch": 512, "lr": 1e-3}),
     # its tangent feeds on the student's own derivative in t: faster, and it runs away
@@ -61,6 +61,7 @@ FIT = {
     ),
     "progressive": {"steps": 1000},
 }
+USUAL = {"steps": 600, "batch": 256, "lr": 2e-3}
 # one-step distance as a share of the teacher's own; a teacher is asked to sample in 32 steps, a
 # four-step student in four
 BEATS = {
@@ -162,8 +163,6 @@ def test_the_toy_is_learnt(name, teacher, pairs):
     method = build(name, teacher, **LEARNING.get(name, {}))
     if name == "denoise":
         method = methods.find(name)(method.config, toy.fresh(seed=1), toy.SUBJECT)
-    student = toy.trained(
-        method, pairs, **{"steps": 600, "batch": 256, "lr": 2e-3, **FIT.get(name, {})}
-    )
+    student = toy.trained(method, pairs, **{**USUAL, **FIT.get(name, {})})
     reached, start = toy.distance(student, steps), toy.distance(teacher, 1)
     assert reached < share * start, f"{reached:.4f} of the teacher's one-step {start:.4f}"

@@ -20,7 +20,7 @@ def learnt(name, teacher, pairs, *, longer=1):
     method = contract.build(name, teacher, **told)
     if name == "denoise":  # a teacher's own method starts from nothing
         method = type(method)(method.config, toy.fresh(seed=1), toy.SUBJECT)
-    fit = {"steps": 1000, "lr": 1e-3, **contract.FIT.get(name, {})}
+    fit = {**contract.USUAL, **contract.FIT.get(name, {})}
     return toy.trained(method, pairs, **{**fit, "steps": longer * fit["steps"]})
 
 

@@ -16,23 +16,27 @@ if TYPE_CHECKING:
     from fewstep.scores import Score
 
 QUICK = {
-    "teacher": ("fit.steps=450", "fit.ema_halflife=6000"),
-    "regress": ("fit.steps=650",),
-    "dmd": ("fit.steps=150",),
-    "meanflow": ("fit.steps=150",),
-    "consistency": ("fit.steps=120",),
+    "teacher": ("fit.steps=420", "fit.ema_halflife=6000"),
+    "regress": ("fit.steps=500",),
+    "dmd": ("fit.steps=90",),
+    "meanflow": ("fit.steps=90",),
+    "consistency": ("fit.steps=80",),
 }
 """What is shortened of the recipes for three minutes: one student of each of four families."""
 REST = ("cd", "ict", "scm", "progressive", "sfd", "sfd-one-step", "dmd2", "sid", "sida")
 """The students that take longer: `--all`."""
-PAIRS = {"quick": 6144, "all": 16384}
+PAIRS = {"quick": 5120, "all": 16384}
 PAIR_STEPS = 8
 PAIR_SAMPLER = "multistep"
 LEFT = (
     "These students had seconds each. Longer trainings, and "
     f"{', '.join(REST[:-1])} and {REST[-1]}, are left to `fewstep demo --all`."
 )
-TEACHER = (("transfer", (1, 2, 4, 8, 16)), ("heun", (10,)))
+TEACHER = {
+    "quick": {"transfer": (1, 2, 4, 16)},
+    "all": {"transfer": (1, 2, 4, 8, 16), "heun": (10,)},
+}
+"""By what sampler and in how many steps the teacher is measured."""
 STUDENT_STEPS = (1, 2, 4)
 
 
@@ -59,7 +63,11 @@ class Demo(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        return PAIRS["all" if self.all else "quick"]
+        return PAIRS[self.kind]
+
+    @property
+    def kind(self) -> str:
+        return "all" if self.all else "quick"
 
     def preset(self, name: str) -> str:
         return "digits-flow" if name == "teacher" else f"digits-{name}"
@@ -138,7 +146,7 @@ def _measure(demo: Demo, yardstick: "Yardstick") -> list[tuple[str, "Score"]]:
     teacher = runs.load(demo.out / "teacher")
     ways = [
         ("teacher", teacher.sampled(step=named_step(sampler)), steps)
-        for sampler, counts in TEACHER
+        for sampler, counts in TEACHER[demo.kind].items()
         for steps in counts
     ]
     for name in demo.students:
@@ -189,5 +197,7 @@ def _commands(name: str, demo: Demo) -> list[str]:
         how = ["-n", str(demo.pairs), "--steps", str(PAIR_STEPS), "--sampler", PAIR_SAMPLER]
         teacher = str(demo.out / "teacher")
         commands.insert(0, shlex.join(["fewstep", "record", teacher, "--out", pairs, *how]))
-    steps = ",".join(map(str, TEACHER[0][1] if name == "teacher" else STUDENT_STEPS))
+    steps = ",".join(
+        map(str, TEACHER[demo.kind]["transfer"] if name == "teacher" else STUDENT_STEPS)
+    )
     return [*commands, shlex.join(["fewstep", "evaluate", run, "--steps", steps])]
