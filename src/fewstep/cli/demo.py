@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from fewstep.scores import Score
 
 QUICK = {
-    "teacher": ("fit.steps=420", "fit.ema_halflife=6000"),
-    "regress": ("fit.steps=500",),
-    "dmd": ("fit.steps=90",),
-    "meanflow": ("fit.steps=90",),
-    "consistency": ("fit.steps=80",),
+    "teacher": ("fit.steps=450", "fit.ema_halflife=6000"),
+    "regress": ("fit.steps=600",),
+    "dmd": ("fit.steps=110",),
+    "meanflow": ("fit.steps=110",),
+    "consistency": ("fit.steps=90",),
 }
 """What is shortened of the recipes for three minutes: one student of each of four families."""
 REST = ("cd", "ict", "scm", "progressive", "sfd", "sfd-one-step", "dmd2", "sid", "sida")
 """The students that take longer: `--all`."""
-PAIRS = {"quick": 5120, "all": 16384}
+PAIRS = {"quick": 6144, "all": 16384}
 PAIR_STEPS = 8
 PAIR_SAMPLER = "multistep"
 LEFT = (
