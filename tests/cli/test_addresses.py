@@ -163,7 +163,8 @@ def test_it_is_compared_with_its_student_as_the_student_is_measured(
         (["distill", "digits-regress", "teacher.load={address}"], "of 0 classes"),
     ],
 )
-def test_mistakes_are_one_line(address, capsys, argv, told):
+def test_mistakes_are_one_line(address, capsys, tmp_path, monkeypatch, argv, told):
+    monkeypatch.chdir(tmp_path)  # whatever runs there are here
     assert told in fails(capsys, *(part.format(address=address) for part in argv))
 
 
