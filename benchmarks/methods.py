@@ -93,6 +93,10 @@ CASES = {
 }  # fmt: skip
 
 
+OTHERS = {"circuit", "residual_sum"}
+"""Methods of networks that are not this one: no multiple of its step."""
+
+
 class Ready:
     """Pairs that lie in memory."""
 
@@ -193,7 +197,7 @@ def number(value):
 
 
 def chosen(only):
-    missing = set(package.names()) - {told.method for told in CASES.values()}
+    missing = set(package.names()) - {told.method for told in CASES.values()} - OTHERS
     cases = {**CASES, **{name: case(name) for name in sorted(missing)}}
     cases = {name: told for name, told in cases.items() if told.method in package.names()}
     return {name: cases[name] for name in only} if only else cases

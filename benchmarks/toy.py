@@ -46,12 +46,16 @@ def main():
     for steps in (1, 50):
         row("teacher", steps, toy.distance(teacher, steps), start)
     with tempfile.TemporaryDirectory() as folder:
-        pairs = Path(folder) / "pairs"
+        pairs, rings = Path(folder) / "pairs", Path(folder) / "rings"
         toy.record_pairs(teacher, pairs)
+        circuit = toy.train_circuit()
+        toy.record_rings(circuit, rings)
         for name in told.only:
             steps, _ = contract.BEATS.get(name, contract.ONE_STEP)
             begun = time.perf_counter()
-            student = learnt(name, teacher, pairs, longer=told.longer)
+            sums = name == "residual_sum"
+            source = (circuit, rings) if sums else (teacher, pairs)
+            student = learnt(name, *source, longer=told.longer)
             seconds = time.perf_counter() - begun
             row(name, steps, toy.distance(student, steps), start, seconds)
 

@@ -20,7 +20,7 @@ LAYERS = [
     ["parametrization"],
     ["backbones", "data", "store", "metrics"],
     ["denoiser"],
-    ["times"],
+    ["times", "circuit"],
     ["sampling"],
     ["guidance"],
     ["generator"],

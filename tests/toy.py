@@ -5,20 +5,29 @@ from functools import cache
 import torch
 
 from fewstep import backbones, metrics, runs, store
-from fewstep.backbones import MLPConfig
+from fewstep.backbones import (
+    CircuitConfig,
+    LatentConfig,
+    MLPConfig,
+    ResidualsConfig,
+    UNetConfig,
+)
 from fewstep.batches import Batches, ImageStream
 from fewstep.data.toys import eight_gaussians
 from fewstep.denoiser import Denoiser
 from fewstep.generator import Subject
+from fewstep.methods.circuit import CircuitMethod, CircuitMethodConfig
 from fewstep.methods.denoise import Denoise, DenoiseConfig
-from fewstep.pairs import PairStream
-from fewstep.parametrization import Velocity
+from fewstep.pairs import LatentStream, PairStream
+from fewstep.parametrization import Clean, Velocity
 from fewstep.process import Flow
 from fewstep.recording import Recording, record
 from fewstep.sampling import heun, noise_from_seeds
 from fewstep.trainer import FitConfig, Training
 
 SUBJECT = Subject((2,))
+PIXELS = Subject((2, 1, 1))
+"""The same points as images of two channels and one pixel, for those who work on images."""
 
 
 @cache
@@ -36,13 +45,41 @@ def fresh(seed=0):
     return Denoiser(network(seed), Flow(), Velocity())
 
 
+WIDE = UNetConfig(
+    channels=(64,), layers=1, attention=(), middle_attention=False, groups=8, pace=0.03
+)
+LATENT = LatentConfig(32, groups=1)
+CIRCUIT = CircuitConfig(network=WIDE, latent=LATENT, blocks=0)
+RING = 8
+"""Updates of the toy's ring."""
+
+
+def circuit(seed=0):
+    """A circuit's student."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = backbones.build(CIRCUIT, shape=PIXELS.shape)
+    return Denoiser(net, Flow(), Velocity())
+
+
+def residuals(chunks=4, seed=0):
+    """The student of a circuit's sums."""
+    config = ResidualsConfig(network=WIDE, latent=LATENT, blocks=0, chunks=chunks)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = backbones.build(config, shape=PIXELS.shape)
+    return Denoiser(net, Flow(), Clean(Flow()))
+
+
 def batches(method, folder=None, *, batch=512, seed=0):
     streams = {}
     if "images" in method.reads:
-        streams["images"] = ImageStream(points(), None)
+        streams["images"] = ImageStream(points().view(-1, *method.subject.shape), None)
     if "pairs" in method.reads:
         streams["pairs"] = PairStream(store.Reader(folder))
-    return Batches(streams, SUBJECT, batch=batch, seed=seed)
+    if "latents" in method.reads:
+        streams["latents"] = LatentStream(store.Reader(folder))
+    return Batches(streams, method.subject, batch=batch, seed=seed)
 
 
 def trained(method, folder=None, *, steps, batch=512, lr=2e-3, **fit):
@@ -60,6 +97,17 @@ def train_teacher():
     return trained(Denoise(DenoiseConfig(), fresh(), SUBJECT), steps=1500)
 
 
+def train_circuit():
+    method = CircuitMethod(CircuitMethodConfig(steps=RING), circuit(), PIXELS)
+    return trained(method, steps=300, batch=128)
+
+
+def record_rings(circuit, folder, count=4096, chunks=4):
+    wanted = Recording(count, steps=RING, chunks=chunks, codec="raw")
+    for _ in record(circuit, folder, wanted, teacher=runs.weights_hash(circuit)):
+        pass
+
+
 def record_pairs(teacher, folder, count=8192):
     generator = teacher.sampled(step=heun)
     hashed = runs.weights_hash(teacher)
@@ -70,6 +118,6 @@ def record_pairs(teacher, folder, count=8192):
 def distance(generator, steps=1, count=4000):
     """Sliced Wasserstein distance of `count` samples to as many fresh points."""
     with torch.inference_mode():
-        made = generator(noise_from_seeds(range(count), (2,)), steps=steps)
+        made = generator(noise_from_seeds(range(count), generator.subject.shape), steps=steps)
     truth = eight_gaussians().points(count, seed=1)[0].float()
-    return metrics.sliced_wasserstein(made, truth)
+    return metrics.sliced_wasserstein(made.flatten(1), truth)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep import background, distributed
 from fewstep.condition import Condition
 from fewstep.generator import Subject
-from fewstep.methods.base import Batch, Examples, Pairs, keyed
+from fewstep.methods.base import Batch, Examples, Latents, Pairs, keyed
 
 
 @runtime_checkable
@@ -23,7 +23,9 @@ class Stream(Protocol):
 
     def __len__(self) -> int: ...
 
-    def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> Examples | Pairs: ...
+    def rows(
+        self, index: Tensor, coin: Tensor, device: torch.device
+    ) -> Examples | Pairs | Latents: ...
 
 
 class ImageStream:

@@ -97,27 +97,35 @@ class Denoiser(nn.Module):
         cond: Condition | None = None,
     ) -> Prediction:
         """Ask the network about `x_t` (b, ...) at `t`; `s` is a flow map's destination, s < t."""
+        scale, level = self.asked(t, x_t)
+        level_s = None if s is None else self.asked(s, x_t)[1]
+        with self.casting(x_t):
+            output = self.backbone(scale * x_t, level, level_s=level_s, cond=cond)
+        return self.said(x_t, t, output)
+
+    def said(self, x_t: Tensor, t: Tensor | float, output: Tensor) -> Prediction:
+        """A raw `output` about `x_t` at `t`, with its meaning."""
         time = times_of(t, x_t)
         alpha, sigma = self.process.at(time, like=x_t)
-        seen = self.parametrization.scale(alpha, sigma) * x_t
-        level = self._level(alpha, sigma)
-        level_s = None
-        if s is not None:
-            level_s = self._level(*self.process.at(s, like=x_t))
-        with self._casting(x_t):
-            output = self.backbone(seen, level, level_s=level_s, cond=cond)
         output = output.to(alpha.dtype)
         return Prediction(x_t, time, output, self.process, self.parametrization, alpha, sigma)
+
+    def asked(self, t: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What x_t is multiplied with for the network, shaped against `like`, and its level."""
+        alpha, sigma = self.process.at(t, like=like)
+        level = self.parametrization.level(alpha, sigma).flatten()
+        if self.parametrization.logarithmic:
+            level = level * self.backbone.level_scale
+        return self.parametrization.scale(alpha, sigma), level
 
     def features(
         self, x_t: Tensor, t: Tensor | float, *, cond: Condition | None = None
     ) -> list[Tensor]:
         """The backbone's inner activations at `x_t`, in float32, for adversarial heads."""
-        alpha, sigma = self.process.at(t, like=x_t)
-        seen = self.parametrization.scale(alpha, sigma) * x_t
-        with self._casting(x_t):
-            layers = self.backbone.features(seen, self._level(alpha, sigma), cond=cond)
-        return [layer.to(alpha.dtype) for layer in layers]
+        scale, level = self.asked(t, x_t)
+        with self.casting(x_t):
+            layers = self.backbone.features(scale * x_t, level, cond=cond)
+        return [layer.to(scale.dtype) for layer in layers]
 
     def under(self, process: Process) -> "Denoiser":
         """The same weights under another clock; the modules are shared, not copied."""
@@ -132,11 +140,8 @@ class Denoiser(nn.Module):
             backbone, self.process, self.parametrization, autocast=self.autocast, maps=True
         )
 
-    def _level(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        level = self.parametrization.level(alpha, sigma).flatten()
-        return level * self.backbone.level_scale if self.parametrization.logarithmic else level
-
-    def _casting(self, x: Tensor) -> AbstractContextManager[object]:
+    def casting(self, x: Tensor) -> AbstractContextManager[object]:
+        """The type that the network computes in, for what is called inside."""
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(x.device.type, self.autocast)

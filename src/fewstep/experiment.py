@@ -22,7 +22,7 @@ from fewstep.guidance import unguided
 from fewstep.images import save_grid
 from fewstep.losses import of_images, perceptual_hash
 from fewstep.methods.base import Method
-from fewstep.pairs import PairStream
+from fewstep.pairs import LatentStream, PairStream
 from fewstep.recipe import Recipe
 from fewstep.runs import Run
 from fewstep.scores import score_from
@@ -75,7 +75,9 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
         labels = images.labels if labelled else None
         streams["images"] = ImageStream(images.images, labels, flip=recipe.data.flip)
     if "pairs" in method.reads:
-        streams["pairs"], pins["pairs"] = _pairs(recipe, subject)
+        streams["pairs"], pins["pairs"] = _recorded(recipe, subject, PairStream)
+    if "latents" in method.reads:
+        streams["latents"], pins["pairs"] = _recorded(recipe, subject, LatentStream)
     batches = Batches(streams, subject, batch=recipe.fit.batch, seed=recipe.fit.seed, device=device)
     return Parts(method, batches, pins, yardstick)
 
@@ -109,14 +111,16 @@ def _teacher(recipe: Recipe, subject: Subject) -> Generator:
     return teacher if recipe.teacher.guidance == 1 else teacher.guided(recipe.teacher.guidance)
 
 
-def _pairs(recipe: Recipe, subject: Subject) -> tuple[PairStream, str]:
+def _recorded(
+    recipe: Recipe, subject: Subject, kind: type[PairStream] | type[LatentStream]
+) -> tuple[Stream, str]:
     if recipe.pairs is None:
         raise InputError(
             f"{recipe.method_name} learns from recorded pairs: run `fewstep record RUN --out DIR` "
             "and give pairs.load=DIR"
         )
     reader = store.Reader(recipe.pairs.load)
-    stream = PairStream(reader, classes=subject.classes)
+    stream = kind(reader, classes=subject.classes)
     if stream.shape != subject.shape:
         raise InputError(
             f"the pairs in {recipe.pairs.load} are {stream.shape}, the data are {subject.shape}"

@@ -1,4 +1,6 @@
-"""Recorded pairs as a training stream: noise, and the image that the teacher made of it."""
+"""Recorded teacher data as training streams: noise and image, or a circuit's latents besides."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -6,7 +8,7 @@ from torch import Tensor
 from fewstep import store
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.errors import InputError
-from fewstep.methods.base import Pairs
+from fewstep.methods.base import Latents, Pairs
 from fewstep.sampling import noise_from_seeds
 
 KEPT = 256 << 20  # bytes of decoded pairs to keep: a small store is read once, not every epoch
@@ -52,8 +54,7 @@ class PairStream:
     def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> Pairs:
         """Rows `index`; nothing is augmented, since a mirrored image has other noise."""
         noise, x0, label = self._pairs(index)
-        cond = None if bool((label == NO_LABEL).all()) else Condition(label.to(device))
-        return Pairs(noise.to(device), x0.to(device), cond)
+        return Pairs(noise.to(device), x0.to(device), _cond(label, device))
 
     def _pairs(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self._kept is None:
@@ -67,14 +68,61 @@ class PairStream:
         return noise[index], x0[index], label[index]
 
     def _read(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _ends(self.reader[index], self.shape, self.classes)
+
+
+class LatentStream:
+    """A store of a circuit's rings: pairs whose records also hold `rin0` and `r_chunks`.
+
+    Read anew every epoch: latents are many times larger than their images.
+    """
+
+    def __init__(self, reader: store.Reader, *, classes: int | None = None) -> None:
+        """`classes` of the student, as for `PairStream`.
+
+        Raises: InputError for a store of anything but rings.
+        """
+        pairs, codecs = PairStream(reader, classes=classes), reader.schema
+        first, chunks = codecs.get("rin0"), codecs.get("r_chunks")
+        if first is None or chunks is None or chunks.shape[1:] != first.shape:
+            raise InputError(
+                f"the store holds {', '.join(sorted(codecs))}: no latents, which `fewstep record "
+                "RUN --chunks K` adds to the pairs of a circuit"
+            )
+        self.reader, self.classes, self.shape = reader, classes, pairs.shape
+        self.latent, self.chunks = first.shape, chunks.shape[0]
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> Latents:
+        """Rows `index`; nothing is augmented."""
         found = self.reader[index]
-        noise = found.get("noise")
-        if noise is None:
-            noise = noise_from_seeds(_within(found["seed"], "seed", 0), self.shape)
-        label = found.get("label", torch.full((len(index),), NO_LABEL))
-        if self.classes is not None:
-            _within(label, "label", NO_LABEL, self.classes)
-        return noise, found["x0"], label
+        noise, x0, label = _ends(found, self.shape, self.classes)
+        return Latents(
+            noise.to(device),
+            x0.to(device),
+            found["rin0"].to(device),
+            found["r_chunks"].to(device),
+            _cond(label, device),
+        )
+
+
+def _ends(
+    found: Mapping[str, Tensor], shape: tuple[int, ...], classes: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise, image and label of records."""
+    noise = found.get("noise")
+    if noise is None:
+        noise = noise_from_seeds(_within(found["seed"], "seed", 0), shape)
+    label = found.get("label", torch.full((len(noise),), NO_LABEL))
+    if classes is not None:
+        _within(label, "label", NO_LABEL, classes)
+    return noise, found["x0"], label
+
+
+def _cond(label: Tensor, device: torch.device) -> Condition | None:
+    return None if bool((label == NO_LABEL).all()) else Condition(label.to(device))
 
 
 def _within(values: Tensor, what: str, low: int, stop: int = 1 << 63) -> list[int]:

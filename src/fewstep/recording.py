@@ -17,15 +17,17 @@ import torch
 from torch import Tensor
 
 from fewstep import __version__, background, distributed, store
+from fewstep.circuit import Circuit
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.errors import InputError
-from fewstep.generator import Generator
+from fewstep.generator import Generator, Subject
 from fewstep.sampling import DETERMINISTIC, describe_step, noise_from_seeds
 from fewstep.store import Address
 
 FIRST_SEED = 1 << 62
 SHARD_BYTES = 256 << 20  # a shard is held in memory, uncompressed, while it is made
 CODECS = ("u8", "f16", "int8", "raw")
+PERCENTILE = 99.5  # of a latent's channel, that int8 reaches; Denoising Circuits' own
 
 
 class Recorded(NamedTuple):
@@ -46,8 +48,12 @@ class Recording:
     states: int = 0
     """States of each path to keep beside its ends, evenly spread over the grid's steps."""
     codec: str | None = None
-    """u8, f16, raw, int8 or int8:PERCENTILE for the images; unset: u8, raw for points. States are
-    no images: with u8 they are kept as f16."""
+    """u8, f16, raw, int8 or int8:PERCENTILE for the images; unset: u8, raw for points, f16 beside
+    latents. States are no images: with u8 they are kept as f16."""
+    chunks: int = 0
+    """Of a circuit sampled by `ring`: also its first latent, and what each of so many equal parts
+    of the steps adds to it, in 8 bits. The noise is recorded too, rounded to f16 before it is
+    used, so that the record can go where Denoising Circuits' files go."""
     seed: int = 0
     """Of the noise."""
     shard: int = 1024
@@ -60,6 +66,12 @@ class Recording:
                 f"cannot record {self.count} pairs of {self.steps} steps: at least 1 of each"
             )
         seeds(self.seed, range(0))
+        if self.chunks < 0 or (self.chunks and self.steps % self.chunks):
+            raise InputError(
+                f"{self.chunks} chunks do not divide {self.steps} steps: each is a sum of as many"
+            )
+        if self.chunks and self.states:
+            raise InputError("states are a path's images; a ring has latents: record one of both")
         if not 0 <= self.states < self.steps:
             raise InputError(
                 f"{self.states} states of a path of {self.steps} steps: there are "
@@ -71,10 +83,11 @@ class Recording:
         """The grid's points whose states are kept."""
         return [round(k * self.steps / (self.states + 1)) for k in range(1, self.states + 1)]
 
-    def schema(self, shape: tuple[int, ...]) -> Mapping[str, store.Codec]:
-        """The tensors of a record of samples of this shape."""
+    def schema(self, subject: Subject, latent: tuple[int, ...] = ()) -> Mapping[str, store.Codec]:
+        """The tensors of a record of samples of this subject, and of a latent of that shape."""
+        shape = subject.shape
         # images lose nothing that their pixels could show; points are not pixels
-        name = self.codec or ("u8" if len(shape) == 3 else "raw")
+        name = self.codec or ("f16" if self.chunks else "u8" if len(shape) == 3 else "raw")
         told = {
             "x0": _codec(name, shape, channels=1),
             "label": store.Raw(torch.int64),
@@ -83,6 +96,13 @@ class Recording:
         if self.states:
             path = "f16" if name == "u8" else name
             told["states"] = _codec(path, (self.states, *shape), channels=2)
+        if self.chunks:
+            del told["seed"]
+            if not subject.classes:  # the published files know none
+                del told["label"]
+            told["noise"] = store.F16(shape)
+            told["rin0"] = store.Int8(latent, channels=1, percentile=PERCENTILE)
+            told["r_chunks"] = store.Int8((self.chunks, *latent), channels=2, percentile=PERCENTILE)
         return told
 
 
@@ -103,7 +123,7 @@ def record(
 
     Raises: InputError for a stochastic sampler, or a folder of other data.
     """
-    _must_be_a_function(generator)
+    _must_be_a_function(generator, told)
     if batch is not None and batch < 1:
         raise InputError(f"cannot record in batches of {batch}")
     rank, ranks = distributed.world(patience=timedelta(days=1))  # for the others' last shards
@@ -124,8 +144,10 @@ def record(
     distributed.wait()
 
 
-def _must_be_a_function(generator: Generator) -> None:
+def _must_be_a_function(generator: Generator, told: Recording) -> None:
     name = describe_step(generator.step)["name"]
+    if told.chunks and name != "ring":
+        raise InputError(f"chunks are a ring's sums; {name} has none: record with --sampler ring")
     if name not in DETERMINISTIC:
         raise InputError(
             f"{name} draws fresh noise, so its images are no function of the starting noise and "
@@ -165,11 +187,15 @@ def _writer(generator: Generator, folder: Address, told: Recording, teacher: str
     }
     if told.states:
         provenance["states"] = [times[point] for point in told.kept]
-    shape = generator.subject.shape
+    shape, latent = generator.subject.shape, ()
+    if told.chunks:
+        latent = Circuit(generator.denoiser).shape
+        provenance |= {"steps": told.steps, "chunks": told.chunks}
     row = 4 * torch.Size(shape).numel() * (1 + told.states)
+    row += 4 * torch.Size(latent).numel() * (1 + told.chunks) if told.chunks else 0
     return store.Writer(
         folder,
-        schema=told.schema(shape),
+        schema=told.schema(generator.subject, latent),
         count=told.count,
         shard_size=max(1, min(told.shard, SHARD_BYTES // row)),
         provenance=provenance,
@@ -231,11 +257,25 @@ class Tiles:
         noise = noise_from_seeds(keys, generator.subject.shape, device=generator.device)
         cond = class_labels(generator.subject.classes, rows, generator.device)
         label = torch.full((len(rows),), NO_LABEL) if cond is None else cond.label
+        if told.chunks:
+            rung = self._rung(noise.half().float(), cond)
+            return rung if cond is None else {"label": label.cpu(), **rung}
         kept = {*told.kept, told.steps}
         path = enumerate(generator.path(noise, steps=told.steps, cond=cond))
         *states, x0 = [x.cpu() for point, x in path if point in kept]
         records = {"x0": x0, "label": label.cpu(), "seed": torch.tensor(keys)}
         return {**records, "states": torch.stack(states, 1)} if states else records
+
+    def _rung(self, noise: Tensor, cond: Condition | None) -> dict[str, Tensor]:
+        """A ring's ends, and the K partial sums between them: they add up but for rounding."""
+        generator, told = self.generator, self.told
+        circuit, end = Circuit(generator.denoiser), generator.denoiser.span[0]
+        times = [*generator.grid(told.steps, generator.denoiser).tolist(), end]
+        ring, every = circuit.ring(noise, times, cond=cond), told.steps // told.chunks
+        kept = [z.cpu() for point, z in enumerate(ring) if point % every == 0]
+        x0 = circuit.image(kept[-1].to(noise), end)
+        chunks = torch.stack([b - a for a, b in zip(kept, kept[1:], strict=False)], dim=1)
+        return {"noise": noise.cpu(), "x0": x0.cpu(), "rin0": kept[0], "r_chunks": chunks}
 
 
 def seeds(seed: int, rows: range, *, first: int = 0) -> list[int]:

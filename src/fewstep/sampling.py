@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.circuit import Circuit
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser, Prediction, check_times
 from fewstep.errors import InputError
@@ -204,14 +205,27 @@ def corrector(
     return x_s - length * said.sigma * said.eps + torch.sqrt(2 * length) * said.sigma * z, None
 
 
+def ring(walk: Walk, x_t: Tensor, t: float, s: float | None) -> tuple[Tensor, Any]:
+    """A circuit's own way: encoded once, advanced in the latent, read once at the end of the span.
+
+    The states on the way are latents: what is given for x_s is x_t itself, at the last step the
+    image. N steps are N updates.
+    """
+    circuit = Circuit(walk.model)
+    z = circuit.encode(x_t, t, cond=walk.cond) if walk.memory is None else walk.memory
+    end = walk.model.span[0]
+    z = circuit.advance(z, t, end if s is None else s, cond=walk.cond)
+    return (circuit.image(z, end), None) if s is None else (x_t, z)
+
+
 def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
 
 
 STEPS: dict[str, Callable[..., tuple[Tensor, Any]]] = {
-    step.__name__: step for step in (transfer, ancestral, renoise, heun, multistep, corrector)
+    step.__name__: step for step in (transfer, ancestral, renoise, heun, multistep, corrector, ring)
 }
-DETERMINISTIC = ("transfer", "heun", "multistep")
+DETERMINISTIC = ("transfer", "heun", "multistep", "ring")
 
 
 def describe_step(step: Step) -> dict[str, Any]:

@@ -26,8 +26,9 @@ def learnt(name, teacher, pairs, *, longer=1):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_minute_brings_one_step_to_a_fifth_of_the_teachers_own_distance(name, teacher, pairs):
+def test_a_minute_brings_one_step_to_a_fifth_of_the_teachers_own_distance(
+    name, source, folder, start
+):
     steps, _ = contract.BEATS.get(name, contract.ONE_STEP)
-    reached = toy.distance(learnt(name, teacher, pairs, longer=4), steps)
-    start = toy.distance(teacher, 1)
+    reached = toy.distance(learnt(name, source, folder, longer=4), steps)
     assert reached < SHARE * start, f"{reached:.4f} of the teacher's one-step {start:.4f}"

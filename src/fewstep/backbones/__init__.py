@@ -6,11 +6,13 @@ import torch
 from torch import nn
 
 from fewstep.backbones.base import Backbone
+from fewstep.backbones.circuit import CircuitConfig, CircuitNet, LatentConfig
 from fewstep.backbones.mlp import MLP, MLPConfig
+from fewstep.backbones.residuals import ResidualsConfig, ResidualsNet
 from fewstep.backbones.unet import UNet, UNetConfig
 from fewstep.errors import InputError
 
-BackboneConfig = MLPConfig | UNetConfig
+BackboneConfig = MLPConfig | UNetConfig | CircuitConfig | ResidualsConfig
 """Any architecture's settings; the field `name` tells them apart in a recipe."""
 
 
@@ -24,10 +26,19 @@ def build(config: BackboneConfig, *, shape: tuple[int, ...], classes: int = 0) -
             return MLP(config, shape=shape, classes=classes)
         case UNetConfig():
             return UNet(config, shape=shape, classes=classes)
+        case CircuitConfig():
+            return CircuitNet(config, shape=shape, classes=classes)
+        case ResidualsConfig():
+            return ResidualsNet(config, shape=shape, classes=classes)
 
 
 def with_two_times(backbone: Backbone) -> Backbone:
-    """The same network, told a destination too: at first the destination changes nothing."""
+    """The same network, told a destination too: at first the destination changes nothing.
+
+    Raises: InputError for a network that knows no second time.
+    """
+    if isinstance(backbone.config, CircuitConfig | ResidualsConfig):
+        raise InputError(f"a {backbone.config.name} cannot be a flow map: take a unet or an mlp")
     if backbone.config.two_times:
         return backbone
     with torch.random.fork_rng():
@@ -60,7 +71,12 @@ __all__ = [
     "MLP",
     "Backbone",
     "BackboneConfig",
+    "CircuitConfig",
+    "CircuitNet",
+    "LatentConfig",
     "MLPConfig",
+    "ResidualsConfig",
+    "ResidualsNet",
     "UNet",
     "UNetConfig",
     "build",

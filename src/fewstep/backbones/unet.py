@@ -97,13 +97,13 @@ class UNet(Backbone):
             head_dim=config.head_dim,
             padding=config.downsample_padding,
         )
-        self.conv_in = nn.Conv2d(shape[0], widths[0], 3, padding=1)
+        self.conv_in: nn.Module = nn.Conv2d(shape[0], widths[0], 3, padding=1)
         attends = [size in config.attention for size in sizes]
         self.down_blocks = down_blocks(widths, config.layers, attends, parts)
         self.mid_block = MidBlock(widths[-1], parts, attends=config.middle_attention)
         self.up_blocks = up_blocks(widths, config.layers, attends, parts)
-        self.conv_norm_out = parts.norm(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], shape[0], 3, padding=1)
+        self.conv_norm_out: nn.Module = parts.norm(widths[0])
+        self.conv_out: nn.Module = nn.Conv2d(widths[0], shape[0], 3, padding=1)
         initialise(self)
 
     def forward(
@@ -113,13 +113,26 @@ class UNet(Backbone):
         *,
         level_s: Float[Tensor, " b"] | None = None,
         cond: Condition | None = None,
-    ) -> Float[Tensor, "b c h w"]:
+    ) -> Float[Tensor, "b _ h w"]:
         emb = functional.silu(embed(self, level, level_s, cond))
-        skips = list(chain.from_iterable(self._encode(x, emb)))
-        hidden = self.mid_block(skips[-1], emb)
-        for block in self.up_blocks:
-            hidden = block(hidden, skips, emb)
+        *_, hidden = self._climb(x, emb)
         return self.conv_out(functional.silu(self.conv_norm_out(hidden))).contiguous()
+
+    def ascent(
+        self, x: Float[Tensor, "b c h w"], level: Float[Tensor, " b"], cond: Condition | None
+    ) -> list[Float[Tensor, "b _ _ _"]]:
+        """What each size of the way up ends with, smallest first, the last as large as `x`.
+
+        Their widths are `ascent_widths`, their heights the images', halved again and again.
+        """
+        emb = functional.silu(embed(self, level, None, cond))
+        ends = {end.shape[-1]: end for end in self._climb(x, emb)}
+        return [*ends.values()]
+
+    @property
+    def ascent_widths(self) -> list[int]:
+        """Channels of what `ascent` gives."""
+        return [*self.config.channels[:0:-1][:-1], self.config.channels[0]]
 
     def features(
         self,
@@ -136,6 +149,14 @@ class UNet(Backbone):
         _, *levels = self._encode(x, emb)
         ends = [outputs[self.config.layers - 1] for outputs in levels]
         return [*ends, self.mid_block(levels[-1][-1], emb)]
+
+    def _climb(self, x: Images, emb: Embedding) -> list[Images]:
+        """What each block of the way up gives."""
+        skips = list(chain.from_iterable(self._encode(x, emb)))
+        given = [self.mid_block(skips[-1], emb)]
+        for block in self.up_blocks:
+            given.append(block(given[-1], skips, emb))
+        return given[1:]
 
     def _encode(self, x: Images, emb: Embedding) -> list[list[Images]]:
         """The first convolution's output, then each block's."""

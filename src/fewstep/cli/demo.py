@@ -23,11 +23,16 @@ QUICK = {
     "consistency": ("fit.steps=90",),
 }
 """What is shortened of the recipes for three minutes: one student of each of four families."""
-REST = ("cd", "ict", "scm", "progressive", "sfd", "sfd-one-step", "dmd2", "sid", "sida")
+REST = (
+    *("cd", "ict", "scm", "progressive", "sfd", "sfd-one-step", "dmd2", "sid", "sida"),
+    *("circuit", "residual-sum"),
+)
 """The students that take longer: `--all`."""
 PAIRS = {"quick": 6144, "all": 16384}
 PAIR_STEPS = 8
 PAIR_SAMPLER = "multistep"
+RINGS = {"count": 8192, "steps": 16, "chunks": 8}
+"""What is recorded of the circuit, for its sum."""
 LEFT = (
     "These students had seconds each. Longer trainings, and "
     f"{', '.join(REST[:-1])} and {REST[-1]}, are left to `fewstep demo --all`."
@@ -98,7 +103,9 @@ def main(argv: Sequence[str]) -> int:
     """Train, record, distil, measure, report; 0 when all is there."""
     told = console.options(Options, "demo", argv)
     demo = Demo(told.out or Path("runs/demo-all" if told.all else "runs/demo"), told.all)
-    done = _train("teacher", demo) and _pairs(demo) and all(_train(n, demo) for n in demo.students)
+    done = _train("teacher", demo) and _pairs(demo)
+    for name in demo.students:
+        done = done and (name != "residual-sum" or _rings(demo)) and _train(name, demo)
     if not done:
         again = "fewstep demo --all" if demo.all else "fewstep demo"
         console.out.print(f"stopped; to resume: {again} --out {demo.out}")
@@ -139,6 +146,14 @@ def _pairs(demo: Demo) -> bool:
     return record.run(teacher, folder, wanted, sampler=PAIR_SAMPLER)
 
 
+def _rings(demo: Demo) -> bool:
+    from fewstep.recording import Recording
+
+    wanted = Recording(RINGS["count"], RINGS["steps"], chunks=RINGS["chunks"])
+    folder = demo.out / "rings"
+    return record.run(str(demo.out / "circuit"), folder, wanted, sampler="ring")
+
+
 def _measure(demo: Demo, yardstick: "Yardstick") -> list[tuple[str, "Score"]]:
     from fewstep import runs
     from fewstep.sampling import named_step
@@ -152,7 +167,8 @@ def _measure(demo: Demo, yardstick: "Yardstick") -> list[tuple[str, "Score"]]:
     for name in demo.students:
         student = runs.load(demo.out / name)
         counts = student.grid.counts or STUDENT_STEPS
-        ways += [(name, student, steps) for steps in counts if steps in STUDENT_STEPS]
+        few = [steps for steps in counts if steps in STUDENT_STEPS] or counts[-1:]
+        ways += [(name, student, steps) for steps in few]
     scores: list[tuple[str, Score]] = []
     with console.bar("measure", len(ways)) as bar:
         for name, generator, steps in ways:
@@ -195,8 +211,13 @@ def _commands(name: str, demo: Demo) -> list[str]:
     commands = [shlex.join(["fewstep", verb, demo.preset(name), *told, "--out", run])]
     if any(each.startswith("pairs.load=") for each in told):
         how = ["-n", str(demo.pairs), "--steps", str(PAIR_STEPS), "--sampler", PAIR_SAMPLER]
-        teacher = str(demo.out / "teacher")
-        commands.insert(0, shlex.join(["fewstep", "record", teacher, "--out", pairs, *how]))
+        source = "teacher"
+        if name == "residual-sum":
+            source, pairs = "circuit", str(demo.out / "rings")
+            how = ["-n", str(RINGS["count"]), "--steps", str(RINGS["steps"])]
+            how += ["--sampler", "ring", "--chunks", str(RINGS["chunks"])]
+        source = str(demo.out / source)
+        commands.insert(0, shlex.join(["fewstep", "record", source, "--out", pairs, *how]))
     steps = ",".join(
         map(str, TEACHER[demo.kind]["transfer"] if name == "teacher" else STUDENT_STEPS)
     )

@@ -34,11 +34,13 @@ class Options:
     steps: int = 18
     """Steps of the sampler."""
     sampler: str = "heun"
-    """transfer, heun or multistep: the noise-to-image map must be a function."""
+    """transfer, heun, multistep or a circuit's ring: the noise-to-image map must be a function."""
     guidance: float = 1.0
     """Weight of classifier-free guidance; 1: none."""
     states: int = 0
     """States to keep of each path, between its noise and its image."""
+    chunks: int = 0
+    """Of a circuit, with --sampler ring: record its latents too, as this many sums of updates."""
     codec: str | None = None
     """u8, f16, raw, int8 or int8:PERCENTILE; by default u8 for images, raw for points."""
     batch: int | None = None
@@ -76,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
 
     if not told.resume and open_folder(told.out).sizes():
         raise InputError(f"{told.out} is not empty, and --no-resume was asked; give another --out")
-    wanted = Recording(told.count, told.steps, told.states, told.codec, told.seed)
+    wanted = Recording(told.count, told.steps, told.states, told.codec, told.chunks, told.seed)
     if not run(
         told.run,
         told.out,

@@ -59,6 +59,18 @@ class Pairs:
     cond: Condition | None
 
 
+@dataclass(frozen=True)
+class Latents:
+    """Rows of a circuit's rings: their noise (b, c, h, w) and image, the first latent
+    (b, C, H, W), and what K equal parts of the updates have each added to it (b, K, C, H, W)."""
+
+    noise: Tensor
+    x0: Tensor
+    first: Tensor
+    chunks: Tensor
+    cond: Condition | None
+
+
 def given(teacher: Generator | None) -> Generator:
     """The teacher that a setting asks for.  Raises: InputError without one."""
     if teacher is None:
@@ -127,6 +139,11 @@ class Batch:
         """Recorded noise and images; for a method that reads them."""
         return self.streams["pairs"]
 
+    @property
+    def latents(self) -> Latents:
+        """A circuit's recorded rings; for a method that reads them."""
+        return self.streams["latents"]
+
     def begin(self, player: str, occurrence: int) -> None:
         """The trainer's: key the draws that follow by this turn."""
         self._turn = (player, occurrence)
@@ -187,8 +204,8 @@ class Method(nn.Module, ABC):
 
     Config: ClassVar[type]
     reads: frozenset[str]
-    """The streams that its batches hold, `images` and `pairs`; may be empty, and may depend on the
-    settings: then `__init__` says."""
+    """The streams that its batches hold: `images`, `pairs`, `latents`; may be empty, and may depend
+    on the settings: then `__init__` says."""
     needs_teacher: ClassVar[bool] = True
 
     def __init__(

@@ -1,0 +1,69 @@
+"""A circuit asked in times: its latents, one from another, and what is read from them."""
+
+from collections.abc import Iterator
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fewstep.backbones.circuit import CircuitNet
+from fewstep.condition import Condition
+from fewstep.denoiser import Denoiser, Prediction
+from fewstep.errors import InputError
+
+Latent = Float[Tensor, "b latent _ _"]
+Time = Tensor | float
+
+
+class Circuit:
+    """The parts of a denoiser whose backbone is a circuit, through the denoiser's own door."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        """Raises: InputError for any other backbone."""
+        if not isinstance(denoiser.backbone, CircuitNet):
+            raise InputError(
+                f"this network is a {denoiser.backbone.config.name}, without a latent that could "
+                "be advanced: it needs a circuit (docs/circuits.md), and no guidance around it"
+            )
+        self.denoiser = denoiser
+        self.net: CircuitNet = denoiser.backbone
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the latent."""
+        return self.net.config.latent.shape(self.net.shape)
+
+    def encode(self, x_t: Tensor, t: Time, *, cond: Condition | None = None) -> Latent:
+        """Rin: the latent of `x_t` (b, c, h, w) at `t`."""
+        scale, level = self.denoiser.asked(t, x_t)
+        with self.denoiser.casting(x_t):
+            return self.net.encode(scale * x_t, level, cond).to(scale.dtype)
+
+    def advance(self, z: Latent, t: Time, s: Time, *, cond: Condition | None = None) -> Latent:
+        """R: the latent at `s` from the one at `t`."""
+        (_, level), (_, level_s) = self.denoiser.asked(t, z), self.denoiser.asked(s, z)
+        with self.denoiser.casting(z):
+            return self.net.advance(z, level, level_s, cond).to(z.dtype)
+
+    def read(self, z: Latent, x_t: Tensor, t: Time) -> Prediction:
+        """Rout: what the latent says of `x_t` at `t`."""
+        _, level = self.denoiser.asked(t, z)
+        with self.denoiser.casting(z):
+            output = self.net.read(z, level)
+        return self.denoiser.said(x_t, t, output)
+
+    def image(self, z: Latent, t: Time) -> Tensor:
+        """X0out: the image that the latent at `t` leads to."""
+        _, level = self.denoiser.asked(t, z)
+        with self.denoiser.casting(z):
+            return self.net.image(z, level).to(z.dtype)
+
+    def ring(
+        self, noise: Tensor, times: list[float], *, cond: Condition | None = None
+    ) -> Iterator[Latent]:
+        """The latents at each of `times`, noise (b, c, h, w) at the first: N + 1 for N updates."""
+        z = self.encode(self.denoiser.process.at(times[0], like=noise)[1] * noise, times[0],
+                        cond=cond)  # fmt: skip
+        yield z
+        for t, s in zip(times, times[1:], strict=False):
+            z = self.advance(z, t, s, cond=cond)
+            yield z

@@ -1,0 +1,138 @@
+"""The circuit's parts: a normalised latent, a first update that is nothing, adopted trunks."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from fewstep.backbones import CircuitConfig, LatentConfig, UNetConfig, build
+from fewstep.backbones.blocks import Attention
+from fewstep.errors import InputError
+
+NETWORK = UNetConfig(channels=(16, 32), layers=1, attention=(4,), groups=8)
+
+
+def circuit(seed=0, shape=(1, 8, 8), classes=3, shake=0.0, **settings):
+    """A small one; `shake` moves every weight, so that nothing is zero."""
+    config = CircuitConfig(
+        **{"network": NETWORK, "latent": LatentConfig(12, groups=4), "blocks": 1, **settings}
+    )
+    torch.manual_seed(seed)
+    net = build(config, shape=shape, classes=classes)
+    for parameter in net.parameters():
+        parameter.data += shake * torch.randn_like(parameter)
+    return net
+
+
+def levels(*values):
+    return torch.tensor(values)
+
+
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_every_latent_has_mean_0_and_variance_1_in_each_group(shrink):
+    net = circuit(latent=LatentConfig(12, shrink=shrink, groups=4), shake=0.1)
+    level, level_s = levels(900.0, 500.0, 3.0), levels(800.0, 490.0, 0.0)
+    z = net.encode(torch.randn(3, 1, 8, 8), level)
+    assert z.shape == (3, 12, 8 // shrink, 8 // shrink)
+    for _ in range(20):
+        grouped = z.reshape(3, 4, -1)
+        assert grouped.mean(-1).abs().max() < 1e-5
+        assert (grouped.var(-1, unbiased=False) - 1).abs().max() < 1e-3
+        before, z = z, net.advance(z, level, level_s)
+        assert (z - before).abs().max() > 1e-2  # or the test would tell nothing
+
+
+def test_the_first_update_is_near_identity_and_the_gate_half_open():
+    net = circuit()
+    level, level_s = levels(900.0, 500.0), levels(0.0, 499.0)
+    z = net.encode(torch.randn(2, 1, 8, 8), level)
+    assert (net.advance(z, level, level_s) - z).abs().max() < 1e-3
+    assert net.gate(level, level_s).equal(torch.zeros(2))
+    assert net.read(z, level).abs().max() < 1e-3 and net.image(z, level).abs().max() < 1e-3
+
+
+def test_the_update_knows_where_it_goes_and_for_which_class():
+    from fewstep.condition import Condition
+
+    net = circuit(shake=0.1)
+    z = net.encode(torch.randn(2, 1, 8, 8), levels(900.0, 900.0))
+    z = z[:1].expand(2, -1, -1, -1)
+    far = net.advance(z, levels(900.0, 900.0), levels(890.0, 100.0))
+    assert (far[0] - far[1]).abs().max() > 1e-3
+    one = net.advance(z, levels(9.0, 9.0), levels(8.0, 8.0), Condition(torch.tensor([0, 1])))
+    assert (one[0] - one[1]).abs().max() > 1e-3
+
+
+def test_it_says_what_its_parts_say():
+    net = circuit(shake=0.1)
+    x, level = torch.randn(2, 1, 8, 8), levels(100.0, 700.0)
+    assert net(x, level).equal(net.read(net.encode(x, level), level))
+    assert len(net.features(x, level)) == 4  # two sizes, the bottleneck, the latent
+
+
+def test_the_published_sizes():
+    """38.6 M, 43.3 M and 2.66 M parameters of Rin, R and a read-out, of the original's code."""
+    with torch.device("meta"):
+        net = build(CircuitConfig(), shape=(3, 32, 32))
+    count = [
+        sum(p.numel() for part in parts for p in part.parameters())
+        for parts in (
+            (net.encoder, net.encoded),
+            (net.update, net.entering, net.leaving, net.gate),
+            (net.output,),
+        )
+    ]
+    assert count[0] == pytest.approx(38.6e6, rel=3e-3)
+    assert count[1] == pytest.approx(43.3e6, rel=3e-3)
+    assert count[2] == pytest.approx(2.66e6, rel=3e-3)
+
+
+def test_a_pretrained_network_is_adopted_and_kept():
+    torch.manual_seed(1)
+    source = build(NETWORK, shape=(1, 8, 8), classes=3)
+    for parameter in source.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    net = circuit(lora=2)
+    net.adopt(source)
+    x, level = torch.randn(2, 1, 8, 8), levels(100.0, 700.0)
+    seen = net.encoder(x, level)
+    # the low-rank change is zero at first: what the source's last layer sees
+    torch.testing.assert_close(source.conv_out(seen), source(x, level))
+    trained = {name for name, _ in net.encoder.named_parameters()}
+    norms = {n for n, m in source.named_modules() if isinstance(m, nn.GroupNorm)}
+    attends = [n for n, m in source.named_modules() if isinstance(m, Attention)]
+    for name in trained:
+        at = name.rpartition(".")[0]
+        told = ("time_embedding.", "class_embedding.", "conv_in.")
+        assert name.startswith(told) or at in norms or name.endswith(("0.down", "0.up")), name
+    assert sum(name.endswith("0.up") for name in trained) == 4 * len(attends)
+    assert norms <= {name.rpartition(".")[0] for name in trained}
+    kept = dict(net.encoder.named_buffers())
+    assert kept["mid_block.resnets.0.conv1.weight"].equal(source.mid_block.resnets[0].conv1.weight)
+    # one built anew takes its state: what was kept is saved too
+    again = circuit(seed=5, lora=2)
+    again.load_state_dict(net.state_dict())
+    assert again.encode(x, level).equal(net.encode(x, level))
+    # a step moves the attention, and leaves the buffers
+    before = {name: value.clone() for name, value in net.named_buffers()}
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    net.encode(x, level).square().mul(torch.randn(2, 12, 8, 8)).mean().backward()
+    optimizer.step()
+    assert all(value.equal(before[name]) for name, value in net.named_buffers())
+    layer = net.encoder.mid_block.attentions[0].to_v
+    assert not layer.weight.equal(source.mid_block.attentions[0].to_v.weight)
+
+
+def test_what_does_not_fit_is_refused():
+    net = circuit()
+    with pytest.raises(InputError, match="another shape"):
+        net.adopt(build(replace(NETWORK, channels=(16, 64)), shape=(1, 8, 8), classes=3))
+    with pytest.raises(InputError, match="missing"):
+        net.adopt(build(replace(NETWORK, channels=(16,), attention=()), shape=(1, 8, 8)))
+    with pytest.raises(InputError, match="groups must divide"):
+        LatentConfig(12, groups=5)
+    with pytest.raises(InputError, match="does not fit"):
+        circuit(latent=LatentConfig(12, shrink=16, groups=4))
+    with pytest.raises(ValueError, match="one time"):
+        net(torch.randn(1, 1, 8, 8), levels(1.0), level_s=levels(0.0))

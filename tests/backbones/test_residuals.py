@@ -1,0 +1,63 @@
+"""The one-step sum: its size, where its chunks come from, and the frozen read-out."""
+
+import pytest
+import torch
+
+from backbones.test_circuit import NETWORK, circuit
+from fewstep.backbones import LatentConfig, ResidualsConfig, UNetConfig, build
+from fewstep.backbones.residuals import shares
+from fewstep.condition import Condition
+from fewstep.errors import InputError
+
+LATENT = LatentConfig(12, groups=4)
+
+
+def residuals(**settings):
+    config = ResidualsConfig(
+        **{"network": NETWORK, "latent": LATENT, "blocks": 1, "chunks": 5, **settings}
+    )
+    torch.manual_seed(0)
+    return build(config, shape=(1, 8, 8), classes=3)
+
+
+def test_the_published_size():
+    """42.98 M parameters with 10 chunks, 4, 3 and 3 on 8, 16 and 32 pixels."""
+    with torch.device("meta"):
+        net = build(ResidualsConfig(), shape=(3, 32, 32))
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(42.98e6, rel=2e-4)
+    assert shares(10, 3) == (4, 3, 3)
+    assert [shares(k, 3) for k in (0, 1, 5, 9)] == [(0, 0, 0), (1, 0, 0), (2, 2, 1), (3, 3, 3)]
+
+
+@pytest.mark.parametrize("chunks", [1, 5, 8])
+@pytest.mark.parametrize("channels", [(16,), (16, 32), (16, 16, 32)])
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_it_says_the_read_out_of_its_sum(chunks, channels, shrink):
+    network = UNetConfig(channels=channels, layers=1, attention=(), groups=8)
+    latent = LatentConfig(12, shrink=shrink, groups=4)
+    if shrink == 2 and len(channels) < 3:
+        with pytest.raises(InputError, match="none within"):
+            residuals(network=network, latent=latent, chunks=chunks)
+        return
+    net = residuals(network=network, latent=latent, chunks=chunks)
+    source = circuit(latent=latent, shake=0.1)
+    net.adopt(source, torch.tensor(7.0))
+    x, level = torch.randn(2, 1, 8, 8), torch.tensor([1000.0, 1000.0])
+    first, told = net.parts(x, level)
+    assert first.shape == (2, 12, 8 // shrink, 8 // shrink)
+    assert told.shape == (2, chunks, *first.shape[1:])
+    assert first.reshape(2, 4, -1).mean(-1).abs().max() < 1e-5
+    wanted = source.image(first + told.sum(1), torch.tensor([7.0, 7.0]))
+    assert net(x, level).equal(wanted) and net(x, level).shape == x.shape
+    # all of it is trained but the read-out, which still lets gradients through
+    net(x, level, cond=Condition(torch.tensor([0, 1]))).square().mean().backward()
+    parts = (net.branches, net.first, net.heads, net.trunk.mid_block)
+    assert all(p.grad is not None for part in parts for p in part.parameters())
+    assert not [name for name, _ in net.named_parameters() if name.startswith("picture")]
+
+
+def test_another_circuit_is_refused():
+    with pytest.raises(InputError, match="blocks"):
+        residuals().adopt(circuit(blocks=2), torch.tensor(0.0))
+    with pytest.raises(InputError, match="at least 0"):
+        ResidualsConfig(chunks=-1)

@@ -1,0 +1,215 @@
+"""Denoising circuits: what is compared with what, what gets a gradient, and the ring it ends in."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+import toy
+from backbones.test_circuit import NETWORK, circuit
+from fewstep import backbones
+from fewstep.circuit import Circuit
+from fewstep.denoiser import Denoiser
+from fewstep.errors import InputError
+from fewstep.generator import Generator, Subject
+from fewstep.methods.base import Batch, Examples
+from fewstep.methods.circuit import CircuitMethod, CircuitMethodConfig
+from fewstep.parametrization import Velocity
+from fewstep.process import Flow
+from fewstep.sampling import noise_from_seeds, ring, transfer
+from fewstep.times import UniformGrid
+
+SUBJECT = Subject((1, 8, 8))
+
+
+def build(seed=0, shake=0.1, **settings):
+    student = Denoiser(circuit(seed, classes=0, shake=shake), Flow(), Velocity())
+    return CircuitMethod(CircuitMethodConfig(**{"steps": 12, **settings}), student, SUBJECT)
+
+
+def batch(rows=4, step=0):
+    images = Examples(torch.randn(rows, 1, 8, 8, generator=torch.Generator().manual_seed(1)), None)
+    made = Batch(7, step, 0, rows, rows, SUBJECT, torch.device("cpu"), {"images": images})
+    made.begin("student", 0)
+    return made
+
+
+def test_depth_0_is_the_plain_loss_of_both_read_outs():
+    method, told = build(depths=(1.0,), image=0.5), batch()
+    loss = method.student_loss(told)
+    again = batch()
+    for _ in range(2):  # the depth and the stride
+        again.shared_rand()
+    again.rand()
+    t = 1 - (again.rand() * 13).long() / 12
+    x0 = again.images.x0
+    eps = again.randn_like(x0)
+    x_t = Flow().noised(x0, eps, t)
+    said = method.student(x_t, t)
+    main = (said.output - (eps - x0)).square().mean()
+    picture = Circuit(method.student).image(Circuit(method.student).encode(x_t, t), t)
+    image = (picture - x0).square().mean()
+    torch.testing.assert_close(loss.value, main + 0.5 * image)
+    assert loss.numbers["chain"] == 0
+
+
+def square(a, b):
+    return (a - b).square().mean()
+
+
+def test_each_depth_compares_with_the_networks_own_sampler():
+    """The loss at depth 2, by hand: DDIM steps, encodings, and updates from the first latent."""
+    method = build(depths=(0.0, 0.0, 1.0), strides=(3,), chain=5.0, image=1.0)
+    loss = method.student_loss(batch())
+    told = batch()
+    for _ in range(3):
+        told.shared_rand()
+    first = (told.rand() * 7).long()
+    anywhere = 1 - (told.rand() * 13).long() / 12
+    x0 = told.images.x0
+    eps = told.randn_like(x0)
+    x_t = Flow().noised(x0, eps, anywhere)
+    t = [1 - (first + 3 * k) / 12 for k in range(3)]
+    net, model = Circuit(method.student), method.student
+    x = [Flow().noised(x0, eps, t[0])]
+    for k in range(2):
+        velocity = model(x[k], t[k]).velocity  # Euler's step is DDIM's under Flow
+        x.append(x[k] + (t[k + 1] - t[k]).view(-1, 1, 1, 1) * velocity)
+    z = [net.encode(x[0], t[0])]
+    for k in range(2):
+        z.append(net.advance(z[k], t[k], t[k + 1]))
+    right = [net.encode(x[k], t[k]) for k in range(3)]
+    mains = [square(net.read(z[k], x[k], t[k]).output, model(x[k], t[k]).output) for k in (1, 2)]
+    images = [square(net.image(z[k], t[k]), net.image(right[k], t[k])) for k in (1, 2)]
+    chain = (square(z[1], right[1]) + square(z[2], right[2])) / 2
+    main = (square(model(x_t, anywhere).output, eps - x0) + sum(mains) / 2) / 2
+    image = square(net.image(net.encode(x_t, anywhere), anywhere), x0) / 2 + sum(images) / 4
+    torch.testing.assert_close(loss.value, main + image + 5 * chain)
+    assert chain > 1e-2
+
+
+def gradients(method):
+    method.student_loss(batch()).value.backward()
+    return [p.grad for p in method.student.parameters()]
+
+
+@pytest.mark.parametrize("rollout", [0, 3])
+def test_no_gradient_goes_into_what_is_followed(rollout):
+    """Following a frozen copy of equal weights gives the same gradient as following itself."""
+    told = {"depths": (0.0, 0.0, 1.0), "rollout": rollout}
+    told |= {"joint": True}
+    live, copied = build(**told), build(**told, follow="average")
+    assert copied.target is not None
+    copied.target.requires_grad_(False)
+    for mine, theirs in zip(gradients(live), gradients(copied), strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs)
+    assert any(g is not None and g.abs().max() > 0 for g in gradients(live))
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_updates_train_the_encoder_only_if_asked(joint):
+    """What the encoder's gradient is at depth 2 differs from the plain loss's, or does not."""
+    deep = build(depths=(0.0, 0.0, 1.0), joint=joint, image=0.0)
+    plain = build(depths=(0.0, 0.0, 1.0), joint=joint, image=0.0, chain=0.0)
+    seen = []
+    for method in (deep, plain):
+        method.student_loss(batch()).value.backward()
+        seen.append([p.grad for p in method.student.backbone.encoder.parameters()])
+    pairs = [(a, b) for a, b in zip(*seen, strict=True) if a is not None]
+    assert pairs and all(a.equal(b) for a, b in pairs) != joint
+    assert any(p.grad is not None for p in deep.student.backbone.update.parameters())
+
+
+def test_the_updates_of_every_ring_are_learnt_down_to_the_last(monkeypatch):
+    method, seen = build(depths=(0.0, 0.5, 0.5), strides=(1, 4)), set()
+    advance = Circuit.advance
+
+    def spy(self, z, t, s, *, cond=None):
+        pairs = zip((12 * t).round().int().tolist(), (12 * s).round().int().tolist(), strict=True)
+        seen.update(pairs)
+        return advance(self, z, t, s, cond=cond)
+
+    monkeypatch.setattr(Circuit, "advance", spy)
+    for step in range(60):
+        method.student_loss(batch(rows=6, step=step))
+    generator = method.generator()
+    assert generator.grid.counts == (3, 12) and generator.step is ring
+    for steps in generator.grid.counts:
+        times = [round(12 * t) for t in generator.grid(steps, generator.denoiser).tolist()] + [0]
+        assert set(zip(times, times[1:], strict=False)) <= seen
+
+
+def test_a_rollout_starts_where_a_ring_gets_to(monkeypatch):
+    """The updates before the unrolled ones leave no gradient, and the plain loss is not theirs."""
+    method, lengths = build(depths=(0.0, 1.0), rollout=5), set()
+    advance = Circuit.advance
+
+    def spy(self, z, t, s, *, cond=None):
+        calls.append(torch.is_grad_enabled())
+        return advance(self, z, t, s, cond=cond)
+
+    monkeypatch.setattr(Circuit, "advance", spy)
+    for step in range(30):
+        calls: list[bool] = []
+        method.student_loss(batch(step=step))
+        assert sum(calls) == 1 and calls[-1]
+        lengths.add(len(calls) - 1)
+    assert lengths == set(range(6))
+
+
+def test_the_ring_is_the_updates_and_one_reading():
+    method = build()
+    generator = method.generator().eval()
+    noise = noise_from_seeds(range(3), SUBJECT.shape)
+    with torch.inference_mode():
+        made = generator(noise, steps=12)
+        net = Circuit(generator.denoiser)
+        z = net.encode(noise, 1.0)
+        for k in range(12):
+            z = net.advance(z, 1 - k / 12, 1 - (k + 1) / 12)
+        torch.testing.assert_close(made, net.image(z, 0.0))
+        # and any sampler works on what Rout says
+        other = generator.sampled(step=transfer, grid=UniformGrid())(noise, steps=5)
+    assert other.isfinite().all() and (other - made).abs().max() > 1e-3
+
+
+def test_the_average_follows_the_student():
+    method = build(follow="average", decay=0.75)
+    before = deepcopy(method.target)
+    turns = method.turns(0)
+    next(turns)
+    with torch.no_grad():
+        for parameter in method.student.parameters():
+            parameter += 1.0
+    assert next(turns, None) is None
+    for old, new in zip(before.parameters(), method.target.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.25)
+
+
+def test_a_pretrained_teacher_is_adopted_for_low_rank():
+    torch.manual_seed(3)
+    source = backbones.build(NETWORK, shape=SUBJECT.shape)
+    teacher = Generator(Denoiser(source, Flow(), Velocity()), SUBJECT)
+    student = Denoiser(circuit(classes=0, lora=2), Flow(), Velocity())
+    method = CircuitMethod(CircuitMethodConfig(steps=4), student, SUBJECT, teacher=teacher)
+    for trunk in (student.backbone.encoder, student.backbone.update):
+        kept = dict(trunk.named_buffers())["down_blocks.0.resnets.0.conv1.weight"]
+        assert kept.equal(source.down_blocks[0].resnets[0].conv1.weight)
+    method.student_loss(batch()).value.backward()
+    assert all(p.grad is not None for p in student.backbone.picture.parameters())
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(InputError, match="does not divide"):
+        CircuitMethodConfig(steps=10, strides=(3,))
+    with pytest.raises(InputError, match="reach over"):
+        CircuitMethodConfig(steps=4, depths=(0.0, 0.0, 1.0), rollout=3)
+    with pytest.raises(InputError, match="not all of them 0"):
+        CircuitMethodConfig(depths=(0.0,))
+    with pytest.raises(InputError, match="needs a circuit"):
+        CircuitMethod(CircuitMethodConfig(steps=4), toy.fresh(), toy.SUBJECT)
+    guided = Generator(Denoiser(circuit(), Flow(), Velocity()), Subject((1, 8, 8), 3)).guided(2.0)
+    with pytest.raises(InputError, match="guidance"):
+        guided.sampled(step=ring)(torch.randn(1, 1, 8, 8), steps=2)

@@ -1,0 +1,179 @@
+"""A circuit's ring on disk, and the one-step sum that learns it."""
+
+import pytest
+import torch
+
+from backbones.test_circuit import circuit
+from fewstep import runs, store
+from fewstep.backbones import LatentConfig, ResidualsConfig, build
+from fewstep.backbones.unet import UNetConfig
+from fewstep.batches import Batches
+from fewstep.circuit import Circuit
+from fewstep.denoiser import Denoiser
+from fewstep.errors import InputError
+from fewstep.generator import Generator, Subject
+from fewstep.methods.base import Batch, Latents
+from fewstep.methods.residual_sum import ResidualSum, ResidualSumConfig
+from fewstep.pairs import LatentStream, PairStream
+from fewstep.parametrization import Clean, Velocity
+from fewstep.process import Flow
+from fewstep.recording import Recording, Tiles, record
+from fewstep.sampling import noise_from_seeds, ring
+from fewstep.store import circuits
+
+NETWORK = UNetConfig(channels=(16, 32), layers=1, attention=(4,), groups=8)
+SUBJECT = Subject((1, 8, 8))
+CPU = torch.device("cpu")
+
+
+def teacher(subject=SUBJECT):
+    net = circuit(classes=subject.classes, shake=0.1)
+    return Generator(Denoiser(net, Flow(), Velocity()), subject, step=ring).eval()
+
+
+def student(seed=0, chunks=3):
+    torch.manual_seed(seed)
+    config = ResidualsConfig(
+        network=NETWORK, latent=LatentConfig(12, groups=4), chunks=chunks, blocks=1
+    )
+    return Denoiser(build(config, shape=SUBJECT.shape), Flow(), Clean(Flow()))
+
+
+def recorded(folder, generator=None, **told):
+    generator = generator or teacher()
+    wanted = Recording(**{"count": 20, "steps": 6, "chunks": 3, **told})
+    for _ in record(generator, folder, wanted, teacher=runs.weights_hash(generator)):
+        pass
+    return store.Reader(folder)
+
+
+@torch.inference_mode()
+def test_the_first_latent_and_the_chunks_add_up_to_the_last():
+    generator, told = teacher(), Recording(count=9, steps=6, chunks=3)
+    made = Tiles(generator, told).records(range(9))
+    noise = made["noise"]
+    assert noise.half().float().equal(noise)  # what is stored is what was used
+    last = made["rin0"] + made["r_chunks"].sum(1)
+    times = [1 - k / 6 for k in range(7)]
+    *_, wanted = Circuit(generator.denoiser).ring(noise, times)
+    torch.testing.assert_close(last, wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(made["x0"], generator(noise, steps=6), rtol=0, atol=1e-5)
+    # each chunk is what two updates did
+    ways = [z for k, z in enumerate(Circuit(generator.denoiser).ring(noise, times)) if k % 2 == 0]
+    torch.testing.assert_close(made["r_chunks"][:, 1], ways[2] - ways[1], rtol=0, atol=1e-5)
+
+
+def test_eight_bits_keep_their_bound(tmp_path):
+    reader = recorded(tmp_path / "rings")
+    exact = Tiles(teacher(), Recording(count=20, steps=6, chunks=3)).records(range(20))
+    found = reader[:]
+    assert found["noise"].equal(exact["noise"]) and reader.provenance["steps"] == 6
+    for name, channels in (("rin0", 2), ("r_chunks", 3)):
+        error = (found[name] - exact[name]).abs().flatten(channels)
+        values = exact[name].abs().flatten(channels)
+        scale = torch.quantile(values, 0.995, dim=-1, keepdim=True) / 127
+        inside = values <= 127 * scale
+        # half a step, and f16's rounding of the scale over 127 of them
+        assert (error <= scale * (0.5 + 127 * 2**-11) + 1e-7)[inside].all()
+        assert inside.float().mean() > 0.98
+
+
+def test_a_store_of_rings_is_one_of_pairs_too_and_goes_into_the_published_files(tmp_path):
+    recorded(tmp_path / "rings", codec="f16")
+    reader = store.Reader(tmp_path / "rings")
+    rows = torch.arange(4)
+    pairs = PairStream(reader).rows(rows, rows, CPU)
+    rings = LatentStream(reader).rows(rows, rows, CPU)
+    assert pairs.noise.equal(rings.noise) and pairs.x0.equal(rings.x0) and rings.cond is None
+    assert rings.chunks.shape == (4, 3, 12, 8, 8)
+    for _ in circuits.from_store(tmp_path / "rings", tmp_path / "files"):
+        pass
+    sample = circuits.read_sample(tmp_path / "files" / "sample_00000002.zst")
+    assert sample["r_chunks"].equal(rings.chunks[2]) and sample["noise"].equal(rings.noise[2])
+
+
+def test_classes_are_recorded_beside(tmp_path):
+    reader = recorded(tmp_path / "rings", teacher(Subject((1, 8, 8), 3)))
+    rows = torch.arange(6)
+    rings = LatentStream(reader, classes=3).rows(rows, rows, CPU)
+    assert rings.cond is not None and rings.cond.label.tolist() == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(InputError, match="label"):
+        LatentStream(reader, classes=2).rows(rows, rows, CPU)
+
+
+def exact_rings(generator, rows=16):
+    made = Tiles(generator, Recording(count=rows, steps=6, chunks=3)).records(range(rows))
+    made = {name: value.clone() for name, value in made.items()}
+    return Latents(made["noise"], made["x0"], made["rin0"], made["r_chunks"], None)
+
+
+def test_the_loss_is_zero_where_the_parts_are_right_and_weighs_them(monkeypatch):
+    told, method = exact_rings(teacher()), build_method(first=2.0, chunks=3.0, image=0.5, last=4.0)
+    batch = Batch(0, 0, 0, 16, 16, SUBJECT, CPU, {"latents": told})
+    net = method.student.backbone
+    monkeypatch.setattr(net, "parts", lambda *_: (told.first, told.chunks))
+    assert float(method.student_loss(batch).value) < 1e-9
+    monkeypatch.setattr(net, "parts", lambda *_: (told.first + 0.1, told.chunks - 0.2))
+    loss = method.student_loss(batch)
+    last = told.first + told.chunks.sum(1)
+    image = (net.image(last + 0.1 - 3 * 0.2) - told.x0).square().mean()
+    wanted = 2 * 0.1**2 + 3 * 0.2**2 + 4 * 0.5**2 + 0.5 * image
+    torch.testing.assert_close(loss.value, wanted, rtol=1e-4, atol=0)
+
+
+def build_method(chunks=1.0, count=3, **settings):
+    config = ResidualSumConfig(chunks=chunks, **settings)
+    return ResidualSum(config, student(chunks=count), SUBJECT, teacher=teacher())
+
+
+def test_the_read_out_is_the_circuits_at_its_end_and_stays_so():
+    method = build_method()
+    net, source = method.student.backbone, Circuit(teacher().denoiser)
+    z = torch.randn(2, 12, 8, 8)
+    assert net.image(z).equal(source.image(z, 0.0))
+    loss = method.student_loss(
+        Batch(0, 0, 0, 16, 16, SUBJECT, CPU, {"latents": exact_rings(teacher())})
+    )
+    loss.value.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in method.student.parameters())
+    assert net.image(z).equal(source.image(z, 0.0))
+
+
+def test_the_student_is_an_ordinary_generator_of_one_step(tmp_path):
+    method = build_method()
+    generator = method.generator()
+    path = tmp_path / "model.safetensors"
+    noise = noise_from_seeds(range(3), SUBJECT.shape)
+    with torch.inference_mode():
+        made = generator(noise, steps=1)
+        net = generator.denoiser.backbone
+        first, chunks = net.parts(noise, torch.full((3,), 1000.0))
+        torch.testing.assert_close(made, net.image(first + chunks.sum(1)))
+    assert generator.grid.counts == (1,) and not path.exists()
+
+
+def test_without_chunks_it_learns_the_last_latent_alone(tmp_path):
+    reader = recorded(tmp_path / "rings")
+    method = build_method(count=0, first=0.0, chunks=0.0, last=1.0, image=0.0)
+    batches = Batches({"latents": LatentStream(reader)}, SUBJECT, batch=5, seed=0)
+    (batch,) = batches.step(0)
+    batch.begin("student", 0)
+    loss = method.student_loss(batch)
+    told = batch.latents
+    first, _ = method.student.backbone.parts(told.noise, torch.full((5,), 1000.0))
+    wanted = (first - told.first - told.chunks.sum(1)).square().mean()
+    torch.testing.assert_close(loss.value, wanted)
+
+
+def test_what_cannot_be_is_refused(tmp_path):
+    plain = Generator(student(), SUBJECT)
+    with pytest.raises(InputError, match="needs a circuit"):
+        ResidualSum(ResidualSumConfig(), student(), SUBJECT, teacher=plain)
+    with pytest.raises(InputError, match="residuals"):
+        ResidualSum(ResidualSumConfig(), teacher().denoiser, SUBJECT, teacher=teacher())
+    with pytest.raises(InputError, match="do not divide"):
+        Recording(count=2, steps=6, chunks=4)
+    with pytest.raises(InputError, match="ring"):
+        recorded(tmp_path / "a", Generator(teacher().denoiser, SUBJECT))
+    with pytest.raises(InputError, match="no latents"):
+        LatentStream(recorded(tmp_path / "b", chunks=0))
