@@ -232,7 +232,7 @@ class _Keeper:
         self.kept = kept
         self.started = time.perf_counter()
         self.writes = first_rank()
-        self.device = distributed.device()
+        self.device = parts.batches.device
         forget_peak(self.device)
         self.yardstick = parts.yardstick
         self.latest: dict[str, float] = {}

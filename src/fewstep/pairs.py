@@ -90,7 +90,6 @@ class LatentStream:
                 "RUN --chunks K` adds to the pairs of a circuit"
             )
         self.reader, self.classes, self.shape = reader, classes, pairs.shape
-        self.latent, self.chunks = first.shape, chunks.shape[0]
 
     def __len__(self) -> int:
         return len(self.reader)

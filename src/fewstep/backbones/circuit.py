@@ -98,9 +98,9 @@ class CircuitNet(Backbone):
         self.config, self.shape, self.classes = config, shape, classes
         self.level_scale = config.network.level_scale
         width, latent = config.network.channels[0], config.latent.channels
-        told = Sinusoid(width, config.network.freq_shift, pace=config.network.pace)
         self.encoder = UNet(config.network, shape=shape, classes=classes)
         self.encoder.conv_out = nn.Identity()
+        told = self.encoder.sinusoid
         self.update = UNet(_within(config), shape=(width, *config.latent.shape(shape)[1:]),
                            classes=classes)  # fmt: skip
         self.update.conv_in = self.update.conv_out = nn.Identity()

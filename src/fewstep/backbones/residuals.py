@@ -20,7 +20,6 @@ from torch.nn import functional
 from fewstep.backbones.base import Backbone
 from fewstep.backbones.blocks import Images
 from fewstep.backbones.circuit import CircuitNet, LatentConfig, Readout, freeze, groups_of
-from fewstep.backbones.embedding import Sinusoid
 from fewstep.backbones.unet import UNet, UNetConfig
 from fewstep.condition import Condition
 from fewstep.errors import InputError
@@ -72,9 +71,9 @@ class ResidualsNet(Backbone):
         )
         self.first = head(latent.channels)
         self.heads = nn.ModuleList(head(latent.channels) for _ in range(config.chunks))
-        told = Sinusoid(network.channels[0], network.freq_shift, pace=network.pace)
+        blocks = 2 * config.blocks
         self.picture = Readout(
-            latent.channels, shape[0], told, 2 * config.blocks, grow=latent.shrink
+            latent.channels, shape[0], self.trunk.sinusoid, blocks, grow=latent.shrink
         )
         freeze(self.picture)
         self.register_buffer("end", torch.zeros(()))

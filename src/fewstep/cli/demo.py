@@ -55,6 +55,14 @@ class Options:
     """The folder of its runs, runs/demo or runs/demo-all; what is there is not done again."""
 
 
+class Recorded(NamedTuple):
+    """Whose answers, how many and in how many steps, by what sampler."""
+
+    source: str
+    told: dict[str, int]
+    sampler: str
+
+
 class Demo(NamedTuple):
     """What is made, where."""
 
@@ -73,6 +81,12 @@ class Demo(NamedTuple):
     @property
     def kind(self) -> str:
         return "all" if self.all else "quick"
+
+    def recorded(self, kind: str) -> Recorded:
+        """What is recorded as `pairs`, of the teacher, or as `rings`, of the circuit."""
+        if kind == "rings":
+            return Recorded("circuit", RINGS, "ring")
+        return Recorded("teacher", {"count": self.pairs, "steps": PAIR_STEPS}, PAIR_SAMPLER)
 
     def preset(self, name: str) -> str:
         return "digits-flow" if name == "teacher" else f"digits-{name}"
@@ -103,9 +117,9 @@ def main(argv: Sequence[str]) -> int:
     """Train, record, distil, measure, report; 0 when all is there."""
     told = console.options(Options, "demo", argv)
     demo = Demo(told.out or Path("runs/demo-all" if told.all else "runs/demo"), told.all)
-    done = _train("teacher", demo) and _pairs(demo)
+    done = _train("teacher", demo) and _record("pairs", demo)
     for name in demo.students:
-        done = done and (name != "residual-sum" or _rings(demo)) and _train(name, demo)
+        done = done and (name != "residual-sum" or _record("rings", demo)) and _train(name, demo)
     if not done:
         again = "fewstep demo --all" if demo.all else "fewstep demo"
         console.out.print(f"stopped; to resume: {again} --out {demo.out}")
@@ -138,20 +152,12 @@ def _train(name: str, demo: Demo) -> bool:
     return finished(recipe, folder) or train.run(recipe, folder, what=f"{name:<12}")
 
 
-def _pairs(demo: Demo) -> bool:
+def _record(kind: str, demo: Demo) -> bool:
     from fewstep.recording import Recording
 
-    wanted = Recording(demo.pairs, PAIR_STEPS)
-    teacher, folder = str(demo.out / "teacher"), demo.out / "pairs"
-    return record.run(teacher, folder, wanted, sampler=PAIR_SAMPLER)
-
-
-def _rings(demo: Demo) -> bool:
-    from fewstep.recording import Recording
-
-    wanted = Recording(RINGS["count"], RINGS["steps"], chunks=RINGS["chunks"])
-    folder = demo.out / "rings"
-    return record.run(str(demo.out / "circuit"), folder, wanted, sampler="ring")
+    source, told, sampler = demo.recorded(kind)
+    wanted = Recording(told["count"], told["steps"], chunks=told.get("chunks", 0))
+    return record.run(str(demo.out / source), demo.out / kind, wanted, sampler=sampler)
 
 
 def _measure(demo: Demo, yardstick: "Yardstick") -> list[tuple[str, "Score"]]:
@@ -206,18 +212,16 @@ def _report(demo: Demo, scores: list[tuple[str, "Score"]], yardstick: "Yardstick
 def _commands(name: str, demo: Demo) -> list[str]:
     """What would make this run by hand."""
     verb = "train" if name == "teacher" else "distill"
-    run, pairs = str(demo.out / name), str(demo.out / "pairs")
+    run = str(demo.out / name)
     told = demo.overrides(name)
     commands = [shlex.join(["fewstep", verb, demo.preset(name), *told, "--out", run])]
     if any(each.startswith("pairs.load=") for each in told):
-        how = ["-n", str(demo.pairs), "--steps", str(PAIR_STEPS), "--sampler", PAIR_SAMPLER]
-        source = "teacher"
-        if name == "residual-sum":
-            source, pairs = "circuit", str(demo.out / "rings")
-            how = ["-n", str(RINGS["count"]), "--steps", str(RINGS["steps"])]
-            how += ["--sampler", "ring", "--chunks", str(RINGS["chunks"])]
-        source = str(demo.out / source)
-        commands.insert(0, shlex.join(["fewstep", "record", source, "--out", pairs, *how]))
+        kind = "rings" if name == "residual-sum" else "pairs"
+        source, numbers, sampler = demo.recorded(kind)
+        how = ["record", str(demo.out / source), "--out", str(demo.out / kind)]
+        for key, number in numbers.items():
+            how += ["-n" if key == "count" else f"--{key}", str(number)]
+        commands.insert(0, shlex.join(["fewstep", *how, "--sampler", sampler]))
     steps = ",".join(
         map(str, TEACHER[demo.kind]["transfer"] if name == "teacher" else STUDENT_STEPS)
     )

@@ -31,6 +31,7 @@ from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
+from fewstep.losses import square_error
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.sampling import ring
 from fewstep.times import FixedGrid, UniformGrid
@@ -100,9 +101,8 @@ class CircuitMethod(Method):
             circuit.net.adopt(teacher.denoiser.backbone)
         super().__init__(config, student, subject, teacher=teacher)
         self.target = deepcopy(student) if config.follow == "average" else None
-        low, high = student.span
-        count = torch.arange(config.steps + 1, dtype=torch.float64)
-        self.times = high - (high - low) * count / config.steps
+        end = torch.tensor([student.span[0]], dtype=torch.float64)
+        self.times = torch.cat([UniformGrid()(config.steps, student), end])
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)
@@ -120,8 +120,8 @@ class CircuitMethod(Method):
         x_t = self.student.process.noised(x0, eps, anywhere)
         a, b = self.student.parametrization.row(*self.student.process.at(anywhere, like=x0))
         z = circuit.encode(x_t, anywhere, cond=cond)
-        mains = [_error(circuit.read(z, x_t, anywhere).output, a * x0 + b * eps)]
-        images = [_error(circuit.image(z, anywhere), x0)]
+        mains = [square_error(circuit.read(z, x_t, anywhere).output, a * x0 + b * eps).mean()]
+        images = [square_error(circuit.image(z, anywhere), x0).mean()]
         chains: list[Tensor] = []
         start = self.student.process.noised(x0, eps, times[0])
         seen = self._followed(start, times, cond) if depth else []
@@ -131,9 +131,9 @@ class CircuitMethod(Method):
             with torch.set_grad_enabled(k > before):
                 z = circuit.advance(z, t, s, cond=cond)
             if k > before:
-                mains.append(_error(circuit.read(z, start, s).output, seen[k].output))
-                images.append(_error(circuit.image(z, s), seen[k].image))
-                chains.append(_error(z, seen[k].z))
+                mains.append(square_error(circuit.read(z, start, s).output, seen[k].output).mean())
+                images.append(square_error(circuit.image(z, s), seen[k].image).mean())
+                chains.append(square_error(z, seen[k].z).mean())
         main, image = _halves(mains), _halves(images)
         chain = torch.stack(chains).mean() if chains else main.new_zeros(())
         value = main + self.config.image * image + self.config.chain * chain
@@ -170,10 +170,6 @@ class CircuitMethod(Method):
         return Generator(
             self.student, self.subject, grid=FixedGrid(tuple(map(tuple, grids))), step=ring
         )
-
-
-def _error(said: Tensor, wanted: Tensor) -> Tensor:
-    return (said - wanted).square().mean()
 
 
 def _halves(errors: list[Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from fewstep.circuit import Circuit
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
+from fewstep.losses import square_error
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.parametrization import Clean
 from fewstep.times import FixedGrid
@@ -76,12 +77,12 @@ class ResidualSum(Method):
             image = net.image(last)
         wanted = told.first + told.chunks.sum(dim=1)
         parts = {
-            "first": (first - told.first).square().mean(),
-            "last": (last - wanted).square().mean(),
-            "image": (image - told.x0).square().mean(),
+            "first": square_error(first, told.first).mean(),
+            "last": square_error(last, wanted).mean(),
+            "image": square_error(image, told.x0).mean(),
         }
         if net.config.chunks:
-            parts["chunks"] = (chunks - told.chunks).square().mean()
+            parts["chunks"] = square_error(chunks, told.chunks).mean()
         weighted = [getattr(self.config, name) * part for name, part in parts.items()]
         return Loss(torch.stack(weighted).sum(), parts)
 
