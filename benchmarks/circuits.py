@@ -1,9 +1,10 @@
 """Are the claims of Denoising Circuits true of this circuit? Straightness, predictability, errors.
 
-    python benchmarks/circuits.py CIRCUIT SUM [LAST] [--rings 512] [--steps 32] [--plots DIR]
+    python benchmarks/circuits.py CIRCUIT SUM [LAST] --steps 8 [--rings 512] [--plot FILE]
 
 CIRCUIT is a run of `circuit`; SUM one of `residual_sum`; LAST one with `chunks = 0`, which predicts
-the last latent alone. Everything is measured on fresh rings: seeds that no store holds.
+the last latent alone. Everything is measured on fresh rings of `--steps` updates: of seeds that no
+store holds.
 
 1. How straight is a way from noise to image, in the latent (the ring) and in pixels (the ordinary
    sampler)?  length / chord, 1 for a straight line, and the mean cosine of neighbouring steps.
@@ -14,110 +15,155 @@ the last latent alone. Everything is measured on fresh rings: seeds that no stor
 """
 
 import argparse
+from typing import NamedTuple
 
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor
 
-from fewstep import runs
+from fewstep import Generator, UniformGrid, runs
 from fewstep.circuit import Circuit
 from fewstep.recording import Recording, Tiles, class_labels
 from fewstep.sampling import path, ring, transfer
-from fewstep.times import UniformGrid
 
 SEED = 1 << 20  # of rings that were never recorded
+SHOWN = 6  # ways that are drawn
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+class Errors(NamedTuple):
+    """Of one network, on the same rings."""
+
+    explained: dict[str, float]
+    rms: dict[str, float]
+    growth: list[tuple[float, float]]
+    """Of the sum of the first 1, 2, ... parts: its rms error, and what independent errors give."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("circuit")
     parser.add_argument("sum")
     parser.add_argument("last", nargs="?")
     parser.add_argument("--rings", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=32)
-    parser.add_argument("--plots")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--plot", metavar="FILE")
     told = parser.parse_args()
-    teacher = runs.load(told.circuit).eval()
-    teacher = teacher.sampled(step=ring, grid=UniformGrid())
-    networks = {
-        name: runs.load(run).eval() for name, run in (("sum", told.sum), ("last", told.last)) if run
-    }
-    chunks = networks["sum"].denoiser.backbone.config.chunks
+    teacher = runs.load(told.circuit).eval().sampled(step=ring, grid=UniformGrid())
+    networks = {name: runs.load(run).eval()
+                for name, run in (("sum", told.sum), ("last latent alone", told.last))
+                if run}  # fmt: skip
+    chunks: int = networks["sum"].denoiser.backbone.config.chunks
     with torch.inference_mode():
-        rows = range(told.rings)
-        wanted = Recording(told.rings, told.steps, chunks=chunks, seed=SEED)
-        tiles = Tiles(teacher, wanted)
-        parts = [tiles.records(piece) for piece in tiles.pieces(rows, None)]
+        tiles = Tiles(teacher, Recording(told.rings, told.steps, chunks=chunks, seed=SEED))
+        parts = [tiles.records(piece) for piece in tiles.pieces(range(told.rings), None)]
         rings = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        straightness(teacher, rings, told.steps)
-        explained(networks, rings)
+        ways = followed(teacher, rings["noise"], told.steps)
+        found = {name: errors(network, rings) for name, network in networks.items()}
+    straightness(ways)
+    predictability(found)
+    if told.plot:
+        draw(ways, found).savefig(told.plot, dpi=110)
 
 
-def cond_of(teacher, count):
-    return class_labels(teacher.subject.classes, range(count))
+def conditions(generator: Generator, count: int):
+    return class_labels(generator.subject.classes, range(count))
 
 
-def straightness(teacher, rings, steps):
-    noise, cond = rings["noise"], cond_of(teacher, len(rings["noise"]))
-    model, circuit = teacher.denoiser, Circuit(teacher.denoiser)
-    low, high = model.span
-    times = [high - (high - low) * k / steps for k in range(steps + 1)]
+def followed(teacher: Generator, noise: Tensor, steps: int) -> dict[str, Tensor]:
+    """(steps + 1, b, values) of each way from the same noise."""
+    cond, model = conditions(teacher, len(noise)), teacher.denoiser
+    circuit, (low, _) = Circuit(model), model.span
+    times = [*UniformGrid()(steps, model).tolist(), low]
+    states = list(path(model, noise, times[:-1], step=transfer, cond=cond))
     ways = {
+        "pixels, the sampler": states,
         "latent, the ring": list(circuit.ring(noise, times, cond=cond)),
-        "pixels, the sampler": list(path(model, noise, times[:-1], step=transfer, cond=cond)),
+        "latent, of the sampler's states": [
+            circuit.encode(x, t, cond=cond) for x, t in zip(states, times, strict=True)
+        ],
     }
-    states = ways["pixels, the sampler"]
-    ways["latent, the encoder on the sampler's states"] = [
-        circuit.encode(x, t, cond=cond) for x, t in zip(states, times, strict=True)
-    ]
-    print(
-        "| way | length / chord | mean cosine of neighbouring steps | step sizes, least to most |"
-    )
+    return {name: torch.stack(way).flatten(2) for name, way in ways.items()}
+
+
+def straightness(ways: dict[str, Tensor]) -> None:
+    print("| way | length / chord | mean cosine of neighbouring steps | steps, least to most |")
     print("|---|---|---|---|")
     for name, way in ways.items():
-        moves = (torch.stack(way[1:]) - torch.stack(way[:-1])).flatten(2)
+        moves = way.diff(dim=0)
         sizes = moves.norm(dim=-1)
-        chord = (way[-1] - way[0]).flatten(1).norm(dim=-1)
-        cosine = torch.nn.functional.cosine_similarity(moves[1:], moves[:-1], dim=-1)
-        per_step = sizes.mean(1)
-        print(
-            f"| {name} | {float((sizes.sum(0) / chord).mean()):.3f} | {float(cosine.mean()):.3f} "
-            f"| {float(per_step.min()):.3f} to {float(per_step.max()):.3f} |"
-        )
+        bent = (sizes.sum(0) / (way[-1] - way[0]).norm(dim=-1)).mean()
+        cosine = torch.cosine_similarity(moves[1:], moves[:-1], dim=-1).mean()
+        least, most = sizes.mean(1).aminmax()
+        print(f"| {name} | {bent:.3f} | {cosine:.3f} | {least:.2f} to {most:.2f} |")
     print()
 
 
-def explained(networks, rings):
-    noise, first, chunks = rings["noise"], rings["rin0"], rings["r_chunks"]
-    last = first + chunks.sum(1)
-    for name, generator in networks.items():
-        denoiser = generator.denoiser
-        scale, level = denoiser.asked(denoiser.span[1], noise)
-        _, sigma = denoiser.process.at(denoiser.span[1], like=noise)
-        cond = cond_of(generator, len(noise))
-        rin, told = denoiser.backbone.parts(scale * sigma * noise, level, cond)
-        end = rin + told.sum(1)
-        print(f"| {name} | R² | error (rms) | of variance (rms) |")
-        print("|---|---|---|---|")
-        if told.shape[1]:
-            line("first latent", rin, first)
-            for k in range(told.shape[1]):
-                line(f"chunk {k + 1}", told[:, k], chunks[:, k])
-        line("last latent", end, last)
-        line("image", denoiser.backbone.image(end), rings["x0"])
-        if told.shape[1]:
-            errors = torch.cat([(rin - first)[:, None], told - chunks], dim=1)
-            alone = errors.square().mean().mul(errors.shape[1]).sqrt()
-            print(f"\nerror of the sum / root of the parts' squares: "
-                  f"{float((end - last).square().mean().sqrt() / alone):.3f}")  # fmt: skip
+def errors(generator: Generator, rings: dict[str, Tensor]) -> Errors:
+    noise, denoiser = rings["noise"], generator.denoiser
+    scale, level = denoiser.asked(denoiser.span[1], noise)
+    _, sigma = denoiser.process.at(denoiser.span[1], like=noise)
+    net = denoiser.backbone
+    first, chunks = net.parts(scale * sigma * noise, level, conditions(generator, len(noise)))
+    said = torch.cat([first[:, None], chunks], dim=1)
+    wanted = torch.cat([rings["rin0"][:, None], rings["r_chunks"]], dim=1)
+    last, end = said.sum(1), wanted.sum(1)
+    pairs = {"last latent": (last, end), "image": (net.image(last), rings["x0"])}
+    if chunks.shape[1]:
+        names = ["first latent", *(f"chunk {k + 1}" for k in range(chunks.shape[1]))]
+        pairs = {n: (said[:, k], wanted[:, k]) for k, n in enumerate(names)} | pairs
+    rms = {name: float((a - b).square().mean().sqrt()) for name, (a, b) in pairs.items()}
+    spread = {name: float((b - b.mean(0)).square().mean()) for name, (_, b) in pairs.items()}
+    explained = {name: 1 - rms[name] ** 2 / spread[name] for name in pairs}
+    growth = []
+    if chunks.shape[1]:
+        wrong = said - wanted
+        together = wrong.cumsum(1).square().mean((0, 2, 3, 4)).sqrt()
+        alone = wrong.square().mean((0, 2, 3, 4)).cumsum(0).sqrt()
+        growth = list(zip(together.tolist(), alone.tolist(), strict=True))
+    return Errors(explained, rms, growth)
+
+
+def predictability(found: dict[str, Errors]) -> None:
+    for name, told in found.items():
+        print(f"| {name} | R² | error (rms) |")
+        print("|---|---|---|")
+        for part, share in told.explained.items():
+            print(f"| {part} | {share:.3f} | {told.rms[part]:.4f} |")
+        if told.growth:
+            together, alone = told.growth[-1]
+            print(f"\nerror of the sum / root of the parts' squares: {together / alone:.3f}")
         print()
 
 
-def line(name, said, wanted):
-    error = (said - wanted).square().mean()
-    variance = (wanted - wanted.mean(0)).square().mean()
-    print(
-        f"| {name} | {1 - float(error / variance):.3f} | {float(error.sqrt()):.4f} "
-        f"| {float(variance.sqrt()):.4f} |"
-    )
+def draw(ways: dict[str, Tensor], found: dict[str, Errors]) -> Figure:
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    left, ring_axes, middle, right = figure.subplots(1, 4)
+    for axes, name in ((left, "pixels, the sampler"), (ring_axes, "latent, the ring")):
+        way = ways[name][:, :SHOWN]
+        flat = way.reshape(-1, way.shape[-1])
+        _, _, axis = torch.pca_lowrank(flat, q=2, niter=8)
+        for row in range(SHOWN):
+            axes.plot(*((way[:, row] - flat.mean(0)) @ axis).T, "o-", markersize=3, linewidth=1)
+        axes.set_title(f"{name}\n(first two principal axes)", fontsize=9)
+    told = found["sum"]
+    names = [name for name in told.explained if name != "image"]
+    middle.bar(range(len(names)), [told.explained[name] for name in names], color="#3b82d6")
+    if "last latent alone" in found:
+        alone = found["last latent alone"].explained["last latent"]
+        middle.axhline(alone, color="#e0772f", label="last latent, by a network for it alone")
+        middle.legend(fontsize=7)
+    middle.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    middle.set_title("share of variance explained", fontsize=9)
+    together, alone = zip(*told.growth, strict=True)
+    right.plot(together, "o-", color="#3b82d6", label="of the sum")
+    right.plot(alone, "s--", color="#8a919e", label="if the parts' were independent")
+    right.set_xlabel("parts summed after the first latent", fontsize=8)
+    right.set_ylim(0)
+    right.set_title("error (rms)", fontsize=9)
+    right.legend(fontsize=7)
+    return figure
 
 
 if __name__ == "__main__":

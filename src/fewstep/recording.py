@@ -70,8 +70,6 @@ class Recording:
             raise InputError(
                 f"{self.chunks} chunks do not divide {self.steps} steps: each is a sum of as many"
             )
-        if self.chunks and self.states:
-            raise InputError("states are a path's images; a ring has latents: record one of both")
         if not 0 <= self.states < self.steps:
             raise InputError(
                 f"{self.states} states of a path of {self.steps} steps: there are "
@@ -88,21 +86,20 @@ class Recording:
         shape = subject.shape
         # images lose nothing that their pixels could show; points are not pixels
         name = self.codec or ("f16" if self.chunks else "u8" if len(shape) == 3 else "raw")
-        told = {
-            "x0": _codec(name, shape, channels=1),
-            "label": store.Raw(torch.int64),
-            "seed": store.Raw(torch.int64),
-        }
+        image, number = _codec(name, shape, channels=1), store.Raw(torch.int64)
+        if self.chunks:
+            sums = (self.chunks, *latent)
+            labels = {"label": number} if subject.classes else {}  # the published files know none
+            return labels | {
+                "noise": store.F16(shape),
+                "x0": image,
+                "rin0": store.Int8(latent, channels=1, percentile=PERCENTILE),
+                "r_chunks": store.Int8(sums, channels=2, percentile=PERCENTILE),
+            }
+        told = {"x0": image, "label": number, "seed": number}
         if self.states:
             path = "f16" if name == "u8" else name
             told["states"] = _codec(path, (self.states, *shape), channels=2)
-        if self.chunks:
-            del told["seed"]
-            if not subject.classes:  # the published files know none
-                del told["label"]
-            told["noise"] = store.F16(shape)
-            told["rin0"] = store.Int8(latent, channels=1, percentile=PERCENTILE)
-            told["r_chunks"] = store.Int8((self.chunks, *latent), channels=2, percentile=PERCENTILE)
         return told
 
 
@@ -148,6 +145,8 @@ def _must_be_a_function(generator: Generator, told: Recording) -> None:
     name = describe_step(generator.step)["name"]
     if told.chunks and name != "ring":
         raise InputError(f"chunks are a ring's sums; {name} has none: record with --sampler ring")
+    if told.states and name == "ring":
+        raise InputError("a ring has no images on its way, which states are; it has --chunks")
     if name not in DETERMINISTIC:
         raise InputError(
             f"{name} draws fresh noise, so its images are no function of the starting noise and "

@@ -40,7 +40,6 @@ def test_depth_0_is_the_plain_loss_of_both_read_outs():
     again = batch()
     for _ in range(2):  # the depth and the stride
         again.shared_rand()
-    again.rand()
     t = 1 - (again.rand() * 13).long() / 12
     x0 = again.images.x0
     eps = again.randn_like(x0)
@@ -50,40 +49,43 @@ def test_depth_0_is_the_plain_loss_of_both_read_outs():
     picture = Circuit(method.student).image(Circuit(method.student).encode(x_t, t), t)
     image = (picture - x0).square().mean()
     torch.testing.assert_close(loss.value, main + 0.5 * image)
-    assert loss.numbers["chain"] == 0
+    assert set(loss.numbers) == {"main", "image"}
 
 
 def square(a, b):
     return (a - b).square().mean()
 
 
-def test_each_depth_compares_with_the_networks_own_sampler():
-    """The loss at depth 2, by hand: DDIM steps, encodings, and updates from the first latent."""
-    method = build(depths=(0.0, 0.0, 1.0), strides=(3,), chain=5.0, image=1.0)
+@pytest.mark.parametrize("reads", ["each", "last"])
+def test_each_depth_compares_with_the_networks_own_sampler(reads):
+    """The loss at depth 2, by hand: updates of 3 steps beside DDIM's single ones."""
+    method = build(depths=(0.0, 0.0, 1.0), strides=(3,), chain=5.0, image=1.0, reads=reads)
     loss = method.student_loss(batch())
-    told = batch()
-    for _ in range(3):
+    told, x0 = batch(), batch().images.x0
+    for _ in range(2):
         told.shared_rand()
-    first = (told.rand() * 7).long()
     anywhere = 1 - (told.rand() * 13).long() / 12
-    x0 = told.images.x0
     eps = told.randn_like(x0)
     x_t = Flow().noised(x0, eps, anywhere)
-    t = [1 - (first + 3 * k) / 12 for k in range(3)]
+    first = (told.rand() * 7).long()
+    t = [1 - (first + k) / 12 for k in range(7)]
     net, model = Circuit(method.student), method.student
-    x = [Flow().noised(x0, eps, t[0])]
-    for k in range(2):
+    x = [Flow().noised(x0, told.randn_like(x0), t[0])]
+    for k in range(6):
         velocity = model(x[k], t[k]).velocity  # Euler's step is DDIM's under Flow
         x.append(x[k] + (t[k + 1] - t[k]).view(-1, 1, 1, 1) * velocity)
     z = [net.encode(x[0], t[0])]
-    for k in range(2):
-        z.append(net.advance(z[k], t[k], t[k + 1]))
-    right = [net.encode(x[k], t[k]) for k in range(3)]
-    mains = [square(net.read(z[k], x[k], t[k]).output, model(x[k], t[k]).output) for k in (1, 2)]
-    images = [square(net.image(z[k], t[k]), net.image(right[k], t[k])) for k in (1, 2)]
-    chain = (square(z[1], right[1]) + square(z[2], right[2])) / 2
-    main = (square(model(x_t, anywhere).output, eps - x0) + sum(mains) / 2) / 2
-    image = square(net.image(net.encode(x_t, anywhere), anywhere), x0) / 2 + sum(images) / 4
+    for k in (0, 3):
+        z.append(net.advance(z[-1], t[k], t[k + 3]))
+    right = {k: net.encode(x[k], t[k]) for k in (3, 6)}
+    ways = [(z[1], 3), (z[2], 6)]
+    read = ways if reads == "each" else ways[1:]
+    mains = [square(net.read(w, x[k], t[k]).output, model(x[k], t[k]).output) for w, k in read]
+    images = [square(net.image(w, t[k]), net.image(right[k], t[k])) for w, k in read]
+    chain = sum(square(w, right[k]) for w, k in ways) / 2
+    main = (square(model(x_t, anywhere).output, eps - x0) + sum(mains) / len(read)) / 2
+    image = square(net.image(net.encode(x_t, anywhere), anywhere), x0) / 2
+    image = image + sum(images) / len(read) / 2
     torch.testing.assert_close(loss.value, main + image + 5 * chain)
     assert chain > 1e-2
 
@@ -93,10 +95,10 @@ def gradients(method):
     return [p.grad for p in method.student.parameters()]
 
 
-@pytest.mark.parametrize("rollout", [0, 3])
-def test_no_gradient_goes_into_what_is_followed(rollout):
+@pytest.mark.parametrize("length", [0, 5])
+def test_no_gradient_goes_into_what_is_followed(length):
     """Following a frozen copy of equal weights gives the same gradient as following itself."""
-    told = {"depths": (0.0, 0.0, 1.0), "rollout": rollout}
+    told = {"depths": (0.0, 0.0, 1.0), "length": length}
     told |= {"joint": True}
     live, copied = build(**told), build(**told, follow="average")
     assert copied.target is not None
@@ -141,22 +143,57 @@ def test_the_updates_of_every_ring_are_learnt_down_to_the_last(monkeypatch):
         assert set(zip(times, times[1:], strict=False)) <= seen
 
 
-def test_a_rollout_starts_where_a_ring_gets_to(monkeypatch):
-    """The updates before the unrolled ones leave no gradient, and the plain loss is not theirs."""
-    method, lengths = build(depths=(0.0, 1.0), rollout=5), set()
+def test_a_long_chain_is_compared_whole_and_reaches_back_by_its_depth(monkeypatch):
+    """Of 5 updates at depth 2, the gradient of the last latent's error stops before the fourth."""
+    method, ways = build(depths=(0.0, 0.0, 1.0), length=5), []
     advance = Circuit.advance
 
     def spy(self, z, t, s, *, cond=None):
-        calls.append(torch.is_grad_enabled())
-        return advance(self, z, t, s, cond=cond)
+        z.requires_grad_() if z.is_leaf else z.retain_grad()
+        ways.append((z, advance(self, z, t, s, cond=cond), t))
+        return ways[-1][1]
 
     monkeypatch.setattr(Circuit, "advance", spy)
-    for step in range(30):
-        calls: list[bool] = []
+    method.student_loss(batch())
+    assert len(ways) == 5
+    for (_, made, _), (entered, _, _) in zip(ways, ways[1:], strict=False):
+        assert made.equal(entered)
+    ways[4][1].square().sum().backward()
+    reached = [z.grad is not None for z, _, _ in ways]
+    assert reached == [False, False, False, False, True]
+    ways[3][1].sum().backward()
+    assert [z.grad is not None for z, _, _ in ways] == [False, False, True, True, True]
+
+
+def test_a_chain_is_at_most_the_ring_and_then_starts_at_noise(monkeypatch):
+    method, starts = build(depths=(0.0, 1.0), length=12, strides=(1, 4)), []
+    encode = Circuit.encode
+
+    def spy(self, x_t, t, *, cond=None):
+        starts.append((x_t, t))
+        return encode(self, x_t, t, cond=cond)
+
+    monkeypatch.setattr(Circuit, "encode", spy)
+    for step in range(8):
+        starts.clear()
         method.student_loss(batch(step=step))
-        assert sum(calls) == 1 and calls[-1]
-        lengths.add(len(calls) - 1)
-    assert lengths == set(range(6))
+        # the plain loss's, what is followed at 13 times, and the chain's
+        assert len(starts) == 15 and bool((starts[-1][1] == 1).all())
+
+
+def test_phases_are_the_plain_loss_and_then_chains():
+    method = build(depths=(0.0, 1.0), phases=(3, 4))
+    for step in (0, 2, 3, 6, 9):
+        (turn,) = method.turns(step)
+        assert turn.phase == ((0, 3) if step < 3 else (3, 7))
+        method.student.zero_grad()
+        loss = turn.loss(batch())
+        loss.value.backward()
+        assert ("chain" in loss.numbers) == (step >= 3)
+        net = method.student.backbone
+        encoding = [*net.encoder.parameters(), *net.encoded.parameters()]
+        assert all((p.grad is None) == (step >= 3) for p in encoding)
+        assert all(p.grad is not None for p in net.output.parameters())
 
 
 def test_the_ring_is_the_updates_and_one_reading():
@@ -204,8 +241,12 @@ def test_a_pretrained_teacher_is_adopted_for_low_rank():
 def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="does not divide"):
         CircuitMethodConfig(steps=10, strides=(3,))
-    with pytest.raises(InputError, match="reach over"):
-        CircuitMethodConfig(steps=4, depths=(0.0, 0.0, 1.0), rollout=3)
+    with pytest.raises(InputError, match="shorter than 3 updates of 2"):
+        CircuitMethodConfig(steps=4, depths=(0.0, 0.0, 0.0, 1.0), strides=(2, 4))
+    with pytest.raises(InputError, match="two counts"):
+        CircuitMethodConfig(steps=4, phases=(100,))
+    with pytest.raises(InputError, match="give one"):
+        CircuitMethodConfig(steps=4, phases=(1, 1), joint=True)
     with pytest.raises(InputError, match="not all of them 0"):
         CircuitMethodConfig(depths=(0.0,))
     with pytest.raises(InputError, match="needs a circuit"):

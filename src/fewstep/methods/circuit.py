@@ -2,7 +2,7 @@
 
 The network has an encoder Rin, an update R and two read-outs, Rout (the output, of any
 parametrization) and X0out (the image); docs/circuits.md. With x_0 … x_n the sampler's own states
-at n + 1 neighbouring times (DDIM from x_0 = x_t, no gradient), z_0 = Rin(x_0) and z_{k+1} = R(z_k):
+at n + 1 times (DDIM from x_0 = x_t, no gradient), z_0 = Rin(x_0) and z_{k+1} = R(z_k):
 
     main  = ½·(|Rout(Rin(x_t)) − target|² + mean_k |Rout(z_k) − Rout(Rin(x_k))|²)     k = 1 … n
     image = ½·(|X0out(Rin(x_t)) − x0|² + mean_k |X0out(z_k) − X0out(Rin(x_k))|²)
@@ -11,7 +11,8 @@ at n + 1 neighbouring times (DDIM from x_0 = x_t, no gradient), z_0 = Rin(x_0) a
 
 where the right sides of k ≥ 1 come from the network itself, or its average, without a gradient; n
 is drawn with the probabilities `depths`, one for each batch, and n = 0 is the plain loss, whose x_t
-is at any time of the ring. R learns every update that the ring applies, down to the last.
+is at any time of the ring. R learns every update that the ring applies, down to the last. A chain
+may be longer than the gradient reaches back: then R also learns from where a ring gets to.
 Denoising Circuits for 1-Step Diffusion (shuntama/denoising-circuits), without the defects of its
 code: docs/circuits.md.
 """
@@ -45,7 +46,14 @@ class CircuitMethodConfig:
     """How often to unroll 0, 1, 2, ... updates; shares that sum to anything. Published: depth 1
     throughout, then depth 3."""
     strides: tuple[int, ...] = (1,)
-    """Steps that an update goes, drawn evenly: a ring can then take as many times fewer."""
+    """Steps that an update goes, drawn evenly: a ring can then take as many times fewer. What it
+    follows goes step by step."""
+    length: int = 0
+    """Updates of a chain, if more than the depth, and at most the ring's: all are compared, and a
+    gradient goes back through as many as the depth says. A chain as long as the ring starts at
+    noise, and so is compared where a ring gets to."""
+    reads: Literal["each", "last"] = "each"
+    """Which latents of a chain are read, as published each; reading costs a third of training."""
     follow: Literal["live", "average"] = "live"
     """Whose states the updates follow: the network's own, or those of its average."""
     decay: float = 0.999
@@ -57,24 +65,28 @@ class CircuitMethodConfig:
     joint: bool = False
     """Whether the losses of the updates train the encoder too, as published. It then learns latents
     that hardly move, which any update predicts and no ring gets anywhere by: docs/log.md."""
-    rollout: int = 0
-    """Up to so many updates are made before, without a gradient: the unrolled ones then start where
-    a ring gets to, and not at a fresh latent. Drawn evenly, one number for each batch."""
+    phases: tuple[int, ...] = ()
+    """Training steps of the plain loss alone, then of chains, each with a schedule of its own; the
+    encoder is kept in the second, so that what the updates follow stands still. Empty: chains from
+    the start."""
 
     def __post_init__(self) -> None:
         if not self.depths or min(self.depths) < 0 or not sum(self.depths):
             raise InputError("method.depths: give shares of depth 0, 1, ..., not all of them 0")
-        if not self.strides or min(self.strides) < 1 or self.rollout < 0:
-            raise InputError("method.strides must be 1 or more, and method.rollout at least 0")
+        if not self.strides or min(self.strides) < 1 or self.length < 0:
+            raise InputError("method.strides must be 1 or more, and method.length at least 0")
         for stride in self.strides:
             if self.steps % stride:
                 told = f"method.strides has {stride}, which does not divide method.steps = "
                 raise InputError(f"{told}{self.steps}")
-        longest = (len(self.depths) - 1 + self.rollout) * max(self.strides)
-        if longest > self.steps:
-            raise InputError(
-                f"method.steps is {self.steps}; depths, rollout and strides reach over {longest}"
-            )
+        deepest = len(self.depths) - 1
+        if deepest * min(self.strides) > self.steps:
+            told = f"{deepest} updates of {min(self.strides)}"
+            raise InputError(f"method.steps is {self.steps}, shorter than {told} (method.depths)")
+        if len(self.phases) not in (0, 2) or min(self.phases, default=1) < 1:
+            raise InputError(f"method.phases is {list(self.phases)}; give none, or two counts")
+        if self.phases and self.joint:
+            raise InputError("method.joint trains the encoder, which method.phases keeps: give one")
 
 
 class Seen(NamedTuple):
@@ -105,60 +117,93 @@ class CircuitMethod(Method):
         self.times = torch.cat([UniformGrid()(config.steps, student), end])
 
     def turns(self, step: int) -> Iterator[Turn]:
-        yield Turn("student", self.student_loss)
+        plain, chained = self.config.phases or (0, 0)
+        if step < plain:
+            yield Turn("student", self.plain_loss, phase=(0, plain))
+        else:
+            phase = (plain, plain + chained) if chained else None
+            yield Turn("student", self.student_loss, phase=phase)
         if self.target:
             ema.follow(self.target, self.student, decay=self.config.decay)
 
+    def plain_loss(self, batch: Batch) -> Loss:
+        """What both read-outs say of an image's latent, at any time of the ring."""
+        parts = self._plain(batch, encoder=True)
+        return Loss(parts["main"] + self.config.image * parts["image"], parts)
+
     def student_loss(self, batch: Batch) -> Loss:
-        circuit, x0, cond = Circuit(self.student), batch.images.x0, batch.images.cond
-        depth, before, stride = self._drawn(batch)
-        reach = (before + depth) * stride
-        first = (batch.rand() * (self.config.steps - reach + 1)).long()
-        times = [self._at(first + k * stride) for k in range(before + depth + 1)]
-        anywhere = self._at((batch.rand() * (self.config.steps + 1)).long())
-        eps = batch.randn_like(x0)
-        x_t = self.student.process.noised(x0, eps, anywhere)
-        a, b = self.student.parametrization.row(*self.student.process.at(anywhere, like=x0))
-        z = circuit.encode(x_t, anywhere, cond=cond)
-        mains = [square_error(circuit.read(z, x_t, anywhere).output, a * x0 + b * eps).mean()]
-        images = [square_error(circuit.image(z, anywhere), x0).mean()]
-        chains: list[Tensor] = []
-        start = self.student.process.noised(x0, eps, times[0])
-        seen = self._followed(start, times, cond) if depth else []
-        with torch.set_grad_enabled(self.config.joint and not before):
-            z = circuit.encode(start, times[0], cond=cond)
-        for k, (t, s) in enumerate(zip(times, times[1:], strict=False), start=1):
-            with torch.set_grad_enabled(k > before):
-                z = circuit.advance(z, t, s, cond=cond)
-            if k > before:
-                mains.append(square_error(circuit.read(z, start, s).output, seen[k].output).mean())
-                images.append(square_error(circuit.image(z, s), seen[k].image).mean())
-                chains.append(square_error(z, seen[k].z).mean())
-        main, image = _halves(mains), _halves(images)
-        chain = torch.stack(chains).mean() if chains else main.new_zeros(())
-        value = main + self.config.image * image + self.config.chain * chain
-        return Loss(value, {"main": main, "image": image, "chain": chain})
+        """The plain loss, and that of a chain of updates, if one is drawn."""
+        depth, updates, stride = self._drawn(batch)
+        parts = self._plain(batch, encoder=not self.config.phases)
+        if depth:
+            chain = self._chain(batch, depth, updates, stride)
+            parts = {name: 0.5 * (part + chain[name]) for name, part in parts.items()}
+            parts["chain"] = chain["chain"]
+        weights = {"main": 1.0, "image": self.config.image, "chain": self.config.chain}
+        value = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        return Loss(value, parts)
+
+    def _drawn(self, batch: Batch) -> tuple[int, int, int]:
+        """Updates that a gradient goes back, updates, and steps that each goes; of the batch."""
+        config = self.config
+        place = batch.shared_rand() * sum(config.depths)
+        depth = sum(place >= below for below in accumulate(config.depths[:-1]))
+        stride = config.strides[int(batch.shared_rand() * len(config.strides))]
+        return depth, min(max(config.length, depth), config.steps // stride), stride
 
     def _at(self, place: Tensor) -> Tensor:
         """The time after so many of the ring's steps."""
         return self.times.to(place.device)[place].float()
 
-    def _drawn(self, batch: Batch) -> tuple[int, int, int]:
-        """Updates to unroll, updates to make before, and steps that each goes; of the batch."""
-        place = batch.shared_rand() * sum(self.config.depths)
-        depth = sum(place >= below for below in accumulate(self.config.depths[:-1]))
-        before = int(batch.shared_rand() * (self.config.rollout + 1)) if depth else 0
-        strides = self.config.strides
-        return depth, before, strides[int(batch.shared_rand() * len(strides))]
+    def _plain(self, batch: Batch, *, encoder: bool) -> dict[str, Tensor]:
+        """Errors on fresh latents, with a gradient into the encoder or into the read-outs alone."""
+        circuit, x0 = Circuit(self.student), batch.images.x0
+        t = self._at((batch.rand() * (self.config.steps + 1)).long())
+        eps = batch.randn_like(x0)
+        x_t = self.student.process.noised(x0, eps, t)
+        a, b = self.student.parametrization.row(*self.student.process.at(t, like=x0))
+        with torch.set_grad_enabled(encoder):
+            z = circuit.encode(x_t, t, cond=batch.images.cond)
+        output = circuit.read(z, x_t, t).output
+        return {
+            "main": square_error(output, a * x0 + b * eps).mean(),
+            "image": square_error(circuit.image(z, t), x0).mean(),
+        }
+
+    def _chain(self, batch: Batch, depth: int, updates: int, stride: int) -> dict[str, Tensor]:
+        circuit, cond = Circuit(self.student), batch.images.cond
+        first = (batch.rand() * (self.config.steps - updates * stride + 1)).long()
+        times = [self._at(first + k) for k in range(updates * stride + 1)]
+        eps = batch.randn_like(batch.images.x0)
+        x = self.student.process.noised(batch.images.x0, eps, times[0])
+        seen = self._followed(x, times, stride, cond)
+        with torch.set_grad_enabled(self.config.joint):
+            z = circuit.encode(x, times[0], cond=cond)
+        errors: dict[str, list[Tensor]] = {"main": [], "image": [], "chain": []}
+        for k in range(updates):
+            if k and k % depth == 0:
+                z = z.detach()
+            t, s = times[k * stride], times[(k + 1) * stride]
+            z = circuit.advance(z, t, s, cond=cond)
+            errors["chain"].append(square_error(z, seen[k].z).mean())
+            if self.config.reads == "each" or k + 1 == updates:
+                said = circuit.read(z, x, s).output
+                errors["main"].append(square_error(said, seen[k].output).mean())
+                errors["image"].append(square_error(circuit.image(z, s), seen[k].image).mean())
+        return {name: torch.stack(each).mean() for name, each in errors.items()}
 
     @torch.no_grad()
-    def _followed(self, x: Tensor, times: list[Tensor], cond: Condition | None) -> list[Seen]:
-        """What the followed network says along its own sampler's way from `x` (DDIM, η = 0)."""
+    def _followed(
+        self, x: Tensor, times: list[Tensor], stride: int, cond: Condition | None
+    ) -> list[Seen]:
+        """What the followed network says where its own sampler gets to from `x` (DDIM, η = 0), at
+        every `stride`-th of its steps."""
         circuit, seen = Circuit(self.target or self.student), list[Seen]()
         for k, t in enumerate(times):
             z = circuit.encode(x, t, cond=cond)
             said = circuit.read(z, x, t)
-            seen.append(Seen(z, said.output, circuit.image(z, t)))
+            if k and k % stride == 0:
+                seen.append(Seen(z, said.output, circuit.image(z, t)))
             if k + 1 < len(times):
                 alpha, sigma = self.student.process.at(times[k + 1], like=x)
                 x = alpha * said.x0 + sigma * said.eps
@@ -170,9 +215,3 @@ class CircuitMethod(Method):
         return Generator(
             self.student, self.subject, grid=FixedGrid(tuple(map(tuple, grids))), step=ring
         )
-
-
-def _halves(errors: list[Tensor]) -> Tensor:
-    """Half of the first, and half of the mean of the others, if there are any."""
-    first, *others = errors
-    return 0.5 * (first + torch.stack(others).mean()) if others else first

@@ -68,6 +68,12 @@ class ResidualSum(Method):
     def student_loss(self, batch: Batch) -> Loss:
         told, student, net = batch.latents, self.student, self.student.backbone
         assert isinstance(net, ResidualsNet)
+        given = told.chunks.shape[1]
+        if net.config.chunks not in (0, given):
+            raise InputError(
+                f"the store holds {given} chunks of each ring: student.backbone.chunks is "
+                f"{net.config.chunks}; let it be {given}, or 0 for the last latent alone"
+            )
         start = student.span[1]
         _, sigma = student.process.at(start, like=told.noise)
         scale, level = student.asked(start, told.noise)
