@@ -136,3 +136,18 @@ def test_what_does_not_fit_is_refused():
         circuit(latent=LatentConfig(12, shrink=16, groups=4))
     with pytest.raises(ValueError, match="one time"):
         net(torch.randn(1, 1, 8, 8), levels(1.0), level_s=levels(0.0))
+
+
+def test_the_update_can_start_from_the_encoders_trunk():
+    net = circuit(shake=0.1)
+    kept = {name: w.clone() for name, w in net.encoder.state_dict().items()}
+    own = net.update.time_embedding_s.linear_1.weight.clone()
+    net.follow_encoder()
+    mine = net.update.state_dict()
+    shared = set(kept) & set(mine)
+    assert {"mid_block.resnets.0.conv1.weight", "time_embedding.linear_1.weight"} <= shared
+    for name in shared:
+        assert mine[name].equal(kept[name])
+    assert mine["time_embedding_s.linear_1.weight"].equal(own)
+    for name, w in net.encoder.state_dict().items():
+        assert w.equal(kept[name])

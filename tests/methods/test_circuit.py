@@ -183,14 +183,16 @@ def test_a_chain_is_at_most_the_ring_and_then_starts_at_noise(monkeypatch):
 
 def test_phases_are_the_plain_loss_and_then_chains():
     method = build(depths=(0.0, 1.0), phases=(3, 4))
+    net = method.student.backbone
+    trunk = lambda of: of.mid_block.resnets[0].conv1.weight  # noqa: E731
     for step in (0, 2, 3, 6, 9):
         (turn,) = method.turns(step)
+        assert trunk(net.update).equal(trunk(net.encoder)) == (step >= 3)
         assert turn.phase == ((0, 3) if step < 3 else (3, 7))
         method.student.zero_grad()
         loss = turn.loss(batch())
         loss.value.backward()
         assert ("chain" in loss.numbers) == (step >= 3)
-        net = method.student.backbone
         encoding = [*net.encoder.parameters(), *net.encoded.parameters()]
         assert all((p.grad is None) == (step >= 3) for p in encoding)
         assert all(p.grad is not None for p in net.output.parameters())

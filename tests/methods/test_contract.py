@@ -45,9 +45,13 @@ VARIANTS = {
     ),
     "sida": ("sid", {"alpha": 1.0, "adversarial": AdversarialConfig(weight=0.01)}),
     "sfd-two-counts": ("sfd", {"counts": (1, 2), "solver": "heun"}),
+    "circuit-phases": ("circuit", {"length": 4, "strides": (1, 2), "phases": (4, 4)}),
 }
 # settings that hold where the toy is learnt alone: a method's stages, over the whole training
-LEARNING = {"progressive": {"first": 8, "phases": (200, 200, 200, 400)}}
+LEARNING = {
+    "progressive": {"first": 8, "phases": (200, 200, 200, 400)},
+    "circuit-phases": {"phases": (150, 100)},
+}
 # who starts from a network of its own, on the same points as images of one pixel
 STUDENTS = {"circuit": toy.circuit, "residual_sum": toy.residuals}
 # how the toy is learnt, where it is not as usual
@@ -64,6 +68,7 @@ FIT = {
     ),
     "progressive": {"steps": 1000},
     "circuit": {"steps": 300, "batch": 128},
+    "circuit-phases": {"steps": 250, "batch": 128, "warmup": 10},
     "residual_sum": {"steps": 300},
 }
 USUAL = {"steps": 600, "batch": 256, "lr": 2e-3}
@@ -72,7 +77,7 @@ USUAL = {"steps": 600, "batch": 256, "lr": 2e-3}
 BEATS = {
     "denoise": (32, 0.15),
     "kstep": (4, 0.35),
-    "circuit": (toy.RING, 0.35),
+    **dict.fromkeys(("circuit", "circuit-phases"), (toy.RING, 0.35)),
     "dmd-adversarial": (2, 0.35),
     "meanflow-teacher": (2, 0.35),  # about 0.5 in one step, and why is not known: docs/log.md
 }

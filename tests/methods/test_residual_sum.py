@@ -1,5 +1,7 @@
 """A circuit's ring on disk, and the one-step sum that learns it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -178,6 +180,10 @@ def test_what_cannot_be_is_refused(tmp_path):
         LatentStream(recorded(tmp_path / "b", chunks=0))
     with pytest.raises(InputError, match="no images on its way"):
         recorded(tmp_path / "c", chunks=0, states=2)
+    student_of_other_levels = student()
+    student_of_other_levels.backbone.told = replace(student().backbone.told, pace=0.5)
+    with pytest.raises(InputError, match="the same pace"):
+        ResidualSum(ResidualSumConfig(), student_of_other_levels, SUBJECT, teacher=teacher())
     batch = Batch(0, 0, 0, 16, 16, SUBJECT, CPU, {"latents": exact_rings(teacher())})
     with pytest.raises(InputError, match="holds 3 chunks of each ring"):
         build_method(count=2).student_loss(batch)

@@ -61,6 +61,10 @@ class LatentConfig:
             raise InputError(f"a latent shrunk by {self.shrink} does not fit images of {image}")
         return self.channels, image[1] // self.shrink, image[2] // self.shrink
 
+    def told(self, network: Sinusoid) -> Sinusoid:
+        """How what is around a network is told the level: as the network, at the latent's width."""
+        return replace(network, width=max(self.channels + self.channels % 2, 16))
+
     def normalise(self, z: Latent) -> Latent:
         """Mean 0 and variance 1 in each group of channels of each row."""
         # an encoder's first latents are small, and normalising twice should change nothing
@@ -100,7 +104,7 @@ class CircuitNet(Backbone):
         width, latent = config.network.channels[0], config.latent.channels
         self.encoder = UNet(config.network, shape=shape, classes=classes)
         self.encoder.conv_out = nn.Identity()
-        told = self.encoder.sinusoid
+        self.told = told = config.latent.told(self.encoder.sinusoid)
         self.update = UNet(_within(config), shape=(width, *config.latent.shape(shape)[1:]),
                            classes=classes)  # fmt: skip
         self.update.conv_in = self.update.conv_out = nn.Identity()
@@ -157,6 +161,15 @@ class CircuitNet(Backbone):
         """X0out: the image."""
         return self.picture(z, level)
 
+    @torch.no_grad()
+    def follow_encoder(self) -> None:
+        """Give the update's trunk the encoder's weights, wherever they fit: a start in training."""
+        learnt, mine = self.encoder.state_dict(), self.update.state_dict()
+        fitting = {
+            name: w for name, w in learnt.items() if name in mine and w.shape == mine[name].shape
+        }
+        self.update.load_state_dict({**mine, **fitting})
+
     def adopt(self, source: nn.Module) -> None:
         """Take both trunks' weights from a pretrained U-Net.
 
@@ -187,7 +200,7 @@ def _within(config: CircuitConfig) -> UNetConfig:
 class Block(nn.Module):
     """Two convolutions beside a shortcut, shifted and scaled by the level; at first the shortcut.
 
-    Its sinusoid is the network's: the published one turns once over all levels.
+    Its sinusoid goes as fast as the network's: the published one turns once over all levels.
     """
 
     def __init__(self, width: int, told: Sinusoid) -> None:

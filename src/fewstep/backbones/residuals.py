@@ -71,10 +71,8 @@ class ResidualsNet(Backbone):
         )
         self.first = head(latent.channels)
         self.heads = nn.ModuleList(head(latent.channels) for _ in range(config.chunks))
-        blocks = 2 * config.blocks
-        self.picture = Readout(
-            latent.channels, shape[0], self.trunk.sinusoid, blocks, grow=latent.shrink
-        )
+        blocks, self.told = 2 * config.blocks, latent.told(self.trunk.sinusoid)
+        self.picture = Readout(latent.channels, shape[0], self.told, blocks, grow=latent.shrink)
         freeze(self.picture)
         self.register_buffer("end", torch.zeros(()))
 
@@ -129,6 +127,11 @@ class ResidualsNet(Backbone):
             raise InputError(
                 f"student.backbone has {mine.latent} and {mine.blocks} blocks; "
                 f"its circuit {theirs.latent} and {theirs.blocks}"
+            )
+        if self.told != circuit.told:
+            raise InputError(
+                f"student.backbone.network counts levels by {self.told}; its circuit's network by "
+                f"{circuit.told}: give it the same pace, freq_shift and flip_sin_to_cos"
             )
         self.picture.load_state_dict(circuit.picture.state_dict())
         self.end.copy_(end)

@@ -53,7 +53,8 @@ class CircuitMethodConfig:
     gradient goes back through as many as the depth says. A chain as long as the ring starts at
     noise, and so is compared where a ring gets to."""
     reads: Literal["each", "last"] = "each"
-    """Which latents of a chain are read, as published each; reading costs a third of training."""
+    """Which latents of a chain are read: each by both heads, as published, or the last by X0out, as
+    the ring does. Reading each costs a third of training, and takes Rout from fresh latents."""
     follow: Literal["live", "average"] = "live"
     """Whose states the updates follow: the network's own, or those of its average."""
     decay: float = 0.999
@@ -66,9 +67,9 @@ class CircuitMethodConfig:
     """Whether the losses of the updates train the encoder too, as published. It then learns latents
     that hardly move, which any update predicts and no ring gets anywhere by: docs/log.md."""
     phases: tuple[int, ...] = ()
-    """Training steps of the plain loss alone, then of chains, each with a schedule of its own; the
-    encoder is kept in the second, so that what the updates follow stands still. Empty: chains from
-    the start."""
+    """Training steps of the plain loss alone, then of chains, each with a schedule of its own. The
+    second keeps the encoder, so that what the updates follow stands still, and they start from its
+    trunk. Empty: chains from the start."""
 
     def __post_init__(self) -> None:
         if not self.depths or min(self.depths) < 0 or not sum(self.depths):
@@ -121,10 +122,17 @@ class CircuitMethod(Method):
         if step < plain:
             yield Turn("student", self.plain_loss, phase=(0, plain))
         else:
+            if chained and step == plain:
+                self._settle()
             phase = (plain, plain + chained) if chained else None
             yield Turn("student", self.student_loss, phase=phase)
         if self.target:
             ema.follow(self.target, self.student, decay=self.config.decay)
+
+    def _settle(self) -> None:
+        """The encoder has learnt: its trunk is where the update's starts from."""
+        for denoiser in filter(None, (self.student, self.target)):
+            Circuit(denoiser).net.follow_encoder()
 
     def plain_loss(self, batch: Batch) -> Loss:
         """What both read-outs say of an image's latent, at any time of the ring."""
@@ -136,9 +144,8 @@ class CircuitMethod(Method):
         depth, updates, stride = self._drawn(batch)
         parts = self._plain(batch, encoder=not self.config.phases)
         if depth:
-            chain = self._chain(batch, depth, updates, stride)
-            parts = {name: 0.5 * (part + chain[name]) for name, part in parts.items()}
-            parts["chain"] = chain["chain"]
+            for name, error in self._chain(batch, depth, updates, stride).items():
+                parts[name] = 0.5 * (parts[name] + error) if name in parts else error
         weights = {"main": 1.0, "image": self.config.image, "chain": self.config.chain}
         value = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         return Loss(value, parts)
@@ -179,17 +186,22 @@ class CircuitMethod(Method):
         seen = self._followed(x, times, stride, cond)
         with torch.set_grad_enabled(self.config.joint):
             z = circuit.encode(x, times[0], cond=cond)
-        errors: dict[str, list[Tensor]] = {"main": [], "image": [], "chain": []}
+        errors: dict[str, list[Tensor]] = {}
+
+        def compare(name: str, said: Tensor, wanted: Tensor) -> None:
+            errors.setdefault(name, []).append(square_error(said, wanted).mean())
+
         for k in range(updates):
             if k and k % depth == 0:
                 z = z.detach()
             t, s = times[k * stride], times[(k + 1) * stride]
             z = circuit.advance(z, t, s, cond=cond)
-            errors["chain"].append(square_error(z, seen[k].z).mean())
-            if self.config.reads == "each" or k + 1 == updates:
-                said = circuit.read(z, x, s).output
-                errors["main"].append(square_error(said, seen[k].output).mean())
-                errors["image"].append(square_error(circuit.image(z, s), seen[k].image).mean())
+            compare("chain", z, seen[k].z)
+            each = self.config.reads == "each"
+            if each:
+                compare("main", circuit.read(z, x, s).output, seen[k].output)
+            if each or k + 1 == updates:
+                compare("image", circuit.image(z, s), seen[k].image)
         return {name: torch.stack(each).mean() for name, each in errors.items()}
 
     @torch.no_grad()
