@@ -231,11 +231,12 @@ def evaluations(generator: Generator, steps: int) -> int:
     def count(*_: Any) -> None:
         calls[0] += each
 
-    handle = backbone.register_forward_pre_hook(count)
+    handles = [trunk.register_forward_pre_hook(count) for trunk in backbone.trunks]
     try:
         _one_image(generator, steps)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return calls[0]
 
 

@@ -11,6 +11,7 @@ from fewstep import backbones
 from fewstep.circuit import Circuit
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
+from fewstep.evaluation import evaluations
 from fewstep.generator import Generator, Subject
 from fewstep.methods.base import Batch, Examples
 from fewstep.methods.circuit import CircuitMethod, CircuitMethodConfig
@@ -210,7 +211,10 @@ def test_the_ring_is_the_updates_and_one_reading():
             z = net.advance(z, 1 - k / 12, 1 - (k + 1) / 12)
         torch.testing.assert_close(made, net.image(z, 0.0))
         # and any sampler works on what Rout says
-        other = generator.sampled(step=transfer, grid=UniformGrid())(noise, steps=5)
+        ordinary = generator.sampled(step=transfer, grid=UniformGrid())
+        other = ordinary(noise, steps=5)
+    # a call of either trunk is an evaluation
+    assert (evaluations(generator, 12), evaluations(ordinary, 5)) == (13, 5)
     assert other.isfinite().all() and (other - made).abs().max() > 1e-3
 
 

@@ -27,6 +27,11 @@ class Backbone(nn.Module, ABC):
     """What a logarithmic level (EDM's `ln(sigma) / 4`, about -1.55 to 1.1) is to be multiplied
     with, so that it spans a fair part of the sinusoid's range, 0 to 1000."""
 
+    @property
+    def trunks(self) -> tuple[nn.Module, ...]:
+        """The networks whose calls are its evaluations: itself, unless it is asked in parts."""
+        return (self,)
+
     @abstractmethod
     def forward(
         self,

@@ -139,6 +139,10 @@ class CircuitNet(Backbone):
         """Those of the encoder's U-Net, then the latent."""
         return [*self.encoder.features(x, level, cond=cond), self.encode(x, level, cond)]
 
+    @property
+    def trunks(self) -> tuple[nn.Module, ...]:
+        return self.encoder, self.update
+
     def encode(self, x: Images, level: Level, cond: Condition | None = None) -> Latent:
         """Rin: the latent of an image at `level`."""
         seen = self.encoder(x, level, cond=cond)
