@@ -31,6 +31,7 @@ def test_it_ends_in_a_report_that_says_what_was_left(short, tmp_path, capsys):
     assert [score["steps"] for score in results["consistency"]] == [1, 2, 4]
     page = (out / "report.html").read_text()
     assert "fewstep demo --all" in page and "before training" in page
+    assert f"fewstep evaluate {out}/regress --steps 1</pre>" in page
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
     assert main(["demo", "--out", str(out)]) == 0  # nothing is done again
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}

@@ -198,7 +198,7 @@ def _report(demo: Demo, scores: list[tuple[str, "Score"]], yardstick: "Yardstick
             scores=[score for who, score in scores if who == name],
             recipe=read(str(Run(out / name).recipe_file)),
             progress=Run(out / name).progress(),
-            commands=_commands(name, demo),
+            commands=_commands(name, demo, [s.steps for who, s in scores if who == name]),
             yardstick=name == "teacher",
             grids=Run(out / name).grids(),
         )
@@ -209,9 +209,9 @@ def _report(demo: Demo, scores: list[tuple[str, "Score"]], yardstick: "Yardstick
     write_report(out / "report.html", exhibits, title=title, notes=notes, yardstick=yardstick)
 
 
-def _commands(name: str, demo: Demo) -> list[str]:
-    """What would make this run by hand."""
-    verb = "train" if name == "teacher" else "distill"
+def _commands(name: str, demo: Demo, measured: list[int]) -> list[str]:
+    """What would make this run by hand, and measure it."""
+    verb = "train" if name in ("teacher", "circuit") else "distill"
     run = str(demo.out / name)
     told = demo.overrides(name)
     commands = [shlex.join(["fewstep", verb, demo.preset(name), *told, "--out", run])]
@@ -222,7 +222,6 @@ def _commands(name: str, demo: Demo) -> list[str]:
         for key, number in numbers.items():
             how += ["-n" if key == "count" else f"--{key}", str(number)]
         commands.insert(0, shlex.join(["fewstep", *how, "--sampler", sampler]))
-    steps = ",".join(
-        map(str, TEACHER[demo.kind]["transfer"] if name == "teacher" else STUDENT_STEPS)
-    )
+    counts = TEACHER[demo.kind]["transfer"] if name == "teacher" else measured
+    steps = ",".join(map(str, counts))
     return [*commands, shlex.join(["fewstep", "evaluate", run, "--steps", steps])]
