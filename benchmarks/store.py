@@ -1,6 +1,6 @@
 """Our store of teacher data against a file per sample and against `torch.save`.
 
-    python benchmarks/store.py [--threads 1] [--records 4096] [--rounds 7]
+    python benchmarks/store.py [--threads 1] [--records 4096] [--rounds 7] [--rings STORE]
 
 One process; the layouts take turns and medians are compared. Eager, f32; pages are cached.
 
@@ -207,6 +207,15 @@ def latents(count: int) -> Kind:
     return Kind("latents", samples, schema, 4, LAYOUTS)
 
 
+def rings(folder: str, count: int) -> Kind:
+    """Real latents: the first rings of a store of `record --chunks`."""
+    reader = Reader(folder)
+    kept = reader[torch.arange(min(count, len(reader)))]
+    samples = {name: kept[name] for name in (*HALVES, *CODES)}
+    schema = {name: reader.schema[name] for name in samples}
+    return Kind("rings", samples, schema, 64, LAYOUTS)
+
+
 def loop(read: Read, order: Tensor, batch: int) -> None:
     for index in order.split(batch):
         read(index)
@@ -330,6 +339,7 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--records", type=int, default=4096, help="pairs")
     parser.add_argument("--latents", type=int, default=24, help="records of latents")
+    parser.add_argument("--rings", metavar="STORE", help="of real latents: measured too")
     parser.add_argument("--images", type=int, default=512, help="to record; tiles of 128")
     parser.add_argument("--rounds", type=int, default=7)
     told = parser.parse_args()
@@ -342,6 +352,9 @@ def main():
     with TemporaryDirectory() as root:
         show(paired, small := compare(paired, told.rounds, Path(root)))
         show(wide, large := compare(wide, told.rounds, Path(root)))
+        if told.rings:
+            real = rings(told.rings, told.records)
+            show(real, compare(real, told.rounds, Path(root)))
         bare, kept, share = recording(told.rounds, told.images, Path(root))
     print(f"\nImages a second, {told.images} of them: sampled {bare:.1f}, recorded {kept:.1f}.")
     goals(small, large, share)
