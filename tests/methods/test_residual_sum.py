@@ -141,6 +141,20 @@ def test_the_read_out_is_the_circuits_at_its_end_and_stays_so():
     assert net.image(z).equal(source.image(z, 0.0))
 
 
+def test_its_trunk_can_start_from_the_circuits_encoder():
+    method, encoder = build_method(trunk="circuit"), teacher().denoiser.backbone.encoder
+    trunk = method.student.backbone.trunk
+    assert len(trunk.state_dict()) > 20
+    for name, weight in trunk.state_dict().items():
+        assert weight.equal(encoder.state_dict()[name])
+    x, level = torch.randn(2, 1, 8, 8), torch.tensor([1000.0, 300.0])
+    torch.testing.assert_close(trunk.ascent(x, level, None), encoder.ascent(x, level, None))
+    other = student()
+    other.backbone.config = replace(other.backbone.config, network=replace(NETWORK, layers=2))
+    with pytest.raises(InputError, match=r'method.trunk = "circuit" needs'):
+        ResidualSum(ResidualSumConfig(trunk="circuit"), other, SUBJECT, teacher=teacher())
+
+
 def test_the_student_is_an_ordinary_generator_of_one_step():
     method = build_method()
     generator = method.generator()

@@ -136,6 +136,21 @@ class ResidualsNet(Backbone):
         self.picture.load_state_dict(circuit.picture.state_dict())
         self.end.copy_(end)
 
+    def follow_encoder(self, circuit: CircuitNet) -> None:
+        """Give the trunk the weights of the circuit's encoder: a start in training.
+
+        Raises: InputError where its network is another, or adapted at low rank.
+        """
+        mine, theirs = self.config.network, circuit.config.network
+        if mine != theirs or circuit.config.lora:
+            raise InputError(
+                'method.trunk = "circuit" needs student.backbone.network to be the circuit\'s, '
+                f"and that without lora; they are {mine} and {theirs}"
+            )
+        self.trunk.load_state_dict(
+            {name: circuit.encoder.state_dict()[name] for name in self.trunk.state_dict()}
+        )
+
 
 def shares(chunks: int, sizes: int) -> tuple[int, ...]:
     """How many chunks each size tells, coarsest first: alike, the coarse ones what is over."""

@@ -11,7 +11,7 @@ Circuits for 1-Step Diffusion (shuntama/denoising-circuits); docs/circuits.md.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -37,6 +37,8 @@ class ResidualSumConfig:
     last: float = 0.0
     """Weight of the sum's own error, |rin + Σ chunks − z|²; all there is for a network of no
     chunks."""
+    trunk: Literal["own", "circuit"] = "own"
+    """Whose weights the student's U-Net starts from: as it was made, or the encoder's."""
 
 
 class ResidualSum(Method):
@@ -61,6 +63,8 @@ class ResidualSum(Method):
         super().__init__(config, student, subject, teacher=teacher)
         end = circuit.denoiser.asked(circuit.denoiser.span[0], net.end.expand(1, 1))[1]
         net.adopt(circuit.net, end.squeeze())
+        if config.trunk == "circuit":
+            net.follow_encoder(circuit.net)
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)
