@@ -7,7 +7,9 @@ the last latent alone. Everything is measured on fresh rings of `--steps` update
 store holds.
 
 1. How straight is a way from noise to image, in the latent (the ring) and in pixels (the ordinary
-   sampler)?  length / chord, 1 for a straight line, and the mean cosine of neighbouring steps.
+   sampler)?  length / chord, 1 for a straight line, and the mean cosine of neighbouring steps. Also
+   how far the ring gets from the latents of the sampler's own states: of as many steps, so ask this
+   with the most that the ring takes.
 2. What share of its variance is explained (R², 1 minus error over variance about the mean of each
    element) of the first latent, each chunk, and the last latent?
 3. Do errors average out?  The error of the sum over the root of the summed squares of the parts'
@@ -28,6 +30,7 @@ from fewstep.sampling import path, ring, transfer
 
 SEED = 1 << 20  # of rings that were never recorded
 SHOWN = 6  # ways that are drawn
+RING, ENCODED = "latent, the ring", "latent, of the sampler's states"
 
 
 class Errors(NamedTuple):
@@ -79,10 +82,8 @@ def followed(teacher: Generator, noise: Tensor, steps: int) -> dict[str, Tensor]
     states = list(path(model, noise, times[:-1], step=transfer, cond=cond))
     ways = {
         "pixels, the sampler": states,
-        "latent, the ring": list(circuit.ring(noise, times, cond=cond)),
-        "latent, of the sampler's states": [
-            circuit.encode(x, t, cond=cond) for x, t in zip(states, times, strict=True)
-        ],
+        RING: list(circuit.ring(noise, times, cond=cond)),
+        ENCODED: [circuit.encode(x, t, cond=cond) for x, t in zip(states, times, strict=True)],
     }
     return {name: torch.stack(way).flatten(2) for name, way in ways.items()}
 
@@ -97,7 +98,9 @@ def straightness(ways: dict[str, Tensor]) -> None:
         cosine = torch.cosine_similarity(moves[1:], moves[:-1], dim=-1).mean()
         least, most = sizes.mean(1).aminmax()
         print(f"| {name} | {bent:.3f} | {cosine:.3f} | {least:.2f} to {most:.2f} |")
-    print()
+    drift = (ways[RING] - ways[ENCODED]).square().mean((1, 2)).tolist()
+    print("\nthe ring's distance from the encoder's latents, of their variance:")
+    print(", ".join(f"{share:.4f}" for share in drift), end="\n\n")
 
 
 def errors(generator: Generator, rings: dict[str, Tensor]) -> Errors:
@@ -140,7 +143,7 @@ def predictability(found: dict[str, Errors]) -> None:
 def draw(ways: dict[str, Tensor], found: dict[str, Errors]) -> Figure:
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     left, ring_axes, middle, right = figure.subplots(1, 4)
-    for axes, name in ((left, "pixels, the sampler"), (ring_axes, "latent, the ring")):
+    for axes, name in ((left, "pixels, the sampler"), (ring_axes, RING)):
         way = ways[name][:, :SHOWN]
         flat = way.reshape(-1, way.shape[-1])
         _, _, axis = torch.pca_lowrank(flat, q=2, niter=8)
@@ -153,7 +156,7 @@ def draw(ways: dict[str, Tensor], found: dict[str, Errors]) -> Figure:
     if "last latent alone" in found:
         alone = found["last latent alone"].explained["last latent"]
         middle.axhline(alone, color="#e0772f", label="last latent, by a network for it alone")
-        middle.legend(fontsize=7)
+        middle.legend(fontsize=7, loc="lower center")
     middle.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     middle.set_title("share of variance explained", fontsize=9)
     together, alone = zip(*told.growth, strict=True)

@@ -16,7 +16,7 @@ from fewstep.errors import InputError
 from fewstep.guidance import Guided, unguided
 from fewstep.parametrization import AnyParametrization
 from fewstep.process import AnyProcess
-from fewstep.sampling import Step, describe_step, named_step, path, sample, transfer
+from fewstep.sampling import Step, describe_step, named_step, path, ring, sample, transfer
 from fewstep.times import Grid, GridConfig, UniformGrid
 
 
@@ -111,10 +111,13 @@ class Generator(nn.Module):
             )
 
     def sampled(self, *, grid: Grid | None = None, step: Step | None = None) -> "Generator":
-        """The same denoiser, sampled otherwise."""
-        return Generator(
-            self.denoiser, self.subject, grid=grid or self.grid, step=step or self.step
-        )
+        """The same denoiser, sampled otherwise.
+
+        A ring's grid counts its updates: another step takes a uniform one, unless one is given.
+        """
+        freed = self.step is ring and step not in (None, ring)
+        kept = UniformGrid() if freed else self.grid
+        return Generator(self.denoiser, self.subject, grid=grid or kept, step=step or self.step)
 
     def guided(self, weight: float) -> "Generator":
         """The same weights under classifier-free guidance."""

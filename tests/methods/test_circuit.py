@@ -18,7 +18,6 @@ from fewstep.methods.circuit import CircuitMethod, CircuitMethodConfig
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
 from fewstep.sampling import noise_from_seeds, ring, transfer
-from fewstep.times import UniformGrid
 
 SUBJECT = Subject((1, 8, 8))
 
@@ -213,7 +212,8 @@ def test_the_ring_is_the_updates_and_one_reading():
             z = net.advance(z, 1 - k / 12, 1 - (k + 1) / 12)
         torch.testing.assert_close(made, net.image(z, 0.0))
         # and any sampler works on what Rout says
-        ordinary = generator.sampled(step=transfer, grid=UniformGrid())
+        ordinary = generator.sampled(step=transfer)
+        assert generator.sampled(step=ring).grid is generator.grid
         other = ordinary(noise, steps=5)
     # a call of either trunk is an evaluation
     assert (evaluations(generator, 12), evaluations(ordinary, 5)) == (13, 5)
