@@ -54,7 +54,7 @@ class CircuitMethodConfig:
     noise, and so is compared where a ring gets to."""
     reads: Literal["each", "last"] = "each"
     """Which latents of a chain are read: each by both heads, as published, or the last by X0out, as
-    the ring does. Reading each costs a third of training, and takes Rout from fresh latents."""
+    the ring does. Reading each costs a third of training and draws Rout from fresh latents."""
     follow: Literal["live", "average"] = "live"
     """Whose states the updates follow: the network's own, or those of its average."""
     decay: float = 0.999
