@@ -31,7 +31,7 @@ REST = (
 PAIRS = {"quick": 6144, "all": 16384}
 PAIR_STEPS = 8
 PAIR_SAMPLER = "multistep"
-RINGS = {"count": 32768, "steps": 8, "chunks": 8}
+RINGS = {"count": 16384, "steps": 8, "chunks": 8}
 """What is recorded of the circuit, for its sum."""
 LEFT = (
     "These students had seconds each. Longer trainings, and "
