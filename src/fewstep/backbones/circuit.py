@@ -165,14 +165,9 @@ class CircuitNet(Backbone):
         """X0out: the image."""
         return self.picture(z, level)
 
-    @torch.no_grad()
     def follow_encoder(self) -> None:
-        """Give the update's trunk the encoder's weights, wherever they fit: a start in training."""
-        learnt, mine = self.encoder.state_dict(), self.update.state_dict()
-        fitting = {
-            name: w for name, w in learnt.items() if name in mine and w.shape == mine[name].shape
-        }
-        self.update.load_state_dict({**mine, **fitting})
+        """Give the update's trunk the encoder's weights, those that it has: a start in training."""
+        self.update.load_state_dict(self.encoder.state_dict(), strict=False)
 
     def adopt(self, source: nn.Module) -> None:
         """Take both trunks' weights from a pretrained U-Net.

@@ -147,9 +147,7 @@ class ResidualsNet(Backbone):
                 'method.trunk = "circuit" needs student.backbone.network to be the circuit\'s, '
                 f"and that without lora; they are {mine} and {theirs}"
             )
-        self.trunk.load_state_dict(
-            {name: circuit.encoder.state_dict()[name] for name in self.trunk.state_dict()}
-        )
+        self.trunk.load_state_dict(circuit.encoder.state_dict(), strict=False)
 
 
 def shares(chunks: int, sizes: int) -> tuple[int, ...]:

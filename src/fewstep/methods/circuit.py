@@ -186,7 +186,7 @@ class CircuitMethod(Method):
         seen = self._followed(x, times, stride, cond)
         with torch.set_grad_enabled(self.config.joint):
             z = circuit.encode(x, times[0], cond=cond)
-        errors: dict[str, list[Tensor]] = {}
+        each, errors = self.config.reads == "each", dict[str, list[Tensor]]()
 
         def compare(name: str, said: Tensor, wanted: Tensor) -> None:
             errors.setdefault(name, []).append(square_error(said, wanted).mean())
@@ -197,12 +197,11 @@ class CircuitMethod(Method):
             t, s = times[k * stride], times[(k + 1) * stride]
             z = circuit.advance(z, t, s, cond=cond)
             compare("chain", z, seen[k].z)
-            each = self.config.reads == "each"
             if each:
                 compare("main", circuit.read(z, x, s).output, seen[k].output)
             if each or k + 1 == updates:
                 compare("image", circuit.image(z, s), seen[k].image)
-        return {name: torch.stack(each).mean() for name, each in errors.items()}
+        return {name: torch.stack(found).mean() for name, found in errors.items()}
 
     @torch.no_grad()
     def _followed(
