@@ -54,20 +54,24 @@ def test_the_peak_of_memory_is_what_was_held_at_once():
 
 WAIT = """
 import os, sys
+from datetime import timedelta
 from fewstep import distributed
 from fewstep.errors import InputError
-rank, ranks = distributed.world()
-if rank == 1:
+if sys.argv[1] == "absent" and os.environ["RANK"] == "1":
     os._exit(3)
 try:
+    patience = timedelta(seconds=4 if sys.argv[1] == "absent" else 100)
+    rank, ranks = distributed.world(patience=patience)
+    distributed.wait()  # all have started
+    if rank == 1:
+        os._exit(3)
     distributed.wait()
 except InputError as error:
     print(f"told: {error}")
 """
 
 
-def test_a_process_that_has_ended_is_one_line_for_those_that_wait(tmp_path):
-    script = tmp_path / "wait.py"
+def told_by_the_first_of_two(script, how):
     script.write_text(WAIT)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -75,7 +79,7 @@ def test_a_process_that_has_ended_is_one_line_for_those_that_wait(tmp_path):
     told = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     both = [
         subprocess.Popen(
-            [sys.executable, str(script)],
+            [sys.executable, str(script), how],
             env={**told, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -85,4 +89,15 @@ def test_a_process_that_has_ended_is_one_line_for_those_that_wait(tmp_path):
     ]
     out, _ = both[0].communicate(timeout=100)
     both[1].communicate(timeout=100)
+    return out
+
+
+def test_a_process_that_has_ended_is_one_line_for_those_that_wait(tmp_path):
+    out = told_by_the_first_of_two(tmp_path / "wait.py", "ended")
     assert out == "told: another process has ended before; the same command resumes\n"
+
+
+def test_a_process_that_never_started_is_one_line_for_the_others(tmp_path):
+    out = told_by_the_first_of_two(tmp_path / "wait.py", "absent")
+    assert out.startswith("told: the 2 processes of this run did not all start: ")
+    assert out.count("\n") == 1

@@ -22,7 +22,8 @@ from fewstep.errors import InputError
 def world(*, patience: timedelta | None = None) -> tuple[int, int]:
     """(rank, size) of the process group, started on first use; (0, 1) without `torchrun`.
 
-    `patience` is how long one may wait for the others, by default torch's own.
+    `patience` is how long one may wait for the others, by default torch's own. InputError where
+    they do not all come.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -31,7 +32,11 @@ def world(*, patience: timedelta | None = None) -> tuple[int, int]:
         if torch.cuda.is_available():
             torch.cuda.set_device(device())
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=patience)
+        try:
+            dist.init_process_group(backend, timeout=patience)
+        except RuntimeError as error:
+            told = str(error).partition("\n")[0]
+            raise InputError(f"the {size} processes of this run did not all start: {told}") from None
     return dist.get_rank(), dist.get_world_size()
 
 
