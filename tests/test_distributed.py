@@ -99,5 +99,5 @@ def test_a_process_that_has_ended_is_one_line_for_those_that_wait(tmp_path):
 
 def test_a_process_that_never_started_is_one_line_for_the_others(tmp_path):
     out = told_by_the_first_of_two(tmp_path / "wait.py", "absent")
-    assert out.startswith("told: the 2 processes of this run did not all start: ")
+    assert out.startswith("told: the 2 processes did not all start: ")
     assert out.count("\n") == 1

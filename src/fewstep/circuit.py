@@ -1,6 +1,6 @@
 """A circuit asked in times: its latents, one from another, and what is read from them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
@@ -56,6 +56,18 @@ class Circuit:
         _, level = self.denoiser.asked(t, z)
         with self.denoiser.casting(z):
             return self.net.image(z, level).to(z.dtype)
+
+    def states(
+        self, x: Tensor, times: Sequence[Time], *, cond: Condition | None = None
+    ) -> Iterator[tuple[Latent, Prediction]]:
+        """Where its ordinary sampler gets to (DDIM, η = 0), `x` (b, c, h, w) at the first of
+        `times`: the latent there, and what is read from it."""
+        for t, s in zip(times, [*times[1:], None], strict=True):
+            z = self.encode(x, t, cond=cond)
+            said = self.read(z, x, t)
+            yield z, said
+            if s is not None:
+                x = self.denoiser.process.noised(said.x0, said.eps, s)
 
     def ring(
         self, noise: Tensor, times: list[float], *, cond: Condition | None = None

@@ -36,7 +36,7 @@ def world(*, patience: timedelta | None = None) -> tuple[int, int]:
             dist.init_process_group(backend, timeout=patience)
         except RuntimeError as error:
             told = str(error).partition("\n")[0]
-            raise InputError(f"the {size} processes of this run did not all start: {told}") from None
+            raise InputError(f"the {size} processes did not all start: {told}") from None
     return dist.get_rank(), dist.get_world_size()
 
 

@@ -21,14 +21,13 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fewstep import ema
 from fewstep.circuit import Circuit
-from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
@@ -52,9 +51,6 @@ class CircuitMethodConfig:
     """Updates of a chain, if more than the depth, and at most the ring's: all are compared, and a
     gradient goes back through as many as the depth says. A chain as long as the ring starts at
     noise, and so is compared where a ring gets to."""
-    reads: Literal["each", "last"] = "each"
-    """Which latents of a chain are read: each by both heads, as published, or the last by X0out, as
-    the ring does. Reading each costs a third of training and draws Rout from fresh latents."""
     follow: Literal["live", "average"] = "live"
     """Whose states the updates follow: the network's own, or those of its average."""
     decay: float = 0.999
@@ -88,14 +84,6 @@ class CircuitMethodConfig:
             raise InputError(f"method.phases is {list(self.phases)}; give none, or two counts")
         if self.phases and self.joint:
             raise InputError("method.joint trains the encoder, which method.phases keeps: give one")
-
-
-class Seen(NamedTuple):
-    """What the followed network says of one of the sampler's states."""
-
-    z: Tensor
-    output: Tensor
-    image: Tensor
 
 
 class CircuitMethod(Method):
@@ -183,42 +171,26 @@ class CircuitMethod(Method):
         times = [self._at(first + k) for k in range(updates * stride + 1)]
         eps = batch.randn_like(batch.images.x0)
         x = self.student.process.noised(batch.images.x0, eps, times[0])
-        seen = self._followed(x, times, stride, cond)
-        with torch.set_grad_enabled(self.config.joint):
-            z = circuit.encode(x, times[0], cond=cond)
-        each, errors = self.config.reads == "each", dict[str, list[Tensor]]()
-
-        def compare(name: str, said: Tensor, wanted: Tensor) -> None:
-            errors.setdefault(name, []).append(square_error(said, wanted).mean())
-
+        followed = Circuit(self.target or self.student)
+        with torch.no_grad():
+            seen = list(followed.states(x, times, cond=cond))[::stride]
+            ends = list(zip(seen, times[::stride], strict=True))[1:]
+            images = [followed.image(z, t) for (z, _), t in ends]
+        z = seen[0][0]
+        if self.target or self.config.joint:
+            with torch.set_grad_enabled(self.config.joint):
+                z = circuit.encode(x, times[0], cond=cond)
+        errors = {"main": list[Tensor](), "image": list[Tensor](), "chain": list[Tensor]()}
         for k in range(updates):
             if k and k % depth == 0:
                 z = z.detach()
             t, s = times[k * stride], times[(k + 1) * stride]
             z = circuit.advance(z, t, s, cond=cond)
-            compare("chain", z, seen[k].z)
-            if each:
-                compare("main", circuit.read(z, x, s).output, seen[k].output)
-            if each or k + 1 == updates:
-                compare("image", circuit.image(z, s), seen[k].image)
+            wanted, said = seen[k + 1]
+            errors["main"].append(square_error(circuit.read(z, x, s).output, said.output).mean())
+            errors["image"].append(square_error(circuit.image(z, s), images[k]).mean())
+            errors["chain"].append(square_error(z, wanted).mean())
         return {name: torch.stack(found).mean() for name, found in errors.items()}
-
-    @torch.no_grad()
-    def _followed(
-        self, x: Tensor, times: list[Tensor], stride: int, cond: Condition | None
-    ) -> list[Seen]:
-        """What the followed network says where its own sampler gets to from `x` (DDIM, η = 0), at
-        every `stride`-th of its steps."""
-        circuit, seen = Circuit(self.target or self.student), list[Seen]()
-        for k, t in enumerate(times):
-            z = circuit.encode(x, t, cond=cond)
-            said = circuit.read(z, x, t)
-            if k and k % stride == 0:
-                seen.append(Seen(z, said.output, circuit.image(z, t)))
-            if k + 1 < len(times):
-                alpha, sigma = self.student.process.at(times[k + 1], like=x)
-                x = alpha * said.x0 + sigma * said.eps
-        return seen
 
     def generator(self) -> Generator:
         counts = [self.config.steps // stride for stride in self.config.strides]
