@@ -14,6 +14,7 @@ from fewstep.circuit import Circuit
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
+from fewstep.losses import PseudoHuber, SquareError
 from fewstep.methods.base import Batch, Latents
 from fewstep.methods.residual_sum import ResidualSum, ResidualSumConfig
 from fewstep.pairs import LatentStream, PairStream
@@ -109,16 +110,25 @@ def exact_rings(generator, rows=16):
     return Latents(made["noise"], made["x0"], made["rin0"], made["r_chunks"], None)
 
 
-def test_the_loss_is_zero_where_the_parts_are_right_and_weighs_them(monkeypatch):
-    told, method = exact_rings(teacher()), build_method(first=2.0, chunks=3.0, image=0.5, last=4.0)
+@pytest.mark.parametrize(
+    ("loss", "distance"),
+    [
+        (SquareError(), lambda apart: apart.square().mean()),
+        # the mean over rows of the norm of each
+        (PseudoHuber(c=0.0), lambda apart: apart.flatten(1).norm(dim=1).mean()),
+    ],
+)
+def test_the_loss_is_zero_where_the_parts_are_right_and_weighs_them(monkeypatch, loss, distance):
+    told = exact_rings(teacher())
+    method = build_method(first=2.0, chunks=3.0, image=0.5, last=4.0, loss=loss)
     batch = Batch(0, 0, 0, 16, 16, SUBJECT, CPU, {"latents": told})
     net = method.student.backbone
     monkeypatch.setattr(net, "parts", lambda *_: (told.first, told.chunks))
-    assert float(method.student_loss(batch).value) < 1e-9
+    assert float(method.student_loss(batch).value) < (1e-9 if loss.name == "mse" else 1e-4)
     monkeypatch.setattr(net, "parts", lambda *_: (told.first + 0.1, told.chunks - 0.2))
     loss = method.student_loss(batch)
     last = told.first + told.chunks.sum(1)
-    image = (net.image(last + 0.1 - 3 * 0.2) - told.x0).square().mean()
+    image = distance(net.image(last + 0.1 - 3 * 0.2) - told.x0)
     wanted = 2 * 0.1**2 + 3 * 0.2**2 + 4 * 0.5**2 + 0.5 * image
     torch.testing.assert_close(loss.value, wanted, rtol=1e-4, atol=0)
 

@@ -10,7 +10,7 @@ Circuits for 1-Step Diffusion (shuntama/denoising-circuits); docs/circuits.md.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -20,7 +20,7 @@ from fewstep.circuit import Circuit
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
-from fewstep.losses import square_error
+from fewstep.losses import DistanceConfig, SquareError, square_error
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.parametrization import Clean
 from fewstep.times import FixedGrid
@@ -34,6 +34,8 @@ class ResidualSumConfig:
     """Weight of the chunks' error."""
     image: float = 0.1
     """λ, of the image that is read from the sum."""
+    loss: DistanceConfig = field(default_factory=SquareError)
+    """Distance of that image: `mse`, as published, `pseudo-huber`, `l1`, `lpips` or `features`."""
     last: float = 0.0
     """Weight of the sum's own error, |rin + Σ chunks − z|²; all there is for a network of no
     chunks."""
@@ -89,7 +91,7 @@ class ResidualSum(Method):
         parts = {
             "first": square_error(first, told.first).mean(),
             "last": square_error(last, wanted).mean(),
-            "image": square_error(image, told.x0).mean(),
+            "image": self.config.loss(image, told.x0).mean(),
         }
         if net.config.chunks:
             parts["chunks"] = square_error(chunks, told.chunks).mean()
