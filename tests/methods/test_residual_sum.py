@@ -29,8 +29,8 @@ SUBJECT = Subject((1, 8, 8))
 CPU = torch.device("cpu")
 
 
-def teacher(subject=SUBJECT):
-    net = circuit(classes=subject.classes, shake=0.1)
+def teacher(subject=SUBJECT, lora=0):
+    net = circuit(classes=subject.classes, shake=0.1, lora=lora)
     return Generator(Denoiser(net, Flow(), Velocity()), subject, step=ring).eval()
 
 
@@ -151,18 +151,21 @@ def test_the_read_out_is_the_circuits_at_its_end_and_stays_so():
     assert net.image(z).equal(source.image(z, 0.0))
 
 
-def test_its_trunk_can_start_from_the_circuits_encoder():
-    method, encoder = build_method(trunk="circuit"), teacher().denoiser.backbone.encoder
-    trunk = method.student.backbone.trunk
-    assert len(trunk.state_dict()) > 20
-    for name, weight in trunk.state_dict().items():
-        assert weight.equal(encoder.state_dict()[name])
+@pytest.mark.parametrize("lora", [0, 2])
+def test_its_trunk_can_start_from_the_circuits_encoder(lora):
+    source = teacher(lora=lora)
+    told = ResidualSumConfig(trunk="circuit")
+    method = ResidualSum(told, student(), SUBJECT, teacher=source)
+    trunk, encoder = method.student.backbone.trunk, source.denoiser.backbone.encoder
+    assert trunk.conv_in.weight.equal(encoder.conv_in.weight)
+    assert all(p.requires_grad for p in trunk.parameters())
+    # it was shaken, so what was adapted is not what it was adapted from
     x, level = torch.randn(2, 1, 8, 8), torch.tensor([1000.0, 300.0])
     torch.testing.assert_close(trunk.ascent(x, level, None), encoder.ascent(x, level, None))
     other = student()
     other.backbone.config = replace(other.backbone.config, network=replace(NETWORK, layers=2))
     with pytest.raises(InputError, match=r'method.trunk = "circuit" needs'):
-        ResidualSum(ResidualSumConfig(trunk="circuit"), other, SUBJECT, teacher=teacher())
+        ResidualSum(told, other, SUBJECT, teacher=teacher())
 
 
 def test_the_student_is_an_ordinary_generator_of_one_step():

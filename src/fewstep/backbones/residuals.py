@@ -10,6 +10,7 @@ The published network has 10 chunks, 4, 3 and 3 of them at 8, 16 and 32 pixels.
 """
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Literal
 
 import torch
@@ -139,15 +140,17 @@ class ResidualsNet(Backbone):
     def follow_encoder(self, circuit: CircuitNet) -> None:
         """Give the trunk the weights of the circuit's encoder: a start in training.
 
-        Raises: InputError where its network is another, or adapted at low rank.
+        What was adapted at low rank is taken as it came to be.  Raises: InputError where its
+        network is another.
         """
         mine, theirs = self.config.network, circuit.config.network
-        if mine != theirs or circuit.config.lora:
+        if mine != theirs:
             raise InputError(
-                'method.trunk = "circuit" needs student.backbone.network to be the circuit\'s, '
-                f"and that without lora; they are {mine} and {theirs}"
+                'method.trunk = "circuit" needs student.backbone.network to be the circuit\'s; '
+                f"they are {mine} and {theirs}"
             )
-        self.trunk.load_state_dict(circuit.encoder.state_dict(), strict=False)
+        names = self.trunk.state_dict()
+        self.trunk.load_state_dict({name: attrgetter(name)(circuit.encoder) for name in names})
 
 
 def shares(chunks: int, sizes: int) -> tuple[int, ...]:

@@ -91,6 +91,13 @@ class Demo(NamedTuple):
     def preset(self, name: str) -> str:
         return "digits-flow" if name == "teacher" else f"digits-{name}"
 
+    def store(self, name: str) -> str | None:
+        """Whether a run reads `pairs` or `rings`, or nothing recorded."""
+        from fewstep.recipe import read
+
+        recorded = read(self.preset(name)).pairs
+        return recorded and self._run(recorded.load)
+
     def overrides(self, name: str) -> list[str]:
         """What changes of the preset: where teacher, pairs and first weights lie; its length."""
         from fewstep.recipe import read
@@ -117,9 +124,13 @@ def main(argv: Sequence[str]) -> int:
     """Train, record, distil, measure, report; 0 when all is there."""
     told = console.options(Options, "demo", argv)
     demo = Demo(told.out or Path("runs/demo-all" if told.all else "runs/demo"), told.all)
-    done = _train("teacher", demo) and _record("pairs", demo)
+    done, recorded = _train("teacher", demo), set[str]()
     for name in demo.students:
-        done = done and (name != "residual-sum" or _record("rings", demo)) and _train(name, demo)
+        kind = demo.store(name)
+        if done and kind and kind not in recorded:
+            done = _record(kind, demo)
+            recorded.add(kind)
+        done = done and _train(name, demo)
     if not done:
         again = "fewstep demo --all" if demo.all else "fewstep demo"
         console.out.print(f"stopped; to resume: {again} --out {demo.out}")
@@ -211,12 +222,13 @@ def _report(demo: Demo, scores: list[tuple[str, "Score"]], yardstick: "Yardstick
 
 def _commands(name: str, demo: Demo, measured: list[int]) -> list[str]:
     """What would make this run by hand, and measure it."""
-    verb = "train" if name in ("teacher", "circuit") else "distill"
-    run = str(demo.out / name)
+    from fewstep.recipe import read
+
+    verb = "distill" if read(demo.preset(name)).teacher else "train"
+    run, kind = str(demo.out / name), demo.store(name)
     told = demo.overrides(name)
     commands = [shlex.join(["fewstep", verb, demo.preset(name), *told, "--out", run])]
-    if any(each.startswith("pairs.load=") for each in told):
-        kind = "rings" if name == "residual-sum" else "pairs"
+    if kind:
         source, numbers, sampler = demo.recorded(kind)
         how = ["record", str(demo.out / source), "--out", str(demo.out / kind)]
         for key, number in numbers.items():
