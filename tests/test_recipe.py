@@ -1,8 +1,9 @@
 import tomllib
 
 import pytest
+import torch
 
-from fewstep import recipe
+from fewstep import backbones, recipe
 from fewstep.errors import InputError
 from fewstep.methods.denoise import DenoiseConfig
 from fewstep.process import Flow, LinearBetas
@@ -50,6 +51,22 @@ def test_every_preset_reads_and_writes_back_the_same(name):
     told = recipe.read(name)
     assert told.about.title and told.about.hardware and told.about.hours is not None
     assert recipe.from_table(tomllib.loads(told.toml())) == told
+
+
+SIDES = {"digits": (1, 8), "mnist": (1, 28), "fashion-mnist": (1, 28), "cifar10": (3, 32)}
+
+
+@pytest.mark.parametrize("name", recipe.preset_names())
+def test_every_presets_network_takes_its_images(name):
+    told = recipe.read(name)
+    if told.student.backbone is None:
+        return  # it is the teacher's
+    channels, side = SIDES.get(told.data.name, (3, 64))
+    side = getattr(told.data, "size", None) or side
+    with torch.device("meta"):
+        net = backbones.build(told.student.backbone, shape=(channels, side, side), classes=10)
+        x, level = torch.zeros(2, channels, side, side), torch.zeros(2)
+        assert net(x, level).shape == x.shape
 
 
 def test_overrides_are_toml(tmp_path):

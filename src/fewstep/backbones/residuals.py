@@ -59,16 +59,11 @@ class ResidualsNet(Backbone):
         self.trunk.conv_norm_out = self.trunk.conv_out = nn.Identity()
         side, widths = latent.shape(shape)[2], self.trunk.ascent_widths
         sizes = [shape[2] >> i for i in reversed(range(len(widths)))]
-        within = [i for i, size in enumerate(sizes) if size <= side]
-        if not within:
-            told = f"the network's way up has sizes {sizes}, none within the latent's {side}"
-            raise InputError(f"{told}: give student.backbone.network more channels")
-        self.homes = shares(config.chunks, len(within))
+        self.homes = shares(config.chunks, len(sizes))
         # the coarsest also tells the first latent
-        self.tapped = [i for i, home in zip(within, self.homes, strict=True) if home or i == 0]
+        self.tapped = [i for i, home in enumerate(self.homes) if home or i == 0]
         self.branches = nn.ModuleList(
-            Branch(widths[i], latent.channels, (side // sizes[i]).bit_length() - 1)
-            for i in self.tapped
+            Branch(widths[i], latent.channels, size=sizes[i], side=side) for i in self.tapped
         )
         self.first = head(latent.channels)
         self.heads = nn.ModuleList(head(latent.channels) for _ in range(config.chunks))
@@ -160,12 +155,15 @@ def shares(chunks: int, sizes: int) -> tuple[int, ...]:
 
 
 class Branch(nn.Module):
-    """From a size of the way up to the latent's channels and size, doubling as often as needed."""
+    """From a `size` of the way up to the latent's channels and `side`: doubled as often as needed,
+    or folded at once."""
 
-    def __init__(self, width: int, latent: int, doublings: int) -> None:
+    def __init__(self, width: int, latent: int, *, size: int, side: int) -> None:
         super().__init__()
+        doublings, fold = max(side // size, 1).bit_length() - 1, max(size // side, 1)
         widths = [latent << i for i in reversed(range(doublings + 1))]
-        stages: list[nn.Module] = [nn.Conv2d(width, widths[0], 3, padding=1)]
+        stages: list[nn.Module] = [nn.PixelUnshuffle(fold)] if fold > 1 else []
+        stages.append(nn.Conv2d(width * fold**2, widths[0], 3, padding=1))
         for a, b in zip(widths, widths[1:], strict=False):
             stages.append(Layer(a, b, grow=2))
         if doublings:
