@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fewstep import Generator, UniformGrid, runs
 from fewstep.circuit import Circuit
+from fewstep.methods.residual_sum import parts
 from fewstep.recording import Recording, Tiles, class_labels
 from fewstep.sampling import path, ring, transfer
 
@@ -60,8 +61,8 @@ def main() -> None:
     chunks: int = networks["sum"].denoiser.backbone.config.chunks
     with torch.inference_mode():
         tiles = Tiles(teacher, Recording(told.rings, told.steps, chunks=chunks, seed=SEED))
-        parts = [tiles.records(piece) for piece in tiles.pieces(range(told.rings), None)]
-        rings = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        made = [tiles.records(piece) for piece in tiles.pieces(range(told.rings), None)]
+        rings = {key: torch.cat([tile[key] for tile in made]) for key in made[0]}
         ways = followed(teacher, rings["noise"], told.steps)
         found = {name: errors(network, rings) for name, network in networks.items()}
     straightness(ways)
@@ -104,15 +105,12 @@ def straightness(ways: dict[str, Tensor]) -> None:
 
 
 def errors(generator: Generator, rings: dict[str, Tensor]) -> Errors:
-    noise, denoiser = rings["noise"], generator.denoiser
-    scale, level = denoiser.asked(denoiser.span[1], noise)
-    _, sigma = denoiser.process.at(denoiser.span[1], like=noise)
-    net = denoiser.backbone
-    first, chunks = net.parts(scale * sigma * noise, level, conditions(generator, len(noise)))
+    noise = rings["noise"]
+    cond = conditions(generator, len(noise))
+    first, chunks, last, image = parts(generator.denoiser, noise, cond)
     said = torch.cat([first[:, None], chunks], dim=1)
     wanted = torch.cat([rings["rin0"][:, None], rings["r_chunks"]], dim=1)
-    last, end = said.sum(1), wanted.sum(1)
-    pairs = {"last latent": (last, end), "image": (net.image(last), rings["x0"])}
+    pairs = {"last latent": (last, wanted.sum(1)), "image": (image, rings["x0"])}
     if chunks.shape[1]:
         names = ["first latent", *(f"chunk {k + 1}" for k in range(chunks.shape[1]))]
         pairs = {n: (said[:, k], wanted[:, k]) for k, n in enumerate(names)} | pairs

@@ -150,6 +150,41 @@ def test_a_flow_maps_weights_in_another_method_are_asked_as_they_are_trained(tmp
     torch.testing.assert_close(made, wanted)
 
 
+def circuit(trained, *more):
+    told = [
+        "student.backbone.network.channels=[8]",
+        "student.backbone.network.groups=4",
+        "student.backbone.latent={channels=8, groups=2}",
+        f'teacher.load="{trained.folder}"',
+        "method.phases=[]",
+        "fit.batch=8",
+        "fit.steps=2",
+    ]
+    return read("digits-circuit", [*told, *more])
+
+
+def test_phases_take_all_steps_or_it_is_said(trained):
+    halving = read("digits-progressive", [f'teacher.load="{trained.folder}"', "fit.steps=7"])
+    for told in (circuit(trained, "method.phases=[3,2]"), halving):
+        with pytest.raises(InputError, match="method.phases take .* steps, and fit.steps is"):
+            assemble(told, DEVICE)
+    assemble(circuit(trained, "method.phases=[3,2]", "fit.steps=5"), DEVICE)
+
+
+def test_only_a_fresh_circuit_takes_its_teachers_weights(trained, tmp_path):
+    source = runs.load(trained.folder).denoiser.backbone
+    adapted = circuit(trained, "student.backbone.lora=2")
+    conv = lambda of: of.backbone.encoder.conv_in.weight  # noqa: E731
+    assert conv(assemble(adapted, DEVICE).method.student).equal(source.conv_in.weight)
+    with closing(carry_out(adapted, tmp_path / "adapted")) as steps:
+        list(steps)
+    again = replace(adapted, student=replace(adapted.student, init=str(tmp_path / "adapted"),
+                    backbone=None, process=None, parametrization=None))  # fmt: skip
+    moved = runs.load(tmp_path / "adapted").denoiser
+    assert not conv(moved).equal(source.conv_in.weight)
+    assert conv(assemble(again, DEVICE).method.student).equal(conv(moved))
+
+
 def test_without_evaluations_there_is_no_best(tmp_path):
     train(tmp_path / "run", "evaluate.every=0", until=4)
     with pytest.raises(runs.InputError, match="holds no best.safetensors; set evaluate.every"):

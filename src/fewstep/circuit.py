@@ -44,12 +44,11 @@ class Circuit:
         with self.denoiser.casting(z):
             return self.net.advance(z, level, level_s, cond).to(z.dtype)
 
-    def read(self, z: Latent, x_t: Tensor, t: Time) -> Prediction:
-        """Rout: what the latent says of `x_t` at `t`."""
+    def read(self, z: Latent, t: Time) -> Tensor:
+        """Rout: the network's output from the latent at `t`, in the parametrization's terms."""
         _, level = self.denoiser.asked(t, z)
         with self.denoiser.casting(z):
-            output = self.net.read(z, level)
-        return self.denoiser.said(x_t, t, output)
+            return self.net.read(z, level).to(z.dtype)
 
     def image(self, z: Latent, t: Time) -> Tensor:
         """X0out: the image that the latent at `t` leads to."""
@@ -64,7 +63,7 @@ class Circuit:
         `times`: the latent there, and what is read from it."""
         for t, s in zip(times, [*times[1:], None], strict=True):
             z = self.encode(x, t, cond=cond)
-            said = self.read(z, x, t)
+            said = self.denoiser.said(x, t, self.read(z, t))
             yield z, said
             if s is not None:
                 x = self.denoiser.process.noised(said.x0, said.eps, s)

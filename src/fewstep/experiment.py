@@ -70,6 +70,11 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
     # before anything is trained: a mistake in how it is measured is found now
     yardstick = Yardstick(images, told.measured) if told.every else None
     method = method_class(config, student, subject, teacher=teacher).to(device)
+    if method.fixed_steps not in (None, recipe.fit.steps):
+        raise InputError(
+            f"method.phases take {method.fixed_steps} training steps, and fit.steps is "
+            f"{recipe.fit.steps}: let them agree"
+        )
     streams: dict[str, Stream] = {}
     if "images" in method.reads:
         labels = images.labels if labelled else None
@@ -78,6 +83,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
         streams["pairs"], pins["pairs"] = _recorded(recipe, subject, PairStream)
     if "latents" in method.reads:
         streams["latents"], pins["pairs"] = _recorded(recipe, subject, LatentStream)
+    method.check(streams, teacher=pins.get("teacher"))
     batches = Batches(streams, subject, batch=recipe.fit.batch, seed=recipe.fit.seed, device=device)
     return Parts(method, batches, pins, yardstick)
 
@@ -160,6 +166,7 @@ def _fresh(recipe: Recipe, subject: Subject, teacher: Generator | None) -> Denoi
     with torch.random.fork_rng():
         torch.manual_seed(recipe.fit.seed)
         backbone = backbones.build(told.backbone, shape=subject.shape, classes=subject.classes)
+    backbone.start(teacher and unguided(teacher.denoiser.backbone))
     return Denoiser(backbone, process, parametrization)
 
 

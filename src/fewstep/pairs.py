@@ -90,6 +90,9 @@ class LatentStream:
                 "RUN --chunks K` adds to the pairs of a circuit"
             )
         self.reader, self.classes, self.shape = reader, classes, pairs.shape
+        self.chunks, *self.latent = chunks.shape
+        # whose latents they are; converted samples do not tell
+        self.source: str | None = reader.provenance.get("teacher")
 
     def __len__(self) -> int:
         return len(self.reader)

@@ -112,7 +112,7 @@ class StudentConfig:
     parametrization: AnyParametrization | None = None
     """eps, v, velocity, clean or edm; of a network from scratch."""
     backbone: BackboneConfig | None = None
-    """unet or mlp and its settings; of a network from scratch."""
+    """unet, mlp, circuit or residuals and its settings; of a network from scratch."""
 
 
 @dataclass(frozen=True)

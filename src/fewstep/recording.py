@@ -124,13 +124,14 @@ def record(
     if batch is not None and batch < 1:
         raise InputError(f"cannot record in batches of {batch}")
     rank, ranks = distributed.world(patience=timedelta(days=1))  # for the others' last shards
-    writer = _writer(generator, folder, told, teacher)
+    tiles = Tiles(generator, told)
+    writer = _writer(generator, folder, told, teacher, tile=tiles.size)
     size = writer.plan.shard_size
     mine = sum(len(writer.plan.records(k)) for k in range(rank, writer.plan.shards, ranks))
     missing = [rows for rows in writer.missing() if rows.start // size % ranks == rank]
     done = mine - sum(map(len, missing))
     yield Recorded(done, mine)
-    with closing(_written(writer, missing, Tiles(generator, told), batch)) as made:
+    with closing(_written(writer, missing, tiles, batch)) as made:
         for rows in made:
             done += len(rows)
             yield Recorded(done, mine)
@@ -174,7 +175,9 @@ def _written(
             writing.result()
 
 
-def _writer(generator: Generator, folder: Address, told: Recording, teacher: str) -> store.Writer:
+def _writer(
+    generator: Generator, folder: Address, told: Recording, teacher: str, *, tile: int
+) -> store.Writer:
     times = generator.grid(told.steps, generator.denoiser).tolist()
     provenance = {
         "teacher": teacher,
@@ -186,19 +189,29 @@ def _writer(generator: Generator, folder: Address, told: Recording, teacher: str
     }
     if told.states:
         provenance["states"] = [times[point] for point in told.kept]
-    shape, latent = generator.subject.shape, ()
     if told.chunks:
-        latent = Circuit(generator.denoiser).shape
         provenance |= {"steps": told.steps, "chunks": told.chunks}
-    row = 4 * torch.Size(shape).numel() * (1 + told.states)
-    row += 4 * torch.Size(latent).numel() * (1 + told.chunks) if told.chunks else 0
+    rows = _shard_rows(generator, told)
     return store.Writer(
         folder,
-        schema=told.schema(generator.subject, latent),
+        schema=told.schema(generator.subject, _latent(generator, told)),
         count=told.count,
-        shard_size=max(1, min(told.shard, SHARD_BYTES // row)),
+        # whole tiles, where it holds one: nothing is computed for two shards, maybe of two ranks
+        shard_size=rows // tile * tile or rows,
         provenance=provenance,
     )
+
+
+def _latent(generator: Generator, told: Recording) -> tuple[int, ...]:
+    return Circuit(generator.denoiser).shape if told.chunks else ()
+
+
+def _shard_rows(generator: Generator, told: Recording) -> int:
+    """Records of which a shard can hold at most so many."""
+    row = 4 * torch.Size(generator.subject.shape).numel() * (1 + told.states)
+    if told.chunks:
+        row += 4 * torch.Size(_latent(generator, told)).numel() * (1 + told.chunks)
+    return max(1, min(told.shard, SHARD_BYTES // row))
 
 
 def _codec(name: str, shape: tuple[int, ...], *, channels: int) -> store.Codec:
@@ -228,6 +241,8 @@ class Tiles:
         self.told = told
         roomy = generator.device.type != "cpu"
         rows = (2**20 if roomy else 2**17) // torch.Size(generator.subject.shape).numel()
+        if told.chunks:  # latents are many times larger than their images
+            rows = min(rows, _shard_rows(generator, told))
         self.size: int = max(1, min(512 if roomy else 128, 2 ** (max(rows, 1).bit_length() - 1)))
         self._last: tuple[int, dict[str, Tensor]] = (-1, {})
 

@@ -312,9 +312,10 @@ def _prepare(method: Method, config: FitConfig) -> None:
         if config.compile:
             module.backbone.compile()
     if config.channels_last:
-        for parameter in method.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.to(memory_format=torch.channels_last)
+        # kept weights are buffers
+        for weight in (*method.parameters(), *method.buffers()):
+            if weight.ndim == 4:
+                weight.data = weight.data.to(memory_format=torch.channels_last)
 
 
 def _optimizer(player: nn.Module, config: FitConfig) -> torch.optim.Optimizer:

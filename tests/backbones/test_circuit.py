@@ -94,7 +94,7 @@ def test_a_pretrained_network_is_adopted_and_kept():
     for parameter in source.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     net = circuit(lora=2)
-    net.adopt(source)
+    net.start(source)
     x, level = torch.randn(2, 1, 8, 8), levels(100.0, 700.0)
     seen = net.encoder(x, level)
     # the low-rank change is zero at first: what the source's last layer sees
@@ -125,11 +125,18 @@ def test_a_pretrained_network_is_adopted_and_kept():
 
 
 def test_what_does_not_fit_is_refused():
-    net = circuit()
-    with pytest.raises(InputError, match="another shape"):
-        net.adopt(build(replace(NETWORK, channels=(16, 64)), shape=(1, 8, 8), classes=3))
-    with pytest.raises(InputError, match="missing"):
-        net.adopt(build(replace(NETWORK, channels=(16,), attention=()), shape=(1, 8, 8)))
+    circuit().start(None)  # nothing is taken, so nothing is missed
+    net = circuit(lora=2)
+    with pytest.raises(InputError, match="there is none"):
+        net.start(None)
+    with pytest.raises(InputError, match="it is a circuit"):
+        net.start(circuit())
+    for other in ({"channels": (16, 64)}, {"pace": 0.03}, {"flip_sin_to_cos": True}):
+        with pytest.raises(InputError, match="must be the teacher's"):
+            net.start(build(replace(NETWORK, **other), shape=(1, 8, 8), classes=3))
+    for wrong in ({"lora": -1}, {"blocks": -1}, {"step": 0.0}):
+        with pytest.raises(InputError, match="student.backbone"):
+            circuit(**wrong)
     with pytest.raises(InputError, match="groups must divide"):
         LatentConfig(12, groups=5)
     with pytest.raises(InputError, match="does not fit"):
@@ -151,3 +158,11 @@ def test_the_update_can_start_from_the_encoders_trunk():
     assert mine["time_embedding_s.linear_1.weight"].equal(own)
     for name, w in net.encoder.state_dict().items():
         assert w.equal(kept[name])
+
+
+def test_compiled_it_is_compiled_in_parts():
+    net = circuit()
+    net.compile(backend="eager")
+    assert net._compiled_call_impl is None
+    for part in (net.encoder, net.encoded, net.update, net.leaving, net.output, net.picture):
+        assert part._compiled_call_impl is not None

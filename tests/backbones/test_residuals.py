@@ -52,8 +52,35 @@ def test_it_says_the_read_out_of_its_sum(chunks, channels, shrink):
     assert not [name for name, _ in net.named_parameters() if name.startswith("picture")]
 
 
+@pytest.mark.parametrize("channels", [(16,), (16, 32), (16, 16, 32), (16, 16, 16, 32)])
+def test_each_head_sees_a_size_of_the_network(channels):
+    """Told a fixed first latent, only the chunks of the coarsest of several sizes stand still."""
+    network = UNetConfig(channels=channels, layers=1, attention=(), groups=8)
+    net = residuals(network=network)
+    with torch.no_grad():
+        net.first[-1].conv.weight.zero_()
+        net.first[-1].conv.bias.normal_()
+    level = torch.tensor([1000.0, 1000.0])
+    first, chunks = net.parts(torch.randn(2, 1, 8, 8), level)
+    torch.testing.assert_close(first[0], first[1])
+    sizes = max(len(channels) - 1, 1)
+    kept = [(a - b).abs().max() < 1e-6 for a, b in zip(*chunks, strict=True)]
+    coarsest = shares(5, sizes)[0] if sizes > 1 else 0
+    assert kept == [k < coarsest for k in range(5)]
+
+
 def test_another_circuit_is_refused():
     with pytest.raises(InputError, match="blocks"):
         residuals().adopt(circuit(blocks=2), torch.tensor(0.0))
     with pytest.raises(InputError, match="at least 0"):
         ResidualsConfig(chunks=-1)
+
+
+@pytest.mark.parametrize("net", [circuit(shake=0.1), residuals()], ids=["circuit", "residuals"])
+def test_tangents_come_in_every_memory_format(net):
+    x, level = torch.randn(2, 1, 8, 8), torch.tensor([900.0, 100.0])
+    given = (x, level), (torch.randn_like(x), torch.randn_like(level))
+    wanted = torch.func.jvp(net, *given)
+    found = torch.func.jvp(net.to(memory_format=torch.channels_last), *given)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 import toy
-from backbones.test_circuit import NETWORK, circuit
-from fewstep import backbones
+from backbones.test_circuit import circuit
 from fewstep.circuit import Circuit
+from fewstep.condition import NO_LABEL, Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.evaluation import evaluations
 from fewstep.generator import Generator, Subject
 from fewstep.methods.base import Batch, Examples
 from fewstep.methods.circuit import CircuitMethod, CircuitMethodConfig
-from fewstep.parametrization import Velocity
-from fewstep.process import Flow
+from fewstep.parametrization import Eps, Velocity
+from fewstep.process import Flow, LinearBetas
 from fewstep.sampling import noise_from_seeds, ring, transfer
 
 SUBJECT = Subject((1, 8, 8))
@@ -78,7 +78,7 @@ def test_each_depth_compares_with_the_networks_own_sampler():
         z.append(net.advance(z[-1], t[k], t[k + 3]))
     right = {k: net.encode(x[k], t[k]) for k in (3, 6)}
     ways = [(z[1], 3), (z[2], 6)]
-    mains = [square(net.read(w, x[k], t[k]).output, model(x[k], t[k]).output) for w, k in ways]
+    mains = [square(net.read(w, t[k]), model(x[k], t[k]).output) for w, k in ways]
     images = [square(net.image(w, t[k]), net.image(right[k], t[k])) for w, k in ways]
     chain = sum(square(w, right[k]) for w, k in ways) / 2
     main = square(model(x_t, anywhere).output, eps - x0)
@@ -230,28 +230,50 @@ def test_the_average_follows_the_student():
         torch.testing.assert_close(new, old + 0.25)
 
 
-def test_a_pretrained_teacher_is_adopted_for_low_rank():
-    torch.manual_seed(3)
-    source = backbones.build(NETWORK, shape=SUBJECT.shape)
-    teacher = Generator(Denoiser(source, Flow(), Velocity()), SUBJECT)
-    student = Denoiser(circuit(classes=0, lora=2), Flow(), Velocity())
-    method = CircuitMethod(CircuitMethodConfig(steps=4), student, SUBJECT, teacher=teacher)
-    for trunk in (student.backbone.encoder, student.backbone.update):
-        kept = dict(trunk.named_buffers())["down_blocks.0.resnets.0.conv1.weight"]
-        assert kept.equal(source.down_blocks[0].resnets[0].conv1.weight)
-    method.student_loss(batch()).value.backward()
-    assert all(p.grad is not None for p in student.backbone.picture.parameters())
+def test_labels_are_dropped_where_asked(monkeypatch):
+    images = Examples(torch.randn(64, 1, 8, 8), Condition(torch.arange(64) % 3))
+    subject = Subject((1, 8, 8), 3)
+    told = Batch(7, 0, 0, 64, 64, subject, torch.device("cpu"), {"images": images})
+    seen = []
+    encode = Circuit.encode
+
+    def spy(self, x_t, t, *, cond=None):
+        seen.append(cond.label == NO_LABEL)
+        return encode(self, x_t, t, cond=cond)
+
+    monkeypatch.setattr(Circuit, "encode", spy)
+    for share in (0.0, 0.3):
+        student = Denoiser(circuit(classes=3), Flow(), Velocity())
+        config = CircuitMethodConfig(steps=4, label_dropout=share)
+        seen.clear()
+        told.begin("student", 0)
+        CircuitMethod(config, student, subject).student_loss(told)
+        shares = [float(none.float().mean()) for none in seen]
+        assert all(abs(found - share) <= 0.2 * (share > 0) for found in shares)
+        # all of a chain alike
+        assert len(seen) == 3 and seen[1].equal(seen[2])
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(InputError, match="does not divide"):
+    with pytest.raises(InputError, match="must divide method.steps, 10"):
         CircuitMethodConfig(steps=10, strides=(3,))
-    with pytest.raises(InputError, match="shorter than 3 updates of 2"):
+    with pytest.raises(InputError, match="unrolls 6 of method.steps, 4"):
         CircuitMethodConfig(steps=4, depths=(0.0, 0.0, 0.0, 1.0), strides=(2, 4))
     with pytest.raises(InputError, match="two counts"):
         CircuitMethodConfig(steps=4, phases=(100,))
     with pytest.raises(InputError, match="give one"):
         CircuitMethodConfig(steps=4, phases=(1, 1), joint=True)
+    with pytest.raises(InputError, match="different counts"):
+        CircuitMethodConfig(steps=4, strides=(2, 2))
+    with pytest.raises(InputError, match="method.chain"):
+        CircuitMethodConfig(steps=4, chain=-1.0)
+    with pytest.raises(InputError, match="shares"):
+        CircuitMethodConfig(steps=4, decay=5.0)
+    blind = Denoiser(circuit(classes=0), Flow(), Eps(Flow()))
+    with pytest.raises(InputError, match="eps tells no image"):
+        CircuitMethod(CircuitMethodConfig(steps=4), blind, SUBJECT)
+    seeing = Denoiser(circuit(classes=0), LinearBetas(), Eps(LinearBetas()))
+    CircuitMethod(CircuitMethodConfig(steps=4), seeing, SUBJECT)
     with pytest.raises(InputError, match="not all of them 0"):
         CircuitMethodConfig(depths=(0.0,))
     with pytest.raises(InputError, match="needs a circuit"):

@@ -16,7 +16,7 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
 from fewstep.losses import PseudoHuber, SquareError
 from fewstep.methods.base import Batch, Latents
-from fewstep.methods.residual_sum import ResidualSum, ResidualSumConfig
+from fewstep.methods.residual_sum import ResidualSum, ResidualSumConfig, parts
 from fewstep.pairs import LatentStream, PairStream
 from fewstep.parametrization import Clean, Velocity
 from fewstep.process import Flow
@@ -104,6 +104,30 @@ def test_classes_are_recorded_beside(tmp_path):
         LatentStream(reader, classes=2).rows(rows, rows, CPU)
 
 
+def test_a_tile_of_rings_lies_in_one_shard(tmp_path, monkeypatch):
+    """Or two processes, who share shards, would both compute it."""
+    row = 4 * (64 + 4 * 12 * 64)
+    monkeypatch.setattr("fewstep.recording.SHARD_BYTES", 11 * row + 1)
+    computed = []
+    monkeypatch.setattr(Tiles, "_computed", spying(Tiles._computed, computed))
+    reader = recorded(tmp_path / "rings")
+    assert computed == [range(0, 8), range(8, 16), range(16, 24)]
+    assert sorted(path.name for path in (tmp_path / "rings").glob("shard-*")) == [
+        f"shard-{k:05d}.zst" for k in range(3)
+    ]
+    monkeypatch.undo()
+    whole = recorded(tmp_path / "whole")[:]
+    torch.testing.assert_close(reader[:]["x0"], whole["x0"], rtol=0, atol=1e-3)
+
+
+def spying(made, seen):
+    def spy(self, rows):
+        seen.append(rows)
+        return made(self, rows)
+
+    return spy
+
+
 def exact_rings(generator, rows=16):
     made = Tiles(generator, Recording(count=rows, steps=6, chunks=3)).records(range(rows))
     made = {name: value.clone() for name, value in made.items()}
@@ -182,7 +206,7 @@ def test_the_student_is_an_ordinary_generator_of_one_step():
 
 def test_without_chunks_it_learns_the_last_latent_alone(tmp_path):
     reader = recorded(tmp_path / "rings")
-    method = build_method(count=0, first=0.0, chunks=0.0, last=1.0, image=0.0)
+    method = build_method(count=0, first=3.0, chunks=2.0, last=1.0, image=0.0)
     batches = Batches({"latents": LatentStream(reader)}, SUBJECT, batch=5, seed=0)
     (batch,) = batches.step(0)
     batch.begin("student", 0)
@@ -211,6 +235,22 @@ def test_what_cannot_be_is_refused(tmp_path):
     student_of_other_levels.backbone.told = replace(student().backbone.told, pace=0.5)
     with pytest.raises(InputError, match="the same pace"):
         ResidualSum(ResidualSumConfig(), student_of_other_levels, SUBJECT, teacher=teacher())
-    batch = Batch(0, 0, 0, 16, 16, SUBJECT, CPU, {"latents": exact_rings(teacher())})
+    source = teacher()
+    stream = LatentStream(recorded(tmp_path / "d", source))
+    own = runs.weights_hash(source)
+    build_method().check({"latents": stream}, teacher=own)
     with pytest.raises(InputError, match="holds 3 chunks of each ring"):
-        build_method(count=2).student_loss(batch)
+        build_method(count=2).check({"latents": stream}, teacher=own)
+    with pytest.raises(InputError, match="another circuit's"):
+        build_method().check({"latents": stream}, teacher="0" * 16)
+    stream.source, stream.latent = None, [6, 8, 8]  # converted samples do not say whose they are
+    with pytest.raises(InputError, match=r"latents are \(6, 8, 8\), the circuit's \(12, 8, 8\)"):
+        build_method().check({"latents": stream}, teacher=own)
+
+
+def test_what_comes_out_of_bf16_is_added_in_full_precision(monkeypatch):
+    method, told = build_method(loss=PseudoHuber()), exact_rings(teacher())
+    method.student.autocast = torch.bfloat16
+    first, chunks, last, image = parts(method.student, told.noise, told.cond)
+    assert {part.dtype for part in (first, chunks, last, image)} == {torch.float32}
+    assert last.equal(first + chunks.sum(1)) and not last.equal(last.bfloat16().float())

@@ -32,6 +32,12 @@ class Backbone(nn.Module, ABC):
         """The networks whose calls are its evaluations: itself, unless it is asked in parts."""
         return (self,)
 
+    def start(self, teacher: "Backbone | None") -> None:
+        """Take from a teacher's network what a fresh one of this kind begins with: nothing.
+
+        Raises: InputError where that is another network than it needs.
+        """
+
     @abstractmethod
     def forward(
         self,

@@ -48,12 +48,17 @@ class Parts:
         )
 
 
+def viewed(x: Images) -> Images:
+    """What a group normalisation is given: torch's formula for its tangent takes a view that only
+    contiguous images allow."""
+    return x.contiguous() if forward_mode() else x
+
+
 class Norm(nn.GroupNorm):
     """Group normalisation that has forward-mode derivatives in every memory format."""
 
     def forward(self, input: Images) -> Images:
-        # torch's formula for the tangent takes a view that only contiguous images allow
-        return super().forward(input.contiguous() if forward_mode() else input)
+        return super().forward(viewed(input))
 
 
 class Resnet(nn.Module):

@@ -9,12 +9,12 @@
 of small residuals. Asked for an output the network encodes and reads: an ordinary backbone.
 
 The trunks are two copies of one U-Net. They are trained whole, or, with `lora`, taken from a
-pretrained network (`adopt`) whose attention is adapted at low rank (Hu et al. 2021,
+pretrained network (`start`) whose attention is adapted at low rank (Hu et al. 2021,
 arXiv:2106.09685), whose norms and time embedding are trained, and whose other weights are kept.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from fewstep.backbones.base import Backbone
-from fewstep.backbones.blocks import Attention, Images
+from fewstep.backbones.blocks import Attention, Images, viewed
 from fewstep.backbones.embedding import LevelEmbedding, Sinusoid
 from fewstep.backbones.unet import UNet, UNetConfig
 from fewstep.condition import Condition
@@ -68,7 +68,7 @@ class LatentConfig:
     def normalise(self, z: Latent) -> Latent:
         """Mean 0 and variance 1 in each group of channels of each row."""
         # an encoder's first latents are small, and normalising twice should change nothing
-        return functional.group_norm(z, self.groups, eps=1e-8)
+        return functional.group_norm(viewed(z), self.groups, eps=1e-8)
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,13 @@ class CircuitConfig:
     """Rank at which a pretrained U-Net's attention is adapted; 0: all weights are trained."""
     lora_alpha: float = 16.0
     """The adaptation's weight is this over the rank."""
+
+    def __post_init__(self) -> None:
+        if min(self.lora, self.blocks) < 0 or self.step <= 0:
+            raise InputError(
+                f"student.backbone has lora {self.lora}, blocks {self.blocks}, step {self.step}: "
+                "lora and blocks must be at least 0, step above 0"
+            )
 
 
 class CircuitNet(Backbone):
@@ -169,24 +176,30 @@ class CircuitNet(Backbone):
         """Give the update's trunk the encoder's weights, those that it has: a start in training."""
         self.update.load_state_dict(self.encoder.state_dict(), strict=False)
 
-    def adopt(self, source: nn.Module) -> None:
-        """Take both trunks' weights from a pretrained U-Net.
-
-        Raises: InputError where it is none, or another one than `network` says.
-        """
-        given = source.state_dict()
+    def start(self, teacher: Backbone | None) -> None:
+        """With `lora`, take both trunks' weights from a pretrained U-Net."""
+        if not self.config.lora:
+            return
+        if not isinstance(teacher, UNet):
+            told = f"it is a {teacher.config.name}" if teacher else "there is none"
+            raise InputError(f"student.backbone.lora adapts a teacher's U-Net ([teacher]): {told}")
+        mine, theirs = self.config.network, teacher.config
+        if replace(theirs, dropout=mine.dropout, two_times=False) != mine:
+            raise InputError(
+                "student.backbone.network must be the teacher's, whose weights lora keeps: "
+                f"{mine} is not {theirs}"
+            )
+        given = teacher.state_dict()
         for trunk in (self.encoder, self.update):
-            mine = trunk.state_dict()
-            plain = {name: name.replace(ORIGINAL, "weight") for name in mine}
+            state = trunk.state_dict()
+            plain = {name: name.replace(ORIGINAL, "weight") for name in state}
             found = {name: given[key] for name, key in plain.items() if key in given}
-            missing = {plain[name] for name in mine if name not in found and not _new(name)}
-            other = {plain[n] for n, value in found.items() if value.shape != mine[n].shape}
-            if missing or other:
-                raise InputError(
-                    "the teacher's network does not fit student.backbone.network: "
-                    f"{min(missing or other)} is {'missing' if missing else 'of another shape'}"
-                )
-            trunk.load_state_dict({**mine, **found})
+            trunk.load_state_dict({**state, **found})
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Of its parts: it is asked for a latent, an update or an image, not as a whole."""
+        for part in self.children():
+            part.compile(*args, **kwargs)
 
 
 def _within(config: CircuitConfig) -> UNetConfig:
@@ -219,7 +232,7 @@ class Block(nn.Module):
         return x + self.conv2(functional.silu(self._shifted(hidden, *film[2:])))
 
     def _shifted(self, x: Images, scale: Tensor, shift: Tensor) -> Images:
-        return functional.group_norm(x, self.groups) * (1 + 0.1 * scale) + shift
+        return functional.group_norm(viewed(x), self.groups) * (1 + 0.1 * scale) + shift
 
 
 class Adapter(nn.Module):
@@ -323,8 +336,3 @@ def freeze(module: nn.Module, *, deep: bool = True) -> None:
         for name, parameter in [*inner.named_parameters(recurse=False)]:
             delattr(inner, name)
             inner.register_buffer(name, parameter.detach().clone())
-
-
-def _new(name: str) -> bool:
-    """Whether a pretrained network need not have this weight."""
-    return name.startswith(NEW) or ".parametrizations." in name and not name.endswith(ORIGINAL)

@@ -1,8 +1,9 @@
 """From noise at once to what a circuit sums: its first latent and K partial sums of residuals.
 
 One pass of a U-Net, read at each size of its way up. The coarse sizes tell the first latent and the
-first chunks, the fine ones the last, as a picture comes about; the chunks of the coarsest follow
-from the latent that was told. The image is read from the sum by the circuit's own frozen head.
+first chunks, the fine ones the last, as a picture comes about; of several sizes, the chunks of the
+coarsest follow from the latent that was told. The image is read from the sum by the circuit's own
+frozen head.
 
     output = X0out(rin + Σ chunks)
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.backbones.base import Backbone
-from fewstep.backbones.blocks import Images
+from fewstep.backbones.blocks import Images, Norm
 from fewstep.backbones.circuit import CircuitNet, LatentConfig, Readout, freeze, groups_of
 from fewstep.backbones.unet import UNet, UNetConfig
 from fewstep.condition import Condition
@@ -104,7 +105,8 @@ class ResidualsNet(Backbone):
         if self.config.chunks == 0:
             return first, first.new_zeros(len(first), 0, *first.shape[1:])
         first = self.config.latent.normalise(first)
-        inputs = [first, *seen[1:]]
+        # the only size must tell its chunks from more than the latent that it told
+        inputs = [first, *seen[1:]] if len(self.homes) > 1 else seen
         homes = [home for home, count in enumerate(self.homes) for _ in range(count)]
         told = [tell(inputs[home]) for home, tell in zip(homes, self.heads, strict=True)]
         return first, torch.stack(told, dim=1)
@@ -180,7 +182,7 @@ class Layer(nn.Module):
     def __init__(self, width: int, width_out: int, *, grow: int = 1) -> None:
         super().__init__()
         self.grow = grow
-        self.norm = nn.GroupNorm(groups_of(width), width)
+        self.norm = Norm(groups_of(width), width)
         self.conv = nn.Conv2d(width, width_out, 3, padding=1)
 
     def forward(self, x: Images) -> Images:

@@ -184,7 +184,7 @@ def _measure(demo: Demo, yardstick: "Yardstick") -> list[tuple[str, "Score"]]:
     for name in demo.students:
         student = runs.load(demo.out / name)
         counts = student.grid.counts or STUDENT_STEPS
-        few = [steps for steps in counts if steps in STUDENT_STEPS] or counts[-1:]
+        few = [steps for steps in counts if steps in (*STUDENT_STEPS, RINGS["steps"])]
         ways += [(name, student, steps) for steps in few]
     scores: list[tuple[str, Score]] = []
     with console.bar("measure", len(ways)) as bar:

@@ -35,7 +35,8 @@ class Options:
     resize: Literal["tf1-bilinear", "clean-bicubic"] | None = None
     """How images reach the extractor's size; by default as its standard says."""
     sampler: str | None = None
-    """transfer, ancestral, renoise, heun, multistep or corrector; by default the run's own."""
+    """transfer, ancestral, renoise, heun, multistep or corrector, or a circuit's ring; by default
+    the run's own."""
     weights: Literal["ema", "raw", "best"] = "ema"
     """Averaged weights of the last step, raw ones, or averaged ones of the best evaluation."""
     data: str | None = None

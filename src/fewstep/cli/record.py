@@ -42,7 +42,8 @@ class Options:
     chunks: int = 0
     """Of a circuit, with --sampler ring: record its latents too, as this many sums of updates."""
     codec: str | None = None
-    """u8, f16, raw, int8 or int8:PERCENTILE; by default u8 for images, raw for points."""
+    """u8, f16, raw, int8 or int8:PERCENTILE; by default u8 for images (f16 beside latents), raw for
+    points."""
     batch: int | None = None
     """Images between two steps of the progress bar; neither the store nor the speed depends on it,
     since the network always sees whole tiles."""

@@ -21,7 +21,8 @@ class Options:
     steps: int | None = None
     """Steps; by default the fewest that the run was made for, else 8."""
     sampler: str | None = None
-    """transfer, ancestral, renoise, heun, multistep or corrector; by default the run's own."""
+    """transfer, ancestral, renoise, heun, multistep or corrector, or a circuit's ring; by default
+    the run's own."""
     times: tuple[float, ...] = ()
     """The very times to ask the network at, falling, instead of --steps."""
     count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 40

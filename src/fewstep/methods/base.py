@@ -225,6 +225,16 @@ class Method(nn.Module, ABC):
         self.teacher = teacher
 
     @property
+    def fixed_steps(self) -> int | None:
+        """Training steps that its phases take together; None where it has none."""
+        return None
+
+    def check(self, streams: Mapping[str, Any], *, teacher: str | None) -> None:
+        """Refuse recorded data that are not what it learns from; `teacher` is the hash of the
+        teacher's weights.  Raises: InputError.
+        """
+
+    @property
     def players(self) -> Mapping[str, nn.Module]:
         """Who is trained, by name; `student` is the one that is kept."""
         return {"student": self.student}

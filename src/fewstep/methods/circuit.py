@@ -28,11 +28,13 @@ from torch import Tensor
 
 from fewstep import ema
 from fewstep.circuit import Circuit
+from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
 from fewstep.losses import square_error
 from fewstep.methods.base import Batch, Loss, Method, Turn
+from fewstep.parametrization import Eps
 from fewstep.sampling import ring
 from fewstep.times import FixedGrid, UniformGrid
 
@@ -59,27 +61,31 @@ class CircuitMethodConfig:
     """λ_chain, of the latents."""
     image: float = 1.0
     """λ_image, of X0out."""
+    label_dropout: float = 0.0
+    """Share of rows trained without their label: what guidance of the ordinary sampler asks for; a
+    ring cannot be guided."""
     joint: bool = False
     """Whether the losses of the updates train the encoder too, as published. It then learns latents
     that hardly move, which any update predicts and no ring gets anywhere by: docs/log.md."""
     phases: tuple[int, ...] = ()
     """Training steps of the plain loss alone, then of chains, each with a schedule of its own. The
-    second keeps the encoder, so that what the updates follow stands still, and they start from its
-    trunk. Empty: chains from the start."""
+    second keeps the encoder, so that the latents to follow stand still, and the updates start from
+    its trunk. fit.steps is their sum. Empty: chains from the start."""
 
     def __post_init__(self) -> None:
         if not self.depths or min(self.depths) < 0 or not sum(self.depths):
             raise InputError("method.depths: give shares of depth 0, 1, ..., not all of them 0")
-        if not self.strides or min(self.strides) < 1 or self.length < 0:
-            raise InputError("method.strides must be 1 or more, and method.length at least 0")
-        for stride in self.strides:
-            if self.steps % stride:
-                told = f"method.strides has {stride}, which does not divide method.steps = "
-                raise InputError(f"{told}{self.steps}")
-        deepest = len(self.depths) - 1
-        if deepest * min(self.strides) > self.steps:
-            told = f"{deepest} updates of {min(self.strides)}"
-            raise InputError(f"method.steps is {self.steps}, shorter than {told} (method.depths)")
+        if min(self.strides, default=0) < 1 or len({*self.strides}) < len(self.strides):
+            raise InputError(f"method.strides is {list(self.strides)}; give different counts")
+        if min(self.length, self.chain, self.image) < 0:
+            raise InputError("method.length, method.chain and method.image must be at least 0")
+        if not (0 <= self.decay < 1 and 0 <= self.label_dropout <= 1):
+            raise InputError("method.decay and method.label_dropout are shares: 0 to 1")
+        if any(self.steps % stride for stride in self.strides):
+            raise InputError(f"each of method.strides must divide method.steps, {self.steps}")
+        deepest = (len(self.depths) - 1) * min(self.strides)
+        if deepest > self.steps:
+            raise InputError(f"method.depths unrolls {deepest} of method.steps, {self.steps}")
         if len(self.phases) not in (0, 2) or min(self.phases, default=1) < 1:
             raise InputError(f"method.phases is {list(self.phases)}; give none, or two counts")
         if self.phases and self.joint:
@@ -97,13 +103,18 @@ class CircuitMethod(Method):
     def __init__(
         self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
     ) -> None:
-        circuit = Circuit(student)
-        if teacher and circuit.net.config.lora:
-            circuit.net.adopt(teacher.denoiser.backbone)
+        Circuit(student)
+        last = torch.tensor(student.span[1])
+        if isinstance(student.parametrization, Eps) and student.process.ratio(last).isinf():
+            raise InputError("where all is noise, eps tells no image: use velocity or v")
         super().__init__(config, student, subject, teacher=teacher)
         self.target = deepcopy(student) if config.follow == "average" else None
         end = torch.tensor([student.span[0]], dtype=torch.float64)
         self.times = torch.cat([UniformGrid()(config.steps, student), end])
+
+    @property
+    def fixed_steps(self) -> int | None:
+        return sum(self.config.phases) or None
 
     def turns(self, step: int) -> Iterator[Turn]:
         plain, chained = self.config.phases or (0, 0)
@@ -111,16 +122,12 @@ class CircuitMethod(Method):
             yield Turn("student", self.plain_loss, phase=(0, plain))
         else:
             if chained and step == plain:
-                self._settle()
+                for denoiser in filter(None, (self.student, self.target)):
+                    Circuit(denoiser).net.follow_encoder()
             phase = (plain, plain + chained) if chained else None
             yield Turn("student", self.student_loss, phase=phase)
         if self.target:
             ema.follow(self.target, self.student, decay=self.config.decay)
-
-    def _settle(self) -> None:
-        """The encoder has learnt: its trunk is where the update's starts from."""
-        for denoiser in filter(None, (self.student, self.target)):
-            Circuit(denoiser).net.follow_encoder()
 
     def plain_loss(self, batch: Batch) -> Loss:
         """What both read-outs say of an image's latent, at any time of the ring."""
@@ -146,6 +153,10 @@ class CircuitMethod(Method):
         stride = config.strides[int(batch.shared_rand() * len(config.strides))]
         return depth, min(max(config.length, depth), config.steps // stride), stride
 
+    def _cond(self, batch: Batch) -> Condition | None:
+        cond, share = batch.images.cond, self.config.label_dropout
+        return cond.dropped(batch.rand() < share) if cond is not None and share else cond
+
     def _at(self, place: Tensor) -> Tensor:
         """The time after so many of the ring's steps."""
         return self.times.to(place.device)[place].float()
@@ -158,15 +169,14 @@ class CircuitMethod(Method):
         x_t = self.student.process.noised(x0, eps, t)
         a, b = self.student.parametrization.row(*self.student.process.at(t, like=x0))
         with torch.set_grad_enabled(encoder):
-            z = circuit.encode(x_t, t, cond=batch.images.cond)
-        output = circuit.read(z, x_t, t).output
+            z = circuit.encode(x_t, t, cond=self._cond(batch))
         return {
-            "main": square_error(output, a * x0 + b * eps).mean(),
+            "main": square_error(circuit.read(z, t), a * x0 + b * eps).mean(),
             "image": square_error(circuit.image(z, t), x0).mean(),
         }
 
     def _chain(self, batch: Batch, depth: int, updates: int, stride: int) -> dict[str, Tensor]:
-        circuit, cond = Circuit(self.student), batch.images.cond
+        circuit, cond = Circuit(self.student), self._cond(batch)
         first = (batch.rand() * (self.config.steps - updates * stride + 1)).long()
         times = [self._at(first + k) for k in range(updates * stride + 1)]
         eps = batch.randn_like(batch.images.x0)
@@ -187,7 +197,7 @@ class CircuitMethod(Method):
             t, s = times[k * stride], times[(k + 1) * stride]
             z = circuit.advance(z, t, s, cond=cond)
             wanted, said = seen[k + 1]
-            errors["main"].append(square_error(circuit.read(z, x, s).output, said.output).mean())
+            errors["main"].append(square_error(circuit.read(z, s), said.output).mean())
             errors["image"].append(square_error(circuit.image(z, s), images[k]).mean())
             errors["chain"].append(square_error(z, wanted).mean())
         return {name: torch.stack(found).mean() for name, found in errors.items()}

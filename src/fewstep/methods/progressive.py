@@ -40,7 +40,7 @@ class ProgressiveConfig:
     last: int = 1
     """Steps of the student in the last phase: `first` halved any number of times."""
     phases: int | tuple[int, ...] = 50_000
-    """Training steps of a phase: one number for all, or one each. fit.steps is best their sum."""
+    """Training steps of a phase: one number for all, or one each. fit.steps is their sum."""
     weight: Literal["snr", "output"] = "snr"
     """Of the x0 error: max(SNR, 1), or what turns it into that of the raw output, SNR + 1 for v."""
     bound: float = 1e4
@@ -76,6 +76,10 @@ class Progressive(Method):
         check_times(self.times, self.guide_of(self.phases[0]).span)
         signals = 1 / student.process.ratio(self.times)
         self.signals = torch.cat([signals, torch.full_like(signals[:1], math.inf)])
+
+    @property
+    def fixed_steps(self) -> int:
+        return self.phases[-1].stop
 
     def turns(self, step: int) -> Iterator[Turn]:
         phase = next((p for p in self.phases if step < p.stop), self.phases[-1])

@@ -9,14 +9,16 @@ with X0out the circuit's own head, frozen. What comes out is a one-step generato
 Circuits for 1-Step Diffusion (shuntama/denoising-circuits); docs/circuits.md.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from fewstep.backbones import ResidualsNet
 from fewstep.circuit import Circuit
+from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, Subject
@@ -37,10 +39,10 @@ class ResidualSumConfig:
     loss: DistanceConfig = field(default_factory=SquareError)
     """Distance of that image: `mse`, as published, `pseudo-huber`, `l1`, `lpips` or `features`."""
     last: float = 0.0
-    """Weight of the sum's own error, |rin + Σ chunks − z|²; all there is for a network of no
-    chunks."""
+    """Weight of the sum's own error, |rin + Σ chunks − z|². A network of no chunks has this and the
+    image alone."""
     trunk: Literal["own", "circuit"] = "own"
-    """Whose weights the student's U-Net starts from: as it was made, or the encoder's."""
+    """Whose weights the student's U-Net starts from: its own, or the encoder's."""
 
 
 class ResidualSum(Method):
@@ -71,32 +73,52 @@ class ResidualSum(Method):
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)
 
-    def student_loss(self, batch: Batch) -> Loss:
-        told, student, net = batch.latents, self.student, self.student.backbone
-        assert isinstance(net, ResidualsNet)
-        given = told.chunks.shape[1]
-        if net.config.chunks not in (0, given):
+    def check(self, streams: Mapping[str, Any], *, teacher: str | None) -> None:
+        """Refuse rings of another circuit, or of as many chunks as the student does not tell."""
+        assert isinstance(self.student.backbone, ResidualsNet)
+        told, config = streams["latents"], self.student.backbone.config
+        if told.source not in (None, teacher):
+            raise InputError("the store's rings are another circuit's: record the teacher's own")
+        wanted, there = config.latent.shape(self.subject.shape), tuple(told.latent)
+        if there != wanted:
+            raise InputError(f"the store's latents are {there}, the circuit's {wanted}")
+        if config.chunks not in (0, told.chunks):
             raise InputError(
-                f"the store holds {given} chunks of each ring: student.backbone.chunks is "
-                f"{net.config.chunks}; let it be {given}, or 0 for the last latent alone"
+                f"the store holds {told.chunks} chunks of each ring: student.backbone.chunks is "
+                f"{config.chunks}; let it be {told.chunks}, or 0 for the last latent alone"
             )
-        start = student.span[1]
-        _, sigma = student.process.at(start, like=told.noise)
-        scale, level = student.asked(start, told.noise)
-        with student.casting(told.noise):
-            first, chunks = net.parts(scale * sigma * told.noise, level, told.cond)
-            last = first + chunks.sum(dim=1)
-            image = net.image(last)
+
+    def student_loss(self, batch: Batch) -> Loss:
+        told, net = batch.latents, self.student.backbone
+        assert isinstance(net, ResidualsNet)
+        first, chunks, last, image = parts(self.student, told.noise, told.cond)
         wanted = told.first + told.chunks.sum(dim=1)
-        parts = {
-            "first": square_error(first, told.first).mean(),
+        errors = {
             "last": square_error(last, wanted).mean(),
             "image": self.config.loss(image, told.x0).mean(),
         }
         if net.config.chunks:
-            parts["chunks"] = square_error(chunks, told.chunks).mean()
-        weighted = [getattr(self.config, name) * part for name, part in parts.items()]
-        return Loss(torch.stack(weighted).sum(), parts)
+            errors["first"] = square_error(first, told.first).mean()
+            errors["chunks"] = square_error(chunks, told.chunks).mean()
+        weighted = [getattr(self.config, name) * error for name, error in errors.items()]
+        return Loss(torch.stack(weighted).sum(), errors)
 
     def generator(self) -> Generator:
         return Generator(self.student, self.subject, grid=FixedGrid(((self.student.span[1],),)))
+
+
+def parts(
+    student: Denoiser, noise: Tensor, cond: Condition | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """First latent (b, c, h, w), chunks (b, k, c, h, w), their sum, and its image, from `noise`."""
+    net, start = student.backbone, student.span[1]
+    assert isinstance(net, ResidualsNet)
+    _, sigma = student.process.at(start, like=noise)
+    scale, level = student.asked(start, noise)
+    with student.casting(noise):
+        told = net.parts(scale * sigma * noise, level, cond)
+    first, chunks = (part.to(noise.dtype) for part in told)
+    last = first + chunks.sum(dim=1)
+    with student.casting(noise):
+        image = net.image(last)
+    return first, chunks, last, image.to(noise.dtype)
