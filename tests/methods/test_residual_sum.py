@@ -248,7 +248,7 @@ def test_what_cannot_be_is_refused(tmp_path):
         build_method().check({"latents": stream}, teacher=own)
 
 
-def test_what_comes_out_of_bf16_is_added_in_full_precision(monkeypatch):
+def test_what_comes_out_of_bf16_is_added_in_full_precision():
     method, told = build_method(loss=PseudoHuber()), exact_rings(teacher())
     method.student.autocast = torch.bfloat16
     first, chunks, last, image = parts(method.student, told.noise, told.cond)

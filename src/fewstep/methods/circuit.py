@@ -131,8 +131,7 @@ class CircuitMethod(Method):
 
     def plain_loss(self, batch: Batch) -> Loss:
         """What both read-outs say of an image's latent, at any time of the ring."""
-        parts = self._plain(batch, encoder=True)
-        return Loss(parts["main"] + self.config.image * parts["image"], parts)
+        return self._weighed(self._plain(batch, encoder=True))
 
     def student_loss(self, batch: Batch) -> Loss:
         """The plain loss, and that of a chain of updates, if one is drawn."""
@@ -141,6 +140,9 @@ class CircuitMethod(Method):
         if depth:
             for name, error in self._chain(batch, depth, updates, stride).items():
                 parts[name] = 0.5 * (parts[name] + error) if name in parts else error
+        return self._weighed(parts)
+
+    def _weighed(self, parts: dict[str, Tensor]) -> Loss:
         weights = {"main": 1.0, "image": self.config.image, "chain": self.config.chain}
         value = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         return Loss(value, parts)
