@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--plot", metavar="FILE")
     told = parser.parse_args()
-    teacher = runs.load(told.circuit).eval().sampled(step=ring, grid=UniformGrid())
+    teacher = runs.load(told.circuit).eval().with_sampler(step=ring, grid=UniformGrid())
     networks = {name: runs.load(run).eval()
                 for name, run in (("sum", told.sum), ("last latent alone", told.last))
                 if run}  # fmt: skip
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def conditions(generator: Generator, count: int):
-    return class_labels(generator.subject.classes, range(count))
+    return class_labels(generator.spec.classes, range(count))
 
 
 def followed(teacher: Generator, noise: Tensor, steps: int) -> dict[str, Tensor]:

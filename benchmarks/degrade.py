@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fewstep import data, metrics
 from fewstep.download import cache
-from fewstep.evaluation import drained
+from fewstep.evaluation import exhaust
 
 
 def blurred(images, width):
@@ -30,7 +30,7 @@ def blurred(images, width):
     return x.round().clamp(0, 255).to(torch.uint8)
 
 
-def noised(images, level):
+def add_noise(images, level):
     """Gaussian noise of `level` grey values, clipped."""
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
     return (images + level * noise).round().clamp(0, 255).to(torch.uint8)
@@ -45,7 +45,7 @@ def series(images, labels, test, samples):
     for width in (0.5, 0.75, 1.0, 2.0):
         yield "blur", f"{width} px", blurred(own, width)
     for level in (4, 8, 16, 32, 64):
-        yield "noise", f"{level}", noised(own, level)
+        yield "noise", f"{level}", add_noise(own, level)
     for dropped in (1, 2, 4, 8):
         left = chosen[labels[chosen] >= dropped]
         yield "classes dropped", f"{dropped} of 10", images[left[:samples].repeat(5)][:samples]
@@ -85,7 +85,7 @@ def measure(extractor, train, test, samples, only):
         fingerprint=train.fingerprint,
         cache=cache(),
     )
-    reference = drained(work)
+    reference = exhaust(work)
     print(f"\n{extractor.name} ({extractor.hash}), resize {extractor.resize}, {samples} samples\n")
     print(
         "| series | damage | Fréchet | ± | extrapolated | kernel x1000 | ± | precision | recall "
@@ -96,7 +96,7 @@ def measure(extractor, train, test, samples, only):
     for kind, damage, images in series(train.images, train.labels, test.images, samples):
         if only not in (None, kind) and sound is not None:
             continue
-        assessment = metrics.Assessment(reference, len(images))
+        assessment = metrics.ScoreAccumulator(reference, len(images))
         for part in images.split(1000):
             assessment.update(part)
         m = assessment.measures()

@@ -11,8 +11,8 @@ import argparse
 
 from fewstep import runs
 from fewstep.cli.evaluate import reference, show
-from fewstep.evaluation import Yardstick
-from fewstep.metrics import Protocol
+from fewstep.evaluation import Evaluator
+from fewstep.metrics import EvalProtocol
 
 
 def euler(walk, x_t, t, s):
@@ -32,10 +32,10 @@ def main():
     told = parser.parse_args()
     generator = runs.load(told.run)
     (steps,) = generator.grid.counts
-    protocol = Protocol(told.samples, "classifier")
-    yardstick = Yardstick(reference(told.run, None), protocol)
-    rules = [generator.sampled(step=step) for step in (generator.step, euler, wrong)]
-    scores = [yardstick.score(rule, steps=steps) for rule in rules]
+    protocol = EvalProtocol(told.samples, "classifier")
+    baseline = Evaluator(reference(told.run, None), protocol)
+    rules = [generator.with_sampler(step=step) for step in (generator.step, euler, wrong)]
+    scores = [baseline.score(rule, steps=steps) for rule in rules]
     show((told.run, score) for score in scores)
 
 

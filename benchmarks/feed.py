@@ -12,11 +12,11 @@ from statistics import median
 
 import torch
 
-from fewstep import Denoiser, FitConfig, Flow, Subject, Velocity, store
+from fewstep import Denoiser, FitConfig, Flow, SampleSpec, Velocity, store
 from fewstep.backbones import UNetConfig, build
-from fewstep.batches import Batches
+from fewstep.batching import Batches
 from fewstep.methods.regress import Regress, RegressConfig
-from fewstep.pairs import PairStream
+from fewstep.streams import PairStream
 from fewstep.trainer import Training
 
 
@@ -44,12 +44,12 @@ class OneByOne(Batches):
 
 def trained(kind, stream, shape, classes):
     """A training of its own, ready for its next steps."""
-    subject = Subject(shape, classes)
+    spec = SampleSpec(shape, classes)
     torch.manual_seed(0)
     config = UNetConfig(channels=(32, 64), layers=1, attention=(), groups=8)
     network = build(config, shape=shape, classes=classes)
-    method = Regress(RegressConfig(), Denoiser(network, Flow(), Velocity()), subject)
-    return Training(method, kind({"pairs": stream}, subject, batch=64, seed=0), FitConfig(batch=64))
+    method = Regress(RegressConfig(), Denoiser(network, Flow(), Velocity()), spec)
+    return Training(method, kind({"pairs": stream}, spec, batch=64, seed=0), FitConfig(batch=64))
 
 
 def main():

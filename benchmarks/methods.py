@@ -29,11 +29,11 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fewstep import Batches, Denoiser, FitConfig, Flow, Generator, ImageStream, Subject, Velocity
+from fewstep import Batches, Denoiser, FitConfig, Flow, Generator, ImageStream, SampleSpec, Velocity
 from fewstep import methods as package
 from fewstep.backbones import UNetConfig, build
-from fewstep.methods.base import Pairs
-from fewstep.methods.fake import AdversarialConfig
+from fewstep.methods.base import PairBatch
+from fewstep.methods.fake_score import AdversarialConfig
 from fewstep.trainer import Training
 
 SHAPE = (3, 32, 32)
@@ -108,7 +108,7 @@ class Ready:
         return len(self.noise)
 
     def rows(self, index, coin, device):
-        return Pairs(self.noise[index], self.noise[index].tanh(), None)
+        return PairBatch(self.noise[index], self.noise[index].tanh(), None)
 
 
 def network():
@@ -123,14 +123,14 @@ def network():
 
 def training(told, batch):
     """The step of a method in a training of its own."""
-    kind, subject = package.find(told.method), Subject(SHAPE)
+    kind, spec = package.find(told.method), SampleSpec(SHAPE)
     student = Denoiser(network(), Flow(), Velocity())
-    teacher = Generator(deepcopy(student), subject)
-    method = kind(kind.Config(**told.settings), student, subject, teacher=teacher)
+    teacher = Generator(deepcopy(student), spec)
+    method = kind(kind.Config(**told.settings), student, spec, teacher=teacher)
     pixels = torch.randint(0, 256, (512, *SHAPE), dtype=torch.uint8)
     streams = {"images": ImageStream(pixels, None), "pairs": Ready()}
     streams = {name: stream for name, stream in streams.items() if name in method.reads}
-    batches = Batches(streams, subject, batch=batch, seed=0)
+    batches = Batches(streams, spec, batch=batch, seed=0)
     fit = FitConfig(steps=10**9, batch=batch, lr=1e-5)
     return Training(method, batches, fit)
 

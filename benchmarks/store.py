@@ -34,12 +34,12 @@ import zstandard
 from torch import Tensor
 
 import fewstep
-from fewstep import InputError, Subject, noise_from_seeds
+from fewstep import InputError, SampleSpec, noise_from_seeds
 from fewstep.backbones import UNetConfig, build
 from fewstep.data import load
-from fewstep.pairs import PairStream
 from fewstep.recording import FIRST_SEED, Recording, record, seeds
 from fewstep.store import F16, U8, Codec, Int8, Raw, Reader, Writer
+from fewstep.streams import PairStream
 
 IMAGE = (3, 32, 32)
 HALVES = {"noise": "x_T_f16", "x0": "x0_teacher_f16"}  # names in a file per sample
@@ -107,7 +107,7 @@ class Ours:
 
     def feed(self, folder: Path, order: Tensor, batch: int) -> None:
         streams = {"pairs": PairStream(Reader(folder))}
-        batches = fewstep.Batches(streams, Subject(IMAGE, 10), batch=batch, seed=int(order[0]))
+        batches = fewstep.Batches(streams, SampleSpec(IMAGE, 10), batch=batch, seed=int(order[0]))
         for step in range(len(order) // batch):
             batches.step(step)
 
@@ -193,7 +193,7 @@ def pairs(count: int) -> tuple[Kind, str]:
     return Kind("pairs", samples, schema, 256, (*LAYOUTS, NO_NOISE), fed=LAYOUTS), told
 
 
-def latents(count: int) -> Kind:
+def synthetic_rings(count: int) -> Kind:
     """The teacher data of "Denoising Circuits": normal numbers, channels of different scale."""
     drawn = torch.Generator().manual_seed(0)
     shapes = {"noise": IMAGE, "x0": IMAGE, "rin0": (128, 32, 32), "r_chunks": (10, 128, 32, 32)}
@@ -204,7 +204,7 @@ def latents(count: int) -> Kind:
     schema: dict[str, Codec] = {"noise": F16(IMAGE), "x0": F16(IMAGE)}
     for name, channels in CODES.items():
         schema[name] = Int8(shapes[name], channels=channels, percentile=99.5)
-    return Kind("latents", samples, schema, 4, LAYOUTS)
+    return Kind("rings", samples, schema, 4, LAYOUTS)
 
 
 def rings(folder: str, count: int) -> Kind:
@@ -274,11 +274,11 @@ def ratio(told: Told, key: str, other: str, one: str = "ours") -> float:
 
 def teacher() -> fewstep.Generator:
     torch.manual_seed(0)
-    subject = Subject((1, 16, 16), 10)
+    spec = SampleSpec((1, 16, 16), 10)
     config = UNetConfig(channels=(32, 64), layers=1, attention=(), groups=8)
-    network = build(config, shape=subject.shape, classes=subject.classes)
+    network = build(config, shape=spec.shape, classes=spec.classes)
     denoiser = fewstep.Denoiser(network, fewstep.Flow(), fewstep.Velocity())
-    return fewstep.Generator(denoiser, subject, step=fewstep.heun).eval()
+    return fewstep.Generator(denoiser, spec, step=fewstep.heun).eval()
 
 
 def recording(rounds: int, count: int, root: Path) -> tuple[float, float, float]:
@@ -294,7 +294,7 @@ def recording(rounds: int, count: int, root: Path) -> tuple[float, float, float]
     @torch.inference_mode()
     def bare() -> None:
         for rows in torch.arange(count).split(tile):
-            noise = torch.randn(len(rows), *generator.subject.shape)
+            noise = torch.randn(len(rows), *generator.spec.shape)
             generator(noise, steps=8, cond=fewstep.Condition(rows % 10))
 
     times: dict[Callable[[], object], list[float]] = {bare: [], recorded: []}
@@ -344,7 +344,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     told = parser.parse_args()
     torch.set_num_threads(told.threads)
-    (paired, source), wide = pairs(told.records), latents(told.latents)
+    (paired, source), wide = pairs(told.records), synthetic_rings(told.latents)
     print(f"`python {' '.join(sys.argv)}`: {told.threads} threads, torch {torch.__version__},")
     print(f"eager, f32, {told.rounds} rounds. {paired.count} pairs of {source}, in f32")
     print(f"{paired.payload:,} bytes each; {wide.count} latents, {wide.payload:,} bytes each.\n")

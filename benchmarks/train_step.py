@@ -26,7 +26,7 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
-from fewstep import Batches, Denoiser, FitConfig, ImageStream, LinearBetas, Subject
+from fewstep import Batches, Denoiser, FitConfig, ImageStream, LinearBetas, SampleSpec
 from fewstep.backbones import UNetConfig, build
 from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.parametrization import Eps
@@ -68,9 +68,9 @@ def ours(shape, config, batch, precision="f32"):
     torch.manual_seed(0)
     table = LinearBetas()
     student = Denoiser(build(config, shape=shape), table, Eps(table))
-    method = Denoise(DenoiseConfig(), student, Subject(shape))
+    method = Denoise(DenoiseConfig(), student, SampleSpec(shape))
     streams = {"images": ImageStream(images_of(shape), None)}
-    batches = Batches(streams, Subject(shape), batch=batch, seed=0)
+    batches = Batches(streams, SampleSpec(shape), batch=batch, seed=0)
     fit = FitConfig(steps=10**9, batch=batch, lr=1e-5, precision=precision)
     return Training(method, batches, fit).advance
 

@@ -6,12 +6,12 @@ python examples/measure.py
 import torch
 
 from fewstep import data, metrics
-from fewstep.evaluation import drained
+from fewstep.evaluation import exhaust
 
 digits = data.load("digits")
 real, rest = digits.images[::2], digits.images[1::2]
 extractor = metrics.train_classifier(real, digits.labels[::2], steps=300)
-reference = drained(
+reference = exhaust(
     metrics.build_reference(extractor, real, name="half of the digits", fingerprint="", cache=None)
 )
 
@@ -19,7 +19,7 @@ print("noise  Fréchet           kernel  precision  recall  copies")
 for level in (0, 20, 40, 80):
     noise = level * torch.randn(rest.shape, generator=torch.Generator().manual_seed(0))
     images = (rest + noise).clamp(0, 255).to(torch.uint8)
-    assessment = metrics.Assessment(reference, len(images))
+    assessment = metrics.ScoreAccumulator(reference, len(images))
     for batch in images.split(200):
         assessment.update(batch)
     m = assessment.measures()

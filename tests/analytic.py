@@ -29,7 +29,7 @@ def posterior_mean(x_t, alpha, sigma, mean=MEAN, spread=SPREAD):
     return mean + gain * (x_t - alpha * mean)
 
 
-def flow_map(x_t, alpha_t, sigma_t, alpha_s, sigma_s, mean=MEAN, spread=SPREAD):
+def as_flow_map(x_t, alpha_t, sigma_t, alpha_s, sigma_s, mean=MEAN, spread=SPREAD):
     """Where the probability-flow ODE takes x_t: a Gaussian stays one, so it is affine."""
     scale_t = torch.sqrt(alpha_t**2 * spread**2 + sigma_t**2)
     scale_s = torch.sqrt(alpha_s**2 * spread**2 + sigma_s**2)
@@ -84,6 +84,6 @@ class OnPath(Exact):
     def forward(self, x, level, *, level_s=None, cond=None):
         alpha, sigma, x_t = self.native(x, level.reshape(-1, *[1] * (x.ndim - 1)))
         one, none = torch.ones_like(alpha), torch.zeros_like(alpha)
-        x0 = flow_map(x_t, alpha, sigma, one, none)
+        x0 = as_flow_map(x_t, alpha, sigma, one, none)
         a, b = self.parametrization.row(alpha, sigma)
         return a * x0 + b * (x_t - alpha * x0) / sigma.clamp(min=1e-12)

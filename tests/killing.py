@@ -19,7 +19,7 @@ import torch
 
 from analytic import exact
 from fewstep import store
-from fewstep.generator import Generator, Subject
+from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
 from fewstep.recording import Recording, record
@@ -29,7 +29,7 @@ TOLD = Recording(count=230, steps=3, shard=10)
 
 
 def write(folder):
-    teacher = Generator(exact(Flow(), Velocity(), SHAPE), Subject(SHAPE, 3))
+    teacher = Generator(exact(Flow(), Velocity(), SHAPE), SampleSpec(SHAPE, 3))
     for _ in record(teacher, folder, TOLD, teacher="hash", batch=5):
         pass
 

@@ -7,15 +7,15 @@ between them never cross, so a velocity that is right on each of them exists and
 import torch
 
 from analytic import MEAN, SPREAD, Exact
-from fewstep.batches import Batches
+from fewstep.batching import Batches
 from fewstep.denoiser import Denoiser
-from fewstep.generator import Subject
-from fewstep.methods.base import Pairs
+from fewstep.generator import SampleSpec
+from fewstep.methods.base import PairBatch
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
 
 SHAPE = (2, 3)
-SUBJECT = Subject(SHAPE)
+SPEC = SampleSpec(SHAPE)
 
 
 class OnLines(Exact):
@@ -51,10 +51,10 @@ class Coupled:
 
     def rows(self, index, coin, device):
         noise = torch.randn(len(index), *SHAPE, generator=torch.Generator().manual_seed(7))
-        return Pairs(noise, MEAN + SPREAD * noise, None)
+        return PairBatch(noise, MEAN + SPREAD * noise, None)
 
 
 def batch(rows=400):
-    (only,) = Batches({"pairs": Coupled()}, SUBJECT, batch=rows, seed=0).step(0)
+    (only,) = Batches({"pairs": Coupled()}, SPEC, batch=rows, seed=0).step(0)
     only.begin("student", 0)
     return only

@@ -14,12 +14,12 @@ from fewstep.distributed import forget_peak, peak_memory
 TRAIN = """
 import sys, torch
 from fewstep import recipe
-from fewstep.experiment import carry_out
+from fewstep.runner import run_recipe
 torch.set_num_threads(1)
 told = recipe.read("digits-flow", [
     "student.backbone.channels=[8]", "student.backbone.attention=[]", "student.backbone.groups=4",
     "fit.steps=4", "fit.batch=10", "fit.lr=1e-3", *sys.argv[2:]])
-for _ in carry_out(told, sys.argv[1], device=torch.device("cpu"), log_every=1):
+for _ in run_recipe(told, sys.argv[1], device=torch.device("cpu"), log_every=1):
     pass
 """
 

@@ -9,26 +9,26 @@ from fewstep import data, metrics
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.evaluation import (
-    Yardstick,
-    evaluations,
+    Evaluator,
+    cached_score,
+    count_evaluations,
     generate,
-    kept_score,
     seconds_per_image,
     straightness,
 )
-from fewstep.generator import Generator, Subject
+from fewstep.generator import Generator, SampleSpec
 from fewstep.images import to_uint8
-from fewstep.metrics import Protocol
+from fewstep.metrics import EvalProtocol
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
 from fewstep.sampling import corrector, heun, multistep, noise_from_seeds, renoise, transfer
-from fewstep.scores import keep_score, score_from
+from fewstep.scores import append_score, score_from
 
 SHAPE = (1, 8, 8)
 
 
 def generator(classes=0, **settings):
-    return Generator(exact(Flow(), Velocity(), SHAPE), Subject(SHAPE, classes), **settings)
+    return Generator(exact(Flow(), Velocity(), SHAPE), SampleSpec(SHAPE, classes), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +56,16 @@ def test_images_do_not_depend_on_the_batch_size():
     ("step", "calls"), [(transfer, 5), (heun, 9), (multistep, 5), (corrector, 9)]
 )
 def test_evaluations_are_counted(step, calls):
-    assert evaluations(generator(step=step), 5) == calls
+    assert count_evaluations(generator(step=step), 5) == calls
 
 
 def test_guidance_counts_twice():
-    assert evaluations(generator(10).guided(2.0), 3) == 6
+    assert count_evaluations(generator(10).with_guidance(2.0), 3) == 6
 
 
 def test_a_score_is_the_distance_of_its_samples_and_says_what_it_depends_on(digits):
-    yardstick = Yardstick(digits, Protocol(300, "pixels"))
-    score = yardstick.score(generator(), steps=2, seed=1, batch=70)
+    evaluator = Evaluator(digits, EvalProtocol(300, "pixels"))
+    score = evaluator.score(generator(), steps=2, seed=1, batch=70)
     images = torch.cat([x for _, x in generate(generator(), 300, steps=2, seed=1)])
     made, real = moments(images), moments(digits.images)
     assert score.frechet == pytest.approx(metrics.frechet_distance(made, real), rel=1e-9)
@@ -73,7 +73,7 @@ def test_a_score_is_the_distance_of_its_samples_and_says_what_it_depends_on(digi
     assert score.sampler == "transfer" and score.accuracy is None
     assert score.extractor_hash == metrics.Pixels.hash
     assert digits.fingerprint[:12] in score.reference and "1797" in score.reference
-    assert score.protocol == yardstick.described
+    assert score.protocol == evaluator.described
     assert (score.resize, score.features, score.caveats) == ("none", 64, [])
     table = score.table()
     assert table.keys() >= {"frechet", "kernel_low", "accuracy", "seconds_per_image", "device"}
@@ -93,8 +93,8 @@ def test_a_set_with_uneven_classes_is_asked_for_in_its_own_shares(digits):
         grey = to_uint8((labels.view(-1, 1, 1, 1) / 5 - 1).expand(-1, 1, 8, 8).float())
         real = data.ImageSet("greys", grey, labels)
         model = Denoiser(Grey(Velocity(), SHAPE), Flow(), Velocity())
-        made = Generator(model, Subject(SHAPE, 10))
-        return Yardstick(real, Protocol(1000, "pixels")).score(made, steps=1)
+        made = Generator(model, SampleSpec(SHAPE, 10))
+        return Evaluator(real, EvalProtocol(1000, "pixels")).score(made, steps=1)
 
     uneven, even = scored([910] + [10] * 9), scored([100] * 10)
     assert (uneven.labels, even.labels) == ("as in the set", "in turn")
@@ -102,12 +102,12 @@ def test_a_set_with_uneven_classes_is_asked_for_in_its_own_shares(digits):
 
 
 def test_fewer_samples_than_features_are_warned_of(digits):
-    few = Yardstick(digits, Protocol(64, "pixels")).score(generator(), steps=1)
+    few = Evaluator(digits, EvalProtocol(64, "pixels")).score(generator(), steps=1)
     assert "64 samples span fewer directions than pixels has features (64)" in few.caveats[0]
 
 
 def test_only_the_standard_inception_is_called_fid(digits):
-    score = Yardstick(digits, Protocol(80, "pixels")).score(generator(), steps=1)
+    score = Evaluator(digits, EvalProtocol(80, "pixels")).score(generator(), steps=1)
     assert score.distance == "Fréchet distance (pixels)"
     standard = {"extractor": "inception", "extractor_hash": metrics.INCEPTION_HASH}
     told = replace(score, **standard, resize="tf1-bilinear to 299")
@@ -118,40 +118,40 @@ def test_only_the_standard_inception_is_called_fid(digits):
 
 
 def test_a_kept_score_is_of_these_weights_and_this_protocol(digits, tmp_path):
-    yardstick = Yardstick(digits, Protocol(80, "pixels"))
-    score = yardstick.score(generator(), steps=2, seed=1)
+    evaluator = Evaluator(digits, EvalProtocol(80, "pixels"))
+    score = evaluator.score(generator(), steps=2, seed=1)
 
-    def kept(folder=tmp_path, by=yardstick, made=None, **changed):
+    def kept(folder=tmp_path, by=evaluator, made=None, **changed):
         made = generator() if made is None else made
-        return kept_score(folder, by, made, **({"steps": 2, "seed": 1} | changed))
+        return cached_score(folder, by, made, **({"steps": 2, "seed": 1} | changed))
 
     assert kept() is None
-    keep_score(tmp_path, replace(score, seconds_per_image=99.0))
+    append_score(tmp_path, replace(score, seconds_per_image=99.0))
     found = kept()
     assert found and found.measures == score.measures
     assert found.seconds_per_image < 9  # time is of this moment
     with (tmp_path / "scores.jsonl").open("a") as file:
         file.write('[]\n3\n{"weights": "x"}\n{"version": 0, "score": {}}\n{"cut')
-    keep_score(tmp_path, replace(score, seed=7))
+    append_score(tmp_path, replace(score, seed=7))
     assert kept() and kept(seed=7)
     assert kept(steps=1) is None and kept(seed=0) is None
-    assert kept(by=Yardstick(digits, Protocol(81, "pixels"))) is None
+    assert kept(by=Evaluator(digits, EvalProtocol(81, "pixels"))) is None
     assert kept(made=generator(step=heun)) is None
     assert kept(folder=tmp_path / "model.safetensors") is None
 
 
 def test_real_images_score_better_than_noise(digits):
-    yardstick = Yardstick(digits, Protocol(900, "pixels"))
-    noise = yardstick.score(generator(), steps=1)
-    real = metrics.frechet_distance(moments(digits.images[::2]), yardstick.reference.moments)
+    evaluator = Evaluator(digits, EvalProtocol(900, "pixels"))
+    noise = evaluator.score(generator(), steps=1)
+    real = metrics.frechet_distance(moments(digits.images[::2]), evaluator.reference.moments)
     assert real < 0.1 * noise.frechet
 
 
 def test_what_cannot_be_scored_is_refused(digits):
-    yardstick = Yardstick(digits, Protocol(4, "pixels"))
-    other = Generator(exact(Flow(), Velocity(), (3, 8, 8)), Subject((3, 8, 8)))
+    evaluator = Evaluator(digits, EvalProtocol(4, "pixels"))
+    other = Generator(exact(Flow(), Velocity(), (3, 8, 8)), SampleSpec((3, 8, 8)))
     with pytest.raises(InputError, match=r"makes \(3, 8, 8\)"):
-        yardstick.score(other, steps=1)
+        evaluator.score(other, steps=1)
     for count, seed in ((0, 0), (3, -1)):
         with pytest.raises(InputError, match="at least 1"):
             next(generate(generator(), count, steps=1, seed=seed))
@@ -167,7 +167,7 @@ def test_straightness_is_that_of_the_closed_form_flow(world):
     t = torch.linspace(1, 0, 20_001, dtype=torch.float64)
     rate = torch.sqrt((1 - t).square() * SPREAD**2 + t.square()).diff() / t.diff()
     wanted = (rate.square().mean() - rate.mean() ** 2) / (MEAN**2 + (1 - SPREAD) ** 2)
-    made = Generator(exact(*world, SHAPE), Subject(SHAPE))
+    made = Generator(exact(*world, SHAPE), SampleSpec(SHAPE))
     assert straightness(made, samples=1500, steps=200) == pytest.approx(float(wanted), rel=0.03)
 
 
@@ -179,4 +179,4 @@ def test_lines_are_straight():
             return x / (level.reshape(-1, 1, 1, 1) / 1000)
 
     model = Denoiser(Lines(Velocity(), SHAPE), Flow(), Velocity())
-    assert straightness(Generator(model, Subject(SHAPE)), samples=20) < 1e-12
+    assert straightness(Generator(model, SampleSpec(SHAPE)), samples=20) < 1e-12

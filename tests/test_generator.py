@@ -4,7 +4,7 @@ import torch
 from analytic import exact
 from fewstep.condition import Condition
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject, from_description
+from fewstep.generator import Generator, SampleSpec, from_description
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
 from fewstep.sampling import heun, renoise, sample
@@ -13,20 +13,20 @@ from fewstep.times import FixedGrid, KarrasGrid, UniformGrid
 
 def test_it_samples_as_sample_does():
     model, noise = exact(VE(80.0), EDM()), torch.randn(5, 2)
-    generator = Generator(model, Subject((2,)), grid=KarrasGrid(), step=heun)
+    generator = Generator(model, SampleSpec((2,)), grid=KarrasGrid(), step=heun)
     wanted = sample(model, noise, KarrasGrid()(6, model), step=heun)
     assert torch.equal(generator(noise, steps=6), wanted)
     *states, image = generator.path(noise, steps=6)
     assert len(states) == 6 and torch.equal(image, wanted)
     assert torch.equal(
-        generator.sampled(grid=UniformGrid())(noise, steps=2),
+        generator.with_sampler(grid=UniformGrid())(noise, steps=2),
         sample(model, noise, UniformGrid()(2, model), step=heun),
     )
 
 
 def test_a_count_it_was_not_made_for_takes_the_nearest_and_says_so():
     model, noise = exact(Flow(), Velocity()), torch.randn(3, 2)
-    generator = Generator(model, Subject((2,)), grid=FixedGrid(((1.0,), (1.0, 0.7, 0.4, 0.2))))
+    generator = Generator(model, SampleSpec((2,)), grid=FixedGrid(((1.0,), (1.0, 0.7, 0.4, 0.2))))
     with pytest.warns(UserWarning, match="made for 1, 4 steps, asked for 3: taking 4"):
         images = generator(noise, steps=3)
     assert torch.equal(images, generator(noise, steps=4))
@@ -34,7 +34,7 @@ def test_a_count_it_was_not_made_for_takes_the_nearest_and_says_so():
 
 def test_what_it_cannot_make_is_refused():
     model = exact(Flow(), Velocity())
-    plain, labelled = Generator(model, Subject((2,))), Generator(model, Subject((2,), 3))
+    plain, labelled = Generator(model, SampleSpec((2,))), Generator(model, SampleSpec((2,), 3))
     with pytest.raises(InputError, match="0 steps"):
         plain(torch.randn(1, 2), steps=0)
     with pytest.raises(InputError, match=r"makes \(n, 2\)"):
@@ -50,7 +50,7 @@ def test_what_it_cannot_make_is_refused():
 
 
 def test_draws_follow_the_seeds_of_the_rows():
-    generator = Generator(exact(Flow(), Velocity()), Subject((2,)), step=renoise)
+    generator = Generator(exact(Flow(), Velocity()), SampleSpec((2,)), step=renoise)
     noise = torch.randn(4, 2)
     whole = generator(noise, steps=3, seed=[5, 6, 7, 8])
     assert torch.equal(whole[2:], generator(noise[2:], steps=3, seed=7))
@@ -64,7 +64,7 @@ def test_description_round_trip():
 
     table = LinearBetas(steps=20)
     model = Denoiser(build(MLPConfig(width=8, depth=1), shape=(2,)), table, Eps(table))
-    made = Generator(model, Subject((2,)), grid=FixedGrid(((1.0,),)), step=renoise)
+    made = Generator(model, SampleSpec((2,)), grid=FixedGrid(((1.0,),)), step=renoise)
     read = from_description(made.describe())
     assert read.describe() == made.describe()
     read.load_state_dict(made.state_dict())

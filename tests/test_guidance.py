@@ -5,7 +5,7 @@ from fewstep.backbones import Backbone
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
+from fewstep.generator import Generator, SampleSpec
 from fewstep.guidance import Guided
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VP, Flow
@@ -49,9 +49,9 @@ def test_a_weight_of_1_and_no_condition_mean_no_guidance():
 
 
 def test_a_generator_can_be_guided_anew():
-    generator = Generator(Denoiser(Labelled(), Flow(), Velocity()), Subject((2,), 4))
-    twice = generator.guided(2.0).guided(3.0)
+    generator = Generator(Denoiser(Labelled(), Flow(), Velocity()), SampleSpec((2,), 4))
+    twice = generator.with_guidance(2.0).with_guidance(3.0)
     assert twice.denoiser.backbone.weight == 3.0
     assert twice.denoiser.backbone.backbone is generator.denoiser.backbone
     with pytest.raises(InputError, match="no classes"):
-        Generator(Denoiser(Labelled(), Flow(), Velocity()), Subject((2,))).guided(2.0)
+        Generator(Denoiser(Labelled(), Flow(), Velocity()), SampleSpec((2,))).with_guidance(2.0)

@@ -6,7 +6,14 @@ import toy
 from analytic import exact
 from fewstep import losses, metrics
 from fewstep.errors import InputError
-from fewstep.losses import Features, Lpips, PseudoHuber, SquareError, of_images, square_error
+from fewstep.losses import (
+    Features,
+    Lpips,
+    PseudoHuber,
+    SquaredError,
+    bind_classifier,
+    squared_error,
+)
 from fewstep.methods.kstep import Kstep, KstepConfig
 from fewstep.metrics.trunks import TRUNKS
 from fewstep.parametrization import Velocity
@@ -15,7 +22,7 @@ from fewstep.process import Flow
 
 def test_square_error_is_the_mean_over_a_row():
     a = torch.tensor([[[1.0, 2.0]], [[0.0, 0.0]]])
-    assert SquareError()(a, torch.zeros_like(a)).tolist() == [2.5, 0.0]
+    assert SquaredError()(a, torch.zeros_like(a)).tolist() == [2.5, 0.0]
 
 
 def test_pseudo_huber_is_the_published_formula():
@@ -63,7 +70,7 @@ def test_lpips_is_that_of_the_published_files_and_a_share_of_mse(squeeze):
     a, b = images(), images(seed=1)
     plain = squeeze(a, b)
     torch.testing.assert_close(Lpips()(a, b), plain)
-    torch.testing.assert_close(Lpips(mse=0.5)(a, b), plain + 0.5 * square_error(a, b))
+    torch.testing.assert_close(Lpips(mse=0.5)(a, b), plain + 0.5 * squared_error(a, b))
     assert not torch.allclose(Lpips(size=64)(a, b), plain)
 
 
@@ -88,11 +95,11 @@ def test_features_of_a_classifier_are_its_maps_unweighted(classifier_file):
     a, b = images(channels=1, size=8), images(channels=1, size=8, seed=1)
     network = metrics.read_classifier(classifier_file)
 
-    def maps(x):
-        found = network.maps((x + 1) * 127.5)
+    def feature_maps(x):
+        found = network.feature_maps((x + 1) * 127.5)
         return [m / (1e-8 + m.square().sum(1, keepdim=True)).sqrt() for m in found]
 
-    wanted = sum((u - v).square().mean((1, 2, 3)) for u, v in zip(maps(a), maps(b), strict=True))
+    wanted = sum((u - v).square().mean((1, 2, 3)) for u, v in zip(feature_maps(a), feature_maps(b), strict=True))
     distance = Features(weights=str(classifier_file))
     torch.testing.assert_close(distance(a, b), wanted)
     a.requires_grad_()
@@ -112,12 +119,12 @@ def test_a_configs_classifier_is_bound_once_it_is_needed(tmp_path):
         raise AssertionError("nobody asked")
 
     for config in (KstepConfig(), KstepConfig(loss=Features(extractor="squeezenet"))):
-        assert of_images(config, never) == config
-    bound = of_images(KstepConfig(k=2, loss=Features(mse=1.0)), lambda: tmp_path)
+        assert bind_classifier(config, never) == config
+    bound = bind_classifier(KstepConfig(k=2, loss=Features(mse=1.0)), lambda: tmp_path)
     assert bound == KstepConfig(k=2, loss=Features(mse=1.0, weights=str(tmp_path)))
 
 
 @pytest.mark.parametrize("loss", [Lpips(), Features()])
 def test_a_velocity_has_no_look(loss):
     with pytest.raises(InputError, match='method.on="x0"'):
-        Kstep(KstepConfig(loss=loss), exact(Flow(), Velocity(), (2,)), toy.SUBJECT)
+        Kstep(KstepConfig(loss=loss), exact(Flow(), Velocity(), (2,)), toy.SPEC)

@@ -107,7 +107,7 @@ def test_at_shapes_a_batch_of_32_against_32_pixels():
     t = torch.linspace(0, 1, 32)
     alpha, sigma = Flow().at(t, like=x)
     assert alpha.shape == sigma.shape == (32, 1, 1, 1)
-    x_t = Flow().noised(torch.ones_like(x), x, t)
+    x_t = Flow().add_noise(torch.ones_like(x), x, t)
     torch.testing.assert_close(x_t[5], torch.full((3, 32, 32), float(1 - t[5])))
 
 

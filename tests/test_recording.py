@@ -6,13 +6,12 @@ import pytest
 import torch
 
 import killing
-from analytic import exact, flow_map
+from analytic import as_flow_map, exact
 from fewstep import store
 from fewstep.backbones import UNetConfig, build
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
-from fewstep.pairs import PairStream
+from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
 from fewstep.recording import (
@@ -23,6 +22,7 @@ from fewstep.recording import (
     record,
 )
 from fewstep.sampling import ancestral, heun, noise_from_seeds
+from fewstep.streams import PairStream
 from fewstep.times import KarrasGrid
 
 IMAGES = (1, 4, 4)
@@ -31,7 +31,7 @@ IMAGES = (1, 4, 4)
 def images(**settings):
     model = exact(VE(80.0), EDM(), shape=IMAGES)
     settings = {"grid": KarrasGrid(), "step": heun, **settings}
-    return Generator(model, Subject(IMAGES, 3), **settings)
+    return Generator(model, SampleSpec(IMAGES, 3), **settings)
 
 
 def recorded(generator, folder, *, teacher="hash", batch=None, **settings):
@@ -54,7 +54,7 @@ def test_pairs_are_the_teachers_answers_to_their_noise(tmp_path):
 
 
 def test_points_are_kept_exactly(tmp_path):
-    plane = Generator(exact(Flow(), Velocity()), Subject((2,)), step=heun)
+    plane = Generator(exact(Flow(), Velocity()), SampleSpec((2,)), step=heun)
     recorded(plane, tmp_path / "p")
     rows = PairStream(store.Reader(tmp_path / "p")).rows(
         torch.arange(23), torch.zeros(23), torch.device("cpu")
@@ -73,7 +73,7 @@ def network():
         net = build(config, shape=shape, classes=3)
         for parameter in net.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
-    return Generator(Denoiser(net.eval(), Flow(), Velocity()), Subject(shape, 3), step=heun)
+    return Generator(Denoiser(net.eval(), Flow(), Velocity()), SampleSpec(shape, 3), step=heun)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_the_store_does_not_depend_on_the_number_of_threads(network, alone, tmp_
 
 def test_tiles_are_as_large_as_the_device_likes():
     def rows(*shape):
-        generator = Generator(exact(Flow(), Velocity(), shape), Subject(shape))
+        generator = Generator(exact(Flow(), Velocity(), shape), SampleSpec(shape))
         return Tiles(generator, Recording(count=1, steps=1)).size
 
     assert [rows(2), rows(1, 8, 8), rows(3, 32, 32), rows(3, 256, 256)] == [128, 128, 32, 1]
@@ -156,7 +156,7 @@ def test_a_stochastic_teacher_is_refused_with_the_reason(tmp_path):
 
 def test_states_lie_on_the_path(tmp_path):
     model = exact(Flow(), Velocity(), IMAGES)
-    teacher = Generator(model, Subject(IMAGES), step=heun)
+    teacher = Generator(model, SampleSpec(IMAGES), step=heun)
     recorded(teacher, tmp_path / "p", steps=60, states=3)
     reader = store.Reader(tmp_path / "p")
     rows = reader[:]
@@ -165,7 +165,7 @@ def test_states_lie_on_the_path(tmp_path):
     noise = noise_from_seeds(rows["seed"].tolist(), IMAGES)
     for k, t in enumerate(reader.provenance["states"]):
         t = torch.tensor(t)
-        wanted = flow_map(noise, torch.tensor(0.0), torch.tensor(1.0), 1 - t, t)
+        wanted = as_flow_map(noise, torch.tensor(0.0), torch.tensor(1.0), 1 - t, t)
         torch.testing.assert_close(rows["states"][:, k], wanted, atol=2e-3, rtol=2e-3)
     stream = PairStream(reader).rows(torch.arange(2), torch.zeros(2), torch.device("cpu"))
     assert torch.equal(stream.x0, rows["x0"][:2])

@@ -11,7 +11,7 @@ from fewstep import recipe, runs
 from fewstep.backbones import UNetConfig, build
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
+from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
 from fewstep.runs import Run
@@ -19,7 +19,7 @@ from fewstep.sampling import heun
 from fewstep.times import KarrasGrid
 
 SMALL = UNetConfig(channels=(8, 16), layers=1, groups=4, attention=(4,))
-SUBJECT = Subject((1, 8, 8), 3, ("a", "b", "c"))
+SPEC = SampleSpec((1, 8, 8), 3, ("a", "b", "c"))
 
 
 def small(seed=0, process=None, parametrization=None):
@@ -29,7 +29,7 @@ def small(seed=0, process=None, parametrization=None):
         for p in backbone.parameters():
             p.add_(0.02 * torch.randn_like(p))
     denoiser = Denoiser(backbone, process or Flow(), parametrization or Velocity())
-    return Generator(denoiser, SUBJECT).eval()
+    return Generator(denoiser, SPEC).eval()
 
 
 def digits(*overrides):
@@ -37,18 +37,20 @@ def digits(*overrides):
 
 
 def test_weights_describe_themselves(tmp_path):
-    made = small(process=VE(80.0), parametrization=EDM(0.5)).sampled(grid=KarrasGrid(), step=heun)
+    made = small(process=VE(80.0), parametrization=EDM(0.5)).with_sampler(
+        grid=KarrasGrid(), step=heun
+    )
     runs.save_generator(tmp_path / "m.safetensors", made, digits(), {"data": "x"})
     read = fewstep.load(tmp_path / "m.safetensors")
     noise = torch.randn(4, 1, 8, 8)
-    assert read.subject == SUBJECT and read.grid == KarrasGrid() and read.step is heun
+    assert read.spec == SPEC and read.grid == KarrasGrid() and read.step is heun
     assert torch.equal(read(noise, steps=3), made(noise, steps=3))
     told = runs.describe(tmp_path / "m.safetensors")
     assert recipe.from_table(told["recipe"]) == digits() and told["pins"] == {"data": "x"}
 
 
 def test_a_guided_generator_is_read_back_guided(tmp_path):
-    runs.save_generator(tmp_path / "m.safetensors", small().guided(2.0), None, {})
+    runs.save_generator(tmp_path / "m.safetensors", small().with_guidance(2.0), None, {})
     assert runs.load(tmp_path / "m.safetensors").denoiser.backbone.weight == 2.0
 
 
@@ -68,7 +70,7 @@ def test_equal_weights_give_equal_files_with_one_metadata_key(tmp_path):
 def test_the_hash_is_of_weights_and_description():
     assert runs.weights_hash(small()) == runs.weights_hash(small())
     assert runs.weights_hash(small()) != runs.weights_hash(small(seed=1))
-    assert runs.weights_hash(small()) != runs.weights_hash(small().guided(2.0))
+    assert runs.weights_hash(small()) != runs.weights_hash(small().with_guidance(2.0))
 
 
 @pytest.mark.parametrize("kept", [0, 4, 8, 100, 3000, -1])
@@ -91,7 +93,7 @@ def test_foreign_safetensors_are_refused(tmp_path):
 
 def test_weights_that_do_not_fit_their_description(tmp_path):
     made = small()
-    note = {"description": {**made.describe(), "subject": {"shape": [2, 8, 8], "classes": 3}}}
+    note = {"description": {**made.describe(), "spec": {"shape": [2, 8, 8], "classes": 3}}}
     save_file(dict(made.state_dict()), tmp_path / "m.safetensors", {"fewstep": json.dumps(note)})
     with pytest.raises(InputError, match="do not fit"):
         runs.load(tmp_path / "m.safetensors")
@@ -135,4 +137,4 @@ def test_a_line_cut_by_a_crash_is_left_out_and_rewound(tmp_path):
 
 
 def test_an_exact_network_has_no_recipe_to_fall_back_on():
-    assert runs.weights_hash(Generator(exact(Flow(), Velocity()), Subject((2,))))
+    assert runs.weights_hash(Generator(exact(Flow(), Velocity()), SampleSpec((2,))))

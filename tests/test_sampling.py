@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from analytic import MEAN, SPREAD, TABLE, exact, flow_map
+from analytic import MEAN, SPREAD, TABLE, as_flow_map, exact
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.parametrization import EDM, Eps, Velocity
@@ -33,17 +33,17 @@ def order_of_convergence(step, process, parametrization=None, low=0.2, high=0.8)
     The walk ends at `low` by asking for the state there, not for the image: the final jump to the
     image has an error of its own that does not shrink with the steps.
     """
-    from fewstep.sampling import Draws, Walk
+    from fewstep.sampling import RowNoise, StepContext
 
     model = exact(process, parametrization or Velocity())
     x = torch.linspace(-1.5, 1.5, 20, dtype=torch.float64).view(10, 2)
     alpha_t, sigma_t = process.at(high, like=x)
     alpha_s, sigma_s = process.at(low, like=x)
-    truth = flow_map(x, alpha_t, sigma_t, alpha_s, sigma_s)
+    truth = as_flow_map(x, alpha_t, sigma_t, alpha_s, sigma_s)
     counts, errors = [128, 256, 512], []
     for n in counts:
         points = torch.linspace(high, low, n + 1, dtype=torch.float64).tolist()
-        walk, at = Walk(model, None, Draws(range(10))), x
+        walk, at = StepContext(model, None, RowNoise(range(10))), x
         for t, s in zip(points, points[1:], strict=False):
             at, memory = step(walk, at, t, s)
             walk = walk._replace(memory=memory)
@@ -126,7 +126,7 @@ class Fixed:
 @pytest.mark.parametrize("variance", ["posterior", "large"])
 def test_ancestral_is_ddpm(i, variance):
     """Ho et al. 2020, algorithm 2, with either choice of sigma_t, at T = 1000."""
-    from fewstep.sampling import Walk
+    from fewstep.sampling import StepContext
 
     model, x, z, bars = ddpm_inputs()
     bar, before = bars[i], bars[i - 1]
@@ -134,7 +134,7 @@ def test_ancestral_is_ddpm(i, variance):
     eps = model(x, i / 999).eps
     mean = (x - beta / torch.sqrt(1 - bar) * eps) / torch.sqrt(1 - beta)
     spread = torch.sqrt(beta if variance == "large" else (1 - before) / (1 - bar) * beta)
-    walk = Walk(model, None, Fixed(z))
+    walk = StepContext(model, None, Fixed(z))
     ours, _ = ancestral(walk, x, i / 999, (i - 1) / 999, variance=variance)
     torch.testing.assert_close(ours, mean + spread * z, rtol=1e-6, atol=1e-8)
 
@@ -142,7 +142,7 @@ def test_ancestral_is_ddpm(i, variance):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ancestral_with_eta_is_ddim(eta):
     """Song et al. 2020, equations 12 and 16, over a stride of 100 steps."""
-    from fewstep.sampling import Walk
+    from fewstep.sampling import StepContext
 
     model, x, z, bars = ddpm_inputs()
     bar, before = bars[700], bars[600]
@@ -150,21 +150,21 @@ def test_ancestral_with_eta_is_ddim(eta):
     x0 = (x - torch.sqrt(1 - bar) * eps) / torch.sqrt(bar)
     spread = eta * torch.sqrt((1 - before) / (1 - bar)) * torch.sqrt(1 - bar / before)
     wanted = torch.sqrt(before) * x0 + torch.sqrt(1 - before - spread**2) * eps + spread * z
-    ours, _ = ancestral(Walk(model, None, Fixed(z)), x, 700 / 999, 600 / 999, eta=eta)
+    ours, _ = ancestral(StepContext(model, None, Fixed(z)), x, 700 / 999, 600 / 999, eta=eta)
     torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("i", [1, 300, 999])
 def test_a_clip_bounds_the_image_as_in_ddpm_and_ddim(i):
     """The image within ±0.2: DDPM's equation 7 in x0 and x_t, DDIM's equation 12 with its noise."""
-    from fewstep.sampling import Walk
+    from fewstep.sampling import StepContext
 
     model, x, z, bars = ddpm_inputs()
     bar, before = bars[i], bars[i - 1]
     beta, said = 1 - bar / before, model(x, i / 999)
     x0 = said.x0.clamp(-0.2, 0.2)
     assert (x0 != said.x0).any()
-    walk, times = Walk(model, None, Fixed(z)), (i / 999, (i - 1) / 999)
+    walk, times = StepContext(model, None, Fixed(z)), (i / 999, (i - 1) / 999)
     mean = torch.sqrt(before) * beta / (1 - bar) * x0
     mean = mean + torch.sqrt(1 - beta) * (1 - before) / (1 - bar) * x
     spread = torch.sqrt((1 - before) / (1 - bar) * beta)
@@ -184,11 +184,11 @@ def test_a_clip_bounds_the_image_as_in_ddpm_and_ddim(i):
 
 def test_renoise_is_consistency_sampling():
     """x_s = alpha_s·f(x_t, t) + sigma_s·z: Song et al. 2023, algorithm 1."""
-    from fewstep.sampling import Walk
+    from fewstep.sampling import StepContext
 
     model, z = exact(VE(), EDM()), torch.randn(4, 2, dtype=torch.float64)
     x = 40 * torch.randn(4, 2, dtype=torch.float64)
-    ours, _ = renoise(Walk(model, None, Fixed(z)), x, 0.5, 0.01)
+    ours, _ = renoise(StepContext(model, None, Fixed(z)), x, 0.5, 0.01)
     torch.testing.assert_close(ours, model(x, 0.5).x0 + 0.8 * z)
 
 
@@ -249,7 +249,7 @@ def test_a_path_ends_in_the_sample_and_goes_through_the_flow(step):
     states = list(path(model, noise, times, step=step))
     assert len(states) == 257 and torch.equal(states[-1], sample(model, noise, times, step=step))
     for t, x_t in zip(times.float(), states, strict=False):
-        wanted = flow_map(noise, torch.tensor(0.0), torch.tensor(1.0), 1 - t, t)
+        wanted = as_flow_map(noise, torch.tensor(0.0), torch.tensor(1.0), 1 - t, t)
         torch.testing.assert_close(x_t, wanted, atol=0.02, rtol=0)
 
 

@@ -7,17 +7,17 @@ import torch
 from torch import nn
 
 from fewstep.backbones import Backbone
-from fewstep.batches import Batches, ImageStream
+from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
-from fewstep.losses import square_error
+from fewstep.generator import Generator, SampleSpec
+from fewstep.losses import squared_error
 from fewstep.methods.base import Loss, Method, Turn
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
 from fewstep.trainer import FitConfig, NonFiniteLoss, PlayerConfig, Training, fit, learning_rate
 
-SUBJECT = Subject((2,))
+SPEC = SampleSpec((2,))
 
 
 class Line(Backbone):
@@ -51,8 +51,8 @@ class Duel(Method):
     reads = frozenset({"images"})
     needs_teacher = False
 
-    def __init__(self, config, student, subject, *, teacher=None):
-        super().__init__(config, student, subject, teacher=teacher)
+    def __init__(self, config, student, spec, *, teacher=None):
+        super().__init__(config, student, spec, teacher=teacher)
         self.fake = Denoiser(Line(), Flow(), Velocity())
         self.register_buffer("after", torch.zeros(()))
         self.log = []
@@ -72,25 +72,25 @@ class Duel(Method):
         x0 = batch.images.x0
         noise = batch.randn_like(x0)
         batch.carry["noise"] = noise
-        return Loss(square_error(self.fake(noise, 0.5).x0, x0).mean())
+        return Loss(squared_error(self.fake(noise, 0.5).x0, x0).mean())
 
     def student_loss(self, batch):
         said = self.student(batch.carry["noise"], 0.5).x0
         judged = self.fake(said, 0.5).x0
-        value = square_error(judged, batch.images.x0).mean()
+        value = squared_error(judged, batch.images.x0).mean()
         return Loss(value, {"half": value / 2})
 
     def generator(self):
-        return Generator(self.student, self.subject)
+        return Generator(self.student, self.spec)
 
 
 def duel(dropout=0.0):
-    return Duel(Config(), Denoiser(Line(dropout), Flow(), Velocity()), SUBJECT)
+    return Duel(Config(), Denoiser(Line(dropout), Flow(), Velocity()), SPEC)
 
 
 def batches(size=8, seed=0):
     points = torch.randn(64, 2, generator=torch.Generator().manual_seed(5))
-    return Batches({"images": ImageStream(points, None)}, SUBJECT, batch=size, seed=seed)
+    return Batches({"images": ImageStream(points, None)}, SPEC, batch=size, seed=seed)
 
 
 def config(**settings):
@@ -115,8 +115,8 @@ def test_one_step_is_adam_written_out():
     """Student alone, first step of Adam: w − lr·g/(|g| + eps), from a gradient made by hand."""
     from fewstep.methods.denoise import Denoise, DenoiseConfig
 
-    method = Denoise(DenoiseConfig(), Denoiser(Line(), Flow(), Velocity()), SUBJECT)
-    twin = Denoise(DenoiseConfig(), Denoiser(Line(), Flow(), Velocity()), SUBJECT)
+    method = Denoise(DenoiseConfig(), Denoiser(Line(), Flow(), Velocity()), SPEC)
+    twin = Denoise(DenoiseConfig(), Denoiser(Line(), Flow(), Velocity()), SPEC)
     batch = batches().step(0)[0]
     batch.begin("student", 0)
     twin.student_loss(batch).value.backward()
@@ -178,7 +178,7 @@ def test_dropout_is_replayed_for_a_second_pass():
             seen.append(self.student(torch.ones(8, 2), 0.5).output.detach())
             return super().student_loss(batch)
 
-    method = Twice(Config(), Denoiser(Line(0.5), Flow(), Velocity()), SUBJECT)
+    method = Twice(Config(), Denoiser(Line(0.5), Flow(), Velocity()), SPEC)
     Training(method, batches(), config()).advance()
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
     assert (seen[0] == 0).any()
@@ -252,9 +252,11 @@ def test_a_phase_forgets_moments_and_has_a_schedule_of_its_own():
             yield Turn("student", self.plain, phase=phase)
 
         def plain(self, batch):
-            return Loss(square_error(self.student(batch.images.x0, 0.5).x0, batch.images.x0).mean())
+            return Loss(
+                squared_error(self.student(batch.images.x0, 0.5).x0, batch.images.x0).mean()
+            )
 
-    method = Phases(Config(), Denoiser(Line(), Flow(), Velocity()), SUBJECT)
+    method = Phases(Config(), Denoiser(Line(), Flow(), Velocity()), SPEC)
     training = Training(method, batches(), config(steps=100, schedule="linear"))
     rates = [training.advance().numbers["student/lr"] for _ in range(4)]
     assert rates == pytest.approx([0.01, 0.005, 0.01, 0.005])
@@ -273,7 +275,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm():
         def boom(self, batch):
             return Loss(self.plain(batch).value * float("nan"))
 
-    method = Bomb(Config(), Denoiser(Line(), Flow(), Velocity()), SUBJECT)
+    method = Bomb(Config(), Denoiser(Line(), Flow(), Velocity()), SPEC)
     training = Training(method, batches(), config())
     training.advance(), training.advance()
     before = weights(method)

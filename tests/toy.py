@@ -12,21 +12,21 @@ from fewstep.backbones import (
     ResidualsConfig,
     UNetConfig,
 )
-from fewstep.batches import Batches, ImageStream
+from fewstep.batching import Batches, ImageStream
 from fewstep.data.toys import eight_gaussians
 from fewstep.denoiser import Denoiser
-from fewstep.generator import Subject
+from fewstep.generator import SampleSpec
 from fewstep.methods.circuit import CircuitMethod, CircuitMethodConfig
 from fewstep.methods.denoise import Denoise, DenoiseConfig
-from fewstep.pairs import LatentStream, PairStream
 from fewstep.parametrization import Clean, Velocity
 from fewstep.process import Flow
 from fewstep.recording import Recording, record
 from fewstep.sampling import heun, noise_from_seeds
+from fewstep.streams import PairStream, RingStream
 from fewstep.trainer import FitConfig, Training
 
-SUBJECT = Subject((2,))
-PIXELS = Subject((2, 1, 1))
+SPEC = SampleSpec((2,))
+PIXELS = SampleSpec((2, 1, 1))
 """The same points as images of two channels and one pixel, for those who work on images."""
 
 
@@ -74,12 +74,12 @@ def residuals(chunks=4, seed=0):
 def batches(method, folder=None, *, batch=512, seed=0):
     streams = {}
     if "images" in method.reads:
-        streams["images"] = ImageStream(points().view(-1, *method.subject.shape), None)
+        streams["images"] = ImageStream(points().view(-1, *method.spec.shape), None)
     if "pairs" in method.reads:
         streams["pairs"] = PairStream(store.Reader(folder))
-    if "latents" in method.reads:
-        streams["latents"] = LatentStream(store.Reader(folder))
-    return Batches(streams, method.subject, batch=batch, seed=seed)
+    if "rings" in method.reads:
+        streams["rings"] = RingStream(store.Reader(folder))
+    return Batches(streams, method.spec, batch=batch, seed=seed)
 
 
 def trained(method, folder=None, *, steps, batch=512, lr=2e-3, **fit):
@@ -94,7 +94,7 @@ def trained(method, folder=None, *, steps, batch=512, lr=2e-3, **fit):
 
 
 def train_teacher():
-    return trained(Denoise(DenoiseConfig(), fresh(), SUBJECT), steps=1500)
+    return trained(Denoise(DenoiseConfig(), fresh(), SPEC), steps=1500)
 
 
 def train_circuit():
@@ -109,7 +109,7 @@ def record_rings(circuit, folder, count=4096, chunks=4):
 
 
 def record_pairs(teacher, folder, count=8192):
-    generator = teacher.sampled(step=heun)
+    generator = teacher.with_sampler(step=heun)
     hashed = runs.weights_hash(teacher)
     for _ in record(generator, folder, Recording(count, steps=12), teacher=hashed):
         pass
@@ -118,6 +118,6 @@ def record_pairs(teacher, folder, count=8192):
 def distance(generator, steps=1, count=4000):
     """Sliced Wasserstein distance of `count` samples to as many fresh points."""
     with torch.inference_mode():
-        made = generator(noise_from_seeds(range(count), generator.subject.shape), steps=steps)
+        made = generator(noise_from_seeds(range(count), generator.spec.shape), steps=steps)
     truth = eight_gaussians().points(count, seed=1)[0].float()
     return metrics.sliced_wasserstein(made.flatten(1), truth)

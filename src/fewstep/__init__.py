@@ -22,13 +22,13 @@ _HOMES = {
     "ancestral": "sampling", "renoise": "sampling", "heun": "sampling", "multistep": "sampling",
     "corrector": "sampling",
     "Guided": "guidance", "Condition": "condition",
-    "Generator": "generator", "Subject": "generator",
+    "Generator": "generator", "SampleSpec": "generator",
     "Method": "methods.base", "Turn": "methods.base", "Loss": "methods.base",
-    "Batch": "methods.base", "Batches": "batches", "ImageStream": "batches",
+    "Batch": "methods.base", "Batches": "batching", "ImageStream": "batching",
     "fit": "trainer", "FitConfig": "trainer",
     "load": "runs", "Run": "runs",
-    "record": "recording", "Recording": "recording", "PairStream": "pairs",
-    "Yardstick": "evaluation", "Score": "scores", "Protocol": "metrics",
+    "record": "recording", "Recording": "recording", "PairStream": "streams",
+    "Evaluator": "evaluation", "Score": "scores", "EvalProtocol": "metrics",
     "InputError": "errors",
 }  # fmt: skip
 

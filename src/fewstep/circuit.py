@@ -34,26 +34,29 @@ class Circuit:
 
     def encode(self, x_t: Tensor, t: Time, *, cond: Condition | None = None) -> Latent:
         """Rin: the latent of `x_t` (b, c, h, w) at `t`."""
-        scale, level = self.denoiser.asked(t, x_t)
-        with self.denoiser.casting(x_t):
+        scale, level = self.denoiser.network_inputs(t, x_t)
+        with self.denoiser.autocast_context(x_t):
             return self.net.encode(scale * x_t, level, cond).to(scale.dtype)
 
     def advance(self, z: Latent, t: Time, s: Time, *, cond: Condition | None = None) -> Latent:
         """R: the latent at `s` from the one at `t`."""
-        (_, level), (_, level_s) = self.denoiser.asked(t, z), self.denoiser.asked(s, z)
-        with self.denoiser.casting(z):
+        (_, level), (_, level_s) = (
+            self.denoiser.network_inputs(t, z),
+            self.denoiser.network_inputs(s, z),
+        )
+        with self.denoiser.autocast_context(z):
             return self.net.advance(z, level, level_s, cond).to(z.dtype)
 
     def read(self, z: Latent, t: Time) -> Tensor:
         """Rout: the network's output from the latent at `t`, in the parametrization's terms."""
-        _, level = self.denoiser.asked(t, z)
-        with self.denoiser.casting(z):
+        _, level = self.denoiser.network_inputs(t, z)
+        with self.denoiser.autocast_context(z):
             return self.net.read(z, level).to(z.dtype)
 
     def image(self, z: Latent, t: Time) -> Tensor:
         """X0out: the image that the latent at `t` leads to."""
-        _, level = self.denoiser.asked(t, z)
-        with self.denoiser.casting(z):
+        _, level = self.denoiser.network_inputs(t, z)
+        with self.denoiser.autocast_context(z):
             return self.net.image(z, level).to(z.dtype)
 
     def states(
@@ -63,10 +66,10 @@ class Circuit:
         `times`: the latent there, and what is read from it."""
         for t, s in zip(times, [*times[1:], None], strict=True):
             z = self.encode(x, t, cond=cond)
-            said = self.denoiser.said(x, t, self.read(z, t))
+            said = self.denoiser.interpret(x, t, self.read(z, t))
             yield z, said
             if s is not None:
-                x = self.denoiser.process.noised(said.x0, said.eps, s)
+                x = self.denoiser.process.add_noise(said.x0, said.eps, s)
 
     def ring(
         self, noise: Tensor, times: list[float], *, cond: Condition | None = None

@@ -29,14 +29,14 @@ class Condition:
     def to(self, device: torch.device | str) -> "Condition":
         return Condition(self.label.to(device))
 
-    def none(self) -> "Condition":
+    def null(self) -> "Condition":
         """The same rows, asking for nothing in particular."""
         return Condition(torch.full_like(self.label, NO_LABEL))
 
-    def dropped(self, drop: Tensor) -> "Condition":
+    def drop(self, drop: Tensor) -> "Condition":
         """The same rows, unconditional where the boolean vector `drop` is true."""
         return Condition(torch.where(drop, NO_LABEL, self.label))
 
-    def joined(self, other: "Condition") -> "Condition":
+    def concat(self, other: "Condition") -> "Condition":
         """These rows, then the other's: guidance asks for both in one call."""
         return Condition(torch.cat([self.label, other.label]))

@@ -14,7 +14,7 @@ from fewstep.backbones import Backbone, with_two_times
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.parametrization import Parametrization
-from fewstep.process import Process, times_of
+from fewstep.process import Process, as_times
 
 SPAN_TOLERANCE = 1e-5
 
@@ -68,7 +68,7 @@ class Denoiser(nn.Module):
     """`backbone` under `process`, read through `parametrization`.
 
     `autocast` is the type that the backbone computes in (bf16 say); None leaves it alone.
-    `maps` says that it was trained as a flow map: samplers tell it where each step goes.
+    `is_flow_map` says that it was trained as a flow map: samplers tell it where each step goes.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Denoiser(nn.Module):
         parametrization: Parametrization,
         *,
         autocast: torch.dtype | None = None,
-        maps: bool = False,
+        is_flow_map: bool = False,
     ) -> None:
         super().__init__()
         self.backbone: Backbone = backbone
-        self.maps = maps
+        self.is_flow_map = is_flow_map
         self.process = process
         self.parametrization = parametrization
         self.autocast = autocast
@@ -97,20 +97,20 @@ class Denoiser(nn.Module):
         cond: Condition | None = None,
     ) -> Prediction:
         """Ask the network about `x_t` (b, ...) at `t`; `s` is a flow map's destination, s < t."""
-        scale, level = self.asked(t, x_t)
-        level_s = None if s is None else self.asked(s, x_t)[1]
-        with self.casting(x_t):
+        scale, level = self.network_inputs(t, x_t)
+        level_s = None if s is None else self.network_inputs(s, x_t)[1]
+        with self.autocast_context(x_t):
             output = self.backbone(scale * x_t, level, level_s=level_s, cond=cond)
-        return self.said(x_t, t, output)
+        return self.interpret(x_t, t, output)
 
-    def said(self, x_t: Tensor, t: Tensor | float, output: Tensor) -> Prediction:
+    def interpret(self, x_t: Tensor, t: Tensor | float, output: Tensor) -> Prediction:
         """A raw `output` about `x_t` at `t`, with its meaning."""
-        time = times_of(t, x_t)
+        time = as_times(t, x_t)
         alpha, sigma = self.process.at(time, like=x_t)
         output = output.to(alpha.dtype)
         return Prediction(x_t, time, output, self.process, self.parametrization, alpha, sigma)
 
-    def asked(self, t: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
+    def network_inputs(self, t: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
         """What x_t is multiplied with for the network, shaped against `like`, and its level."""
         alpha, sigma = self.process.at(t, like=like)
         level = self.parametrization.level(alpha, sigma).flatten()
@@ -122,25 +122,29 @@ class Denoiser(nn.Module):
         self, x_t: Tensor, t: Tensor | float, *, cond: Condition | None = None
     ) -> list[Tensor]:
         """The backbone's inner activations at `x_t`, in float32, for adversarial heads."""
-        scale, level = self.asked(t, x_t)
-        with self.casting(x_t):
+        scale, level = self.network_inputs(t, x_t)
+        with self.autocast_context(x_t):
             layers = self.backbone.features(scale * x_t, level, cond=cond)
         return [layer.to(scale.dtype) for layer in layers]
 
     def under(self, process: Process) -> "Denoiser":
         """The same weights under another clock; the modules are shared, not copied."""
         return Denoiser(
-            self.backbone, process, self.parametrization, autocast=self.autocast, maps=self.maps
+            self.backbone,
+            process,
+            self.parametrization,
+            autocast=self.autocast,
+            is_flow_map=self.is_flow_map,
         )
 
-    def flow_map(self) -> "Denoiser":
+    def as_flow_map(self) -> "Denoiser":
         """A network with two times in place of this one: it is to be told where to go."""
         backbone = with_two_times(self.backbone)
         return Denoiser(
-            backbone, self.process, self.parametrization, autocast=self.autocast, maps=True
+            backbone, self.process, self.parametrization, autocast=self.autocast, is_flow_map=True
         )
 
-    def casting(self, x: Tensor) -> AbstractContextManager[object]:
+    def autocast_context(self, x: Tensor) -> AbstractContextManager[object]:
         """The type that the network computes in, for what is called inside."""
         if self.autocast is None:
             return nullcontext()

@@ -21,7 +21,7 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.guidance import Guided
 from fewstep.images import to_uint8
-from fewstep.metrics import Measures, Protocol
+from fewstep.metrics import EvalProtocol, Measures
 from fewstep.process import Flow
 from fewstep.recording import class_labels, seeds
 from fewstep.runs import Run, weights_hash
@@ -29,10 +29,10 @@ from fewstep.sampling import describe_step, noise_from_seeds
 from fewstep.scores import Score, score_from
 
 
-class Yardstick:
+class Evaluator:
     """A reference set in an extractor's features: made once, then any generator against it."""
 
-    def __init__(self, images: ImageSet, protocol: Protocol) -> None:
+    def __init__(self, images: ImageSet, protocol: EvalProtocol) -> None:
         self.images = images
         self.protocol = protocol
         self.extractor = metrics.make_extractor(
@@ -61,7 +61,7 @@ class Yardstick:
     @property
     def reference(self) -> metrics.Reference:
         """The real images as the extractor sees them."""
-        return drained(self.prepare())
+        return exhaust(self.prepare())
 
     @cached_property
     def labels(self) -> list[int] | None:
@@ -88,23 +88,23 @@ class Yardstick:
 
     def score(self, generator: Generator, *, steps: int, seed: int = 0, batch: int = 500) -> Score:
         """The generator's score, its classes in turn, or in the set's shares where these differ."""
-        return drained(self.scoring(generator, steps=steps, seed=seed, batch=batch))
+        return exhaust(self.iter_score(generator, steps=steps, seed=seed, batch=batch))
 
-    def scoring(
+    def iter_score(
         self, generator: Generator, *, steps: int, seed: int = 0, batch: int = 500
     ) -> Pull[int, None, Score]:
         """As `score`, but yields how many samples are done."""
-        if generator.subject.shape != self.images.shape:
+        if generator.spec.shape != self.images.shape:
             raise InputError(
-                f"the generator makes {generator.subject.shape}, the reference set "
+                f"the generator makes {generator.spec.shape}, the reference set "
                 f"{self.images.name} holds {self.images.shape}"
             )
-        samples, classes = self.protocol.samples, generator.subject.classes
+        samples, classes = self.protocol.samples, generator.spec.classes
         own = self.labels if classes == self.images.classes else None
         asked = own or range(classes)
         # a part of the samples is like any other where each shows all classes alike
         cycle = 1 if own else max(classes, 1)
-        assessment = metrics.Assessment(self.reference, samples, cycle=cycle)
+        assessment = metrics.ScoreAccumulator(self.reference, samples, cycle=cycle)
         work = generate(generator, samples, steps=steps, seed=seed, batch=batch, labels=own)
         for rows, images in work:
             labels = torch.tensor([asked[row % len(asked)] for row in rows]) if classes else None
@@ -121,7 +121,7 @@ class Yardstick:
         return Score(
             steps=steps,
             sampler=describe_step(generator.step)["name"],
-            evaluations=evaluations(generator, steps),
+            evaluations=count_evaluations(generator, steps),
             guidance=backbone.weight if isinstance(backbone, Guided) else 1.0,
             weights=weights_hash(generator)[:16],
             samples=self.protocol.samples,
@@ -142,7 +142,7 @@ class Yardstick:
 Result = TypeVar("Result")
 
 
-def drained(work: Pull[int, None, Result], tell: Callable[[int], None] | None = None) -> Result:
+def exhaust(work: Pull[int, None, Result], tell: Callable[[int], None] | None = None) -> Result:
     """What a generator returns at its end; `tell` hears what it yields on the way."""
     while True:
         try:
@@ -187,8 +187,8 @@ def _starts(
     for first in range(0, count, batch):
         rows = range(first, min(first + batch, count))
         device = generator.device
-        noise = noise_from_seeds(seeds(seed, rows), generator.subject.shape, device=device)
-        yield rows, noise, class_labels(generator.subject.classes, rows, device, labels=labels)
+        noise = noise_from_seeds(seeds(seed, rows), generator.spec.shape, device=device)
+        yield rows, noise, class_labels(generator.spec.classes, rows, device, labels=labels)
 
 
 @torch.inference_mode()
@@ -203,7 +203,7 @@ def straightness(
     the lines' own length. It is taken under `Flow`, whatever the network's clock, by `steps` Euler
     steps, whose mean velocity is x_1 − x_0.
     """
-    flow = Generator(generator.denoiser.under(Flow()), generator.subject)
+    flow = Generator(generator.denoiser.under(Flow()), generator.spec)
     times = flow.grid(steps, flow.denoiser).tolist()
     rates = torch.tensor([*times, 0.0], dtype=torch.float64).diff().tolist()
     bend, chord = 0.0, 0.0
@@ -220,7 +220,7 @@ def straightness(
 
 
 @torch.inference_mode()
-def evaluations(generator: Generator, steps: int) -> int:
+def count_evaluations(generator: Generator, steps: int) -> int:
     """How often one image asks the network, counted on one image."""
     backbone = generator.denoiser.backbone
     each = 1
@@ -257,13 +257,13 @@ def _one_image(generator: Generator, steps: int) -> None:
         pass
 
 
-def parameters(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
     """How many numbers it has learnt."""
     return sum(p.numel() for p in module.parameters())
 
 
-def kept_score(
-    address: str | Path, yardstick: Yardstick, generator: Generator, *, steps: int, seed: int
+def cached_score(
+    address: str | Path, evaluator: Evaluator, generator: Generator, *, steps: int, seed: int
 ) -> Score | None:
     """What was measured before of just these weights, sampled in this way, by this protocol.
 
@@ -271,7 +271,7 @@ def kept_score(
     """
     if not Path(address).is_dir():
         return None
-    mine = (weights_hash(generator)[:16], *yardstick.described, steps, seed)
+    mine = (weights_hash(generator)[:16], *evaluator.described, steps, seed)
     for line in reversed(Run(address).scores()):
         if line.get("version") != metrics.VERSION or "score" not in line:
             continue

@@ -21,7 +21,7 @@ from fewstep.times import Grid, GridConfig, UniformGrid
 
 
 @dataclass(frozen=True)
-class Subject:
+class SampleSpec:
     """What is generated: the shape of one sample, and its classes (none: unconditional)."""
 
     shape: tuple[int, ...]
@@ -39,14 +39,14 @@ class Generator(nn.Module):
     def __init__(
         self,
         denoiser: Denoiser,
-        subject: Subject,
+        spec: SampleSpec,
         *,
         grid: Grid | None = None,
         step: Step = transfer,
     ) -> None:
         super().__init__()
         self.denoiser: Denoiser = denoiser
-        self.subject = subject
+        self.spec = spec
         self.grid = grid or UniformGrid()
         self.step = step
 
@@ -73,10 +73,10 @@ class Generator(nn.Module):
         return path(self.denoiser, noise, times, step=self.step, cond=cond)
 
     def _check(self, noise: Tensor, cond: Condition | None) -> None:
-        if tuple(noise.shape[1:]) != self.subject.shape:
+        if tuple(noise.shape[1:]) != self.spec.shape:
             raise InputError(
                 f"noise has shape {tuple(noise.shape)}; this generator makes "
-                f"(n, {', '.join(map(str, self.subject.shape))})"
+                f"(n, {', '.join(map(str, self.spec.shape))})"
             )
         if cond is not None:
             self.check_labels(cond.label)
@@ -100,7 +100,7 @@ class Generator(nn.Module):
 
     def check_labels(self, label: Tensor) -> None:
         """Refuse classes that it does not know; -1, no class, is always allowed."""
-        classes = self.subject.classes
+        classes = self.spec.classes
         if not classes:
             raise InputError("this generator is unconditional; ask for no label")
         low, high = int(label.min()), int(label.max())
@@ -110,18 +110,18 @@ class Generator(nn.Module):
                 f"the classes are 0 to {classes - 1}"
             )
 
-    def sampled(self, *, grid: Grid | None = None, step: Step | None = None) -> "Generator":
+    def with_sampler(self, *, grid: Grid | None = None, step: Step | None = None) -> "Generator":
         """The same denoiser, sampled otherwise.
 
         A ring's grid counts its updates: another step takes a uniform one, unless one is given.
         """
         freed = self.step is ring and step not in (None, ring)
         kept = UniformGrid() if freed else self.grid
-        return Generator(self.denoiser, self.subject, grid=grid or kept, step=step or self.step)
+        return Generator(self.denoiser, self.spec, grid=grid or kept, step=step or self.step)
 
-    def guided(self, weight: float) -> "Generator":
+    def with_guidance(self, weight: float) -> "Generator":
         """The same weights under classifier-free guidance."""
-        if not self.subject.classes:
+        if not self.spec.classes:
             raise InputError(
                 "guidance needs a class-conditional generator; this one has no classes"
             )
@@ -131,43 +131,43 @@ class Generator(nn.Module):
             inner.process,
             inner.parametrization,
             autocast=inner.autocast,
-            maps=inner.maps,
+            is_flow_map=inner.is_flow_map,
         )
-        return Generator(guided, self.subject, grid=self.grid, step=self.step)
+        return Generator(guided, self.spec, grid=self.grid, step=self.step)
 
     def describe(self) -> dict[str, Any]:
         """Everything but the weights, as JSON; `from_description` reads it back."""
         backbone = self.denoiser.backbone
         return {
-            "subject": asdict(self.subject),
+            "spec": asdict(self.spec),
             "backbone": asdict(backbone.config),
             "guidance": backbone.weight if isinstance(backbone, Guided) else 1.0,
             "process": asdict(self.denoiser.process),
             "parametrization": asdict(self.denoiser.parametrization),
             "step": describe_step(self.step),
             "grid": asdict(self.grid),
-            **({"maps": True} if self.denoiser.maps else {}),
+            **({"is_flow_map": True} if self.denoiser.is_flow_map else {}),
         }
 
 
 @dataclass(frozen=True)
 class _Description:
-    subject: Subject
+    spec: SampleSpec
     backbone: backbones.BackboneConfig
     guidance: float
     process: AnyProcess
     parametrization: AnyParametrization
     step: dict[str, Any]
     grid: GridConfig
-    maps: bool = False
+    is_flow_map: bool = False
 
 
 def from_description(description: dict[str, Any]) -> Generator:
     """A generator with untrained weights, as `Generator.describe` told it."""
     told = TypeAdapter(_Description).validate_python(description)
-    subject = told.subject
-    backbone = backbones.build(told.backbone, shape=subject.shape, classes=subject.classes)
-    denoiser = Denoiser(backbone, told.process, told.parametrization, maps=told.maps)
+    spec = told.spec
+    backbone = backbones.build(told.backbone, shape=spec.shape, classes=spec.classes)
+    denoiser = Denoiser(backbone, told.process, told.parametrization, is_flow_map=told.is_flow_map)
     step = named_step(told.step["name"], **{k: v for k, v in told.step.items() if k != "name"})
-    generator = Generator(denoiser, subject, grid=told.grid, step=step)
-    return generator if told.guidance == 1.0 else generator.guided(told.guidance)
+    generator = Generator(denoiser, spec, grid=told.grid, step=step)
+    return generator if told.guidance == 1.0 else generator.with_guidance(told.guidance)

@@ -37,7 +37,7 @@ class Guided(Backbone):
             _twice(x),
             _twice(level),
             level_s=None if level_s is None else _twice(level_s),
-            cond=cond.joined(cond.none()),
+            cond=cond.concat(cond.null()),
         )
         asked, free = both.chunk(2)
         return self.weight * asked + (1 - self.weight) * free

@@ -17,19 +17,19 @@ Rows = Float[Tensor, " b"]
 Distance = Callable[[Tensor, Tensor], Rows]
 
 
-def square_error(a: Float[Tensor, "b ..."], b: Float[Tensor, "b ..."]) -> Rows:
+def squared_error(a: Float[Tensor, "b ..."], b: Float[Tensor, "b ..."]) -> Rows:
     """The mean square difference of each row."""
     return (a - b).square().flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
-class SquareError:
+class SquaredError:
     """The mean square difference."""
 
     name: Literal["mse"] = "mse"
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        return square_error(a, b)
+        return squared_error(a, b)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Lpips:
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         seen = _lpips(self.trunk, self.size, str(a.device))
-        return seen.loss(a, b) + self.mse * square_error(a, b)
+        return seen.loss(a, b) + self.mse * squared_error(a, b)
 
     @property
     def hash(self) -> str:
@@ -103,10 +103,10 @@ class Features:
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         seen = metrics.FeatureDistance(self._maps)
-        return seen.loss(a, b) + self.mse * square_error(a, b)
+        return seen.loss(a, b) + self.mse * squared_error(a, b)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
-        return _features(self.extractor, self.weights).maps((images + 1) * 127.5)
+        return _features(self.extractor, self.weights).feature_maps((images + 1) * 127.5)
 
     @property
     def hash(self) -> str:
@@ -114,13 +114,13 @@ class Features:
         return _features(self.extractor, self.weights).hash
 
 
-PointConfig = SquareError | AbsoluteError | PseudoHuber
+PointConfig = SquaredError | AbsoluteError | PseudoHuber
 """Distances of any numbers."""
-DistanceConfig = SquareError | AbsoluteError | PseudoHuber | Lpips | Features
+DistanceConfig = SquaredError | AbsoluteError | PseudoHuber | Lpips | Features
 """Distances of images."""
 
 
-def of_images(config: Any, classifier: Callable[[], Path]) -> Any:
+def bind_classifier(config: Any, classifier: Callable[[], Path]) -> Any:
     """A method's config with `features` of the classifier bound to the file of the run's images.
 
     `classifier()` is that file, asked for only where it is needed.
@@ -158,7 +158,7 @@ def _lpips(trunk: str, size: int | None, device: str) -> metrics.Lpips:
 @lru_cache(maxsize=4)
 def _features(extractor: str, weights: str | None) -> metrics.Extractor:
     if extractor != "classifier":
-        return metrics.published(extractor)
+        return metrics.load_pretrained(extractor)
     if weights is None:
         raise InputError("a features loss of a classifier needs weights: its file")
     return metrics.read_classifier(Path(weights))

@@ -51,21 +51,21 @@ class Process(ABC):
         `t` is one number for all rows or a vector (b,). The only place that shapes times: a vector
         against (b, 3, 32, 32) would silently run along the width when b is 32.
         """
-        time = times_of(t, like)
-        return shaped(self.alpha(time), like), shaped(self.sigma(time), like)
+        time = as_times(t, like)
+        return broadcast_to(self.alpha(time), like), broadcast_to(self.sigma(time), like)
 
     def rates_at(self, t: Tensor | float, *, like: Tensor) -> tuple[Tensor, Tensor]:
         """The rates at `t`, shaped as `at` shapes alpha and sigma."""
-        alpha_rate, sigma_rate = self.rates(times_of(t, like))
-        return shaped(alpha_rate, like), shaped(sigma_rate, like)
+        alpha_rate, sigma_rate = self.rates(as_times(t, like))
+        return broadcast_to(alpha_rate, like), broadcast_to(sigma_rate, like)
 
-    def noised(self, x0: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
         """x_t = alpha·x0 + sigma·eps."""
         alpha, sigma = self.at(t, like=x0)
         return alpha * x0 + sigma * eps
 
 
-def times_of(t: Tensor | float, like: Tensor) -> Tensor:
+def as_times(t: Tensor | float, like: Tensor) -> Tensor:
     """`t` as one time a row of `like`, in float32 or better."""
     if not isinstance(t, Tensor):
         t = torch.tensor(float(t), dtype=torch.float64)
@@ -80,7 +80,7 @@ def times_of(t: Tensor | float, like: Tensor) -> Tensor:
     return time
 
 
-def shaped(values: Tensor, like: Tensor) -> Tensor:
+def broadcast_to(values: Tensor, like: Tensor) -> Tensor:
     """One value a row, as (b, 1, ...) against `like`, in float32 or the better type of `like`."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     return values.to(dtype).reshape(-1, *[1] * (like.ndim - 1))

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from fewstep import methods
 from fewstep.backbones import BackboneConfig
 from fewstep.errors import InputError, did_you_mean
-from fewstep.metrics import Protocol, protocol
+from fewstep.metrics import EvalProtocol, protocol
 from fewstep.metrics.resize import Resize
 from fewstep.parametrization import AnyParametrization
 from fewstep.process import AnyProcess
@@ -144,7 +144,7 @@ class EvaluateConfig:
         _ = self.measured  # a mistake in it is told now
 
     @property
-    def measured(self) -> Protocol:
+    def measured(self) -> EvalProtocol:
         """The protocol with what is changed of it."""
         return protocol(self.protocol).changed(
             samples=self.samples, extractor=self.extractor, resize=self.resize

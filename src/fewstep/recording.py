@@ -16,11 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep import __version__, background, distributed, store
+from fewstep import __version__, distributed, store, threads
 from fewstep.circuit import Circuit
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
+from fewstep.generator import Generator, SampleSpec
 from fewstep.sampling import DETERMINISTIC, describe_step, noise_from_seeds
 from fewstep.store import Address
 
@@ -42,7 +42,7 @@ class Recording:
     """What is recorded of a generator, and how it lies on disk."""
 
     count: int
-    """Pairs."""
+    """PairBatch."""
     steps: int
     """Of the generator's sampler."""
     states: int = 0
@@ -81,15 +81,15 @@ class Recording:
         """The grid's points whose states are kept."""
         return [round(k * self.steps / (self.states + 1)) for k in range(1, self.states + 1)]
 
-    def schema(self, subject: Subject, latent: tuple[int, ...] = ()) -> Mapping[str, store.Codec]:
+    def schema(self, spec: SampleSpec, latent: tuple[int, ...] = ()) -> Mapping[str, store.Codec]:
         """The tensors of a record of samples of this subject, and of a latent of that shape."""
-        shape = subject.shape
+        shape = spec.shape
         # images lose nothing that their pixels could show; points are not pixels
         name = self.codec or ("f16" if self.chunks else "u8" if len(shape) == 3 else "raw")
         image, number = _codec(name, shape, channels=1), store.Raw(torch.int64)
         if self.chunks:
             sums = (self.chunks, *latent)
-            labels = {"label": number} if subject.classes else {}  # the published files know none
+            labels = {"label": number} if spec.classes else {}  # the published files know none
             return labels | {
                 "noise": store.F16(shape),
                 "x0": image,
@@ -160,7 +160,7 @@ def _written(
 ) -> Pull[range]:
     """Make and write each missing shard; yields the rows just made."""
     # encoding, compressing and the disk are hidden behind the next shard's computing
-    with background.workers(1) as pool:
+    with threads.workers(1) as pool:
         writing: Future[None] | None = None
         for rows in missing:
             parts: list[dict[str, Tensor]] = []
@@ -194,7 +194,7 @@ def _writer(
     rows = _shard_rows(generator, told)
     return store.Writer(
         folder,
-        schema=told.schema(generator.subject, _latent(generator, told)),
+        schema=told.schema(generator.spec, _latent(generator, told)),
         count=told.count,
         # whole tiles, where it holds one: nothing is computed for two shards, maybe of two ranks
         shard_size=rows // tile * tile or rows,
@@ -208,7 +208,7 @@ def _latent(generator: Generator, told: Recording) -> tuple[int, ...]:
 
 def _shard_rows(generator: Generator, told: Recording) -> int:
     """Records of which a shard can hold at most so many."""
-    row = 4 * torch.Size(generator.subject.shape).numel() * (1 + told.states)
+    row = 4 * torch.Size(generator.spec.shape).numel() * (1 + told.states)
     if told.chunks:
         row += 4 * torch.Size(_latent(generator, told)).numel() * (1 + told.chunks)
     return max(1, min(told.shard, SHARD_BYTES // row))
@@ -240,7 +240,7 @@ class Tiles:
         self.generator = generator
         self.told = told
         roomy = generator.device.type != "cpu"
-        rows = (2**20 if roomy else 2**17) // torch.Size(generator.subject.shape).numel()
+        rows = (2**20 if roomy else 2**17) // torch.Size(generator.spec.shape).numel()
         if told.chunks:  # latents are many times larger than their images
             rows = min(rows, _shard_rows(generator, told))
         self.size: int = max(1, min(512 if roomy else 128, 2 ** (max(rows, 1).bit_length() - 1)))
@@ -268,8 +268,8 @@ class Tiles:
     def _computed(self, rows: range) -> dict[str, Tensor]:
         generator, told = self.generator, self.told
         keys = seeds(told.seed, rows, first=FIRST_SEED)
-        noise = noise_from_seeds(keys, generator.subject.shape, device=generator.device)
-        cond = class_labels(generator.subject.classes, rows, generator.device)
+        noise = noise_from_seeds(keys, generator.spec.shape, device=generator.device)
+        cond = class_labels(generator.spec.classes, rows, generator.device)
         label = torch.full((len(rows),), NO_LABEL) if cond is None else cond.label
         if told.chunks:
             rung = self._rung(noise.half().float(), cond)

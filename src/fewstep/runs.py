@@ -108,7 +108,7 @@ class Run:
         """The scores that were kept of these weights or earlier ones, oldest first."""
         return _lines(self.scores_file)
 
-    def keep_score(self, line: Mapping[str, Any]) -> None:
+    def append_score(self, line: Mapping[str, Any]) -> None:
         """Append one score, with what it belongs to, to scores.jsonl."""
         _append(self.scores_file, line)
 

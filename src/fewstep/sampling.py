@@ -26,7 +26,7 @@ from fewstep.denoiser import Denoiser, Prediction, check_times
 from fewstep.errors import InputError
 
 
-class Draws:
+class RowNoise:
     """Standard normal noise for each row, from the row's own seed.
 
     A row's numbers depend on its seed and on how many were drawn before, never on the batch it is
@@ -63,12 +63,12 @@ def _normal(seeds: Sequence[int], draw: int, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(rows)
 
 
-class Walk(NamedTuple):
+class StepContext(NamedTuple):
     """What a step needs beside the state: the model, the condition, noise, and its own memory."""
 
     model: Denoiser
     cond: Condition | None
-    draws: Draws
+    draws: RowNoise
     memory: Any = None
 
     def ask(self, x_t: Tensor, t: float) -> Prediction:
@@ -77,17 +77,17 @@ class Walk(NamedTuple):
 
     def go(self, x_t: Tensor, t: float, s: float | None) -> Prediction:
         """As `ask`, but a flow map is asked about the way to `s`, or to the image for None."""
-        if not self.model.maps:
+        if not self.model.is_flow_map:
             return self.ask(x_t, t)
         return self.model(x_t, t, s=self.model.span[0] if s is None else s, cond=self.cond)
 
 
-Step = Callable[[Walk, Tensor, float, float | None], tuple[Tensor, Any]]
+Step = Callable[[StepContext, Tensor, float, float | None], tuple[Tensor, Any]]
 """From x_t at t to s, or to the image where s is None; the second result is the step's memory."""
 
 
 def transfer(
-    walk: Walk, x_t: Tensor, t: float, s: float | None, *, clip: float | None = None
+    walk: StepContext, x_t: Tensor, t: float, s: float | None, *, clip: float | None = None
 ) -> tuple[Tensor, Any]:
     """Keep the predicted noise: DDIM, and Euler under `Flow` and `VE`.  Song et al. 2010.02502.
 
@@ -97,7 +97,7 @@ def transfer(
 
 
 def renoise(
-    walk: Walk,
+    walk: StepContext,
     x_t: Tensor,
     t: float,
     s: float | None,
@@ -127,7 +127,7 @@ def _clipped(x0: Tensor, clip: float | None) -> Tensor:
 
 
 def ancestral(
-    walk: Walk,
+    walk: StepContext,
     x_t: Tensor,
     t: float,
     s: float | None,
@@ -157,7 +157,7 @@ def ancestral(
     return mean + spread * walk.draws.like(x_t), None
 
 
-def heun(walk: Walk, x_t: Tensor, t: float, s: float | None) -> tuple[Tensor, Any]:
+def heun(walk: StepContext, x_t: Tensor, t: float, s: float | None) -> tuple[Tensor, Any]:
     """Second order: the mean of the slopes at both ends; the last step is Euler's.
 
     Karras et al. 2022, arXiv:2206.00364, algorithm 1.
@@ -170,7 +170,7 @@ def heun(walk: Walk, x_t: Tensor, t: float, s: float | None) -> tuple[Tensor, An
     return x_t + 0.5 * (s - t) * (slope + ahead.velocity), None
 
 
-def multistep(walk: Walk, x_t: Tensor, t: float, s: float | None) -> tuple[Tensor, Any]:
+def multistep(walk: StepContext, x_t: Tensor, t: float, s: float | None) -> tuple[Tensor, Any]:
     """DPM-Solver++ (2M): second order from the last two predictions.  Lu et al. 2211.01095."""
     said = walk.ask(x_t, t)
     if s is None:
@@ -189,7 +189,7 @@ def multistep(walk: Walk, x_t: Tensor, t: float, s: float | None) -> tuple[Tenso
 
 
 def corrector(
-    walk: Walk, x_t: Tensor, t: float, s: float | None, *, snr: float = 0.16
+    walk: StepContext, x_t: Tensor, t: float, s: float | None, *, snr: float = 0.16
 ) -> tuple[Tensor, Any]:
     """A transfer step, then one Langevin step at its end, its length set by `snr` row by row.
 
@@ -205,7 +205,7 @@ def corrector(
     return x_s - length * said.sigma * said.eps + torch.sqrt(2 * length) * said.sigma * z, None
 
 
-def ring(walk: Walk, x_t: Tensor, t: float, s: float | None) -> tuple[Tensor, Any]:
+def ring(walk: StepContext, x_t: Tensor, t: float, s: float | None) -> tuple[Tensor, Any]:
     """A circuit's own way: encoded once, advanced in the latent, read once at the end of the span.
 
     The states on the way are latents: what is given for x_s is x_t itself, at the last step the
@@ -272,7 +272,7 @@ def path(
     if (grid.diff() >= 0).any():
         raise InputError("sampling times must fall from noise to data")
     seeds = range(seed, seed + len(noise)) if isinstance(seed, int) else seed
-    walk = Walk(model, cond, Draws(seeds))
+    walk = StepContext(model, cond, RowNoise(seeds))
     points: list[float] = grid.tolist()
     _, sigma = model.process.at(points[0], like=noise)
     x: Tensor = sigma * noise

@@ -88,8 +88,8 @@ def score_from(table: Mapping[str, Any]) -> Score:
     return Score(**own, measures=Measures(**{k: v for k, v in table.items() if k in names}))
 
 
-def keep_score(address: str | Path, score: Score) -> None:
+def append_score(address: str | Path, score: Score) -> None:
     """Keep it in the run's folder, if it is one that may be written to."""
     if Path(address).is_dir():
         with suppress(OSError):
-            Run(address).keep_score({"version": metrics.VERSION, "score": score.table()})
+            Run(address).append_score({"version": metrics.VERSION, "score": score.table()})

@@ -184,7 +184,7 @@ GridConfig = UniformGrid | KarrasGrid | FixedGrid
 
 
 @dataclass(frozen=True)
-class Shrinking:
+class EctLevels:
     """ECT's rule: r = t·(1 − q^−(stage+1)·(1 + k·sigmoid(−b·t)))."""
 
     name: Literal["ect"] = "ect"
@@ -215,7 +215,7 @@ class Shrinking:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class DiscreteLevels:
     """N levels, evenly spaced in ratio^(1/7); the pair are those around the level drawn.
 
     With s0 = `first`, s1 = `last`, K = `length`: `double` is iCT's, min(s0·2^⌊step/K'⌋, s1) + 1,
@@ -262,5 +262,5 @@ class Ladder:
         return t.to(ratio), r.to(ratio), (t - r).to(ratio)
 
 
-LevelsConfig = Shrinking | Ladder
+LevelsConfig = EctLevels | DiscreteLevels
 """The two levels of a consistency loss."""

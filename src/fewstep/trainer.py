@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep import distributed, ema
-from fewstep.batches import Batches
+from fewstep.batching import Batches
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator

@@ -77,7 +77,7 @@ def test_what_was_measured_is_not_measured_again(teacher, student, tmp_path, cap
     def never(*args, **kwargs):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("fewstep.evaluation.Yardstick.scoring", never)
+    monkeypatch.setattr("fewstep.evaluation.Evaluator.iter_score", never)
     again = compared(capsys, teacher, student, *out)
     assert main(["evaluate", student, "--json", *QUICK, "--steps", "1"]) == 0
     for name in first:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.cli import demo, main
-from fewstep.metrics import Protocol
+from fewstep.metrics import EvalProtocol
 from fewstep.recipe import preset_names, read
 
 
@@ -17,7 +17,7 @@ def short(monkeypatch):
     quick = {name: (*small, *(backbone if name == "teacher" else ())) for name in demo.QUICK}
     monkeypatch.setattr(demo, "QUICK", quick)
     monkeypatch.setattr(demo, "PAIRS", {"quick": 16, "all": 16})
-    monkeypatch.setattr("fewstep.metrics.protocol", lambda _: Protocol(20, "pixels"))
+    monkeypatch.setattr("fewstep.metrics.protocol", lambda _: EvalProtocol(20, "pixels"))
 
 
 def test_it_ends_in_a_report_that_says_what_was_left(short, tmp_path, capsys):

@@ -16,7 +16,7 @@ from fewstep import runs, store
 from fewstep.backbones import UNetConfig, build
 from fewstep.cli import main
 from fewstep.denoiser import Denoiser
-from fewstep.generator import Generator, Subject
+from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
 from fewstep.store import circuits
@@ -34,7 +34,7 @@ def teacher(tmp_path_factory):
         network = build(config, shape=(1, 8, 8), classes=3)
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
-    generator = Generator(Denoiser(network, Flow(), Velocity()), Subject((1, 8, 8), 3))
+    generator = Generator(Denoiser(network, Flow(), Velocity()), SampleSpec((1, 8, 8), 3))
     runs.save_generator(path, generator, None, {})
     return str(path)
 

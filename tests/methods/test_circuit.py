@@ -11,25 +11,27 @@ from fewstep.circuit import Circuit
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.evaluation import evaluations
-from fewstep.generator import Generator, Subject
-from fewstep.methods.base import Batch, Examples
+from fewstep.evaluation import count_evaluations
+from fewstep.generator import Generator, SampleSpec
+from fewstep.methods.base import Batch, ImageBatch
 from fewstep.methods.circuit import CircuitMethod, CircuitMethodConfig
 from fewstep.parametrization import Eps, Velocity
 from fewstep.process import Flow, LinearBetas
 from fewstep.sampling import noise_from_seeds, ring, transfer
 
-SUBJECT = Subject((1, 8, 8))
+SPEC = SampleSpec((1, 8, 8))
 
 
 def build(seed=0, shake=0.1, **settings):
     student = Denoiser(circuit(seed, classes=0, shake=shake), Flow(), Velocity())
-    return CircuitMethod(CircuitMethodConfig(**{"steps": 12, **settings}), student, SUBJECT)
+    return CircuitMethod(CircuitMethodConfig(**{"steps": 12, **settings}), student, SPEC)
 
 
 def batch(rows=4, step=0):
-    images = Examples(torch.randn(rows, 1, 8, 8, generator=torch.Generator().manual_seed(1)), None)
-    made = Batch(7, step, 0, rows, rows, SUBJECT, torch.device("cpu"), {"images": images})
+    images = ImageBatch(
+        torch.randn(rows, 1, 8, 8, generator=torch.Generator().manual_seed(1)), None
+    )
+    made = Batch(7, step, 0, rows, rows, SPEC, torch.device("cpu"), {"images": images})
     made.begin("student", 0)
     return made
 
@@ -43,7 +45,7 @@ def test_depth_0_is_the_plain_loss_of_both_read_outs():
     t = 1 - (again.rand() * 13).long() / 12
     x0 = again.images.x0
     eps = again.randn_like(x0)
-    x_t = Flow().noised(x0, eps, t)
+    x_t = Flow().add_noise(x0, eps, t)
     said = method.student(x_t, t)
     main = (said.output - (eps - x0)).square().mean()
     picture = Circuit(method.student).image(Circuit(method.student).encode(x_t, t), t)
@@ -65,11 +67,11 @@ def test_each_depth_compares_with_the_networks_own_sampler():
         told.shared_rand()
     anywhere = 1 - (told.rand() * 13).long() / 12
     eps = told.randn_like(x0)
-    x_t = Flow().noised(x0, eps, anywhere)
+    x_t = Flow().add_noise(x0, eps, anywhere)
     first = (told.rand() * 7).long()
     t = [1 - (first + k) / 12 for k in range(7)]
     net, model = Circuit(method.student), method.student
-    x = [Flow().noised(x0, told.randn_like(x0), t[0])]
+    x = [Flow().add_noise(x0, told.randn_like(x0), t[0])]
     for k in range(6):
         velocity = model(x[k], t[k]).velocity  # Euler's step is DDIM's under Flow
         x.append(x[k] + (t[k + 1] - t[k]).view(-1, 1, 1, 1) * velocity)
@@ -200,7 +202,7 @@ def test_phases_are_the_plain_loss_and_then_chains():
 def test_the_ring_is_the_updates_and_one_reading():
     method = build()
     generator = method.generator().eval()
-    noise = noise_from_seeds(range(3), SUBJECT.shape)
+    noise = noise_from_seeds(range(3), SPEC.shape)
     with torch.inference_mode():
         made = generator(noise, steps=12)
         net = Circuit(generator.denoiser)
@@ -209,11 +211,11 @@ def test_the_ring_is_the_updates_and_one_reading():
             z = net.advance(z, 1 - k / 12, 1 - (k + 1) / 12)
         torch.testing.assert_close(made, net.image(z, 0.0))
         # and any sampler works on what Rout says
-        ordinary = generator.sampled(step=transfer)
-        assert generator.sampled(step=ring).grid is generator.grid
+        ordinary = generator.with_sampler(step=transfer)
+        assert generator.with_sampler(step=ring).grid is generator.grid
         other = ordinary(noise, steps=5)
     # a call of either trunk is an evaluation
-    assert (evaluations(generator, 12), evaluations(ordinary, 5)) == (13, 5)
+    assert (count_evaluations(generator, 12), count_evaluations(ordinary, 5)) == (13, 5)
     assert other.isfinite().all() and (other - made).abs().max() > 1e-3
 
 
@@ -231,9 +233,9 @@ def test_the_average_follows_the_student():
 
 
 def test_labels_are_dropped_where_asked(monkeypatch):
-    images = Examples(torch.randn(64, 1, 8, 8), Condition(torch.arange(64) % 3))
-    subject = Subject((1, 8, 8), 3)
-    told = Batch(7, 0, 0, 64, 64, subject, torch.device("cpu"), {"images": images})
+    images = ImageBatch(torch.randn(64, 1, 8, 8), Condition(torch.arange(64) % 3))
+    spec = SampleSpec((1, 8, 8), 3)
+    told = Batch(7, 0, 0, 64, 64, spec, torch.device("cpu"), {"images": images})
     seen = []
     encode = Circuit.encode
 
@@ -247,7 +249,7 @@ def test_labels_are_dropped_where_asked(monkeypatch):
         config = CircuitMethodConfig(steps=4, label_dropout=share)
         seen.clear()
         told.begin("student", 0)
-        CircuitMethod(config, student, subject).student_loss(told)
+        CircuitMethod(config, student, spec).student_loss(told)
         shares = [float(none.float().mean()) for none in seen]
         assert all(abs(found - share) <= 0.2 * (share > 0) for found in shares)
         # all of a chain alike
@@ -271,13 +273,15 @@ def test_what_cannot_be_is_refused():
         CircuitMethodConfig(steps=4, decay=5.0)
     blind = Denoiser(circuit(classes=0), Flow(), Eps(Flow()))
     with pytest.raises(InputError, match="eps tells no image"):
-        CircuitMethod(CircuitMethodConfig(steps=4), blind, SUBJECT)
+        CircuitMethod(CircuitMethodConfig(steps=4), blind, SPEC)
     seeing = Denoiser(circuit(classes=0), LinearBetas(), Eps(LinearBetas()))
-    CircuitMethod(CircuitMethodConfig(steps=4), seeing, SUBJECT)
+    CircuitMethod(CircuitMethodConfig(steps=4), seeing, SPEC)
     with pytest.raises(InputError, match="not all of them 0"):
         CircuitMethodConfig(depths=(0.0,))
     with pytest.raises(InputError, match="needs a circuit"):
-        CircuitMethod(CircuitMethodConfig(steps=4), toy.fresh(), toy.SUBJECT)
-    guided = Generator(Denoiser(circuit(), Flow(), Velocity()), Subject((1, 8, 8), 3)).guided(2.0)
+        CircuitMethod(CircuitMethodConfig(steps=4), toy.fresh(), toy.SPEC)
+    guided = Generator(
+        Denoiser(circuit(), Flow(), Velocity()), SampleSpec((1, 8, 8), 3)
+    ).with_guidance(2.0)
     with pytest.raises(InputError, match="guidance"):
-        guided.sampled(step=ring)(torch.randn(1, 1, 8, 8), steps=2)
+        guided.with_sampler(step=ring)(torch.randn(1, 1, 8, 8), steps=2)

@@ -10,22 +10,22 @@ import analytic
 import toy
 from fewstep import backbones
 from fewstep.backbones import Backbone, UNetConfig
-from fewstep.batches import Batches, ImageStream
+from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject, from_description
-from fewstep.losses import SquareError
+from fewstep.generator import Generator, SampleSpec, from_description
+from fewstep.losses import SquaredError
 from fewstep.methods.base import Batch
 from fewstep.methods.consistency import Consistency, ConsistencyConfig
 from fewstep.parametrization import EDM, Eps, Velocity
 from fewstep.process import VE, VP, Flow
-from fewstep.sampling import Draws, Walk, heun, noise_from_seeds, transfer
-from fewstep.times import FixedGrid, Karras, Ladder, LogNormal, Shrinking
+from fewstep.sampling import RowNoise, StepContext, heun, noise_from_seeds, transfer
+from fewstep.times import DiscreteLevels, EctLevels, FixedGrid, Karras, LogNormal
 from fewstep.trainer import FitConfig, Training
 
 SHAPE = (2,)
-SUBJECT = Subject(SHAPE)
-CD18 = Ladder(growth="fixed", first=18)
+SPEC = SampleSpec(SHAPE)
+CD18 = DiscreteLevels(growth="fixed", first=18)
 
 
 def batch(rows=64, x0=None, step=0):
@@ -33,7 +33,7 @@ def batch(rows=64, x0=None, step=0):
     if x0 is None:
         noise = torch.randn(2048, *SHAPE, generator=torch.Generator().manual_seed(5))
         x0 = analytic.MEAN + analytic.SPREAD * noise
-    (only,) = Batches({"images": ImageStream(x0, None)}, SUBJECT, batch=rows, seed=0).step(step)
+    (only,) = Batches({"images": ImageStream(x0, None)}, SPEC, batch=rows, seed=0).step(step)
     only.begin("student", 0)
     return only
 
@@ -43,11 +43,11 @@ def on_path(process, parametrization):
 
 
 def teacher(process=None, parametrization=None):
-    return Generator(analytic.exact(process or VE(), parametrization or EDM(), SHAPE), SUBJECT)
+    return Generator(analytic.exact(process or VE(), parametrization or EDM(), SHAPE), SPEC)
 
 
 def consistency(student, guide=None, **settings):
-    return Consistency(ConsistencyConfig(**settings), student, SUBJECT, teacher=guide)
+    return Consistency(ConsistencyConfig(**settings), student, SPEC, teacher=guide)
 
 
 # levels
@@ -60,7 +60,7 @@ def test_a_uniform_number_of_exactly_zero_does_no_harm():
         def rand(self):
             return torch.zeros_like(super().rand())
 
-    method = Consistency(ConsistencyConfig(), toy.fresh(), toy.SUBJECT)
+    method = Consistency(ConsistencyConfig(), toy.fresh(), toy.SPEC)
     (only,) = toy.batches(method, batch=8).step(0)
     only.__class__ = Zero
     only.begin("student", 0)
@@ -69,7 +69,7 @@ def test_a_uniform_number_of_exactly_zero_does_no_harm():
 
 def test_the_doubling_ladder_grows_as_published():
     """iCT: 11, 21, 41, … 1281 in eight equal stretches of 400,000 steps."""
-    ladder = Ladder()
+    ladder = DiscreteLevels()
     published = [11, 21, 41, 81, 161, 321, 641, 1281]
     for stretch, count in enumerate(published):
         first, last = 50_000 * stretch, 50_000 * (stretch + 1) - 1
@@ -79,7 +79,7 @@ def test_the_doubling_ladder_grows_as_published():
 
 def test_the_root_ladder_is_the_formula():
     """CT: N(k) = ceil(sqrt(k/K·((s1 + 1)² − s0²) + s0²) − 1) + 1, from 2 to 151."""
-    ladder = Ladder(growth="root", first=2, last=150, length=800_000)
+    ladder = DiscreteLevels(growth="root", first=2, last=150, length=800_000)
     for k in (0, 1, 999, 200_000, 600_001, 800_000):
         root = math.sqrt(k / 800_000 * (151**2 - 4) + 4)
         assert ladder.count(k) == math.ceil(root - 1) + 1
@@ -93,7 +93,7 @@ def karras(count, low=0.002, high=80.0):
 
 
 def test_log_normal_levels_on_the_ladder_are_the_discretised_log_normal():
-    method = consistency(on_path(VE(), EDM()), levels=Ladder())
+    method = consistency(on_path(VE(), EDM()), levels=DiscreteLevels())
     student, rungs = method.student, karras(11)
     ratio = student.process.ratio(LogNormal(mean=-1.1, std=2.0).times(torch.rand(200_000), student))
     upper, lower, gap = method.config.levels.around(ratio, 0, method.ends)
@@ -118,7 +118,7 @@ def test_the_karras_density_draws_all_intervals_alike():
 
 @pytest.mark.parametrize("clock", ["ratio", "flow"])
 def test_ects_rule_is_the_formula(clock):
-    levels = Shrinking(clock=clock, q=4.0, k=8.0, b=1.5, double_every=100)
+    levels = EctLevels(clock=clock, q=4.0, k=8.0, b=1.5, double_every=100)
     ratio = torch.tensor([0.01, 0.3, 2.0, 70.0], dtype=torch.float64)
     upper, lower, gap = levels.around(ratio, 250, [0.0, math.inf])  # the third stage
     t = ratio if clock == "ratio" else ratio / (1 + ratio)
@@ -138,9 +138,9 @@ def test_the_teachers_step_is_the_samplers(process, solver, step):
     method = consistency(on_path(process, EDM()), guide, source="teacher", solver=solver)
     t, r = (float(process.time(torch.tensor(ratio))) for ratio in (2.0, 0.7))
     x_t = noise_from_seeds(range(5), SHAPE)
-    walk = Walk(guide.denoiser.under(process), None, Draws([]))
+    walk = StepContext(guide.denoiser.under(process), None, RowNoise([]))
     wanted, _ = step(walk, x_t, t, r)
-    found = method.led(x_t, torch.full((5,), t), torch.full((5,), r), batch(5))
+    found = method.teacher_step(x_t, torch.full((5,), t), torch.full((5,), r), batch(5))
     torch.testing.assert_close(found, wanted)
 
 
@@ -157,8 +157,8 @@ def test_a_solver_asks_the_teacher_once_or_twice():
     "process, parametrization", [(VE(), EDM()), (Flow(), Velocity()), (VP(), EDM())]
 )
 def test_the_exact_student_has_no_loss_on_the_teachers_path(process, parametrization):
-    settings = {"source": "teacher", "levels": Ladder(growth="fixed", first=400)}
-    settings |= {"weight": "none", "loss": SquareError(), "density": Karras()}
+    settings = {"source": "teacher", "levels": DiscreteLevels(growth="fixed", first=400)}
+    settings |= {"weight": "none", "loss": SquaredError(), "density": Karras()}
     student = on_path(process, parametrization)
     exact = consistency(student, teacher(), **settings).student_loss(batch(), 0).value
     other = analytic.exact(process, parametrization, SHAPE)
@@ -188,15 +188,15 @@ def test_distillation_from_an_exact_teacher_ends_at_the_solvers_map(solver):
     """Each rung's answer is the composition of the steps below it; Heun's is the true flow's."""
     rungs = karras(10, 0.05, 3.0).float()
     student, guide = Denoiser(PerRung(rungs), VE(), EDM()), teacher()
-    levels = Ladder(growth="fixed", first=10, ratios=(0.05, 3.0))
+    levels = DiscreteLevels(growth="fixed", first=10, ratios=(0.05, 3.0))
     settings = {"source": "teacher", "solver": solver, "levels": levels, "density": Karras()}
-    method = consistency(student, guide, weight="none", loss=SquareError(), **settings)
+    method = consistency(student, guide, weight="none", loss=SquaredError(), **settings)
     streams = {"images": ImageStream(batch(2048).images.x0, None)}
     fit = FitConfig(steps=350, batch=64, lr=0.1, schedule="cosine", ema_halflife=64, clip=0.0)
-    for _ in Training(method, Batches(streams, SUBJECT, batch=64, seed=0), fit):
+    for _ in Training(method, Batches(streams, SPEC, batch=64, seed=0), fit):
         pass
     step = {"euler": transfer, "heun": heun}[solver]
-    walk, errors = Walk(guide.denoiser, None, Draws([])), []
+    walk, errors = StepContext(guide.denoiser, None, RowNoise([])), []
     for top in (1, 3, 6, 9):
         t, x_t = float(rungs[top]) / 80, rungs[top] * torch.tensor([[-1.0, 0.5], [1.5, 0.0]])
         led = x_t
@@ -206,7 +206,7 @@ def test_distillation_from_an_exact_teacher_ends_at_the_solvers_map(solver):
             said = method.student(x_t, t).x0
         assert (said - led).abs().max() < 0.01, (top, said, led)
         one = torch.ones(1)
-        true = analytic.flow_map(x_t, one, rungs[top], one, rungs[0])
+        true = analytic.as_flow_map(x_t, one, rungs[top], one, rungs[0])
         errors.append(float((said - true).abs().max()))
     assert (max(errors) < 0.03) == (solver == "heun"), errors
 
@@ -215,7 +215,7 @@ def test_distillation_from_an_exact_teacher_ends_at_the_solvers_map(solver):
 
 
 def test_no_gradient_reaches_teacher_or_target():
-    student, guide = toy.fresh(), Generator(toy.fresh(1), SUBJECT)
+    student, guide = toy.fresh(), Generator(toy.fresh(1), SPEC)
     torch.nn.init.normal_(guide.denoiser.backbone.last.weight)  # it says nothing at first
     settings = {"source": "teacher", "levels": CD18, "target_decay": 0.9}
     method = consistency(student, guide, **settings)
@@ -228,7 +228,7 @@ def test_no_gradient_reaches_teacher_or_target():
 def test_the_gradient_is_that_of_a_constant_target():
     """Without stopping, the target's own gradient would be in it."""
     student = toy.fresh()
-    settings = {"loss": SquareError(), "weight": "none", "levels": Shrinking(clock="flow", q=4.0)}
+    settings = {"loss": SquaredError(), "weight": "none", "levels": EctLevels(clock="flow", q=4.0)}
     method = consistency(student, **settings)
     method.student_loss(batch(), 0).value.backward()
     found = [p.grad.clone() for p in student.parameters()]
@@ -239,16 +239,17 @@ def test_the_gradient_is_that_of_a_constant_target():
     r = t * (1 - (1 + 8 * torch.sigmoid(-t)) / 4)
     r = r.clamp(min=0)
     with torch.no_grad():
-        target = frozen(student.process.noised(x0, eps, r), r).x0
+        target = frozen(student.process.add_noise(x0, eps, r), r).x0
     student.zero_grad()
-    said = student(student.process.noised(x0, eps, t), t).x0
+    said = student(student.process.add_noise(x0, eps, t), t).x0
     (said - target).square().mean().backward()
     for one, other in zip(found, student.parameters(), strict=True):
         torch.testing.assert_close(one, other.grad, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "levels, decays", [(CD18, [0.9, 0.9]), (Ladder(growth="root", first=2, last=8, length=2), None)]
+    "levels, decays",
+    [(CD18, [0.9, 0.9]), (DiscreteLevels(growth="root", first=2, last=8, length=2), None)],
 )
 def test_the_target_follows_by_the_published_decay(levels, decays):
     """CT's mu(N) = exp(s0·ln(mu0)/N): constant on a ladder that does not grow."""
@@ -272,17 +273,17 @@ def test_the_target_follows_by_the_published_decay(levels, decays):
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_both_passes_see_the_same_dropout(decay):
     config = UNetConfig(channels=(8,), layers=1, attention=(), groups=4, dropout=0.5)
-    subject = Subject((1, 4, 4))
-    student = Denoiser(backbones.build(config, shape=subject.shape), Flow(), Velocity())
+    spec = SampleSpec((1, 4, 4))
+    student = Denoiser(backbones.build(config, shape=spec.shape), Flow(), Velocity())
     settings = ConsistencyConfig(target_decay=decay)
-    method = Consistency(settings, student, subject).eval()
+    method = Consistency(settings, student, spec).eval()
     method.student.train()  # as the trainer leaves it
     masks = []
     for module in method.modules():
         if isinstance(module, torch.nn.Dropout):
             module.register_forward_hook(lambda _, seen, out: masks.append(out / seen[0]))
-    x0 = torch.randn(8, *subject.shape)
-    (told,) = Batches({"images": ImageStream(x0, None)}, subject, batch=8, seed=0).step(0)
+    x0 = torch.randn(8, *spec.shape)
+    (told,) = Batches({"images": ImageStream(x0, None)}, spec, batch=8, seed=0).step(0)
     told.begin("student", 0)
     method.student_loss(told, 0)
     half = len(masks) // 2
@@ -326,6 +327,6 @@ def test_what_cannot_work_is_refused():
         consistency(toy.fresh(), target_decay=1.0)
     for wrong in ({"first": 1}, {"first": 20, "last": 10}, {"length": 0}, {"ratios": (2.0, 1.0)}):
         with pytest.raises(InputError, match="levels"):
-            Ladder(**wrong)
+            DiscreteLevels(**wrong)
     with pytest.raises(InputError, match="q must be above 1"):
-        Shrinking(q=1.0)
+        EctLevels(q=1.0)

@@ -10,15 +10,15 @@ import torch
 
 import toy
 from fewstep import methods
-from fewstep.methods.fake import AdversarialConfig
-from fewstep.times import Ladder, LogNormal, Shrinking
+from fewstep.methods.fake_score import AdversarialConfig
+from fewstep.times import DiscreteLevels, EctLevels, LogNormal
 from fewstep.trainer import FitConfig, Training
 
 # what a method is tried with on the toy, where it is not its defaults
 SETTINGS = {
     "circuit": {"steps": toy.RING},
     # the toy's clock is Flow's, and its 2-D points have no spread of scales to cover
-    "consistency": {"levels": Shrinking(clock="flow", q=8.0)},
+    "consistency": {"levels": EctLevels(clock="flow", q=8.0)},
     # the toy's own scale, and an r that has risen early in its training
     "scm": {"sigma_data": 0.7, "warmup": 200},
     # a phase ends within the six steps of a resumed run
@@ -30,12 +30,12 @@ VARIANTS = {
         "consistency",
         {
             "source": "teacher",
-            "levels": Ladder(growth="fixed", first=18),
+            "levels": DiscreteLevels(growth="fixed", first=18),
             "density": LogNormal(mean=0.0, std=2.0),
             "weight": "none",
         },
     ),
-    "consistency-ict": ("consistency", {"levels": Ladder(last=80, length=800)}),
+    "consistency-ict": ("consistency", {"levels": DiscreteLevels(last=80, length=800)}),
     "scm-data": ("scm", {"source": "data"}),
     "meanflow-teacher": ("meanflow", {"source": "teacher", "c": 1.0}),
     "dmd-regression": ("dmd", {"regression": 1.0}),
@@ -97,8 +97,8 @@ def build(name, teacher, **more):
     config = kind.Config(**{**SETTINGS.get(method, {}), **settings, **more})
     fresh = STUDENTS.get(method)
     student = fresh() if fresh else deepcopy(teacher.denoiser)
-    subject = toy.PIXELS if fresh else toy.SUBJECT
-    return kind(config, student, subject, teacher=deepcopy(teacher))
+    spec = toy.PIXELS if fresh else toy.SPEC
+    return kind(config, student, spec, teacher=deepcopy(teacher))
 
 
 def snapshot(method):
@@ -182,7 +182,7 @@ def test_the_toy_is_learnt(name, source, folder, start):
     steps, share = BEATS.get(name, ONE_STEP)
     method = build(name, source, **LEARNING.get(name, {}))
     if name == "denoise":
-        method = methods.find(name)(method.config, toy.fresh(seed=1), toy.SUBJECT)
+        method = methods.find(name)(method.config, toy.fresh(seed=1), toy.SPEC)
     student = toy.trained(method, folder, **{**USUAL, **FIT.get(name, {})})
     reached = toy.distance(student, steps)
     assert reached < share * start, f"{reached:.4f} of the teacher's one-step {start:.4f}"

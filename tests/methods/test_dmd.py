@@ -7,21 +7,21 @@ from torch import nn
 from analytic import MEAN, SPREAD, Exact, posterior_mean
 from fewstep import backbones
 from fewstep.backbones import MLPConfig
-from fewstep.batches import Batches, ImageStream
+from fewstep.batching import Batches, ImageStream
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
-from fewstep.losses import SquareError
-from fewstep.methods.base import Pairs
+from fewstep.generator import Generator, SampleSpec
+from fewstep.losses import SquaredError
+from fewstep.methods.base import PairBatch
 from fewstep.methods.dmd import Dmd, DmdConfig
-from fewstep.methods.fake import AdversarialConfig
+from fewstep.methods.fake_score import AdversarialConfig
 from fewstep.parametrization import EDM, Clean, Velocity
 from fewstep.process import VE, Flow
 from fewstep.sampling import renoise
 from fewstep.times import FixedGrid
 
-SUBJECT = Subject((2,), classes=3)
+SPEC = SampleSpec((2,), classes=3)
 ADVERSARIAL = AdversarialConfig(weight=1.0)
 
 
@@ -62,9 +62,9 @@ def network(process=None, parametrization=None, seed=0):
 
 
 def dmd(student, teacher=None, *, guidance=1.0, **settings):
-    teacher = Generator(teacher or network(), SUBJECT)
-    teacher = teacher if guidance == 1 else teacher.guided(guidance)
-    return Dmd(DmdConfig(**settings), student, SUBJECT, teacher=teacher)
+    teacher = Generator(teacher or network(), SPEC)
+    teacher = teacher if guidance == 1 else teacher.with_guidance(guidance)
+    return Dmd(DmdConfig(**settings), student, SPEC, teacher=teacher)
 
 
 class Recorded:
@@ -75,24 +75,24 @@ class Recorded:
 
     def rows(self, index, coin, device):
         noise = torch.randn(len(index), 2, generator=torch.Generator().manual_seed(7))
-        return Pairs(noise, 3 * noise, Condition(torch.full((len(index),), 2)))
+        return PairBatch(noise, 3 * noise, Condition(torch.full((len(index),), 2)))
 
 
 def batch(rows=5, player="student"):
     points = torch.randn(50, 2, generator=torch.Generator().manual_seed(1))
     streams = {"images": ImageStream(points, torch.arange(50) % 3), "pairs": Recorded()}
-    (only,) = Batches(streams, SUBJECT, batch=rows, seed=0).step(0)
+    (only,) = Batches(streams, SPEC, batch=rows, seed=0).step(0)
     only.begin(player, 0)
     return only
 
 
-def noised(method, x):
+def add_noise(method, x):
     """(x_t, t, cond) of the student's turn, from the batch's draws in their order."""
     given = batch(len(x))
     cond = given.cond()
     given.shared_rand(), given.noise()
     t = method.config.density.times(given.rand(), method.real)
-    return method.real.process.noised(x, given.randn_like(x), t), t, cond
+    return method.real.process.add_noise(x, given.randn_like(x), t), t, cond
 
 
 @pytest.mark.parametrize("teacher", [network, lambda: network(VE(), EDM(0.5))])
@@ -105,10 +105,10 @@ def test_the_gradient_is_the_scores_difference_over_the_mean_error(teacher, guid
         method.fake.score.backbone.last.bias.add_(0.5)
     x = method.student.backbone.x
     method.student_loss(batch()).value.backward()
-    x_t, t, cond = noised(method, x.detach())
+    x_t, t, cond = add_noise(method, x.detach())
     plain = teacher()
     fake = method.fake.score(x_t, t, cond=cond).x0
-    real, free = plain(x_t, t, cond=cond).x0, plain(x_t, t, cond=cond.none()).x0
+    real, free = plain(x_t, t, cond=cond).x0, plain(x_t, t, cond=cond.null()).x0
     real = guidance * real + (1 - guidance) * free
     weight = 1 / (x - real).abs().mean(1, keepdim=True)
     torch.testing.assert_close(x.grad, (fake - real) * weight / x.numel(), rtol=1e-4, atol=1e-6)
@@ -128,7 +128,7 @@ def test_of_two_gaussians_the_gradient_points_from_fake_to_real():
     method.fake.score = Denoiser(Gaussian(Velocity()), Flow(), Velocity())
     method.student_loss(batch(50)).value.backward()
     x = student.backbone.x.detach()
-    x_t, t, _ = noised(method, x)
+    x_t, t, _ = add_noise(method, x)
     alpha, sigma = (1 - t)[:, None], t[:, None]
     hidden = sigma**2 / (alpha**2 * SPREAD**2 + sigma**2)
     real = posterior_mean(x_t, alpha, sigma)
@@ -182,7 +182,7 @@ def test_the_adversarial_loss_moves_the_student_where_the_scores_agree():
 def test_regression_asks_for_the_pairs_own_classes_from_the_samplers_start(start):
     student = images(5)
     grid = FixedGrid(((start,),))
-    method = dmd(student, regression=0.25, loss=SquareError(), grid=grid)
+    method = dmd(student, regression=0.25, loss=SquaredError(), grid=grid)
     loss = method.student_loss(given := batch())
     (_, _, drawn), (x, level, cond) = student.backbone.asked
     torch.testing.assert_close(x, start * given.pairs.noise)
@@ -226,4 +226,4 @@ def test_wrong_settings_are_refused():
     with pytest.raises(InputError, match="2 steps were asked for"):
         dmd(images(5), steps=2, grid=FixedGrid(((0.4,),)))
     with pytest.raises(InputError, match="teacher"):
-        Dmd(DmdConfig(), images(5), SUBJECT)
+        Dmd(DmdConfig(), images(5), SPEC)

@@ -11,7 +11,7 @@ from fewstep.sampling import noise_from_seeds
 
 
 def kstep(student=None, **settings):
-    return Kstep(KstepConfig(**settings), student or lines.on_lines(), lines.SUBJECT)
+    return Kstep(KstepConfig(**settings), student or lines.on_lines(), lines.SPEC)
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 8])
@@ -43,14 +43,14 @@ def test_the_exact_student_has_no_loss_on_the_line(student, on, k):
 def test_where_the_span_ends_early_the_start_is_the_samplers():
     """EDM's last time is 80/81: sampling starts from sigma·noise there, and so does training."""
 
-    class Seen(lines.OnLines):
+    class ExtractorOutput(lines.OnLines):
         def forward(self, x, level, **kwargs):
             self.seen = self.native(x, level.reshape(-1, 1, 1))
             return super().forward(x, level, **kwargs)
 
     method = kstep(lines.ve(), k=1)
     network = method.student.backbone
-    network.__class__ = Seen
+    network.__class__ = ExtractorOutput
     batch = lines.batch(5)
     method.student_loss(batch)
     _, sigma, x_t = network.seen  # in the network's own world, where alpha is 1
@@ -98,14 +98,14 @@ def test_euler_stays_on_the_line_and_the_seeds_rule_leaves_it():
     for s in (0.75, 0.5, 0.25):
         keeps.append(keeps[-1] * s)
     assert keeps[2:] == pytest.approx([0.375, 0.09375])
-    assert shares(made.sampled(step=seeds_rule))[2] == pytest.approx(0.375, abs=0.03)
+    assert shares(made.with_sampler(step=seeds_rule))[2] == pytest.approx(0.375, abs=0.03)
 
 
 def test_the_right_weights_beat_the_seeds_on_a_trained_student(teacher, pairs):
     from copy import deepcopy
 
     student = deepcopy(teacher.denoiser)
-    method = Kstep(KstepConfig(k=4), student, toy.SUBJECT)
+    method = Kstep(KstepConfig(k=4), student, toy.SPEC)
     made = toy.trained(method, pairs, steps=400, batch=256, lr=1e-3)
     truth = toy.batches(method, pairs, batch=4000, seed=1).step(0)[0].pairs
 
@@ -114,7 +114,7 @@ def test_the_right_weights_beat_the_seeds_on_a_trained_student(teacher, pairs):
         with torch.inference_mode():
             return float((generator(truth.noise, steps=4) - truth.x0).square().mean())
 
-    right, wrong = error(made), error(made.sampled(step=seeds_rule))
+    right, wrong = error(made), error(made.with_sampler(step=seeds_rule))
     assert right < 0.8 * wrong
 
 

@@ -10,13 +10,13 @@ import analytic
 from analytic import MEAN, SPREAD
 from fewstep import backbones
 from fewstep.backbones import MLPConfig, UNetConfig
-from fewstep.batches import Batches
+from fewstep.batching import Batches
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
-from fewstep.losses import square_error
-from fewstep.methods.base import Examples
+from fewstep.generator import Generator, SampleSpec
+from fewstep.losses import squared_error
+from fewstep.methods.base import ImageBatch
 from fewstep.methods.meanflow import Meanflow, MeanflowConfig
 from fewstep.parametrization import EDM, Eps, V, Velocity
 from fewstep.process import VE, VP, Flow
@@ -25,8 +25,8 @@ from fewstep.times import LogNormal, Uniform
 from fewstep.trainer import FitConfig, Training
 
 SHAPE = (2,)
-SUBJECT = Subject(SHAPE)
-TEACHER = Generator(analytic.exact(Flow(), Velocity()), SUBJECT)
+SPEC = SampleSpec(SHAPE)
+TEACHER = Generator(analytic.exact(Flow(), Velocity()), SPEC)
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ class Gaussian:
     def rows(self, index, coin, device):
         z = noise_from_seeds(index.tolist(), self.shape)
         cond = Condition(index % self.classes) if self.classes else None
-        return Examples(MEAN + SPREAD * z, cond)
+        return ImageBatch(MEAN + SPREAD * z, cond)
 
 
 def batch(rows=64, shape=SHAPE, classes=0, micro=0):
     batches = Batches(
-        {"images": Gaussian(shape, classes)}, Subject(shape, classes), batch=rows, seed=0
+        {"images": Gaussian(shape, classes)}, SampleSpec(shape, classes), batch=rows, seed=0
     )
     made = batches.step(0, micro)
     for one in made:
@@ -99,14 +99,14 @@ def network(shape=SHAPE, classes=0, parametrization=None, dropout=0.0):
         config = UNetConfig(channels=(8, 16), layers=1, groups=4, attention=(), dropout=dropout)
     made = Denoiser(
         backbones.build(config, shape=shape, classes=classes), Flow(), parametrization or Velocity()
-    ).flow_map()
+    ).as_flow_map()
     for weight in made.parameters():
         torch.nn.init.normal_(weight, std=0.2)
     return made
 
 
-def meanflow(student=None, *, subject=SUBJECT, teacher=TEACHER, **settings):
-    return Meanflow(MeanflowConfig(**settings), student or network(), subject, teacher=teacher)
+def meanflow(student=None, *, spec=SPEC, teacher=TEACHER, **settings):
+    return Meanflow(MeanflowConfig(**settings), student or network(), spec, teacher=teacher)
 
 
 def exact():
@@ -123,7 +123,7 @@ def numbers(shape, rows=5):
 @pytest.mark.parametrize("parametrization", [Velocity(), EDM(), V(VP())])
 def test_the_loss_is_the_formula_with_a_slope_by_finite_differences(shape, parametrization):
     method = meanflow(
-        network(shape, parametrization=parametrization).double(), subject=Subject(shape)
+        network(shape, parametrization=parametrization).double(), spec=SampleSpec(shape)
     )
     x_t, v, t, s = numbers(shape)
 
@@ -137,16 +137,16 @@ def test_the_loss_is_the_formula_with_a_slope_by_finite_differences(shape, param
         slope = (u(x_t + h * v, t + h) - u(x_t - h * v, t - h)) / (2 * h)
         gap = (t - s).reshape(-1, *[1] * len(shape))
         wanted = (u(x_t, t) - v + gap * slope).square().flatten(1).sum(1)
-        found = method.miss(x_t, v, t, s, None)
+        found = method.residual(x_t, v, t, s, None)
     assert float(slope.abs().mean()) > 0.01
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(2,), (1, 4, 4)])
 def test_the_gradient_is_that_of_two_passes_and_stays_out_of_the_target(shape):
-    method = meanflow(network(shape).double(), subject=Subject(shape))
+    method = meanflow(network(shape).double(), spec=SampleSpec(shape))
     x_t, v, t, s = numbers(shape)
-    method.miss(x_t, v, t, s, None).sum().backward()
+    method.residual(x_t, v, t, s, None).sum().backward()
     found = [p.grad.clone() for p in method.student.parameters()]
     method.zero_grad()
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_the_gradient_is_that_of_two_passes_and_stays_out_of_the_target(shape):
 def test_the_slope_sees_the_dropout_of_the_prediction():
     """With one mask for both, the slope by finite differences under that mask is the jvp's."""
     shape = (1, 4, 4)
-    method = meanflow(network(shape, dropout=0.5).double(), subject=Subject(shape)).train()
+    method = meanflow(network(shape, dropout=0.5).double(), spec=SampleSpec(shape)).train()
     x_t, v, t, s = numbers(shape)
 
     def ask(h):
@@ -177,7 +177,7 @@ def test_the_slope_sees_the_dropout_of_the_prediction():
         h = 1e-7
         ahead, behind, here = ask(h), ask(-h), ask(0.0)
         torch.manual_seed(3)
-        found = method.miss(x_t, v, t, s, None)
+        found = method.residual(x_t, v, t, s, None)
     assert (method.student.eval()(x_t, t, s=s).velocity != here).all()
     slope = (ahead - behind) / (2 * h)
     wanted = here - v + (t - s).reshape(-1, 1, 1, 1) * slope
@@ -190,7 +190,7 @@ def test_the_exact_average_velocity_has_no_loss_and_one_step_is_exact():
     made = method.generator()
     noise = noise_from_seeds(range(5), SHAPE)
     one, zero = torch.ones(1), torch.zeros(1)
-    wanted = analytic.flow_map(noise, zero, one, one, zero)
+    wanted = analytic.as_flow_map(noise, zero, one, one, zero)
     for steps in (1, 3):
         torch.testing.assert_close(made(noise, steps=steps), wanted, rtol=1e-4, atol=1e-5)
     # of the data's own velocity the exact student misses just the spread around its mean
@@ -207,7 +207,7 @@ def test_where_s_is_t_it_is_flow_matching():
     t, s = method.times(one)
     eps = one.randn_like(x0)
     x_t = (1 - t)[:, None] * x0 + t[:, None] * eps
-    mse = square_error(method.student(x_t, t).output, eps - x0).mean()
+    mse = squared_error(method.student(x_t, t).output, eps - x0).mean()
     torch.testing.assert_close(found.numbers["error"], mse)
     torch.testing.assert_close(found.value, 2 * mse)  # a sum over the row's two elements
     assert (s < t).float().mean() > 0.9
@@ -225,8 +225,8 @@ def test_the_adaptive_weight_is_no_path_of_the_gradient(p):
     one.begin("student", 0)
     t, _ = method.times(one)
     eps = one.randn_like(x0)
-    miss = method.student((1 - t)[:, None] * x0 + t[:, None] * eps, t, s=t).velocity - eps + x0
-    square = miss.square().sum(1)
+    residual = method.student((1 - t)[:, None] * x0 + t[:, None] * eps, t, s=t).velocity - eps + x0
+    square = residual.square().sum(1)
     (square / (square.detach() + c) ** p).mean().backward()
     again = [p.grad for p in method.student.parameters() if p.grad is not None]
     torch.testing.assert_close(found, again)
@@ -261,7 +261,7 @@ def test_guidance_is_the_formula_and_leaves_rows_without_label_alone():
     classes = 3
     method = meanflow(
         network(classes=classes),
-        subject=Subject(SHAPE, classes),
+        spec=SampleSpec(SHAPE, classes),
         guidance=2.0,
         kappa=0.4,
         interval=(0.2, 0.7),
@@ -281,8 +281,8 @@ def test_guidance_is_the_formula_and_leaves_rows_without_label_alone():
 
 def test_the_velocity_guided_at_the_effective_scale_is_the_fixed_point():
     """A student that says w·v + (1 − w)·free, with the velocity v of the data, stays there."""
-    subject, kappa, w = Subject(SHAPE, 3), 0.4, 2.0
-    method = meanflow(network(classes=3), subject=subject, guidance=w, kappa=kappa)
+    spec, kappa, w = SampleSpec(SHAPE, 3), 0.4, 2.0
+    method = meanflow(network(classes=3), spec=spec, guidance=w, kappa=kappa)
     torch.manual_seed(4)
     x_t, t, cond = torch.randn(4, *SHAPE), torch.rand(4), Condition(torch.tensor([0, 1, 2, 0]))
     said = method.student(x_t, t, cond=cond).velocity
@@ -293,9 +293,9 @@ def test_the_velocity_guided_at_the_effective_scale_is_the_fixed_point():
 
 def test_guided_targets_pass_no_gradient():
     classes = 3
-    subject = Subject(SHAPE, classes)
+    spec = SampleSpec(SHAPE, classes)
     one = batch(classes=classes)
-    guided = meanflow(network(classes=classes), subject=subject, guidance=2.0, distinct=0.0, p=0.0)
+    guided = meanflow(network(classes=classes), spec=spec, guidance=2.0, distinct=0.0, p=0.0)
     guided.student_loss(one).value.backward()
     found = guided.student.backbone.last.weight.grad.clone()
     guided.zero_grad()
@@ -303,18 +303,18 @@ def test_guided_targets_pass_no_gradient():
     one.begin("student", 0)
     t, _ = guided.times(one)
     eps = one.randn_like(x0)
-    cond = cond.dropped(one.rand() < 0.1)
+    cond = cond.drop(one.rand() < 0.1)
     assert (cond.label < 0).any()
-    x_t = guided.student.process.noised(x0, eps, t)
+    x_t = guided.student.process.add_noise(x0, eps, t)
     target = guided.velocity(eps - x0, x_t, t, cond).detach()
-    miss = guided.student(x_t, t, s=t, cond=cond).velocity - target
-    miss.square().sum(1).mean().backward()
+    residual = guided.student(x_t, t, s=t, cond=cond).velocity - target
+    residual.square().sum(1).mean().backward()
     torch.testing.assert_close(found, guided.student.backbone.last.weight.grad)
 
 
 def test_a_teacher_gives_the_velocity_and_no_gradient():
     torch.manual_seed(0)
-    teacher = Generator(deepcopy(network()), SUBJECT)
+    teacher = Generator(deepcopy(network()), SPEC)
     method = meanflow(teacher=teacher, source="teacher")
     x_t, plain = torch.randn(2, 8, *SHAPE)
     t = torch.rand(8)
@@ -326,7 +326,7 @@ def test_a_teacher_gives_the_velocity_and_no_gradient():
     # an EDM network of the VE world gives Flow's velocity
     other = meanflow(
         network(parametrization=EDM()),
-        teacher=Generator(analytic.exact(VE(), EDM()), SUBJECT),
+        teacher=Generator(analytic.exact(VE(), EDM()), SPEC),
         source="teacher",
     )
     t = t.clamp(0.1, 0.9)
@@ -340,7 +340,7 @@ def test_the_closed_form_is_learnt_from_an_exact_teacher():
         Denoiser(Smooth(), Flow(), Velocity()), source="teacher", distinct=0.5, p=0.0,
         density=Uniform(),
     )  # fmt: skip
-    batches = Batches({"images": Gaussian()}, SUBJECT, batch=64, seed=0)
+    batches = Batches({"images": Gaussian()}, SPEC, batch=64, seed=0)
     fit = FitConfig(steps=250, batch=64, lr=1e-2, schedule="cosine", ema_halflife=500)
     training = Training(method, batches, fit)
     for _ in training:
@@ -367,4 +367,4 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="kappa"):
         meanflow(kappa=1.0)
     with pytest.raises(InputError, match="trained for"):
-        meanflow(source="teacher", teacher=Generator(analytic.exact(VE(), EDM()), SUBJECT))
+        meanflow(source="teacher", teacher=Generator(analytic.exact(VE(), EDM()), SPEC))

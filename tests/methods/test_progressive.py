@@ -9,12 +9,12 @@ from torch import nn
 import toy
 from analytic import MEAN, SPREAD, Exact, exact
 from fewstep import runs
-from fewstep.batches import Batches
+from fewstep.batching import Batches
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
-from fewstep.methods.base import Examples
+from fewstep.generator import Generator, SampleSpec
+from fewstep.methods.base import ImageBatch
 from fewstep.methods.progressive import Progressive, ProgressiveConfig
 from fewstep.parametrization import EDM, Clean, V, Velocity
 from fewstep.process import VE, VP, Cosine, Flow
@@ -23,7 +23,7 @@ from fewstep.times import KarrasGrid, UniformGrid
 from fewstep.trainer import FitConfig, Training
 
 SHAPE = (2, 3)
-SUBJECT = Subject(SHAPE)
+SPEC = SampleSpec(SHAPE)
 WORLDS = [(Flow(), Velocity()), (VE(), EDM()), (Cosine(), V(Cosine())), (VP(), Clean(VP()))]
 
 
@@ -39,7 +39,7 @@ class Gaussian:
     def rows(self, index, coin, device):
         drawn = torch.randn(len(index), *SHAPE, generator=torch.Generator().manual_seed(7))
         cond = Condition(index % self.classes) if self.classes else None
-        return Examples((MEAN + SPREAD * drawn).to(self.dtype), cond)
+        return ImageBatch((MEAN + SPREAD * drawn).to(self.dtype), cond)
 
 
 class Affine(Exact):
@@ -60,15 +60,15 @@ class Affine(Exact):
 
 
 def batch(rows=300, dtype=torch.float64, classes=0, seed=0):
-    subject = Subject(SHAPE, classes)
-    (only,) = Batches({"images": Gaussian(dtype, classes)}, subject, batch=rows, seed=seed).step(0)
+    spec = SampleSpec(SHAPE, classes)
+    (only,) = Batches({"images": Gaussian(dtype, classes)}, spec, batch=rows, seed=seed).step(0)
     only.begin("student", 0)
     return only
 
 
-def progressive(student, teacher, *, subject=SUBJECT, **settings):
-    teacher = Generator(teacher, subject)
-    return Progressive(ProgressiveConfig(**settings), student, subject, teacher=teacher)
+def progressive(student, teacher, *, spec=SPEC, **settings):
+    teacher = Generator(teacher, spec)
+    return Progressive(ProgressiveConfig(**settings), student, spec, teacher=teacher)
 
 
 def drawn(method, phase, only):
@@ -78,7 +78,7 @@ def drawn(method, phase, only):
     which = (only.rand() * phase.steps).long()
     times = method.times[:: len(method.times) // phase.steps]
     t = times[which]
-    return times, which, t, method.student.process.noised(x0, only.randn_like(x0), t)
+    return times, which, t, method.student.process.add_noise(x0, only.randn_like(x0), t)
 
 
 def ddim(model, x_t, t, s):
@@ -169,16 +169,16 @@ def test_a_student_trained_to_the_end_lands_where_the_teachers_steps_do():
     student = Denoiser(Affine(UniformGrid()(8, teacher)), Flow(), Clean(Flow()))
     method = progressive(student, teacher, first=4, phases=120, weight="output")
     config = FitConfig(steps=360, batch=64, lr=0.1, schedule="cosine")
-    batches = Batches({"images": Gaussian(torch.float32)}, SUBJECT, batch=64, seed=0)
+    batches = Batches({"images": Gaussian(torch.float32)}, SPEC, batch=64, seed=0)
     noise = noise_from_seeds(range(100), SHAPE)
     with torch.inference_mode():
-        wanted = Generator(teacher, SUBJECT)(noise, steps=8)
-        alone = Generator(teacher, SUBJECT)(noise, steps=1)
+        wanted = Generator(teacher, SPEC)(noise, steps=8)
+        alone = Generator(teacher, SPEC)(noise, steps=1)
     assert float((alone - wanted).abs().max()) > 0.1
     for progress in Training(method, batches, config):
         steps = {120: 4, 240: 2, 360: 1}.get(progress.step)
         if steps:
-            made = Generator(method.student, SUBJECT)(noise, steps=steps).detach()
+            made = Generator(method.student, SPEC)(noise, steps=steps).detach()
             torch.testing.assert_close(made, wanted, atol=5e-3, rtol=0)
 
 
@@ -219,7 +219,7 @@ def trained(teacher, **fit):
     method = Progressive(
         ProgressiveConfig(first=4, phases=(2, 3, 2)),
         deepcopy(teacher.denoiser),
-        toy.SUBJECT,
+        toy.SPEC,
         teacher=deepcopy(teacher),
     )
     config = FitConfig(**{"steps": 10, "batch": 12, "lr": 1e-3, "schedule": "linear", **fit})
@@ -228,7 +228,7 @@ def trained(teacher, **fit):
 
 @pytest.fixture(scope="module")
 def untrained():
-    return Generator(toy.fresh(), toy.SUBJECT)
+    return Generator(toy.fresh(), toy.SPEC)
 
 
 def test_the_guide_becomes_the_student_at_a_phases_end_and_only_then(untrained):
@@ -248,7 +248,7 @@ def test_the_guide_becomes_the_student_at_a_phases_end_and_only_then(untrained):
 
 
 def hashed(denoiser):
-    return runs.weights_hash(Generator(denoiser, toy.SUBJECT))
+    return runs.weights_hash(Generator(denoiser, toy.SPEC))
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 5, 6])
@@ -296,12 +296,12 @@ class Labelled(Exact):
 
 def test_guidance_is_folded_in_by_the_first_phase_and_never_applied_again():
     """Under constant velocities all steps agree: the target's is that of the guide itself."""
-    subject = Subject(SHAPE, 3)
+    spec = SampleSpec(SHAPE, 3)
     plain = Denoiser(Labelled(), Flow(), Velocity())
-    teacher = Generator(plain, subject).guided(3.0)
+    teacher = Generator(plain, spec).with_guidance(3.0)
     student = Denoiser(Labelled(0.5), Flow(), Velocity())
     method = Progressive(
-        ProgressiveConfig(first=2, phases=1, weight="output"), student, subject, teacher=teacher
+        ProgressiveConfig(first=2, phases=1, weight="output"), student, spec, teacher=teacher
     )
     only = batch(classes=3)
     label = only.images.cond.label.double()
@@ -344,4 +344,4 @@ def test_impossible_phases_are_refused(settings, told):
 
 def test_it_wants_a_teacher():
     with pytest.raises(InputError, match="teacher"):
-        Progressive(ProgressiveConfig(), toy.fresh(), toy.SUBJECT)
+        Progressive(ProgressiveConfig(), toy.fresh(), toy.SPEC)

@@ -9,29 +9,29 @@ from backbones.test_circuit import circuit
 from fewstep import runs, store
 from fewstep.backbones import LatentConfig, ResidualsConfig, build
 from fewstep.backbones.unet import UNetConfig
-from fewstep.batches import Batches
+from fewstep.batching import Batches
 from fewstep.circuit import Circuit
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
-from fewstep.losses import PseudoHuber, SquareError
-from fewstep.methods.base import Batch, Latents
+from fewstep.generator import Generator, SampleSpec
+from fewstep.losses import PseudoHuber, SquaredError
+from fewstep.methods.base import Batch, RingBatch
 from fewstep.methods.residual_sum import ResidualSum, ResidualSumConfig, parts
-from fewstep.pairs import LatentStream, PairStream
 from fewstep.parametrization import Clean, Velocity
 from fewstep.process import Flow
 from fewstep.recording import Recording, Tiles, record
 from fewstep.sampling import noise_from_seeds, ring
 from fewstep.store import circuits
+from fewstep.streams import PairStream, RingStream
 
 NETWORK = UNetConfig(channels=(16, 32), layers=1, attention=(4,), groups=8)
-SUBJECT = Subject((1, 8, 8))
+SPEC = SampleSpec((1, 8, 8))
 CPU = torch.device("cpu")
 
 
-def teacher(subject=SUBJECT, lora=0):
-    net = circuit(classes=subject.classes, shake=0.1, lora=lora)
-    return Generator(Denoiser(net, Flow(), Velocity()), subject, step=ring).eval()
+def teacher(spec=SPEC, lora=0):
+    net = circuit(classes=spec.classes, shake=0.1, lora=lora)
+    return Generator(Denoiser(net, Flow(), Velocity()), spec, step=ring).eval()
 
 
 def student(seed=0, chunks=3):
@@ -39,7 +39,7 @@ def student(seed=0, chunks=3):
     config = ResidualsConfig(
         network=NETWORK, latent=LatentConfig(12, groups=4), chunks=chunks, blocks=1
     )
-    return Denoiser(build(config, shape=SUBJECT.shape), Flow(), Clean(Flow()))
+    return Denoiser(build(config, shape=SPEC.shape), Flow(), Clean(Flow()))
 
 
 def recorded(folder, generator=None, **told):
@@ -86,7 +86,7 @@ def test_a_store_of_rings_is_one_of_pairs_too_and_goes_into_the_published_files(
     reader = store.Reader(tmp_path / "rings")
     rows = torch.arange(4)
     pairs = PairStream(reader).rows(rows, rows, CPU)
-    rings = LatentStream(reader).rows(rows, rows, CPU)
+    rings = RingStream(reader).rows(rows, rows, CPU)
     assert pairs.noise.equal(rings.noise) and pairs.x0.equal(rings.x0) and rings.cond is None
     assert rings.chunks.shape == (4, 3, 12, 8, 8)
     for _ in circuits.from_store(tmp_path / "rings", tmp_path / "files"):
@@ -96,12 +96,12 @@ def test_a_store_of_rings_is_one_of_pairs_too_and_goes_into_the_published_files(
 
 
 def test_classes_are_recorded_beside(tmp_path):
-    reader = recorded(tmp_path / "rings", teacher(Subject((1, 8, 8), 3)))
+    reader = recorded(tmp_path / "rings", teacher(SampleSpec((1, 8, 8), 3)))
     rows = torch.arange(6)
-    rings = LatentStream(reader, classes=3).rows(rows, rows, CPU)
+    rings = RingStream(reader, classes=3).rows(rows, rows, CPU)
     assert rings.cond is not None and rings.cond.label.tolist() == [0, 1, 2, 0, 1, 2]
     with pytest.raises(InputError, match="label"):
-        LatentStream(reader, classes=2).rows(rows, rows, CPU)
+        RingStream(reader, classes=2).rows(rows, rows, CPU)
 
 
 def test_a_tile_of_rings_lies_in_one_shard(tmp_path, monkeypatch):
@@ -131,13 +131,13 @@ def spying(made, seen):
 def exact_rings(generator, rows=16):
     made = Tiles(generator, Recording(count=rows, steps=6, chunks=3)).records(range(rows))
     made = {name: value.clone() for name, value in made.items()}
-    return Latents(made["noise"], made["x0"], made["rin0"], made["r_chunks"], None)
+    return RingBatch(made["noise"], made["x0"], made["rin0"], made["r_chunks"], None)
 
 
 @pytest.mark.parametrize(
     ("loss", "distance"),
     [
-        (SquareError(), lambda apart: apart.square().mean()),
+        (SquaredError(), lambda apart: apart.square().mean()),
         # the mean over rows of the norm of each
         (PseudoHuber(c=0.0), lambda apart: apart.flatten(1).norm(dim=1).mean()),
     ],
@@ -145,7 +145,7 @@ def exact_rings(generator, rows=16):
 def test_the_loss_is_zero_where_the_parts_are_right_and_weighs_them(monkeypatch, loss, distance):
     told = exact_rings(teacher())
     method = build_method(first=2.0, chunks=3.0, image=0.5, last=4.0, loss=loss)
-    batch = Batch(0, 0, 0, 16, 16, SUBJECT, CPU, {"latents": told})
+    batch = Batch(0, 0, 0, 16, 16, SPEC, CPU, {"rings": told})
     net = method.student.backbone
     monkeypatch.setattr(net, "parts", lambda *_: (told.first, told.chunks))
     assert float(method.student_loss(batch).value) < (1e-9 if loss.name == "mse" else 1e-4)
@@ -159,7 +159,7 @@ def test_the_loss_is_zero_where_the_parts_are_right_and_weighs_them(monkeypatch,
 
 def build_method(chunks=1.0, count=3, **settings):
     config = ResidualSumConfig(chunks=chunks, **settings)
-    return ResidualSum(config, student(chunks=count), SUBJECT, teacher=teacher())
+    return ResidualSum(config, student(chunks=count), SPEC, teacher=teacher())
 
 
 def test_the_read_out_is_the_circuits_at_its_end_and_stays_so():
@@ -167,9 +167,7 @@ def test_the_read_out_is_the_circuits_at_its_end_and_stays_so():
     net, source = method.student.backbone, Circuit(teacher().denoiser)
     z = torch.randn(2, 12, 8, 8)
     assert net.image(z).equal(source.image(z, 0.0))
-    loss = method.student_loss(
-        Batch(0, 0, 0, 16, 16, SUBJECT, CPU, {"latents": exact_rings(teacher())})
-    )
+    loss = method.student_loss(Batch(0, 0, 0, 16, 16, SPEC, CPU, {"rings": exact_rings(teacher())}))
     loss.value.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in method.student.parameters())
     assert net.image(z).equal(source.image(z, 0.0))
@@ -179,7 +177,7 @@ def test_the_read_out_is_the_circuits_at_its_end_and_stays_so():
 def test_its_trunk_can_start_from_the_circuits_encoder(lora):
     source = teacher(lora=lora)
     told = ResidualSumConfig(trunk="circuit")
-    method = ResidualSum(told, student(), SUBJECT, teacher=source)
+    method = ResidualSum(told, student(), SPEC, teacher=source)
     trunk, encoder = method.student.backbone.trunk, source.denoiser.backbone.encoder
     assert trunk.conv_in.weight.equal(encoder.conv_in.weight)
     assert all(p.requires_grad for p in trunk.parameters())
@@ -189,13 +187,13 @@ def test_its_trunk_can_start_from_the_circuits_encoder(lora):
     other = student()
     other.backbone.config = replace(other.backbone.config, network=replace(NETWORK, layers=2))
     with pytest.raises(InputError, match=r'method.trunk = "circuit" needs'):
-        ResidualSum(told, other, SUBJECT, teacher=teacher())
+        ResidualSum(told, other, SPEC, teacher=teacher())
 
 
 def test_the_student_is_an_ordinary_generator_of_one_step():
     method = build_method()
     generator = method.generator()
-    noise = noise_from_seeds(range(3), SUBJECT.shape)
+    noise = noise_from_seeds(range(3), SPEC.shape)
     with torch.inference_mode():
         made = generator(noise, steps=1)
         net = generator.denoiser.backbone
@@ -207,45 +205,45 @@ def test_the_student_is_an_ordinary_generator_of_one_step():
 def test_without_chunks_it_learns_the_last_latent_alone(tmp_path):
     reader = recorded(tmp_path / "rings")
     method = build_method(count=0, first=3.0, chunks=2.0, last=1.0, image=0.0)
-    batches = Batches({"latents": LatentStream(reader)}, SUBJECT, batch=5, seed=0)
+    batches = Batches({"rings": RingStream(reader)}, SPEC, batch=5, seed=0)
     (batch,) = batches.step(0)
     batch.begin("student", 0)
     loss = method.student_loss(batch)
-    told = batch.latents
+    told = batch.rings
     first, _ = method.student.backbone.parts(told.noise, torch.full((5,), 1000.0))
     wanted = (first - told.first - told.chunks.sum(1)).square().mean()
     torch.testing.assert_close(loss.value, wanted)
 
 
 def test_what_cannot_be_is_refused(tmp_path):
-    plain = Generator(student(), SUBJECT)
+    plain = Generator(student(), SPEC)
     with pytest.raises(InputError, match="needs a circuit"):
-        ResidualSum(ResidualSumConfig(), student(), SUBJECT, teacher=plain)
+        ResidualSum(ResidualSumConfig(), student(), SPEC, teacher=plain)
     with pytest.raises(InputError, match="residuals"):
-        ResidualSum(ResidualSumConfig(), teacher().denoiser, SUBJECT, teacher=teacher())
+        ResidualSum(ResidualSumConfig(), teacher().denoiser, SPEC, teacher=teacher())
     with pytest.raises(InputError, match="do not divide"):
         Recording(count=2, steps=6, chunks=4)
     with pytest.raises(InputError, match="ring"):
-        recorded(tmp_path / "a", Generator(teacher().denoiser, SUBJECT))
+        recorded(tmp_path / "a", Generator(teacher().denoiser, SPEC))
     with pytest.raises(InputError, match="no latents"):
-        LatentStream(recorded(tmp_path / "b", chunks=0))
+        RingStream(recorded(tmp_path / "b", chunks=0))
     with pytest.raises(InputError, match="no images on its way"):
         recorded(tmp_path / "c", chunks=0, states=2)
     student_of_other_levels = student()
     student_of_other_levels.backbone.told = replace(student().backbone.told, pace=0.5)
     with pytest.raises(InputError, match="the same pace"):
-        ResidualSum(ResidualSumConfig(), student_of_other_levels, SUBJECT, teacher=teacher())
+        ResidualSum(ResidualSumConfig(), student_of_other_levels, SPEC, teacher=teacher())
     source = teacher()
-    stream = LatentStream(recorded(tmp_path / "d", source))
+    stream = RingStream(recorded(tmp_path / "d", source))
     own = runs.weights_hash(source)
-    build_method().check({"latents": stream}, teacher=own)
+    build_method().check({"rings": stream}, teacher=own)
     with pytest.raises(InputError, match="holds 3 chunks of each ring"):
-        build_method(count=2).check({"latents": stream}, teacher=own)
+        build_method(count=2).check({"rings": stream}, teacher=own)
     with pytest.raises(InputError, match="another circuit's"):
-        build_method().check({"latents": stream}, teacher="0" * 16)
+        build_method().check({"rings": stream}, teacher="0" * 16)
     stream.source, stream.latent = None, [6, 8, 8]  # converted samples do not say whose they are
     with pytest.raises(InputError, match=r"latents are \(6, 8, 8\), the circuit's \(12, 8, 8\)"):
-        build_method().check({"latents": stream}, teacher=own)
+        build_method().check({"rings": stream}, teacher=own)
 
 
 def test_what_comes_out_of_bf16_is_added_in_full_precision():

@@ -10,15 +10,15 @@ import analytic
 import toy
 from fewstep import backbones
 from fewstep.backbones import UNetConfig
-from fewstep.batches import Batches, ImageStream
+from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject, from_description
+from fewstep.generator import Generator, SampleSpec, from_description
 from fewstep.methods.scm import Scm, ScmConfig
 from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
 from fewstep.process import VE, VP, Cosine, Flow
 
-IMAGES = Subject((2, 4, 4))
+IMAGES = SampleSpec((2, 4, 4))
 SIGMA = 0.5
 
 
@@ -36,11 +36,11 @@ def unet(dropout=0.0):
     return loud(backbones.build(config, shape=IMAGES.shape))
 
 
-def batch(subject, rows=6):
+def batch(spec, rows=6):
     """Double precision throughout: times too."""
     seeded = torch.Generator().manual_seed(1)
-    x0 = torch.randn(64, *subject.shape, dtype=torch.float64, generator=seeded)
-    (only,) = Batches({"images": ImageStream(x0, None)}, subject, batch=rows, seed=0).step(0)
+    x0 = torch.randn(64, *spec.shape, dtype=torch.float64, generator=seeded)
+    (only,) = Batches({"images": ImageStream(x0, None)}, spec, batch=rows, seed=0).step(0)
     only.begin("student", 0)
     only.rand = lambda: torch.linspace(0.05, 0.95, rows, dtype=torch.float64)
     return only
@@ -80,24 +80,24 @@ def written_out(method, told, step):
 @pytest.mark.parametrize("step", [0, 5, 20])
 @pytest.mark.parametrize("source", ["teacher", "data"])
 @pytest.mark.parametrize(
-    "network, subject, parametrization",
+    "network, spec, parametrization",
     [
-        (lambda: loud(toy.network()), toy.SUBJECT, Velocity()),
-        (lambda: loud(toy.network()), toy.SUBJECT, V(Cosine())),
+        (lambda: loud(toy.network()), toy.SPEC, Velocity()),
+        (lambda: loud(toy.network()), toy.SPEC, V(Cosine())),
         (unet, IMAGES, EDM()),
     ],
 )
-def test_loss_and_gradient_are_the_papers(network, subject, parametrization, source, step):
+def test_loss_and_gradient_are_the_papers(network, spec, parametrization, source, step):
     """r is step/10; a second pass, or a gradient through the tangent, would be in the gradient."""
     student = Denoiser(network(), Flow(), parametrization)
-    guide = Generator(deepcopy(student), subject)
+    guide = Generator(deepcopy(student), spec)
     for p in guide.parameters():
         p.data.mul_(0.7)
     config = ScmConfig(source=source, sigma_data=SIGMA, warmup=10)
-    method = Scm(config, student, subject, teacher=guide)
-    loss = method.student_loss(batch(subject), step)
+    method = Scm(config, student, spec, teacher=guide)
+    loss = method.student_loss(batch(spec), step)
     loss.value.backward()
-    value, gradients, length = written_out(method, batch(subject), step)
+    value, gradients, length = written_out(method, batch(spec), step)
     torch.testing.assert_close(loss.value, value, rtol=1e-5, atol=0)
     torch.testing.assert_close(loss.numbers["tangent"], length, rtol=1e-5, atol=0)
     largest = max(float(g.abs().max()) for g in gradients)
@@ -108,21 +108,21 @@ def test_loss_and_gradient_are_the_papers(network, subject, parametrization, sou
 
 @pytest.mark.parametrize("parametrization", [Velocity(), EDM(), V(Cosine())])
 def test_the_exact_student_of_an_exact_teacher_has_no_tangent(parametrization):
-    guide = Generator(analytic.exact(VE(), Velocity(), (2,)), toy.SUBJECT)
+    guide = Generator(analytic.exact(VE(), Velocity(), (2,)), toy.SPEC)
     lengths = []
     for network in (analytic.OnPath, analytic.Exact):
         student = Denoiser(network(parametrization, (2,)), Flow(), parametrization)
-        method = Scm(ScmConfig(warmup=0), student, toy.SUBJECT, teacher=guide)
-        lengths.append(float(method.student_loss(batch(toy.SUBJECT), 0).numbers["tangent"]))
+        method = Scm(ScmConfig(warmup=0), student, toy.SPEC, teacher=guide)
+        lengths.append(float(method.student_loss(batch(toy.SPEC), 0).numbers["tangent"]))
     assert lengths[0] < 1e-6 < 1e-2 < lengths[1]
 
 
 def test_the_student_is_kept_under_the_circle_and_starts_at_its_end():
-    made = Scm(ScmConfig(source="data"), toy.fresh(), toy.SUBJECT).generator()
+    made = Scm(ScmConfig(source="data"), toy.fresh(), toy.SPEC).generator()
     for generator in (made, from_description(made.describe())):
         assert generator.denoiser.process == Cosine(0.5)
         assert float(generator.grid(1, generator.denoiser)[0]) == 1.0
-    edm = Scm(ScmConfig(source="data"), analytic.exact(VE(), EDM(), (2,)), toy.SUBJECT).generator()
+    edm = Scm(ScmConfig(source="data"), analytic.exact(VE(), EDM(), (2,)), toy.SPEC).generator()
     wanted = 2 / math.pi * math.atan(80 / 0.5)
     assert float(edm.grid(1, edm.denoiser)[0]) == pytest.approx(wanted)
 
@@ -130,16 +130,16 @@ def test_the_student_is_kept_under_the_circle_and_starts_at_its_end():
 def test_what_cannot_work_is_refused():
     for wrong in (Eps(VP()), Clean(VP())):
         with pytest.raises(InputError, match="velocity, v or edm"):
-            Scm(ScmConfig(source="data"), analytic.exact(VP(), wrong, (2,)), toy.SUBJECT)
+            Scm(ScmConfig(source="data"), analytic.exact(VP(), wrong, (2,)), toy.SPEC)
     with pytest.raises(InputError, match=r"needs \[teacher\] load"):
-        Scm(ScmConfig(), toy.fresh(), toy.SUBJECT)
+        Scm(ScmConfig(), toy.fresh(), toy.SPEC)
     for wrong in ({"sigma_data": 0.0}, {"c": 0.0}, {"warmup": -1}):
         with pytest.raises(InputError, match="sigma_data"):
-            Scm(ScmConfig(source="data", **wrong), toy.fresh(), toy.SUBJECT)
+            Scm(ScmConfig(source="data", **wrong), toy.fresh(), toy.SPEC)
 
 
 def test_a_teacher_that_cannot_answer_everywhere_is_refused():
     """EDM's network was never asked beyond a ratio of 80; a velocity student would ask there."""
-    guide = Generator(analytic.exact(VE(), EDM(), (2,)), toy.SUBJECT)
+    guide = Generator(analytic.exact(VE(), EDM(), (2,)), toy.SPEC)
     with pytest.raises(InputError, match="teacher's parametrization"):
-        Scm(ScmConfig(), toy.fresh(), toy.SUBJECT, teacher=guide)
+        Scm(ScmConfig(), toy.fresh(), toy.SPEC, teacher=guide)

@@ -9,12 +9,12 @@ import analytic
 from analytic import MEAN, SPREAD
 from fewstep import backbones
 from fewstep.backbones import MLPConfig
-from fewstep.batches import Batches
+from fewstep.batching import Batches
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
-from fewstep.losses import SquareError
+from fewstep.generator import Generator, SampleSpec
+from fewstep.losses import SquaredError
 from fewstep.methods.sfd import Sfd, SfdConfig
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
@@ -23,8 +23,8 @@ from fewstep.times import KarrasGrid, UniformGrid
 from fewstep.trainer import FitConfig, Training
 
 SHAPE = (2,)
-SUBJECT = Subject(SHAPE)
-TEACHER = Generator(analytic.exact(Flow(), Velocity()), SUBJECT)
+SPEC = SampleSpec(SHAPE)
+TEACHER = Generator(analytic.exact(Flow(), Velocity()), SPEC)
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ def affine():
     return Denoiser(Affine(), Flow(), Velocity())
 
 
-def sfd(student=None, teacher=TEACHER, subject=SUBJECT, **settings):
-    return Sfd(SfdConfig(**settings), student or affine(), subject, teacher=teacher)
+def sfd(student=None, teacher=TEACHER, spec=SPEC, **settings):
+    return Sfd(SfdConfig(**settings), student or affine(), spec, teacher=teacher)
 
 
-def batches(rows=64, subject=SUBJECT):
-    return Batches({}, subject, batch=rows, seed=0)
+def batches(rows=64, spec=SPEC):
+    return Batches({}, spec, batch=rows, seed=0)
 
 
 def losses(method, one, step=0):
@@ -88,12 +88,12 @@ def test_the_teachers_points_are_those_of_its_finer_path(name, step):
     noise = one.noise()
     losses(method, one)
     points = one.carry["points"]
-    fine = list(TEACHER.sampled(step=step).path(noise, steps=8))
+    fine = list(TEACHER.with_sampler(step=step).path(noise, steps=8))
     torch.testing.assert_close(points[:, 0], fine[4])
     torch.testing.assert_close(points[:, 1], fine[8])
     # and near the closed form, as a walk of 8 steps is
     half, whole = torch.tensor([[0.5], [1.0]])
-    wanted = analytic.flow_map(noise, 1 - whole, whole, 1 - half, half)
+    wanted = analytic.as_flow_map(noise, 1 - whole, whole, 1 - half, half)
     torch.testing.assert_close(points[:, 0], wanted, atol=0.05, rtol=0)
     torch.testing.assert_close(points[:, 1], MEAN + SPREAD * noise, atol=0.05, rtol=0)
 
@@ -109,7 +109,7 @@ def test_the_students_own_state_is_fed_forward_from_one_noise():
     assert [(t, s) for t, s, _ in network.asked] == [(100, 75), (75, 50), (50, 25), (25, 0)]
     one.begin("student", 0)
     noise = one.noise()
-    own = list(Generator(method.student, SUBJECT).path(noise, steps=4))
+    own = list(Generator(method.student, SPEC).path(noise, steps=4))
     for (_, _, seen), state in zip(network.asked[:4], own, strict=False):
         torch.testing.assert_close(seen, state)
     torch.testing.assert_close(one.carry["state"], own[-1])
@@ -123,7 +123,7 @@ def test_the_students_own_state_is_fed_forward_from_one_noise():
 def test_no_gradient_goes_to_the_state_or_the_teacher():
     torch.manual_seed(0)
     learnt = Denoiser(backbones.build(MLPConfig(width=8), shape=SHAPE), Flow(), Velocity())
-    method = sfd(teacher=Generator(learnt, SUBJECT), counts=(2,))
+    method = sfd(teacher=Generator(learnt, SPEC), counts=(2,))
     (one,) = batches().step(0)
     first, second = losses(method, one)
     assert all(not value.requires_grad for value in one.carry.values())
@@ -137,15 +137,13 @@ def test_no_gradient_goes_to_the_state_or_the_teacher():
 
 def test_classes_stay_with_their_rows():
     torch.manual_seed(0)
-    subject = Subject(SHAPE, 3)
+    spec = SampleSpec(SHAPE, 3)
     network = backbones.build(MLPConfig(width=8), shape=SHAPE, classes=3)
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=0.3)
-    teacher = Generator(Denoiser(network, Flow(), Velocity()), subject)
-    method = Sfd(
-        SfdConfig(counts=(2,), solver="transfer"), teacher.denoiser, subject, teacher=teacher
-    )
-    (one,) = batches(subject=subject).step(0)
+    teacher = Generator(Denoiser(network, Flow(), Velocity()), spec)
+    method = Sfd(SfdConfig(counts=(2,), solver="transfer"), teacher.denoiser, spec, teacher=teacher)
+    (one,) = batches(spec=spec).step(0)
     found = losses(method, one)
     one.begin("student", 0)
     noise, cond = one.noise(), one.cond()
@@ -158,7 +156,7 @@ def test_classes_stay_with_their_rows():
 
 
 def test_the_students_steps_land_on_the_teachers_points():
-    method = sfd(counts=(1, 2), between=1, solver="heun", loss=SquareError())
+    method = sfd(counts=(1, 2), between=1, solver="heun", loss=SquaredError())
     fit = FitConfig(steps=100, batch=16, lr=0.3, schedule="cosine", ema_halflife=100, clip=0.0)
     training = Training(method, batches(), fit)
     for _ in training:
@@ -168,7 +166,7 @@ def test_the_students_steps_land_on_the_teachers_points():
     noise = noise_from_seeds(range(200), SHAPE)
     for steps in (1, 2):
         walked = list(made.path(noise, steps=steps))
-        fine = list(TEACHER.sampled(step=heun).path(noise, steps=2 * steps))[::2]
+        fine = list(TEACHER.with_sampler(step=heun).path(noise, steps=2 * steps))[::2]
         for mine, theirs in zip(walked, fine, strict=True):
             torch.testing.assert_close(mine, theirs, atol=0.02, rtol=0)
     # the teacher's own strides end elsewhere
@@ -179,9 +177,7 @@ def test_the_students_steps_land_on_the_teachers_points():
 def test_a_grid_that_asks_the_clean_end_stops_before_it():
     edm = analytic.exact(VE(), EDM())
     edm.backbone.config = TwoTimes()
-    method = sfd(
-        edm, Generator(analytic.exact(VE(), EDM()), SUBJECT), counts=(2,), grid=KarrasGrid()
-    )
+    method = sfd(edm, Generator(analytic.exact(VE(), EDM()), SPEC), counts=(2,), grid=KarrasGrid())
     start, middle = method.times[2]
     low, high = (ratio ** (1 / 7) for ratio in (0.002, 80.0))
     assert start == pytest.approx(1.0)
@@ -198,7 +194,7 @@ def test_a_second_stage_starts_from_the_first_with_other_settings():
     first = sfd(Denoiser(backbones.build(MLPConfig(width=8), shape=SHAPE), Flow(), Velocity()))
     again = first.generator()
     kept = {name: value.clone() for name, value in again.denoiser.state_dict().items()}
-    second = sfd(again.denoiser, counts=(1,), last=SquareError())
+    second = sfd(again.denoiser, counts=(1,), last=SquaredError())
     for name, value in second.student.state_dict().items():
         assert value.equal(kept[name])
     assert second.generator().grid.counts == (1,)
@@ -220,18 +216,18 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="counts"):
         sfd(counts=(0,))
     with pytest.raises(InputError, match='solver="transfer"'):
-        sfd(teacher=Generator(affine().flow_map(), SUBJECT))
+        sfd(teacher=Generator(affine().as_flow_map(), SPEC))
     with pytest.raises(InputError, match="distils a teacher"):
         sfd(teacher=None)
 
 
 def test_a_teacher_that_cannot_answer_everywhere_is_refused():
     """EDM's network was never asked beyond a ratio of 80; a velocity student would ask there."""
-    guide = Generator(analytic.exact(VE(), EDM(), (2,)), SUBJECT)
+    guide = Generator(analytic.exact(VE(), EDM(), (2,)), SPEC)
     with pytest.raises(InputError, match="teacher's parametrization"):
         Sfd(
             SfdConfig(),
             Denoiser(backbones.build(MLPConfig(width=8, depth=1), shape=(2,)), Flow(), Velocity()),
-            SUBJECT,
+            SPEC,
             teacher=guide,
         )

@@ -9,18 +9,18 @@ from torch import nn
 from analytic import MEAN, SPREAD, Exact, posterior_mean
 from fewstep import backbones
 from fewstep.backbones import MLPConfig
-from fewstep.batches import Batches, ImageStream
+from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
-from fewstep.methods.fake import AdversarialConfig, generated
+from fewstep.generator import Generator, SampleSpec
+from fewstep.methods.fake_score import AdversarialConfig, student_images
 from fewstep.methods.sid import Sid, SidConfig
 from fewstep.parametrization import EDM, Clean, Velocity
 from fewstep.process import VE, Flow
 from fewstep.sampling import noise_from_seeds
 from fewstep.times import FixedGrid
 
-SUBJECT = Subject((2,))
+SPEC = SampleSpec((2,))
 T = torch.linspace(0.1, 0.9, 6)
 
 
@@ -33,13 +33,13 @@ def network(process=None, parametrization=None, seed=0):
 
 
 def sid(student=None, teacher=None, **settings):
-    teacher = Generator(teacher or network(), SUBJECT)
-    return Sid(SidConfig(**settings), student or network(seed=1), SUBJECT, teacher=teacher)
+    teacher = Generator(teacher or network(), SPEC)
+    return Sid(SidConfig(**settings), student or network(seed=1), SPEC, teacher=teacher)
 
 
 def batch(rows=6, step=0):
     points = torch.randn(50, 2, generator=torch.Generator().manual_seed(1))
-    (only,) = Batches({"images": ImageStream(points, None)}, SUBJECT, batch=rows, seed=0).step(step)
+    (only,) = Batches({"images": ImageStream(points, None)}, SPEC, batch=rows, seed=0).step(step)
     only.begin("student", 0)
     return only
 
@@ -179,10 +179,10 @@ def test_the_adversarial_term_is_at_the_same_noise_and_divided_alike():
     method, only = sid(adversarial=AdversarialConfig(weight=0.5)), batch()
     found = method.student_loss(only).numbers["fooling"]
     again = batch()
-    x, cond = generated(method.student, method.times, again)
+    x, cond = student_images(method.student, method.times, again)
     t, eps = method.config.density.times(again.rand(), method.real), again.randn_like(x)
-    real = method.real(method.real.process.noised(x, eps, t), t).x0
-    logits = method.fake.realness(x, eps, t, cond)
+    real = method.real(method.real.process.add_noise(x, eps, t), t).x0
+    logits = method.fake.logits(x, eps, t, cond)
     wanted = torch.log(1 + torch.exp(-logits)) / (x - real).abs().mean(1)
     torch.testing.assert_close(found, wanted.mean())
 
@@ -204,4 +204,4 @@ def test_it_starts_at_the_chosen_noise_level_in_training_and_sampling():
 
 def test_a_missing_teacher_is_told():
     with pytest.raises(InputError, match="teacher"):
-        Sid(SidConfig(), network(), SUBJECT)
+        Sid(SidConfig(), network(), SPEC)

@@ -19,7 +19,7 @@ def learnt(name, teacher, pairs, *, longer=1):
     told = {**contract.LEARNING.get(name, {}), **settings.get(name, {})}
     method = contract.build(name, teacher, **told)
     if name == "denoise":  # a teacher's own method starts from nothing
-        method = type(method)(method.config, toy.fresh(seed=1), toy.SUBJECT)
+        method = type(method)(method.config, toy.fresh(seed=1), toy.SPEC)
     fit = {**contract.USUAL, **contract.FIT.get(name, {})}
     return toy.trained(method, pairs, **{**fit, "steps": longer * fit["steps"]})
 

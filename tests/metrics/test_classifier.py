@@ -131,7 +131,7 @@ def test_a_kept_file_is_read_by_its_path(tmp_path, trainings):
 
 def test_maps_are_the_activations_that_lead_to_the_features(digits, trained):
     images = digits[0][:5].float()
-    maps = trained.maps(images)
+    maps = trained.feature_maps(images)
     rest = trained.network.trunk[-3:]  # flatten, linear, norm
     assert torch.allclose(rest(maps[-1]), trained.seen(images).features, atol=1e-5)
     assert all(bool((m >= 0).all()) for m in maps) and len(maps) == 2

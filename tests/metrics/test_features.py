@@ -2,7 +2,7 @@
 
 import torch
 
-from fewstep.metrics.features import BATCH, Extractor, Pixels, Seen, coloured, digest
+from fewstep.metrics.features import BATCH, Extractor, ExtractorOutput, Pixels, coloured, digest
 
 
 class Counter(Extractor):
@@ -16,7 +16,7 @@ class Counter(Extractor):
 
     def seen(self, images):
         self.sizes.append(len(images))
-        return Seen(images.flatten(1) * self.weight)
+        return ExtractorOutput(images.flatten(1) * self.weight)
 
 
 def test_pixels_are_the_image_in_zero_one():
@@ -34,7 +34,7 @@ def test_many_images_go_in_batches_and_come_back_in_order_without_gradient():
     assert not features.requires_grad
     # a loss asks one batch itself, and gets the gradient
     assert extractor.seen(images.float()).features.requires_grad
-    assert extractor.maps(images.float())[0].shape == (count, 1, 1, 1)
+    assert extractor.feature_maps(images.float())[0].shape == (count, 1, 1, 1)
 
 
 def test_grey_becomes_three_equal_channels_and_colour_stays():

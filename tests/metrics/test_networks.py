@@ -13,7 +13,7 @@ from fewstep.metrics.networks import (
     INCEPTION_HASH,
     MEAN,
     STD,
-    published,
+    load_pretrained,
     published_lpips,
     published_trunk,
 )
@@ -38,36 +38,36 @@ def squeeze(home):
 
 
 def test_squeezenet_sees_what_imagenet_classifiers_see(squeeze):
-    extractor = published("squeezenet")
+    extractor = load_pretrained("squeezenet")
     fitted = resized(images().float(), 224, "clean-bicubic").clamp(0, 255) / 255
     normal = (fitted - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    expected = squeeze.maps(normal)[-1].mean((2, 3))
+    expected = squeeze.feature_maps(normal)[-1].mean((2, 3))
     found = extractor(images())
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5) and found.shape == (2, 512)
     assert (extractor.name, extractor.resize) == ("squeezenet", "clean-bicubic to 224")
-    assert [m.shape[1] for m in extractor.maps(images().float())] == list(squeeze.channels)
+    assert [m.shape[1] for m in extractor.feature_maps(images().float())] == list(squeeze.channels)
 
 
 def test_a_loss_still_pulls_back_what_overshoots(squeeze):
     x = torch.full((1, 3, 32, 32), 270.0, requires_grad=True)
-    sum(m.sum() for m in published("squeezenet").maps(x)).backward()
+    sum(m.sum() for m in load_pretrained("squeezenet").feature_maps(x)).backward()
     assert x.grad is not None and float(x.grad.abs().sum()) > 0
 
 
 def test_another_resize_is_named_and_is_another_score(squeeze):
-    clean, plain = published("squeezenet"), published("squeezenet", "tf1-bilinear")
+    clean, plain = load_pretrained("squeezenet"), load_pretrained("squeezenet", "tf1-bilinear")
     assert plain.resize == "tf1-bilinear to 224" and clean.hash == plain.hash
     assert not torch.allclose(clean(images()), plain(images()), rtol=1e-3)
 
 
 def test_grey_images_are_seen_as_colour(squeeze):
     grey = images(channels=1)
-    extractor = published("squeezenet")
+    extractor = load_pretrained("squeezenet")
     assert torch.equal(extractor(grey), extractor(grey.expand(-1, 3, -1, -1)))
 
 
 def test_features_do_not_depend_on_the_batch_and_take_no_gradient_unless_asked(squeeze):
-    extractor = published("squeezenet")
+    extractor = load_pretrained("squeezenet")
     together = extractor(images(5))
     apart = torch.cat([extractor(part) for part in images(5).split(2)])
     assert torch.allclose(together, apart, rtol=1e-4, atol=1e-5) and not together.requires_grad
@@ -77,11 +77,11 @@ def test_features_do_not_depend_on_the_batch_and_take_no_gradient_unless_asked(s
 
 
 def test_the_hash_is_of_the_weights(squeeze, home):
-    before = published("squeezenet").hash
+    before = load_pretrained("squeezenet").hash
     state = squeeze.state_dict()
     state["features.0.bias"][0] += 1
     save_file(state, home / "weights" / "squeezenet1_1-features.safetensors")
-    assert published("squeezenet").hash != before
+    assert load_pretrained("squeezenet").hash != before
 
 
 def test_weights_of_another_network_are_refused(home):
@@ -89,7 +89,7 @@ def test_weights_of_another_network_are_refused(home):
     file = home / "weights" / "squeezenet1_1-features.safetensors"
     save_file({"features.0.weight": torch.zeros(2, 2)}, file)
     with pytest.raises(InputError, match="weights of squeezenet holds another network's"):
-        published("squeezenet")
+        load_pretrained("squeezenet")
 
 
 def test_the_inception_extractor_is_the_network_behind_its_resize(home, monkeypatch):
@@ -101,13 +101,13 @@ def test_the_inception_extractor_is_the_network_behind_its_resize(home, monkeypa
         if name.endswith("running_var"):
             value.fill_(1.0)
     monkeypatch.setattr(networks, "weights", lambda name: network.state_dict())
-    extractor = published("inception")
+    extractor = load_pretrained("inception")
     assert extractor.hash == INCEPTION_HASH == "6726825d0af5f729"
     seen = next(extractor.see(images()))
     direct = network(resized(images().float(), 299, "tf1-bilinear"))
     assert torch.equal(seen.features, direct.features) and torch.equal(seen.logits, direct.logits)
     assert seen.features.shape == (2, 2048) and seen.logits.shape == (2, 1008)
-    clean = published("inception", "clean-bicubic")
+    clean = load_pretrained("inception", "clean-bicubic")
     planes = [
         [Image.fromarray(p, "F").resize((299, 299), Image.Resampling.BICUBIC) for p in image]
         for image in images().float().numpy()
@@ -124,12 +124,12 @@ def test_missing_weights_are_told_of(home, monkeypatch):
     monkeypatch.setattr("fewstep.download.urlopen", refused)
     for name in ("inception", "squeezenet", "resnet56-cifar10"):
         with pytest.raises(InputError, match=r"put .* into"):
-            published(name)
+            load_pretrained(name)
     for name in TRUNKS:
         with pytest.raises(InputError, match=r"put .* into"):
             published_lpips(name)
     with pytest.raises(InputError, match="no published network 'vgg'; .*there are: inception"):
-        published("vgg")
+        load_pretrained("vgg")
 
 
 def test_trunks_of_torchvisions_files_drop_the_classifier(home, squeeze):
@@ -143,7 +143,7 @@ def test_dinov2_is_transformers_class_token(home):
     torch.manual_seed(0)
     model = transformers.Dinov2Model(transformers.Dinov2Config(**small)).eval()
     model.save_pretrained(home / "weights" / "dinov2-large")
-    extractor = published("dinov2")
+    extractor = load_pretrained("dinov2")
     found = extractor(images())
     fitted = resized(images().float(), 224, "clean-bicubic").clamp(0, 255) / 255
     normal = (fitted - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)

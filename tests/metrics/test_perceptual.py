@@ -55,7 +55,7 @@ def random_features(*, size=None):
     for weight in network.parameters():
         if weight.ndim > 1:
             nn.init.kaiming_normal_(weight, generator=generator)
-    return FeatureDistance(lambda x: network.maps(127.5 * (x + 1)), size=size)
+    return FeatureDistance(lambda x: network.feature_maps(127.5 * (x + 1)), size=size)
 
 
 KINDS = {"random": random_lpips, "published": published_lpips, "features": random_features}

@@ -3,13 +3,13 @@
 import pytest
 
 from fewstep.errors import InputError
-from fewstep.metrics import EXTRACTORS, PROTOCOLS, Protocol, protocol
+from fewstep.metrics import EXTRACTORS, PROTOCOLS, EvalProtocol, protocol
 
 NOTHING = {"samples": None, "extractor": None, "resize": None}
 
 
 def test_fid_as_papers_take_it():
-    assert protocol("fid50k") == Protocol(50_000, "inception", "tf1-bilinear")
+    assert protocol("fid50k") == EvalProtocol(50_000, "inception", "tf1-bilinear")
     assert {told.extractor for told in PROTOCOLS.values()} <= set(EXTRACTORS)
 
 
@@ -19,7 +19,7 @@ def test_what_is_given_takes_the_place_of_the_protocols_own():
     assert fid.changed(**NOTHING | {"samples": 10_000}) == protocol("fid10k")
     assert fid.changed(**NOTHING | {"resize": "clean-bicubic"}) == protocol("clean-fid50k")
     # another extractor has a standard of its own
-    assert fid.changed(**NOTHING | {"extractor": "pixels"}) == Protocol(50_000, "pixels")
+    assert fid.changed(**NOTHING | {"extractor": "pixels"}) == EvalProtocol(50_000, "pixels")
 
 
 def test_what_is_no_protocol_is_refused():

@@ -8,8 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 import fewstep.metrics.reference as module
-from fewstep.evaluation import drained
-from fewstep.metrics.features import Extractor, Pixels, Seen
+from fewstep.evaluation import exhaust
+from fewstep.metrics.features import Extractor, ExtractorOutput, Pixels
 from fewstep.metrics.reference import build_reference
 
 IMAGES = torch.randint(
@@ -27,13 +27,13 @@ class Watched(Extractor):
 
     def seen(self, images):
         self.images += len(images)
-        return Seen(images.flatten(1) / 255)
+        return ExtractorOutput(images.flatten(1) / 255)
 
 
 def made(extractor, images=IMAGES, *, cache=None, fingerprint="f"):
     work = build_reference(extractor, images, name="toys", fingerprint=fingerprint, cache=cache)
     told = []
-    return drained(work, told.append), told
+    return exhaust(work, told.append), told
 
 
 def test_moments_and_features_are_those_of_the_images():

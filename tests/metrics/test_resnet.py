@@ -60,7 +60,7 @@ def test_the_first_thousand_images(published, cifar10):
 
 def test_features_are_the_pooled_last_map_and_make_the_logits(random):
     images = noise(3, 3, 32, 32)
-    seen, maps = random(images), random.maps(images)
+    seen, maps = random(images), random.feature_maps(images)
     assert [tuple(m.shape) for m in maps] == [
         (3, 16, 32, 32), (3, 16, 32, 32), (3, 32, 16, 16), (3, 64, 8, 8)
     ]  # fmt: skip
@@ -98,7 +98,7 @@ def test_bytes_and_floats_of_one_value_are_one_image(random):
 def test_the_mean_colour_is_zero_to_it(random):
     """ImageNet's mean, in [0, 255], leaves the convolutions nothing to see."""
     mean = 255 * torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
-    assert random.maps(mean)[0].abs().max() < 1e-5
+    assert random.feature_maps(mean)[0].abs().max() < 1e-5
 
 
 def test_it_stays_in_evaluation_mode_and_takes_no_gradient(random):

@@ -55,7 +55,7 @@ def test_weights_are_named_as_torchvisions():
 )
 def test_shapes_by_hand(name, size, shapes):
     trunk = drawn(name)
-    maps = trunk.maps(noise(2, 3, size, size))
+    maps = trunk.feature_maps(noise(2, 3, size, size))
     assert [tuple(m.shape) for m in maps] == [(2, c, side, side) for c, side in shapes]
     assert trunk.channels == tuple(c for c, _ in shapes)
 
@@ -65,7 +65,7 @@ def test_each_map_is_rectified_and_leads_to_the_next(name):
     """So no layer has written over what an earlier one returned."""
     trunk, images = drawn(name), noise(1, 3, 40, 48)
     before = images.clone()
-    maps = trunk.maps(images)
+    maps = trunk.feature_maps(images)
     assert torch.equal(images, before)
     found = [m.clone() for m in maps]
     x, reached = images, 0
@@ -81,11 +81,11 @@ def test_each_map_is_rectified_and_leads_to_the_next(name):
 def test_the_smallest_image_is_the_smallest(name):
     trunk = drawn(name)
     least = trunk.smallest
-    assert trunk.maps(noise(1, 3, least, least))[-1].shape[2:] == (1, 1)
+    assert trunk.feature_maps(noise(1, 3, least, least))[-1].shape[2:] == (1, 1)
     with pytest.raises(RuntimeError, match="too small"):
         trunk.features(noise(1, 3, least, least - 1))
     with pytest.raises(InputError, match=f"{least}x{least - 1} are too small for the {name} trunk"):
-        trunk.maps(noise(1, 3, least, least - 1))
+        trunk.feature_maps(noise(1, 3, least, least - 1))
 
 
 def test_building_and_drawing_leave_the_global_state():
@@ -99,13 +99,13 @@ def test_building_and_drawing_leave_the_global_state():
 
 def test_drawn_weights_keep_the_scale_through_all_layers():
     """He's rule: the mean square after each ReLU is that after the one before."""
-    deepest = drawn("vgg").maps(noise(1, 3, 64, 64))
+    deepest = drawn("vgg").feature_maps(noise(1, 3, 64, 64))
     assert all(0.3 < m.square().mean() < 30 for m in deepest)
 
 
 def test_gradient_reaches_images_and_no_weight():
     trunk, images = drawn("alex"), noise(1, 3, 40, 40).requires_grad_()
-    sum(m.sum() for m in trunk.maps(images)).backward()
+    sum(m.sum() for m in trunk.feature_maps(images)).backward()
     assert images.grad.abs().sum() > 0
     assert all(weight.grad is None for weight in trunk.parameters())
 

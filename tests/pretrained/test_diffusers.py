@@ -17,7 +17,7 @@ from fewstep.errors import InputError
 from fewstep.parametrization import Clean, Eps, V
 from fewstep.pretrained import read_diffusers
 from fewstep.process import LinearBetas, Table
-from fewstep.sampling import Draws, ancestral, describe_step, transfer
+from fewstep.sampling import RowNoise, ancestral, describe_step, transfer
 from fewstep.times import FixedGrid
 
 SIZE = 8
@@ -113,7 +113,7 @@ def test_the_network_says_what_diffusers_says_at_every_step(published):
     folder, net = published
     generator = fewstep.load(f"diffusers:{folder}")
     assert gap(generator, net) < 1e-5
-    assert generator.subject == fewstep.Subject((3, SIZE, SIZE))
+    assert generator.spec == fewstep.SampleSpec((3, SIZE, SIZE))
     assert generator.denoiser.process == LinearBetas()
     assert generator.denoiser.parametrization == Eps(LinearBetas())
     assert not generator.training and not any(p.requires_grad for p in generator.parameters())
@@ -185,7 +185,7 @@ def test_every_setting_that_is_taken_has_its_effect(tmp_path, changes):
     net = saved(tmp_path, network(**changes))
     generator = read_diffusers(str(tmp_path))
     channels = changes.get("in_channels", 3)
-    assert generator.subject.shape == (channels, SIZE, SIZE)
+    assert generator.spec.shape == (channels, SIZE, SIZE)
     assert gap(generator, net, channels=channels) < 1e-5
     assert generator.denoiser.backbone.config.dropout == changes.get("dropout", 0)
 
@@ -294,7 +294,7 @@ def ours_from(generator, noise, steps, total=1000):
     grid = FixedGrid((tuple(i / (total - 1) for i in steps),))
     # diffusers starts from noise of variance 1, at whatever step
     sigma = generator.denoiser.process.sigma(torch.tensor(grid.times[0][0], dtype=torch.float64))
-    return generator.sampled(grid=grid)(noise / float(sigma), steps=len(steps), seed=range(3))
+    return generator.with_sampler(grid=grid)(noise / float(sigma), steps=len(steps), seed=range(3))
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_samples_are_those_of_diffusers_ddim(tmp_path, told, clip, spacing, coun
     ours = ours_from(generator, noise, steps)
     torch.testing.assert_close(ours, expected, rtol=0.0, atol=1e-4 * float(expected.abs().max()))
     if clip:  # it does something
-        free = ours_from(generator.sampled(step=transfer), noise, steps)
+        free = ours_from(generator.with_sampler(step=transfer), noise, steps)
         assert expected.abs().max() == 0.8 and (free - expected).abs().max() > 0.1
 
 
@@ -330,7 +330,7 @@ def test_samples_are_those_of_diffusers_ddpm(tmp_path, monkeypatch, clip, kept, 
     """On shared noise."""
     scheduler = ddpm(clip_sample=clip, variance_type=kept, prediction_type="v_prediction")
     net = saved(tmp_path, scheduler=scheduler)
-    draws = Draws(range(3))
+    draws = RowNoise(range(3))
     monkeypatch.setattr(
         "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: draws.like(inputs())
     )
@@ -338,7 +338,7 @@ def test_samples_are_those_of_diffusers_ddpm(tmp_path, monkeypatch, clip, kept, 
     settings = {"clip": 1.0} if clip else {}
     generator = read_diffusers(str(tmp_path))
     step = partial(ancestral, variance=variance, **settings)
-    ours = ours_from(generator.sampled(step=step), inputs(), steps)
+    ours = ours_from(generator.with_sampler(step=step), inputs(), steps)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 

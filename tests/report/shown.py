@@ -13,7 +13,7 @@ from torch import nn
 from fewstep import recipe
 from fewstep.backbones import Backbone
 from fewstep.denoiser import Denoiser
-from fewstep.generator import Generator, Subject
+from fewstep.generator import Generator, SampleSpec
 from fewstep.metrics import Measures
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
@@ -51,7 +51,7 @@ class Painter(Backbone):
 
 def generator(gain, shape=(1, 6, 5), classes=3, names=("cat", "dog", "emu"), **told):
     denoiser = Denoiser(Painter(gain, shape, classes), Flow(), Velocity())
-    return Generator(denoiser, Subject(shape, classes, names if classes else ()), **told).eval()
+    return Generator(denoiser, SampleSpec(shape, classes, names if classes else ()), **told).eval()
 
 
 MEASURED = {"accuracy": 0.9512}
@@ -97,7 +97,7 @@ def exhibits(shape=(1, 6, 5), classes=3, **told):
     }  # fmt: skip
     return [
         Exhibit(name, g, scores, made_by(fit={"steps": len(name)}), [*progress()],
-                [f"train {name}"], yardstick=name == "teacher")
+                [f"train {name}"], baseline=name == "teacher")
         for name, (g, scores) in made.items()
     ]  # fmt: skip
 

@@ -6,16 +6,16 @@ import torch
 
 from fewstep.data import ImageSet
 from fewstep.errors import InputError
-from fewstep.evaluation import Yardstick, generate
+from fewstep.evaluation import Evaluator, generate
 from fewstep.images import save_grid
-from fewstep.metrics import Protocol
+from fewstep.metrics import EvalProtocol
 from report.shown import Page, exhibits, score, tiles, write
 
 
-def yardstick(count=40, shape=(1, 6, 5)):
+def evaluator(count=40, shape=(1, 6, 5)):
     draw = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (count, *shape), generator=draw, dtype=torch.uint8)
-    return Yardstick(ImageSet("made & up", images), Protocol(4, "pixels"))
+    return Evaluator(ImageSet("made & up", images), EvalProtocol(4, "pixels"))
 
 
 def nearest(samples, images):
@@ -25,9 +25,9 @@ def nearest(samples, images):
 
 
 def test_the_neighbours_are_the_nearest_of_the_set(home, tmp_path):
-    by, shown = yardstick(), exhibits()
+    by, shown = evaluator(), exhibits()
     shown[1] = replace(shown[1], scores=[score(1, 7.4, measures={"copies": 0.012})])
-    page = Page(write(tmp_path, shown, yardstick=by))
+    page = Page(write(tmp_path, shown, evaluator=by))
     strips = [(alt, image) for alt, image in page.images if "nearest training image" in alt]
     assert len(strips) == 2 * len(shown)
     for i, (entry, steps) in enumerate(zip(shown, (10, 1, 1), strict=True)):
@@ -53,10 +53,10 @@ def test_the_neighbours_are_the_nearest_of_the_set(home, tmp_path):
 def test_a_copy_is_shown_beneath_itself(home, tmp_path):
     shown = [replace(exhibits()[2], scores=[])]
     ((_, made),) = generate(shown[0].generator, 10, steps=16)
-    by = yardstick()
+    by = evaluator()
     images = torch.cat([by.images.images, made])
     page = Page(write(tmp_path, shown,
-                      yardstick=Yardstick(ImageSet("s", images), by.protocol)))  # fmt: skip
+                      evaluator=Evaluator(ImageSet("s", images), by.protocol)))  # fmt: skip
     (at,) = (i for i, (alt, _) in enumerate(page.images) if alt.startswith("the nearest"))
     assert np.array_equal(page.images[at][1], page.images[at - 1][1])
 
@@ -67,13 +67,11 @@ def test_no_neighbours_without_images_to_look_among(tmp_path):
 
 def test_images_of_another_size_are_refused(home, tmp_path):
     with pytest.raises(InputError, match=r"make \(1, 6, 5\), the set made & up holds \(1, 5, 6\)"):
-        write(tmp_path, yardstick=yardstick(shape=(1, 5, 6)))
+        write(tmp_path, evaluator=evaluator(shape=(1, 5, 6)))
 
 
 def test_equal_bytes_with_neighbours(home, tmp_path):
-    assert write(tmp_path / "a", yardstick=yardstick()) == write(
-        tmp_path / "b", yardstick=yardstick()
-    )
+    assert write(tmp_path / "a", evaluator=evaluator()) == write(tmp_path / "b", evaluator=evaluator())
 
 
 def test_before_and_after_are_the_first_and_the_last_grid(tmp_path):

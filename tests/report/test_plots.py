@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewstep.report.plots import LOOKS, POINTS, YARDSTICK, Line, chart, curve, figure, wide
+from fewstep.report.plots import BASELINE, LOOKS, POINTS, Line, chart, curve, figure, wide
 
 
 def drawn(svg):
@@ -45,7 +45,7 @@ def test_a_narrow_range_is_drawn_linearly():
 
 def test_the_level_is_drawn_across():
     _, paths = drawn(picture([(1, 80.0), (4, 20.0)], level=20.0))
-    (level,), (line,) = paths[YARDSTICK.colour], paths[LOOKS[0].colour]
+    (level,), (line,) = paths[BASELINE.colour], paths[LOOKS[0].colour]
     assert level[0, 1] == level[1, 1] == pytest.approx(line[1, 1])
 
 

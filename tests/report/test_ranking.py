@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.report.plots import LOOKS, YARDSTICK
+from fewstep.report.plots import BASELINE, LOOKS
 from fewstep.report.ranking import Contender, apart, best, front, quickest, rank, rivals
 from report.shown import score
 
 
 def contenders(teacher, *students):
     return [
-        Contender("teacher", YARDSTICK, teacher),
+        Contender("teacher", BASELINE, teacher),
         *(Contender(f"s{i}", LOOKS[i], scores) for i, scores in enumerate(students)),
     ]
 

@@ -62,7 +62,7 @@ def test_the_same_noise_goes_through_all(page):
     cond = Condition(torch.arange(10) % 3)
     wanted = {
         "teacher, 1 step of transfer": teacher(noise, steps=1, cond=cond),
-        "teacher, 10 steps of heun": teacher.sampled(step=heun)(noise, steps=10, cond=cond),
+        "teacher, 10 steps of heun": teacher.with_sampler(step=heun)(noise, steps=10, cond=cond),
         "regress, 1 step of transfer": regress(noise, steps=1, cond=cond),
         "tuned, 1 step of transfer": tuned(noise, steps=1, cond=cond),
         "tuned, 4 steps of transfer": tuned(noise, steps=4, cond=cond),
@@ -150,7 +150,7 @@ def test_hostile_text_stays_text(tmp_path, monkeypatch):
     # a sampler of that name is not there to be drawn with
     monkeypatch.setattr(exhibits_of, "named_step", lambda _: heun)
     shown = [
-        Exhibit(name, generator(0.5, names=names), scores, by, log, [HOSTILE], yardstick=mine)
+        Exhibit(name, generator(0.5, names=names), scores, by, log, [HOSTILE], baseline=mine)
         for name, mine in (("teacher", True), (HOSTILE, False), ("$a$", False))
     ]
     told = Page(write(tmp_path, shown, title=HOSTILE, notes=[HOSTILE]))

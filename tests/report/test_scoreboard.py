@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from fewstep.metrics import INCEPTION_HASH
 from fewstep.report.measures import all_measures
-from fewstep.report.plots import LOOKS, YARDSTICK
+from fewstep.report.plots import BASELINE, LOOKS
 from fewstep.report.quality import plots
 from fewstep.report.ranking import Contender, rank
 from fewstep.report.scoreboard import scores
@@ -11,7 +11,7 @@ from report.shown import MEASURED, Page, exhibits, score, write
 
 def rankings(teacher, *students):
     return rank([
-        Contender("teacher", YARDSTICK, teacher),
+        Contender("teacher", BASELINE, teacher),
         *(Contender(f"s{i}", LOOKS[i], s) for i, s in enumerate(students)),
     ])  # fmt: skip
 

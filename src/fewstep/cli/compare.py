@@ -14,9 +14,9 @@ from fewstep.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from fewstep.data import ImageSet
-    from fewstep.evaluation import Yardstick
+    from fewstep.evaluation import Evaluator
     from fewstep.generator import Generator
-    from fewstep.metrics import Protocol
+    from fewstep.metrics import EvalProtocol
     from fewstep.recipe import Recipe
     from fewstep.report import Exhibit
     from fewstep.scores import Score
@@ -78,18 +78,18 @@ def main(argv: Sequence[str]) -> int:
     _writable(told.out)
     entries = _entries(told.runs, told.weights)
     teacher = _teacher(entries, told.teacher)
-    yardsticks = _yardsticks(entries, protocol, told.data, told.weights)
-    scores = [_scores(entry, yardsticks[entry.address], wanted) for entry in entries]
+    evaluators = _evaluators(entries, protocol, told.data, told.weights)
+    scores = [_scores(entry, evaluators[entry.address], wanted) for entry in entries]
     exhibits = [
         _exhibit(entry, own, entry is teacher) for entry, own in zip(entries, scores, strict=True)
     ]
     # nearest neighbours are sought in one set
-    only = {id(y): y for y in yardsticks.values()}
-    yardstick = next(iter(only.values())) if len(only) == 1 else None
-    sets = dict.fromkeys(yardstick.images.name for yardstick in yardsticks.values())
+    only = {id(y): y for y in evaluators.values()}
+    evaluator = next(iter(only.values())) if len(only) == 1 else None
+    sets = dict.fromkeys(evaluator.images.name for evaluator in evaluators.values())
     runs = f"{len(entries)} runs" if len(entries) > 1 else entries[0].name
     title = f"{runs} against {', '.join(sets)}"
-    write_report(told.out, exhibits, title=title, yardstick=yardstick)
+    write_report(told.out, exhibits, title=title, evaluator=evaluator)
     if told.json:
         tables = [[score.table() for score in own] for own in scores]
         print(json.dumps({e.name: own for e, own in zip(entries, tables, strict=True)}, indent=2))
@@ -128,9 +128,9 @@ def _entries(addresses: Sequence[str], weights: Literal["ema", "best"]) -> list[
             named += f" (best, step {note['step']:,})"
         recipe = from_table(note["recipe"]) if note.get("recipe") else None
         entries.append(Entry(named, address, generator, recipe, note.get("step")))
-    kinds = {(e.generator.subject.shape, e.generator.subject.classes) for e in entries}
+    kinds = {(e.generator.spec.shape, e.generator.spec.classes) for e in entries}
     if len(kinds) > 1:
-        told = "; ".join(f"{e.name}: {e.generator.subject.shape}" for e in entries)
+        told = "; ".join(f"{e.name}: {e.generator.spec.shape}" for e in entries)
         raise InputError(f"these runs make different things ({told}); compare one kind at a time")
     return entries
 
@@ -157,17 +157,17 @@ def _teacher(entries: Sequence[Entry], named: str | None) -> Entry | None:
     return None
 
 
-def _yardsticks(
+def _evaluators(
     entries: Sequence[Entry],
-    protocol: "Protocol",
+    protocol: "EvalProtocol",
     data: str | None,
     weights: Literal["ema", "best"],
-) -> "dict[str, Yardstick]":
-    """A yardstick for each run, one and the same for runs of one reference set."""
-    from fewstep.evaluation import Yardstick
+) -> "dict[str, Evaluator]":
+    """A evaluator for each run, one and the same for runs of one reference set."""
+    from fewstep.evaluation import Evaluator
 
-    made: dict[str, Yardstick] = {}
-    found: dict[str, Yardstick] = {}
+    made: dict[str, Evaluator] = {}
+    found: dict[str, Evaluator] = {}
     sets: dict[object, ImageSet] = {}  # read once, however many runs share it
     told = {_set(e.recipe): e for e in entries if e.recipe}
     for entry in entries:
@@ -175,12 +175,12 @@ def _yardsticks(
         teller = entry if entry.recipe or len(told) != 1 else next(iter(told.values()))
         which = data or (teller.recipe and _set(teller.recipe))
         if which not in sets:
-            shape = entry.generator.subject.shape
+            shape = entry.generator.spec.shape
             sets[which] = evaluate.reference(teller.address, data, weights, shape=shape)
         images = sets[which]
         if images.fingerprint not in made:
-            yardstick = Yardstick(images, protocol)
-            made[images.fingerprint] = evaluate.prepared(yardstick)
+            evaluator = Evaluator(images, protocol)
+            made[images.fingerprint] = evaluate.prepared(evaluator)
         found[entry.address] = made[images.fingerprint]
     return found
 
@@ -191,12 +191,12 @@ def _set(recipe: "Recipe") -> tuple[object, ...]:
     return d.name, d.split, d.size, d.path
 
 
-def _scores(entry: Entry, yardstick: "Yardstick", wanted: Sequence[int]) -> "list[Score]":
+def _scores(entry: Entry, evaluator: "Evaluator", wanted: Sequence[int]) -> "list[Score]":
     counts = dict.fromkeys(entry.generator.nearest(steps, quietly=True) for steps in wanted)
-    return [evaluate.measured(yardstick, entry.generator, entry.address, n) for n in counts]
+    return [evaluate.measured(evaluator, entry.generator, entry.address, n) for n in counts]
 
 
-def _exhibit(entry: Entry, scores: "Sequence[Score]", yardstick: bool) -> "Exhibit":
+def _exhibit(entry: Entry, scores: "Sequence[Score]", baseline: bool) -> "Exhibit":
     from fewstep.report import Exhibit
     from fewstep.runs import Run
 
@@ -211,6 +211,6 @@ def _exhibit(entry: Entry, scores: "Sequence[Score]", yardstick: bool) -> "Exhib
         recipe=entry.recipe,
         progress=[line for line in progress if entry.step is None or line["step"] <= entry.step],
         commands=[command] if recipe.exists() else [],
-        yardstick=yardstick,
+        baseline=baseline,
         grids=Run(folder).grids() if folder.is_dir() else [],
     )

@@ -12,7 +12,7 @@ import tyro
 from fewstep.cli import console, evaluate, record, train
 
 if TYPE_CHECKING:
-    from fewstep.evaluation import Yardstick
+    from fewstep.evaluation import Evaluator
     from fewstep.scores import Score
 
 QUICK = {
@@ -136,18 +136,18 @@ def main(argv: Sequence[str]) -> int:
         console.out.print(f"stopped; to resume: {again} --out {demo.out}")
         return 0
     from fewstep import metrics
-    from fewstep.evaluation import Yardstick
+    from fewstep.evaluation import Evaluator
 
     out = demo.out
     images = evaluate.reference(str(out / "teacher"), None)
-    yardstick = Yardstick(images, metrics.protocol("quick"))
-    scores = _measure(demo, yardstick)
+    evaluator = Evaluator(images, metrics.protocol("quick"))
+    scores = _measure(demo, evaluator)
     results = {
         name: [score.table() for who, score in scores if who == name]
         for name in ("teacher", *demo.students)
     }
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    _report(demo, scores, yardstick)
+    _report(demo, scores, evaluator)
     evaluate.show(scores)
     if not demo.all:
         console.out.print(LEFT)
@@ -156,8 +156,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(name: str, demo: Demo) -> bool:
-    from fewstep.experiment import finished
     from fewstep.recipe import read
+    from fewstep.runner import finished
 
     recipe, folder = read(demo.preset(name), demo.overrides(name)), demo.out / name
     return finished(recipe, folder) or train.run(recipe, folder, what=f"{name:<12}")
@@ -171,13 +171,13 @@ def _record(kind: str, demo: Demo) -> bool:
     return record.run(str(demo.out / source), demo.out / kind, wanted, sampler=sampler)
 
 
-def _measure(demo: Demo, yardstick: "Yardstick") -> list[tuple[str, "Score"]]:
+def _measure(demo: Demo, evaluator: "Evaluator") -> list[tuple[str, "Score"]]:
     from fewstep import runs
     from fewstep.sampling import named_step
 
     teacher = runs.load(demo.out / "teacher")
     ways = [
-        ("teacher", teacher.sampled(step=named_step(sampler)), steps)
+        ("teacher", teacher.with_sampler(step=named_step(sampler)), steps)
         for sampler, counts in TEACHER[demo.kind].items()
         for steps in counts
     ]
@@ -190,12 +190,12 @@ def _measure(demo: Demo, yardstick: "Yardstick") -> list[tuple[str, "Score"]]:
     with console.bar("measure", len(ways)) as bar:
         for name, generator, steps in ways:
             bar(len(scores), f"{name}, {steps} steps")
-            scores.append((name, yardstick.score(generator, steps=steps)))
+            scores.append((name, evaluator.score(generator, steps=steps)))
         bar(len(scores))
     return scores
 
 
-def _report(demo: Demo, scores: list[tuple[str, "Score"]], yardstick: "Yardstick") -> None:
+def _report(demo: Demo, scores: list[tuple[str, "Score"]], evaluator: "Evaluator") -> None:
     from fewstep import runs
     from fewstep.recipe import read
     from fewstep.report import Exhibit, write_report
@@ -210,14 +210,14 @@ def _report(demo: Demo, scores: list[tuple[str, "Score"]], yardstick: "Yardstick
             recipe=read(str(Run(out / name).recipe_file)),
             progress=Run(out / name).progress(),
             commands=_commands(name, demo, [s.steps for who, s in scores if who == name]),
-            yardstick=name == "teacher",
+            baseline=name == "teacher",
             grids=Run(out / name).grids(),
         )
         for name in ("teacher", *demo.students)
     ]
     title = "fewstep demo: handwritten digits"
     notes = [] if demo.all else [LEFT]
-    write_report(out / "report.html", exhibits, title=title, notes=notes, yardstick=yardstick)
+    write_report(out / "report.html", exhibits, title=title, notes=notes, evaluator=evaluator)
 
 
 def _commands(name: str, demo: Demo, measured: list[int]) -> list[str]:

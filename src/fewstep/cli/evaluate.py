@@ -12,7 +12,7 @@ from fewstep.errors import InputError
 
 if TYPE_CHECKING:
     from fewstep.data import ImageSet
-    from fewstep.evaluation import Yardstick
+    from fewstep.evaluation import Evaluator
     from fewstep.generator import Generator
     from fewstep.scores import Score
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     told = console.options(Options, "evaluate", argv)
     from fewstep import metrics, runs
     from fewstep.distributed import device
-    from fewstep.evaluation import Yardstick
+    from fewstep.evaluation import Evaluator
     from fewstep.sampling import renamed_step
 
     wanted = console.counts(told.steps)
@@ -67,16 +67,16 @@ def main(argv: Sequence[str]) -> int:
     )
     generator = runs.load(told.run, weights=told.weights)
     if told.guidance != 1:
-        generator = generator.guided(told.guidance)
+        generator = generator.with_guidance(told.guidance)
     if told.sampler:
-        generator = generator.sampled(step=renamed_step(generator.step, told.sampler))
+        generator = generator.with_sampler(step=renamed_step(generator.step, told.sampler))
     generator = generator.to(device())
     if told.straightness:
         return _straightness(generator, told)
-    images = reference(told.run, told.data, told.weights, shape=generator.subject.shape)
-    yardstick = prepared(Yardstick(images, protocol))
+    images = reference(told.run, told.data, told.weights, shape=generator.spec.shape)
+    evaluator = prepared(Evaluator(images, protocol))
     scores = [
-        measured(yardstick, generator, told.run, steps, told.seed)
+        measured(evaluator, generator, told.run, steps, told.seed)
         for steps in dict.fromkeys(map(generator.nearest, wanted))
     ]
     if told.json:
@@ -86,29 +86,29 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def prepared(yardstick: "Yardstick") -> "Yardstick":
-    """The yardstick with its real images seen, under a progress bar."""
-    from fewstep.evaluation import drained
+def prepared(evaluator: "Evaluator") -> "Evaluator":
+    """The evaluator with its real images seen, under a progress bar."""
+    from fewstep.evaluation import exhaust
 
-    total = len(yardstick.images)
-    with console.bar(f"{yardstick.images.name}, real", total) as bar:
-        drained(yardstick.prepare(), bar)
-    return yardstick
+    total = len(evaluator.images)
+    with console.bar(f"{evaluator.images.name}, real", total) as bar:
+        exhaust(evaluator.prepare(), bar)
+    return evaluator
 
 
 def measured(
-    yardstick: "Yardstick", generator: "Generator", address: str, steps: int, seed: int = 0
+    evaluator: "Evaluator", generator: "Generator", address: str, steps: int, seed: int = 0
 ) -> "Score":
     """A score under a progress bar, or what was kept of it in the run's folder."""
-    from fewstep.evaluation import drained, kept_score
-    from fewstep.scores import keep_score
+    from fewstep.evaluation import cached_score, exhaust
+    from fewstep.scores import append_score
 
-    kept = kept_score(address, yardstick, generator, steps=steps, seed=seed)
+    kept = cached_score(address, evaluator, generator, steps=steps, seed=seed)
     if kept:
         return kept
-    with console.bar(f"{address}, {steps} steps", yardstick.protocol.samples) as bar:
-        score = drained(yardstick.scoring(generator, steps=steps, seed=seed), bar)
-    keep_score(address, score)
+    with console.bar(f"{address}, {steps} steps", evaluator.protocol.samples) as bar:
+        score = exhaust(evaluator.iter_score(generator, steps=steps, seed=seed), bar)
+    append_score(address, score)
     return score
 
 
@@ -136,8 +136,8 @@ def reference(
 ) -> "ImageSet":
     """The set to measure against: the one named, at the size of `shape`, or the run's own."""
     from fewstep import data, runs
-    from fewstep.experiment import read_data
     from fewstep.recipe import from_table
+    from fewstep.runner import read_data
 
     if name:
         return data.load(name, size=shape[-1] if len(shape) == 3 else None)

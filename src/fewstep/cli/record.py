@@ -112,9 +112,9 @@ def run(
     generator = runs.load(address)
     teacher = runs.weights_hash(generator)
     step = renamed_step(generator.step, sampler)
-    generator = generator.sampled(step=step).to(device())
+    generator = generator.with_sampler(step=step).to(device())
     if guidance != 1:
-        generator = generator.guided(guidance)
+        generator = generator.with_guidance(guidance)
     rows = record(generator, folder, wanted, teacher=teacher, batch=batch)
     with console.stopping() as stop, closing(rows):
         start = next(rows)

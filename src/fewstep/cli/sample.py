@@ -51,14 +51,14 @@ def main(argv: Sequence[str]) -> int:
 
     generator = runs.load(told.run, weights=told.weights)
     if told.guidance != 1:
-        generator = generator.guided(told.guidance)
+        generator = generator.with_guidance(told.guidance)
     if told.label:
         generator.check_labels(torch.tensor(told.label))
     if told.sampler:
-        generator = generator.sampled(step=renamed_step(generator.step, told.sampler))
+        generator = generator.with_sampler(step=renamed_step(generator.step, told.sampler))
     steps = told.steps if told.steps is not None else min(generator.grid.counts or (8,))
     if told.times:
-        generator = generator.sampled(grid=FixedGrid((told.times,)))
+        generator = generator.with_sampler(grid=FixedGrid((told.times,)))
         steps = len(told.times)
     images = [
         rows
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
             labels=told.label or None,
         )
     ]
-    columns = len(told.label) or generator.subject.classes or None
+    columns = len(told.label) or generator.spec.classes or None
     save_grid(torch.cat(images), told.out, columns=columns if told.count >= 10 else None)
     console.out.print(f"{told.out}: {told.count} images, {steps} steps")
     return 0

@@ -40,8 +40,8 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     if recipe_asked(argv):
         return _recipe_help(argv, verb)
     told = console.options(Options, verb, argv)
-    from fewstep.experiment import finished
     from fewstep.recipe import read
+    from fewstep.runner import finished
 
     recipe = read(told.recipe, told.overrides)
     folder = told.out or Path("runs") / Path(told.recipe).stem
@@ -63,13 +63,13 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
 
 def run(recipe: "Recipe", folder: Path, *, what: str, track: Sequence[str] = ()) -> bool:
     """Train to the end with a progress bar; False when the user stopped it."""
-    from fewstep.experiment import carry_out
+    from fewstep.runner import run_recipe
 
     with (
         closing(_Tracking(folder, track)) as tracking,
         console.bar(what, recipe.fit.steps) as bar,
         console.stopping() as stop,
-        closing(carry_out(recipe, folder)) as steps,
+        closing(run_recipe(recipe, folder)) as steps,
     ):
         for progress in steps:
             tracking.forward(progress.step)

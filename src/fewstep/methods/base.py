@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fewstep.condition import Condition
 from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
+from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import Clean, Eps
 
 
@@ -43,7 +43,7 @@ class Turn(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Examples:
+class ImageBatch:
     """Rows of real images in [-1, 1]."""
 
     x0: Tensor
@@ -51,7 +51,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairBatch:
     """Rows of a deterministic teacher's answers: standard normal noise and its image."""
 
     noise: Tensor
@@ -60,7 +60,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Latents:
+class RingBatch:
     """Rows of a circuit's rings: their noise (b, c, h, w) and image, the first latent
     (b, C, H, W), and what K equal parts of the updates have each added to it (b, K, C, H, W)."""
 
@@ -71,7 +71,7 @@ class Latents:
     cond: Condition | None
 
 
-def given(teacher: Generator | None) -> Generator:
+def require_teacher(teacher: Generator | None) -> Generator:
     """The teacher that a setting asks for.  Raises: InputError without one."""
     if teacher is None:
         raise InputError('method.source = "teacher" needs [teacher] load')
@@ -101,7 +101,7 @@ def check_spans(student: Denoiser, teacher: Denoiser) -> None:
         )
 
 
-def keyed(*key: int | str) -> int:
+def derive_seed(*key: int | str) -> int:
     """A 63-bit seed for a key: all randomness of training is a function of such keys."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -120,7 +120,7 @@ class Batch:
     first: int
     rows: int
     total: int
-    subject: Subject
+    spec: SampleSpec
     device: torch.device
     streams: Mapping[str, Any]
     carry: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -130,19 +130,19 @@ class Batch:
     _draws: int = 0
 
     @property
-    def images(self) -> Examples:
+    def images(self) -> ImageBatch:
         """Real images; for a method that reads them."""
         return self.streams["images"]
 
     @property
-    def pairs(self) -> Pairs:
+    def pairs(self) -> PairBatch:
         """Recorded noise and images; for a method that reads them."""
         return self.streams["pairs"]
 
     @property
-    def latents(self) -> Latents:
+    def rings(self) -> RingBatch:
         """A circuit's recorded rings; for a method that reads them."""
-        return self.streams["latents"]
+        return self.streams["rings"]
 
     def begin(self, player: str, occurrence: int) -> None:
         """The trainer's: key the draws that follow by this turn."""
@@ -162,17 +162,17 @@ class Batch:
     def shared_rand(self) -> float:
         """One uniform number in [0, 1), equal on every row, micro-batch and rank."""
         self._draws += 1
-        return keyed(self.seed, self.step, *self._turn, self._draws) / 2**63
+        return derive_seed(self.seed, self.step, *self._turn, self._draws) / 2**63
 
     def noise(self) -> Tensor:
         """Standard normal noise (rows, *shape) to generate from."""
-        return self.randn_like(torch.empty(self.rows, *self.subject.shape, device="meta").float())
+        return self.randn_like(torch.empty(self.rows, *self.spec.shape, device="meta").float())
 
     def cond(self) -> Condition | None:
         """Classes to generate, all alike; None where there are none."""
-        if not self.subject.classes:
+        if not self.spec.classes:
             return None
-        return Condition((self.rand() * self.subject.classes).long())
+        return Condition((self.rand() * self.spec.classes).long())
 
     @contextmanager
     def same_dropout(self) -> Pull[None]:
@@ -183,12 +183,12 @@ class Batch:
     @property
     def dropout_seed(self) -> int:
         """Keyed by (seed, step, turn, first row)."""
-        return keyed(self.seed, self.step, *self._turn, "dropout", self.first)
+        return derive_seed(self.seed, self.step, *self._turn, "dropout", self.first)
 
     def _generator(self) -> torch.Generator:
         self._draws += 1
         generator = torch.Generator(self.device)
-        return generator.manual_seed(keyed(self.seed, self.step, *self._turn, self._draws))
+        return generator.manual_seed(derive_seed(self.seed, self.step, *self._turn, self._draws))
 
     def _cut(self, full: Tensor) -> Tensor:
         return full[self.first : self.first + self.rows]
@@ -212,7 +212,7 @@ class Method(nn.Module, ABC):
         self,
         config: Any,
         student: Denoiser,
-        subject: Subject,
+        spec: SampleSpec,
         *,
         teacher: Generator | None = None,
     ) -> None:
@@ -221,7 +221,7 @@ class Method(nn.Module, ABC):
             raise InputError(f"{type(self).__name__} distils a teacher: give [teacher] load")
         self.config = config
         self.student = student
-        self.subject = subject
+        self.spec = spec
         self.teacher = teacher
 
     @property

@@ -31,8 +31,8 @@ from fewstep.circuit import Circuit
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
-from fewstep.losses import square_error
+from fewstep.generator import Generator, SampleSpec
+from fewstep.losses import squared_error
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.parametrization import Eps
 from fewstep.sampling import ring
@@ -101,13 +101,13 @@ class CircuitMethod(Method):
     config: CircuitMethodConfig
 
     def __init__(
-        self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
+        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
     ) -> None:
         Circuit(student)
         last = torch.tensor(student.span[1])
         if isinstance(student.parametrization, Eps) and student.process.ratio(last).isinf():
             raise InputError("where all is noise, eps tells no image: use velocity or v")
-        super().__init__(config, student, subject, teacher=teacher)
+        super().__init__(config, student, spec, teacher=teacher)
         self.target = deepcopy(student) if config.follow == "average" else None
         end = torch.tensor([student.span[0]], dtype=torch.float64)
         self.times = torch.cat([UniformGrid()(config.steps, student), end])
@@ -157,7 +157,7 @@ class CircuitMethod(Method):
 
     def _cond(self, batch: Batch) -> Condition | None:
         cond, share = batch.images.cond, self.config.label_dropout
-        return cond.dropped(batch.rand() < share) if cond is not None and share else cond
+        return cond.drop(batch.rand() < share) if cond is not None and share else cond
 
     def _at(self, place: Tensor) -> Tensor:
         """The time after so many of the ring's steps."""
@@ -168,13 +168,13 @@ class CircuitMethod(Method):
         circuit, x0 = Circuit(self.student), batch.images.x0
         t = self._at((batch.rand() * (self.config.steps + 1)).long())
         eps = batch.randn_like(x0)
-        x_t = self.student.process.noised(x0, eps, t)
+        x_t = self.student.process.add_noise(x0, eps, t)
         a, b = self.student.parametrization.row(*self.student.process.at(t, like=x0))
         with torch.set_grad_enabled(encoder):
             z = circuit.encode(x_t, t, cond=self._cond(batch))
         return {
-            "main": square_error(circuit.read(z, t), a * x0 + b * eps).mean(),
-            "image": square_error(circuit.image(z, t), x0).mean(),
+            "main": squared_error(circuit.read(z, t), a * x0 + b * eps).mean(),
+            "image": squared_error(circuit.image(z, t), x0).mean(),
         }
 
     def _chain(self, batch: Batch, depth: int, updates: int, stride: int) -> dict[str, Tensor]:
@@ -182,7 +182,7 @@ class CircuitMethod(Method):
         first = (batch.rand() * (self.config.steps - updates * stride + 1)).long()
         times = [self._at(first + k) for k in range(updates * stride + 1)]
         eps = batch.randn_like(batch.images.x0)
-        x = self.student.process.noised(batch.images.x0, eps, times[0])
+        x = self.student.process.add_noise(batch.images.x0, eps, times[0])
         followed = Circuit(self.target or self.student)
         with torch.no_grad():
             seen = list(followed.states(x, times, cond=cond))[::stride]
@@ -199,14 +199,14 @@ class CircuitMethod(Method):
             t, s = times[k * stride], times[(k + 1) * stride]
             z = circuit.advance(z, t, s, cond=cond)
             wanted, said = seen[k + 1]
-            errors["main"].append(square_error(circuit.read(z, s), said.output).mean())
-            errors["image"].append(square_error(circuit.image(z, s), images[k]).mean())
-            errors["chain"].append(square_error(z, wanted).mean())
+            errors["main"].append(squared_error(circuit.read(z, s), said.output).mean())
+            errors["image"].append(squared_error(circuit.image(z, s), images[k]).mean())
+            errors["chain"].append(squared_error(z, wanted).mean())
         return {name: torch.stack(found).mean() for name, found in errors.items()}
 
     def generator(self) -> Generator:
         counts = [self.config.steps // stride for stride in self.config.strides]
         grids = [UniformGrid()(count, self.student).tolist() for count in counts]
         return Generator(
-            self.student, self.subject, grid=FixedGrid(tuple(map(tuple, grids))), step=ring
+            self.student, self.spec, grid=FixedGrid(tuple(map(tuple, grids))), step=ring
         )

@@ -20,19 +20,19 @@ from torch import Tensor
 from fewstep import ema
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
+from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import DistanceConfig, PseudoHuber
-from fewstep.methods.base import Batch, Loss, Method, Turn, check_regular, given
-from fewstep.process import shaped
+from fewstep.methods.base import Batch, Loss, Method, Turn, check_regular, require_teacher
+from fewstep.process import broadcast_to
 from fewstep.sampling import renoise
 from fewstep.times import (
     DensityConfig,
+    DiscreteLevels,
+    EctLevels,
     FixedGrid,
     GridConfig,
-    Ladder,
     LevelsConfig,
     LogNormal,
-    Shrinking,
     UniformGrid,
 )
 
@@ -43,7 +43,7 @@ class ConsistencyConfig:
     """Of x_r: `data`, the same image and noise (CT, iCT, ECT), or a step of the `teacher` (CD)."""
     solver: Literal["euler", "heun"] = "heun"
     """The teacher's step: `euler`, which is DDIM's, asks it once, `heun` twice."""
-    levels: LevelsConfig = field(default_factory=Shrinking)
+    levels: LevelsConfig = field(default_factory=EctLevels)
     """The two levels: the rule `ect`, or a `ladder`."""
     density: DensityConfig = field(default_factory=lambda: LogNormal(mean=-1.1, std=2.0))
     """Where the larger level lies; on a ladder `karras` makes all pairs equally likely."""
@@ -66,7 +66,7 @@ class Consistency(Method):
     config: ConsistencyConfig
 
     def __init__(
-        self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
+        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
     ) -> None:
         check_regular(student)
         if not 0 <= config.target_decay < 1:
@@ -74,11 +74,11 @@ class Consistency(Method):
         process, ratios = student.process, torch.tensor(config.levels.ratios, dtype=torch.float64)
         spans = [student.span, process.time(ratios).tolist()]
         if config.source == "teacher":
-            teacher = Generator(given(teacher).denoiser.under(process), subject)
+            teacher = Generator(require_teacher(teacher).denoiser.under(process), spec)
             spans.append(teacher.denoiser.span)
         student = student.under(process)
         student.span = max(low for low, _ in spans), min(high for _, high in spans)
-        super().__init__(config, student, subject, teacher=teacher)
+        super().__init__(config, student, spec, teacher=teacher)
         self.narrowed = student.span != spans[0]
         span = torch.tensor(student.span, dtype=torch.float64)
         self.ends: list[float] = process.ratio(span).tolist()
@@ -88,7 +88,7 @@ class Consistency(Method):
         yield Turn("student", lambda batch: self.student_loss(batch, step))
         if self.target:
             levels, decay = self.config.levels, self.config.target_decay
-            if isinstance(levels, Ladder):
+            if isinstance(levels, DiscreteLevels):
                 decay **= levels.first / levels.count(step)
             ema.follow(self.target, self.student, decay=decay)
 
@@ -99,18 +99,18 @@ class Consistency(Method):
         upper, lower, gap = self.config.levels.around(ratio, step, self.ends)
         t, r = process.time(upper), process.time(lower).clamp(min=low)
         eps = batch.randn_like(x0)
-        x_t = process.noised(x0, eps, t)
+        x_t = process.add_noise(x0, eps, t)
         with torch.no_grad():
             if self.config.source == "teacher":
-                x_r = self.led(x_t, t, r, batch)
+                x_r = self.teacher_step(x_t, t, r, batch)
                 image = x_r / process.at(r, like=x_r)[0]
             else:
-                x_r, image = process.noised(x0, eps, r), x0
+                x_r, image = process.add_noise(x0, eps, r), x0
             answering = (self.target or student).train(student.training)
             with batch.same_dropout():
                 nearer = answering(x_r, r, cond=cond).x0
             # with room for rounding, and far less than a level's width
-            target = torch.where(shaped(r, x0) <= 1.0001 * low, image, nearer)
+            target = torch.where(broadcast_to(r, x0) <= 1.0001 * low, image, nearer)
         with batch.same_dropout():
             said = student(x_t, t, cond=cond).x0
         loss = self.config.loss(said, target)
@@ -118,7 +118,7 @@ class Consistency(Method):
             loss = loss / gap.clamp(min=1e-6)  # below any real gap; a uniform number may be 0
         return Loss(loss.mean())
 
-    def led(self, x_t: Tensor, t: Tensor, r: Tensor, batch: Batch) -> Tensor:
+    def teacher_step(self, x_t: Tensor, t: Tensor, r: Tensor, batch: Batch) -> Tensor:
         """x_r after one step of the teacher's ODE."""
         assert self.teacher
         teacher, cond = self.teacher.denoiser, batch.images.cond
@@ -126,7 +126,7 @@ class Consistency(Method):
         if self.config.solver == "euler":
             alpha, sigma = teacher.process.at(r, like=x_t)
             return alpha * said.x0 + sigma * said.eps
-        stride, slope = shaped(r - t, x_t), said.velocity
+        stride, slope = broadcast_to(r - t, x_t), said.velocity
         ahead = teacher(x_t + stride * slope, r, cond=cond)
         return x_t + 0.5 * stride * (slope + ahead.velocity)
 
@@ -135,4 +135,4 @@ class Consistency(Method):
         if self.narrowed:  # the network's own span, where other grids begin, ends beyond the ladder
             counts = grid.counts or (1, 2, 4, 8)
             grid = FixedGrid(tuple(tuple(grid(n, self.student).tolist()) for n in counts))
-        return Generator(self.student, self.subject, grid=grid, step=renoise)
+        return Generator(self.student, self.spec, grid=grid, step=renoise)

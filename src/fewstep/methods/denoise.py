@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewstep.denoiser import Prediction
 from fewstep.generator import Generator
-from fewstep.losses import square_error
+from fewstep.losses import squared_error
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.times import DensityConfig, GridConfig, Uniform, UniformGrid
 
@@ -50,10 +50,10 @@ class Denoise(Method):
         t = self.config.density.times(batch.rand(), self.student)
         eps = batch.randn_like(x0)
         if cond is not None and self.config.label_dropout > 0:
-            cond = cond.dropped(batch.rand() < self.config.label_dropout)
-        said = self.student(self.student.process.noised(x0, eps, t), t, cond=cond)
+            cond = cond.drop(batch.rand() < self.config.label_dropout)
+        said = self.student(self.student.process.add_noise(x0, eps, t), t, cond=cond)
         a, b = said.parametrization.row(said.alpha, said.sigma)
-        return Loss((self.weight(said) * square_error(said.output, a * x0 + b * eps)).mean())
+        return Loss((self.weight(said) * squared_error(said.output, a * x0 + b * eps)).mean())
 
     def weight(self, said: Prediction) -> Tensor | float:
         """The weight on the raw output's error, one a row: (sigma/D)² times that of x0's error."""
@@ -66,4 +66,4 @@ class Denoise(Method):
         return (snr * out.square()).flatten()
 
     def generator(self) -> Generator:
-        return Generator(self.student, self.subject, grid=self.config.grid)
+        return Generator(self.student, self.spec, grid=self.config.grid)

@@ -20,10 +20,15 @@ from torch import Tensor
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
-from fewstep.losses import DistanceConfig, SquareError, square_error
+from fewstep.generator import Generator, SampleSpec
+from fewstep.losses import DistanceConfig, SquaredError, squared_error
 from fewstep.methods.base import Batch, Loss, Turn
-from fewstep.methods.fake import AdversarialConfig, Matching, generated, row_scale
+from fewstep.methods.fake_score import (
+    AdversarialConfig,
+    DistributionMatching,
+    row_scale,
+    student_images,
+)
 from fewstep.times import DensityConfig, GridConfig, Uniform, UniformGrid
 
 
@@ -41,22 +46,22 @@ class DmdConfig:
     """Steps from one student turn to the next; the fake takes a turn each step. 5 in DMD2."""
     regression: float = 0.0
     """Weight of the regression; 0: no pairs are read. 0.25 as published with LPIPS."""
-    loss: DistanceConfig = field(default_factory=SquareError)
+    loss: DistanceConfig = field(default_factory=SquaredError)
     """Distance of the regression between the student's image and the pair's."""
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     """DMD2's head on the fake; 0.003 of the student's loss and 0.01 of the fake's there."""
 
 
-class Dmd(Matching):
+class Dmd(DistributionMatching):
     """A generator whose images a score network cannot tell from the teacher's."""
 
     Config = DmdConfig
     config: DmdConfig
 
     def __init__(
-        self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
+        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
     ) -> None:
-        super().__init__(config, student, subject, teacher=teacher)
+        super().__init__(config, student, spec, teacher=teacher)
         if config.every < 1 or config.regression < 0:
             raise InputError("method.every must be 1 or more, and method.regression 0 or more")
         needs = {"pairs": config.regression, "images": config.adversarial.weight}
@@ -68,16 +73,16 @@ class Dmd(Matching):
         yield Turn("fake", self.fake_loss)
 
     def student_loss(self, batch: Batch) -> Loss:
-        x, cond = generated(self.student, self.times, batch)
+        x, cond = student_images(self.student, self.times, batch)
         g = self.direction(batch, x.detach(), cond)
-        value = 0.5 * square_error(x, x.detach() - g).mean()
+        value = 0.5 * squared_error(x, x.detach() - g).mean()
         numbers = {"direction": g.abs().mean()}
         if self.config.regression:
             numbers["regression"] = self.regression(batch)
             value = value + self.config.regression * numbers["regression"]
         if self.config.adversarial.weight:
             t, eps = self.fake.times(batch), batch.randn_like(x)
-            numbers["fooling"] = self.fake.fooling(x, eps, t, cond).mean()
+            numbers["fooling"] = self.fake.generator_loss(x, eps, t, cond).mean()
             value = value + self.config.adversarial.weight * numbers["fooling"]
         return Loss(value, numbers)
 
@@ -85,7 +90,7 @@ class Dmd(Matching):
     def direction(self, batch: Batch, x: Tensor, cond: Condition | None) -> Tensor:
         """g (b, ...): from real to fake, as both scores see the images `x`."""
         t = self.config.density.times(batch.rand(), self.real)
-        x_t = self.real.process.noised(x, batch.randn_like(x), t)
+        x_t = self.real.process.add_noise(x, batch.randn_like(x), t)
         real = self.real(x_t, t, cond=cond).x0
         return (self.fake.score(x_t, t, cond=cond).x0 - real) * row_scale(x, real)
 

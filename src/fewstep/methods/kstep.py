@@ -16,10 +16,10 @@ import torch
 
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
-from fewstep.losses import DistanceConfig, Features, Lpips, SquareError
+from fewstep.generator import Generator, SampleSpec
+from fewstep.losses import DistanceConfig, Features, Lpips, SquaredError
 from fewstep.methods.base import Batch, Loss, Method, Turn
-from fewstep.process import Flow, shaped
+from fewstep.process import Flow, broadcast_to
 from fewstep.times import FixedGrid, UniformGrid
 
 
@@ -29,7 +29,7 @@ class KstepConfig:
     """Steps of the student: 1, 2, 4, 8 or any other number."""
     on: Literal["velocity", "x0"] = "velocity"
     """What the loss compares. An error of x0 at t is t times that of the velocity."""
-    loss: DistanceConfig = field(default_factory=SquareError)
+    loss: DistanceConfig = field(default_factory=SquaredError)
     """Distance between prediction and truth: `mse` or `pseudo-huber`; of x0 also `lpips` or
     `features`."""
 
@@ -43,7 +43,7 @@ class Kstep(Method):
     config: KstepConfig
 
     def __init__(
-        self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
+        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
     ) -> None:
         if config.k < 1:
             raise InputError(f"method.k is {config.k}; a student takes at least 1 step")
@@ -51,7 +51,7 @@ class Kstep(Method):
             raise InputError(
                 f'method.loss {config.loss.name} looks at images; with it give method.on="x0"'
             )
-        super().__init__(config, student.under(Flow()), subject, teacher=teacher)
+        super().__init__(config, student.under(Flow()), spec, teacher=teacher)
         self.times = UniformGrid().points(config.k, self.student)
 
     def turns(self, step: int) -> Iterator[Turn]:
@@ -62,14 +62,14 @@ class Kstep(Method):
         which = (batch.rand() * self.config.k).long()
         t = self.times.to(which.device)[which].float()
         _, sigma = self.student.process.at(t, like=pairs.noise)
-        x_t = self.student.process.noised(pairs.x0, pairs.noise, t)
+        x_t = self.student.process.add_noise(pairs.x0, pairs.noise, t)
         # sampling starts from noise alone, at an earlier first time than 1 too
-        x_t = torch.where(shaped(which, x_t) == 0, sigma * pairs.noise, x_t)
+        x_t = torch.where(broadcast_to(which, x_t) == 0, sigma * pairs.noise, x_t)
         said = self.student(x_t, t, cond=pairs.cond)
         if self.config.on == "x0":
             return Loss(self.config.loss(said.x0, pairs.x0).mean())
-        return Loss(self.config.loss(said.velocity, (x_t - pairs.x0) / shaped(t, x_t)).mean())
+        return Loss(self.config.loss(said.velocity, (x_t - pairs.x0) / broadcast_to(t, x_t)).mean())
 
     def generator(self) -> Generator:
         grid = FixedGrid((tuple(self.times.tolist()),))
-        return Generator(self.student, self.subject, grid=grid)
+        return Generator(self.student, self.spec, grid=grid)

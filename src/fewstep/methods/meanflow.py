@@ -16,11 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fewstep.backbones.tangents import value_and_tangent
+from fewstep.backbones.derivatives import value_and_tangent
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
+from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.base import (
     Batch,
     Loss,
@@ -28,9 +28,9 @@ from fewstep.methods.base import (
     Turn,
     check_regular,
     check_spans,
-    given,
+    require_teacher,
 )
-from fewstep.process import Flow, shaped
+from fewstep.process import Flow, broadcast_to
 from fewstep.times import DensityConfig, GridConfig, LogNormal, UniformGrid
 
 
@@ -72,13 +72,13 @@ class Meanflow(Method):
     config: MeanflowConfig
 
     def __init__(
-        self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
+        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
     ) -> None:
         check_regular(student)
-        _check(config, subject)
-        super().__init__(config, student.under(Flow()).flow_map(), subject, teacher=teacher)
+        _check(config, spec)
+        super().__init__(config, student.under(Flow()).as_flow_map(), spec, teacher=teacher)
         if config.source == "teacher":
-            check_spans(self.student, given(teacher).denoiser.under(Flow()))
+            check_spans(self.student, require_teacher(teacher).denoiser.under(Flow()))
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)
@@ -87,23 +87,27 @@ class Meanflow(Method):
         x0, cond = batch.images.x0, batch.images.cond
         t, s = self.times(batch)
         eps = batch.randn_like(x0)
-        x_t = self.student.process.noised(x0, eps, t)
+        x_t = self.student.process.add_noise(x0, eps, t)
         if self.guides:
             assert cond is not None
-            cond = cond.dropped(batch.rand() < self.config.label_dropout)
+            cond = cond.drop(batch.rand() < self.config.label_dropout)
         with torch.no_grad():
             v = self.velocity(eps - x0, x_t, t, cond)
         parts: list[Tensor] = []
-        for rows, miss in zip(self.split(batch), (self.miss, self.miss_here), strict=True):
+        for rows, residual in zip(
+            self.split(batch), (self.residual, self.residual_at_rest), strict=True
+        ):
             if len(rows):
                 rows = rows.to(x0.device)
                 some = None if cond is None else cond[rows]
-                parts.append(miss(x_t[rows], v[rows], t[rows], s[rows], some))
+                parts.append(residual(x_t[rows], v[rows], t[rows], s[rows], some))
         square = torch.cat(parts)
         weight = 1 / (square.detach() + self.config.c) ** self.config.p
         return Loss((weight * square).mean(), {"error": square.mean() / x0[0].numel()})
 
-    def miss(self, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, cond: Condition | None) -> Tensor:
+    def residual(
+        self, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, cond: Condition | None
+    ) -> Tensor:
         """|Δ|² by row; one pass gives u, which carries the gradient, and its slope."""
 
         def average(x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -111,10 +115,10 @@ class Meanflow(Method):
 
         along = (v, torch.ones_like(t), torch.zeros_like(s))
         u, slope = value_and_tangent(average, (x_t, t, s), along)
-        target = v - shaped(t - s, v) * slope
+        target = v - broadcast_to(t - s, v) * slope
         return (u - target).square().flatten(1).sum(1)
 
-    def miss_here(
+    def residual_at_rest(
         self, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, cond: Condition | None
     ) -> Tensor:
         """|Δ|² by row where s = t: the slope has no weight, so it is not computed."""
@@ -160,17 +164,17 @@ class Meanflow(Method):
         kappa = self.config.kappa
         omega = self.config.guidance * (1 - kappa)
         asked = self.student(x_t, t, s=t, cond=cond).velocity
-        free = self.student(x_t, t, s=t, cond=cond.none()).velocity
+        free = self.student(x_t, t, s=t, cond=cond.null()).velocity
         guided = omega * plain + kappa * asked + (1 - omega - kappa) * free
         low, high = self.config.interval
         inside = (cond.label >= 0) & (t >= low) & (t <= high)
-        return torch.where(shaped(inside, plain) > 0, guided, plain)
+        return torch.where(broadcast_to(inside, plain) > 0, guided, plain)
 
     def generator(self) -> Generator:
-        return Generator(self.student, self.subject, grid=self.config.grid)
+        return Generator(self.student, self.spec, grid=self.config.grid)
 
 
-def _check(config: MeanflowConfig, subject: Subject) -> None:
+def _check(config: MeanflowConfig, spec: SampleSpec) -> None:
     if not 0 <= config.distinct <= 1 or not 0 <= config.kappa < 1:
         raise InputError("method.distinct must be from 0 to 1, and method.kappa from 0 to below 1")
     if config.guidance == 1 and config.kappa == 0:
@@ -180,5 +184,5 @@ def _check(config: MeanflowConfig, subject: Subject) -> None:
             "a teacher's velocity is guided by teacher.guidance; leave out method.guidance and "
             "method.kappa"
         )
-    if not subject.classes:
+    if not spec.classes:
         raise InputError("method.guidance needs classes; these images have none: leave it out")

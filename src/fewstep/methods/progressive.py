@@ -26,10 +26,10 @@ from torch import Tensor
 from fewstep import ema
 from fewstep.denoiser import Denoiser, Prediction, check_times
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
-from fewstep.losses import square_error
+from fewstep.generator import Generator, SampleSpec
+from fewstep.losses import squared_error
 from fewstep.methods.base import Batch, Loss, Method, Turn
-from fewstep.process import shaped
+from fewstep.process import broadcast_to
 from fewstep.times import FixedGrid, GridConfig, UniformGrid
 
 
@@ -65,11 +65,11 @@ class Progressive(Method):
     config: ProgressiveConfig
 
     def __init__(
-        self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
+        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
     ) -> None:
         if teacher:
-            teacher = Generator(teacher.denoiser.under(student.process), subject)
-        super().__init__(config, student, subject, teacher=teacher)
+            teacher = Generator(teacher.denoiser.under(student.process), spec)
+        super().__init__(config, student, spec, teacher=teacher)
         self.phases = _phases(config)
         self.guide = deepcopy(student)
         self.times = config.grid(2 * config.first, student)
@@ -100,16 +100,16 @@ class Progressive(Method):
         t, middle = (self.times.to(x0)[start + i] for i in (0, stride // 2))
         signals = self.signals.to(x0)
         at_t, at_m, at_s = (signals[start + i] for i in (0, stride // 2, stride))
-        x_t = self.student.process.noised(x0, batch.randn_like(x0), t)
+        x_t = self.student.process.add_noise(x0, batch.randn_like(x0), t)
         with torch.no_grad():
             guide = self.guide_of(phase)
             early = guide(x_t, t, cond=cond)
             alpha, sigma = guide.process.at(middle, like=x_t)
             late = guide(alpha * early.x0 + sigma * early.eps, middle, cond=cond)
-            share = shaped((at_m - at_t) / (at_s - at_t), x_t)
+            share = broadcast_to((at_m - at_t) / (at_s - at_t), x_t)
             target = share * early.x0 + (1 - share) * late.x0
         said = self.student(x_t, t, cond=cond)
-        return Loss((self.weight(said) * square_error(said.x0, target)).mean())
+        return Loss((self.weight(said) * squared_error(said.x0, target)).mean())
 
     def weight(self, said: Prediction) -> Tensor:
         """Of the x0 error, one a row."""
@@ -122,7 +122,7 @@ class Progressive(Method):
 
     def generator(self) -> Generator:
         times = self.times[:: len(self.times) // self.config.last].tolist()
-        return Generator(self.student, self.subject, grid=FixedGrid((tuple(times),)))
+        return Generator(self.student, self.spec, grid=FixedGrid((tuple(times),)))
 
 
 def _phases(config: ProgressiveConfig) -> list[Phase]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fewstep.denoiser import Denoiser
-from fewstep.generator import Generator, Subject
-from fewstep.losses import PointConfig, SquareError
+from fewstep.generator import Generator, SampleSpec
+from fewstep.losses import PointConfig, SquaredError
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.process import Flow
 from fewstep.times import DensityConfig, GridConfig, Uniform, UniformGrid
@@ -23,7 +23,7 @@ from fewstep.times import DensityConfig, GridConfig, Uniform, UniformGrid
 class ReflowConfig:
     density: DensityConfig = field(default_factory=Uniform)
     """Where training times lie: `uniform`, or `lognormal` with `mean` and `std` of ln(ratio)."""
-    loss: PointConfig = field(default_factory=SquareError)
+    loss: PointConfig = field(default_factory=SquaredError)
     """Distance between the two velocities: `mse` or `pseudo-huber`."""
     grid: GridConfig = field(default_factory=UniformGrid)
     """The times at which the trained network is sampled: `uniform` or `karras`."""
@@ -38,10 +38,10 @@ class Reflow(Method):
     config: ReflowConfig
 
     def __init__(
-        self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
+        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
     ) -> None:
         # lines are straight under this clock; any network can be asked under it
-        super().__init__(config, student.under(Flow()), subject, teacher=teacher)
+        super().__init__(config, student.under(Flow()), spec, teacher=teacher)
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)
@@ -49,9 +49,9 @@ class Reflow(Method):
     def student_loss(self, batch: Batch) -> Loss:
         pairs = batch.pairs
         t = self.config.density.times(batch.rand(), self.student)
-        x_t = self.student.process.noised(pairs.x0, pairs.noise, t)
+        x_t = self.student.process.add_noise(pairs.x0, pairs.noise, t)
         said = self.student(x_t, t, cond=pairs.cond)
         return Loss(self.config.loss(said.velocity, pairs.noise - pairs.x0).mean())
 
     def generator(self) -> Generator:
-        return Generator(self.student, self.subject, grid=self.config.grid)
+        return Generator(self.student, self.spec, grid=self.config.grid)

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fewstep.generator import Generator
-from fewstep.losses import DistanceConfig, SquareError
+from fewstep.losses import DistanceConfig, SquaredError
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.times import FixedGrid
 
 
 @dataclass(frozen=True)
 class RegressConfig:
-    loss: DistanceConfig = field(default_factory=SquareError)
+    loss: DistanceConfig = field(default_factory=SquaredError)
     """Distance between the student's image and the teacher's: `mse`, `pseudo-huber`, `lpips` or
     `features`."""
 
@@ -40,4 +40,4 @@ class Regress(Method):
         return Loss(self.config.loss(said.x0, pairs.x0).mean())
 
     def generator(self) -> Generator:
-        return Generator(self.student, self.subject, grid=FixedGrid(((self.student.span[1],),)))
+        return Generator(self.student, self.spec, grid=FixedGrid(((self.student.span[1],),)))

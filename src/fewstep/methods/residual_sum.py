@@ -21,8 +21,8 @@ from fewstep.circuit import Circuit
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
-from fewstep.losses import DistanceConfig, SquareError, square_error
+from fewstep.generator import Generator, SampleSpec
+from fewstep.losses import DistanceConfig, SquaredError, squared_error
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.parametrization import Clean
 from fewstep.times import FixedGrid
@@ -36,7 +36,7 @@ class ResidualSumConfig:
     """Weight of the chunks' error."""
     image: float = 0.1
     """λ, of the image that is read from the sum."""
-    loss: DistanceConfig = field(default_factory=SquareError)
+    loss: DistanceConfig = field(default_factory=SquaredError)
     """Distance of that image: `mse`, as published, `pseudo-huber`, `l1`, `lpips` or `features`."""
     last: float = 0.0
     """Weight of the sum's own error, |rin + Σ chunks − z|². A network of no chunks has this and the
@@ -49,11 +49,11 @@ class ResidualSum(Method):
     """Fit the recorded latents of a circuit's ring, and the image of their sum."""
 
     Config = ResidualSumConfig
-    reads = frozenset({"latents"})
+    reads = frozenset({"rings"})
     config: ResidualSumConfig
 
     def __init__(
-        self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
+        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
     ) -> None:
         if teacher is None:
             raise InputError("residual_sum distils a circuit: give its run as [teacher] load")
@@ -64,8 +64,8 @@ class ResidualSum(Method):
                 'residual_sum trains student.backbone.name = "residuals" whose '
                 'student.parametrization.name is "clean": what it says is the image'
             )
-        super().__init__(config, student, subject, teacher=teacher)
-        end = circuit.denoiser.asked(circuit.denoiser.span[0], net.end.expand(1, 1))[1]
+        super().__init__(config, student, spec, teacher=teacher)
+        end = circuit.denoiser.network_inputs(circuit.denoiser.span[0], net.end.expand(1, 1))[1]
         net.adopt(circuit.net, end.squeeze())
         if config.trunk == "circuit":
             net.follow_encoder(circuit.net)
@@ -76,10 +76,10 @@ class ResidualSum(Method):
     def check(self, streams: Mapping[str, Any], *, teacher: str | None) -> None:
         """Refuse rings of another circuit, or of as many chunks as the student does not tell."""
         assert isinstance(self.student.backbone, ResidualsNet)
-        told, config = streams["latents"], self.student.backbone.config
+        told, config = streams["rings"], self.student.backbone.config
         if told.source not in (None, teacher):
             raise InputError("the store's rings are another circuit's: record the teacher's own")
-        wanted, there = config.latent.shape(self.subject.shape), tuple(told.latent)
+        wanted, there = config.latent.shape(self.spec.shape), tuple(told.latent)
         if there != wanted:
             raise InputError(f"the store's latents are {there}, the circuit's {wanted}")
         if config.chunks not in (0, told.chunks):
@@ -89,22 +89,22 @@ class ResidualSum(Method):
             )
 
     def student_loss(self, batch: Batch) -> Loss:
-        told, net = batch.latents, self.student.backbone
+        told, net = batch.rings, self.student.backbone
         assert isinstance(net, ResidualsNet)
         first, chunks, last, image = parts(self.student, told.noise, told.cond)
         wanted = told.first + told.chunks.sum(dim=1)
         errors = {
-            "last": square_error(last, wanted).mean(),
+            "last": squared_error(last, wanted).mean(),
             "image": self.config.loss(image, told.x0).mean(),
         }
         if net.config.chunks:
-            errors["first"] = square_error(first, told.first).mean()
-            errors["chunks"] = square_error(chunks, told.chunks).mean()
+            errors["first"] = squared_error(first, told.first).mean()
+            errors["chunks"] = squared_error(chunks, told.chunks).mean()
         weighted = [getattr(self.config, name) * error for name, error in errors.items()]
         return Loss(torch.stack(weighted).sum(), errors)
 
     def generator(self) -> Generator:
-        return Generator(self.student, self.subject, grid=FixedGrid(((self.student.span[1],),)))
+        return Generator(self.student, self.spec, grid=FixedGrid(((self.student.span[1],),)))
 
 
 def parts(
@@ -114,11 +114,11 @@ def parts(
     net, start = student.backbone, student.span[1]
     assert isinstance(net, ResidualsNet)
     _, sigma = student.process.at(start, like=noise)
-    scale, level = student.asked(start, noise)
-    with student.casting(noise):
+    scale, level = student.network_inputs(start, noise)
+    with student.autocast_context(noise):
         told = net.parts(scale * sigma * noise, level, cond)
     first, chunks = (part.to(noise.dtype) for part in told)
     last = first + chunks.sum(dim=1)
-    with student.casting(noise):
+    with student.autocast_context(noise):
         image = net.image(last)
     return first, chunks, last, image.to(noise.dtype)

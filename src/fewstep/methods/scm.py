@@ -17,11 +17,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fewstep.backbones.tangents import value_and_tangent
+from fewstep.backbones.derivatives import value_and_tangent
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
-from fewstep.losses import square_error
+from fewstep.generator import Generator, SampleSpec
+from fewstep.losses import squared_error
 from fewstep.methods.base import (
     Batch,
     Loss,
@@ -29,9 +29,9 @@ from fewstep.methods.base import (
     Turn,
     check_regular,
     check_spans,
-    given,
+    require_teacher,
 )
-from fewstep.process import Cosine, shaped
+from fewstep.process import Cosine, broadcast_to
 from fewstep.sampling import renoise
 from fewstep.times import DensityConfig, GridConfig, LogNormal, UniformGrid
 
@@ -65,16 +65,16 @@ class Scm(Method):
     config: ScmConfig
 
     def __init__(
-        self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
+        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
     ) -> None:
         check_regular(student)
         if not config.sigma_data > 0 or not config.c > 0 or config.warmup < 0:
             raise InputError("method.sigma_data and method.c must be above 0, warmup at least 0")
         process = Cosine(config.sigma_data)
         if config.source == "teacher":
-            teacher = Generator(given(teacher).denoiser.under(process), subject)
+            teacher = Generator(require_teacher(teacher).denoiser.under(process), spec)
             check_spans(student.under(process), teacher.denoiser)
-        super().__init__(config, student.under(process), subject, teacher=teacher)
+        super().__init__(config, student.under(process), spec, teacher=teacher)
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", lambda batch: self.student_loss(batch, step))
@@ -83,9 +83,9 @@ class Scm(Method):
         process, x0 = self.student.process, batch.images.x0
         t = self.config.density.times(batch.rand(), self.student)
         eps = batch.randn_like(x0)
-        x_t = process.noised(x0, eps, t)
+        x_t = process.add_noise(x0, eps, t)
         slope = self.slope(x0, eps, x_t, t, batch)
-        cos, sin = (shaped(f(ANGLE * t), x_t) for f in (torch.cos, torch.sin))
+        cos, sin = (broadcast_to(f(ANGLE * t), x_t) for f in (torch.cos, torch.sin))
 
         def circling(x_t: Tensor, t: Tensor) -> Tensor:
             return self.student(x_t, t, cond=batch.images.cond).velocity / ANGLE
@@ -98,9 +98,9 @@ class Scm(Method):
         with torch.no_grad():
             g = -cos.square() * (said - slope) - r * (cos * sin * x_t + change)
             # root mean square, not the sum's: c then means the same at every size of image
-            length = shaped(g.square().flatten(1).mean(1).sqrt(), g)
+            length = broadcast_to(g.square().flatten(1).mean(1).sqrt(), g)
             target = said / self.config.sigma_data + g / (length + self.config.c)
-        loss = square_error(said / self.config.sigma_data, target).mean()
+        loss = squared_error(said / self.config.sigma_data, target).mean()
         return Loss(loss, {"tangent": length.mean()})
 
     def slope(self, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
@@ -114,4 +114,4 @@ class Scm(Method):
             return (alpha_rate * x0 + sigma_rate * eps) / ANGLE
 
     def generator(self) -> Generator:
-        return Generator(self.student, self.subject, grid=self.config.grid, step=renoise)
+        return Generator(self.student, self.spec, grid=self.config.grid, step=renoise)

@@ -21,10 +21,10 @@ from torch import Tensor
 from fewstep.condition import Condition
 from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
+from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import AbsoluteError, DistanceConfig, PointConfig
-from fewstep.methods.base import Batch, Loss, Method, Turn, check_spans, given
-from fewstep.sampling import Draws, Walk, path, renamed_step, transfer
+from fewstep.methods.base import Batch, Loss, Method, Turn, check_spans, require_teacher
+from fewstep.sampling import RowNoise, StepContext, path, renamed_step, transfer
 from fewstep.times import FixedGrid, GridConfig, UniformGrid
 
 
@@ -52,17 +52,17 @@ class Sfd(Method):
     config: SfdConfig
 
     def __init__(
-        self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
+        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
     ) -> None:
         if not config.counts or min(config.counts) < 1 or config.between < 0:
             raise InputError("method.counts must be 1 or more, and method.between 0 or more")
-        if teacher and teacher.denoiser.maps and config.solver != "transfer":
+        if teacher and teacher.denoiser.is_flow_map and config.solver != "transfer":
             raise InputError(
                 "the teacher is told its destination and takes plain steps alone: "
                 'give method.solver="transfer"'
             )
-        super().__init__(config, student.flow_map(), subject, teacher=teacher)
-        check_spans(student, given(teacher).denoiser.under(student.process))
+        super().__init__(config, student.as_flow_map(), spec, teacher=teacher)
+        check_spans(student, require_teacher(teacher).denoiser.under(student.process))
         self.times = {
             count: self.fine(count)[:: config.between + 1].tolist() for count in config.counts
         }
@@ -92,7 +92,7 @@ class Sfd(Method):
         t, s = [*self.times[count], None][interval : interval + 2]
         assert t is not None
         # the step that it will be sampled with
-        walk = Walk(self.student, cond, Draws(()))
+        walk = StepContext(self.student, cond, RowNoise(()))
         state, _ = transfer(walk, batch.carry["state"], t, s)
         wanted = batch.carry["points"][:, interval]
         loss = self.config.loss(state, wanted)
@@ -116,4 +116,4 @@ class Sfd(Method):
 
     def generator(self) -> Generator:
         rows = tuple(tuple(times) for times in self.times.values())
-        return Generator(self.student, self.subject, grid=FixedGrid(rows))
+        return Generator(self.student, self.spec, grid=FixedGrid(rows))

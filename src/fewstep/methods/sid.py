@@ -18,9 +18,14 @@ from torch import Tensor
 
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
-from fewstep.generator import Generator, Subject
+from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.base import Batch, Loss, Turn
-from fewstep.methods.fake import AdversarialConfig, Matching, generated, row_scale
+from fewstep.methods.fake_score import (
+    AdversarialConfig,
+    DistributionMatching,
+    row_scale,
+    student_images,
+)
 from fewstep.times import DensityConfig, GridConfig, Uniform, UniformGrid
 
 
@@ -40,16 +45,16 @@ class SidConfig:
     """SiDA's head on the fake."""
 
 
-class Sid(Matching):
+class Sid(DistributionMatching):
     """A generator at whose images the teacher's score and their own agree."""
 
     Config = SidConfig
     config: SidConfig
 
     def __init__(
-        self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
+        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
     ) -> None:
-        super().__init__(config, student, subject, teacher=teacher)
+        super().__init__(config, student, spec, teacher=teacher)
         self.reads = frozenset({"images"} if config.adversarial.weight else ())
 
     def turns(self, step: int) -> Iterator[Turn]:
@@ -57,14 +62,14 @@ class Sid(Matching):
         yield Turn("fake", self.fake_loss)
 
     def student_loss(self, batch: Batch) -> Loss:
-        x, cond = generated(self.student, self.times, batch)
+        x, cond = student_images(self.student, self.times, batch)
         t, eps = self.config.density.times(batch.rand(), self.real), batch.randn_like(x)
         rows, scale = self.identity(x, eps, t, cond)
         value = rows.mean()
         if not self.config.adversarial.weight:
             return Loss(value)
         # as published: at the same x_t, and divided by the same mean|x − f|
-        fooling = (self.fake.fooling(x, eps, t, cond) * scale.flatten()).mean()
+        fooling = (self.fake.generator_loss(x, eps, t, cond) * scale.flatten()).mean()
         numbers = {"identity": value, "fooling": fooling}
         return Loss(value + self.config.adversarial.weight * fooling, numbers)
 
@@ -72,7 +77,7 @@ class Sid(Matching):
         self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None
     ) -> tuple[Tensor, Tensor]:
         """Rows of the loss at the student's images `x`, and the 1/mean|x − f| in it."""
-        x_t = self.real.process.noised(x, eps, t)
+        x_t = self.real.process.add_noise(x, eps, t)
         real = self.real(x_t, t, cond=cond).x0
         apart = real - self.fake.score(x_t, t, cond=cond).x0
         scale = row_scale(x, real)

@@ -1,6 +1,6 @@
 """Scores of images. A score is comparable only with scores of the same protocol."""
 
-from fewstep.metrics.assessment import VERSION, Assessment, Measures
+from fewstep.metrics.accumulator import VERSION, Measures, ScoreAccumulator
 from fewstep.metrics.classes import ClassScore
 from fewstep.metrics.classifier import (
     Classifier,
@@ -15,9 +15,9 @@ from fewstep.metrics.features import Extractor, Pixels
 from fewstep.metrics.frechet import Moments, Parts, frechet_distance, frechet_estimate
 from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.neighbours import nearest
-from fewstep.metrics.networks import INCEPTION_HASH, published, published_lpips
+from fewstep.metrics.networks import INCEPTION_HASH, load_pretrained, published_lpips
 from fewstep.metrics.perceptual import FeatureDistance, Lpips
-from fewstep.metrics.protocols import PROTOCOLS, Protocol, protocol
+from fewstep.metrics.protocols import PROTOCOLS, EvalProtocol, protocol
 from fewstep.metrics.reference import Reference, build_reference
 from fewstep.metrics.sliced import sliced_wasserstein
 
@@ -26,7 +26,7 @@ __all__ = [
     "INCEPTION_HASH",
     "PROTOCOLS",
     "VERSION",
-    "Assessment",
+    "ScoreAccumulator",
     "ClassScore",
     "Classifier",
     "Extractor",
@@ -36,7 +36,7 @@ __all__ = [
     "Moments",
     "Parts",
     "Pixels",
-    "Protocol",
+    "EvalProtocol",
     "Reference",
     "classifier_file",
     "classifier_for",
@@ -48,7 +48,7 @@ __all__ = [
     "nearest",
     "precision_recall",
     "protocol",
-    "published",
+    "load_pretrained",
     "published_lpips",
     "read_classifier",
     "build_reference",

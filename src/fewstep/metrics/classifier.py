@@ -1,6 +1,6 @@
 """An extractor made on the spot: a small network that learns to tell a set's own classes apart.
 
-It needs no download and seconds of CPU, so that any labelled set has a yardstick of its own. It is
+It needs no download and seconds of CPU, so that any labelled set has a evaluator of its own. It is
 trained once for each reference set and kept, because only scores of the same weights compare.
 """
 
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from fewstep.download import whole
 from fewstep.errors import InputError
-from fewstep.metrics.features import Extractor, Seen, digest
+from fewstep.metrics.features import Extractor, ExtractorOutput, digest
 
 RECIPE = 1  # raise it when anything here changes the features: kept classifiers are then retrained
 FEATURES = 64
@@ -64,12 +64,12 @@ class Network(nn.Module):
             if weight.ndim > 1:
                 nn.init.kaiming_normal_(weight, generator=generator)
 
-    def forward(self, images: Float32[Tensor, "n c h w"]) -> Seen:
+    def forward(self, images: Float32[Tensor, "n c h w"]) -> ExtractorOutput:
         """Images in the units of uint8, 0 … 255."""
         features = self.trunk(images / 127.5 - 1)
-        return Seen(features, self.head(features.relu()))
+        return ExtractorOutput(features, self.head(features.relu()))
 
-    def maps(self, images: Float32[Tensor, "n c h w"]) -> list[Tensor]:
+    def feature_maps(self, images: Float32[Tensor, "n c h w"]) -> list[Tensor]:
         """The activations after each ReLU of the trunk."""
         found: list[Tensor] = []
         x = images / 127.5 - 1
@@ -90,11 +90,11 @@ class Classifier(Extractor):
         self.network = network.eval().requires_grad_(False)
         self.hash = digest(network, f"{RECIPE} {network.shape} {network.classes}")
 
-    def seen(self, images: Float[Tensor, "n c h w"]) -> Seen:
+    def seen(self, images: Float[Tensor, "n c h w"]) -> ExtractorOutput:
         return self.network.to(images.device)(images)
 
-    def maps(self, images: Float[Tensor, "n c h w"]) -> list[Tensor]:
-        return self.network.to(images.device).maps(images)
+    def feature_maps(self, images: Float[Tensor, "n c h w"]) -> list[Tensor]:
+        return self.network.to(images.device).feature_maps(images)
 
 
 def train_classifier(

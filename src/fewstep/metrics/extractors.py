@@ -8,7 +8,7 @@ from torch import Tensor
 from fewstep.errors import InputError, did_you_mean
 from fewstep.metrics.classifier import classifier_for
 from fewstep.metrics.features import Extractor, Pixels
-from fewstep.metrics.networks import NETWORKS, published
+from fewstep.metrics.networks import NETWORKS, load_pretrained
 from fewstep.metrics.resize import Resize
 
 LARGEST = 4096  # pixels of an image: covariances take 8 bytes a pair of them
@@ -40,7 +40,7 @@ def make_extractor(
     if name in NETWORKS:
         if images.shape[1] not in (1, 3):
             raise InputError(f"{name} sees grey or colour images, not {images.shape[1]} channels")
-        made = published(name, resize)
+        made = load_pretrained(name, resize)
         made.classifies = (name, set_name) == ("resnet56-cifar10", "cifar10")
         return made
     if resize:

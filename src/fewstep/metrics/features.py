@@ -12,7 +12,7 @@ from torch import Tensor, nn
 BATCH = 256  # images a network sees at once: bounds the memory, not the result
 
 
-class Seen(NamedTuple):
+class ExtractorOutput(NamedTuple):
     """What a network makes of images: a row of features each, and class scores if it has any."""
 
     features: Tensor
@@ -37,7 +37,7 @@ class Extractor(ABC):
         """The features of any number of images, without gradient."""
         return torch.cat([seen.features for seen in self.see(images)])
 
-    def see(self, images: UInt8[Tensor, "n c h w"]) -> Iterator[Seen]:
+    def see(self, images: UInt8[Tensor, "n c h w"]) -> Iterator[ExtractorOutput]:
         """Features and class scores, a batch at a time and without gradient."""
         for part in images.split(BATCH):
             with torch.no_grad():
@@ -45,10 +45,10 @@ class Extractor(ABC):
             yield seen
 
     @abstractmethod
-    def seen(self, images: Float[Tensor, "n c h w"]) -> Seen:
+    def seen(self, images: Float[Tensor, "n c h w"]) -> ExtractorOutput:
         """One batch, in the units of uint8 (0 … 255) but float: gradient flows."""
 
-    def maps(self, images: Float[Tensor, "n c h w"]) -> list[Tensor]:
+    def feature_maps(self, images: Float[Tensor, "n c h w"]) -> list[Tensor]:
         """Activations (n, d, h, w) for a perceptual distance; units as in `seen`."""
         return [self.seen(images).features[..., None, None]]
 
@@ -59,8 +59,8 @@ class Pixels(Extractor):
     name = "pixels"
     hash = hashlib.sha256(b"uint8 / 255, flattened as c h w").hexdigest()[:16]
 
-    def seen(self, images: Float[Tensor, "n c h w"]) -> Seen:
-        return Seen(images.flatten(1) / 255)
+    def seen(self, images: Float[Tensor, "n c h w"]) -> ExtractorOutput:
+        return ExtractorOutput(images.flatten(1) / 255)
 
 
 def digest(network: nn.Module, about: str) -> str:

@@ -13,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.metrics.features import Seen
+from fewstep.metrics.features import ExtractorOutput
 
 
 class InceptionNetwork(nn.Module):
-    """Images in the units of uint8, 0...255, to `Seen`; built without weights, which are loaded.
+    """Images in the units of uint8, 0...255, to `ExtractorOutput`; weights are loaded afterwards.
 
     It starts in evaluation mode with its weights frozen; gradients reach the images.
     """
@@ -45,12 +45,12 @@ class InceptionNetwork(nn.Module):
         self.fc = nn.utils.skip_init(nn.Linear, 2048, 1008)
         self.eval().requires_grad_(False)
 
-    def forward(self, images: Float[Tensor, "n 3 299 299"]) -> Seen:
+    def forward(self, images: Float[Tensor, "n 3 299 299"]) -> ExtractorOutput:
         seen = (images - 128) / 128
         for layer in list(self.children())[:-1]:
             seen = layer(seen)
         features = seen.mean((2, 3))
-        return Seen(features, F.linear(features, self.get_parameter("fc.weight")))
+        return ExtractorOutput(features, F.linear(features, self.get_parameter("fc.weight")))
 
 
 # A branch is a row of convolutions, "height x width channels"; "|" sets two side by side.

@@ -60,7 +60,7 @@ def distances(a: Float64[Tensor, "*p n d"], b: Float64[Tensor, "*p m d"]) -> Ten
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-class Pairs(NamedTuple):
+class PairBatch(NamedTuple):
     """Pairs that were measured: query, row and distance."""
 
     queries: Int64[Tensor, " p"]
@@ -68,17 +68,17 @@ class Pairs(NamedTuple):
     distances: Float64[Tensor, " p"]
 
 
-def distances_of(a: Tile, b: Tile, wanted: Bool[Tensor, "n m"]) -> Pairs:
+def distances_of(a: Tile, b: Tile, wanted: Bool[Tensor, "n m"]) -> PairBatch:
     """Measure the wanted pairs, in the order of a's rows and then of b's."""
     i, j = wanted.nonzero(as_tuple=True)
     if 8 * len(i) > wanted.numel():  # one by one would be slower than all
-        return Pairs(i, j, distances(a.rows, b.rows)[i, j])
+        return PairBatch(i, j, distances(a.rows, b.rows)[i, j])
     at_once = max(GATHERED // max(a.rows.shape[1], 1), 1)
     parts = [
         distances(a.rows[some][:, None], b.rows[other][:, None]).flatten()
         for some, other in zip(i.split(at_once), j.split(at_once), strict=True)
     ]
-    return Pairs(i, j, torch.cat(parts))
+    return PairBatch(i, j, torch.cat(parts))
 
 
 def nearest(
@@ -126,7 +126,9 @@ def _gathered(blocks: Iterable[Float[Tensor, "_ d"]]) -> Iterator[Float[Tensor, 
         yield torch.cat(parts)
 
 
-def _closer(query: Tile, reference: Tile, best: Nearest, own: Int64[Tensor, " n"] | None) -> Pairs:
+def _closer(
+    query: Tile, reference: Tile, best: Nearest, own: Int64[Tensor, " n"] | None
+) -> PairBatch:
     """All pairs that may be among the k nearest, given the best so far."""
     k, width = best.rows.shape[1], len(reference.rows)
     low, slack = squared(query, reference)
@@ -146,7 +148,7 @@ def _closer(query: Tile, reference: Tile, best: Nearest, own: Int64[Tensor, " n"
     return distances_of(query, reference, wanted)
 
 
-def _merged(best: Nearest, found: Pairs) -> Nearest:
+def _merged(best: Nearest, found: PairBatch) -> Nearest:
     """The k nearest of both, by distance and then by row."""
     n, k = best.rows.shape
     who = torch.cat([torch.arange(n).repeat_interleave(k), found.queries]).numpy()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fewstep.download import home
 from fewstep.errors import InputError, did_you_mean
-from fewstep.metrics.features import Extractor, Seen, coloured, digest
+from fewstep.metrics.features import Extractor, ExtractorOutput, coloured, digest
 from fewstep.metrics.inception import InceptionNetwork
 from fewstep.metrics.perceptual import Lpips
 from fewstep.metrics.resize import Resize, resized
@@ -21,11 +21,11 @@ from fewstep.metrics.weights import INCEPTION_SHA256, weights
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0, 1]
 
 
-class Published(Extractor):
+class PretrainedExtractor(Extractor):
     """A network with weights of its own and one size of image, which images are brought to.
 
-    `network` takes float images in the units of uint8 at that size and returns `Seen`. Grey images
-    are repeated to three channels.
+    `network` takes float images in the units of uint8 at that size and returns `ExtractorOutput`.
+    Grey images are repeated to three channels.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Published(Extractor):
         self.how: Resize = resize
         self.resize = f"{resize} to {size}"
 
-    def seen(self, images: Float[Tensor, "n c h w"]) -> Seen:
+    def seen(self, images: Float[Tensor, "n c h w"]) -> ExtractorOutput:
         # TF32, the default of convolutions on a GPU, would change features by 1e-3
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             fitted = self._fitted(images)
@@ -46,11 +46,11 @@ class Published(Extractor):
             fitted = fitted.clamp(0, 255) if self.how == "clean-bicubic" else fitted
             return self.network.to(images.device)(fitted)
 
-    def maps(self, images: Float[Tensor, "n c h w"]) -> list[Tensor]:
+    def feature_maps(self, images: Float[Tensor, "n c h w"]) -> list[Tensor]:
         network: Any = self.network.to(images.device)
-        if not hasattr(network, "maps"):
-            return super().maps(images)
-        return network.maps(self._fitted(images))
+        if not hasattr(network, "feature_maps"):
+            return super().feature_maps(images)
+        return network.feature_maps(self._fitted(images))
 
     def _fitted(self, images: Tensor) -> Tensor:
         return resized(coloured(images), self.size, self.how)
@@ -79,12 +79,12 @@ class SqueezeNet(nn.Module):
         super().__init__()
         self.normalised, self.trunk = Normalised(), trunk
 
-    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Seen:
-        return Seen(self.maps(images)[-1].mean((2, 3)))
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> ExtractorOutput:
+        return ExtractorOutput(self.feature_maps(images)[-1].mean((2, 3)))
 
-    def maps(self, images: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
+    def feature_maps(self, images: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
         """The maps of LPIPS."""
-        return self.trunk.maps(self.normalised(images))
+        return self.trunk.feature_maps(self.normalised(images))
 
 
 class Dinov2(nn.Module):
@@ -95,11 +95,11 @@ class Dinov2(nn.Module):
         super().__init__()
         self.normalised, self.network = Normalised(), network
 
-    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Seen:
-        return Seen(self.network(self.normalised(images)).last_hidden_state[:, 0])
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> ExtractorOutput:
+        return ExtractorOutput(self.network(self.normalised(images)).last_hidden_state[:, 0])
 
 
-class Known(NamedTuple):
+class NetworkSpec(NamedTuple):
     """How an extractor is made."""
 
     size: int
@@ -143,14 +143,14 @@ INCEPTION_HASH = INCEPTION_SHA256[:16]
 """Of the standard Inception: its file's, which every other tool can check."""
 
 NETWORKS = {
-    "inception": Known(299, "tf1-bilinear", _inception, INCEPTION_HASH),
-    "dinov2": Known(224, "clean-bicubic", _dinov2),
-    "squeezenet": Known(224, "clean-bicubic", _squeezenet),
-    "resnet56-cifar10": Known(32, "clean-bicubic", _resnet),
+    "inception": NetworkSpec(299, "tf1-bilinear", _inception, INCEPTION_HASH),
+    "dinov2": NetworkSpec(224, "clean-bicubic", _dinov2),
+    "squeezenet": NetworkSpec(224, "clean-bicubic", _squeezenet),
+    "resnet56-cifar10": NetworkSpec(32, "clean-bicubic", _resnet),
 }
 
 
-def published(name: str, resize: Resize | None = None) -> Published:
+def load_pretrained(name: str, resize: Resize | None = None) -> PretrainedExtractor:
     """The extractor of that name, one of NETWORKS, with its published weights.
 
     Raises: InputError for another name, or where weights or packages are missing.
@@ -161,7 +161,7 @@ def published(name: str, resize: Resize | None = None) -> Published:
             f"there are: {', '.join(NETWORKS)}"
         )
     known = NETWORKS[name]
-    return Published(
+    return PretrainedExtractor(
         name, known.make(), size=known.size, resize=resize or known.resize, hash=known.hash
     )
 

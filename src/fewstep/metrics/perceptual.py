@@ -103,7 +103,7 @@ class Lpips(ImageDistance, nn.Module):
                 f"LPIPS takes images of 1 or 3 channels, not {images.shape[1]}; pick three of them"
             )
         scaled = (images.to(self.scale.dtype) - self.shift) / self.scale  # 1 channel becomes 3
-        return self.trunk.maps(resized(scaled, self.size))
+        return self.trunk.feature_maps(resized(scaled, self.size))
 
 
 class FeatureDistance(ImageDistance):
@@ -214,7 +214,7 @@ def _frozen(trunk: Trunk) -> Trunk:
     """Its weights as buffers that are not saved.
 
     So they follow the module around them to a device, but are in no checkpoint, no optimiser and
-    no average of that module: they are a yardstick, known by their file, and not its state.
+    no average of that module: they are a evaluator, known by their file, and not its state.
     """
     for part in trunk.modules():
         for name, weight in list(part.named_parameters(recurse=False)):

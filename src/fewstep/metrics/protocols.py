@@ -7,7 +7,7 @@ from fewstep.metrics.resize import Resize
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvalProtocol:
     """How many samples are looked at, and through which network."""
 
     samples: int
@@ -17,7 +17,7 @@ class Protocol:
 
     def changed(
         self, *, samples: int | None, extractor: str | None, resize: Resize | None
-    ) -> "Protocol":
+    ) -> "EvalProtocol":
         """This one with what is given put in its place."""
         told = replace(
             self,
@@ -31,17 +31,17 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "quick": Protocol(2_000, "classifier"),
-    "resnet10k": Protocol(10_000, "resnet56-cifar10"),
-    "fid10k": Protocol(10_000, "inception", "tf1-bilinear"),
-    "fid50k": Protocol(50_000, "inception", "tf1-bilinear"),
-    "clean-fid50k": Protocol(50_000, "inception", "clean-bicubic"),
-    "dino50k": Protocol(50_000, "dinov2", "clean-bicubic"),
+    "quick": EvalProtocol(2_000, "classifier"),
+    "resnet10k": EvalProtocol(10_000, "resnet56-cifar10"),
+    "fid10k": EvalProtocol(10_000, "inception", "tf1-bilinear"),
+    "fid50k": EvalProtocol(50_000, "inception", "tf1-bilinear"),
+    "clean-fid50k": EvalProtocol(50_000, "inception", "clean-bicubic"),
+    "dino50k": EvalProtocol(50_000, "dinov2", "clean-bicubic"),
 }
 """Each measures against all training images of the set. `fid50k` is what papers call FID."""
 
 
-def protocol(name: str) -> Protocol:
+def protocol(name: str) -> EvalProtocol:
     """The protocol of that name.
 
     Raises: InputError that names the known ones.

@@ -5,7 +5,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.metrics.features import Seen
+from fewstep.metrics.features import ExtractorOutput
 
 
 class Block(nn.Module):
@@ -33,7 +33,7 @@ class ResNet56(nn.Module):
     The names of its weights are those of github.com/akamaster/pytorch_resnet_cifar10, whose file
     it loads with `strict=True`; before that it holds none. Its images are in [0, 255], the units
     of uint8, and normalised here with ImageNet's moments, as that file was trained. It is a
-    yardstick: weights take no gradient, and `train()` leaves batch norm in evaluation mode.
+    evaluator: weights take no gradient, and `train()` leaves batch norm in evaluation mode.
     """
 
     mean: Tensor
@@ -53,7 +53,7 @@ class ResNet56(nn.Module):
         super().train(False)
         return self
 
-    def maps(self, images: Num[Tensor, "n 3 h w"]) -> list[Tensor]:
+    def feature_maps(self, images: Num[Tensor, "n 3 h w"]) -> list[Tensor]:
         """Activations after the stem and the three stages: of 16, 16, 32, 64 channels."""
         x = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
         maps = [self.bn1(self.conv1(x)).relu()]
@@ -61,10 +61,10 @@ class ResNet56(nn.Module):
             maps.append(stage(maps[-1]))
         return maps
 
-    def forward(self, images: Num[Tensor, "n 3 h w"]) -> Seen:
+    def forward(self, images: Num[Tensor, "n 3 h w"]) -> ExtractorOutput:
         """Features and logits of images in [0, 255]."""
-        features = self.maps(images)[-1].mean((2, 3))
-        return Seen(features, self.linear(features))
+        features = self.feature_maps(images)[-1].mean((2, 3))
+        return ExtractorOutput(features, self.linear(features))
 
 
 def _stage(channels: int, out: int) -> nn.Sequential:

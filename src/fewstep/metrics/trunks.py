@@ -37,7 +37,7 @@ class Trunk(nn.Module):
         self._ends = slices.ends
         self.requires_grad_(False)
 
-    def maps(self, images: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
+    def feature_maps(self, images: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
         """The activations after each slice, shallow to deep: (n, channels[i], h_i, w_i).
 
         Raises: InputError where the images are smaller than `smallest`.

@@ -29,7 +29,7 @@ _HEADS = {
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
-class Published(NamedTuple):
+class WeightsFile(NamedTuple):
     """A file of weights; `sha256` may be its first digits, as in file names of torch's hub."""
 
     url: str
@@ -45,32 +45,32 @@ class Published(NamedTuple):
 
 
 PUBLISHED = {
-    "inception": Published(
+    "inception": WeightsFile(
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
         "weights-inception-2015-12-05-6726825d.pth",
         INCEPTION_SHA256,
         also=("pt_inception-2015-12-05-6726825d.pth",),
         pinned=True,  # or a score would be called FID that is none
     ),
-    "squeezenet": Published(
+    "squeezenet": WeightsFile(
         f"{_TORCH}squeezenet1_1-b8a52dc0.pth",
         "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
         also=("squeezenet1_1-features.safetensors",),
     ),
-    "alexnet": Published(
+    "alexnet": WeightsFile(
         f"{_TORCH}alexnet-owt-7be5be79.pth", "7be5be79", also=("alexnet-features.safetensors",)
     ),
-    "vgg16": Published(
+    "vgg16": WeightsFile(
         f"{_TORCH}vgg16-397923af.pth", "397923af", also=("vgg16-features.safetensors",)
     ),
-    "resnet56-cifar10": Published(
+    "resnet56-cifar10": WeightsFile(
         "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
         "resnet56-4bfd9763.th",
         "4bfd9763",
         also=("resnet56-cifar10.safetensors",),
     ),
     **{
-        f"lpips-{trunk}": Published(
+        f"lpips-{trunk}": WeightsFile(
             f"{_LPIPS}{trunk}.pth", sha256, also=(f"lpips-{trunk}-heads-v0.1.safetensors",)
         )
         for trunk, sha256 in _HEADS.items()

@@ -27,9 +27,9 @@ from torch import Tensor
 from fewstep.backbones import Backbone, UNetConfig, build
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
+from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import Clean, Eps, V
-from fewstep.pretrained.places import CONFIG, SCHEDULER, WEIGHTS, found
+from fewstep.pretrained.hub import CONFIG, SCHEDULER, WEIGHTS, found
 from fewstep.process import AnyProcess, LinearBetas, Table
 from fewstep.sampling import transfer
 
@@ -214,7 +214,7 @@ def read_diffusers(name: str) -> Generator:
         raise InputError(f"{scheduler}: its betas make no table: {error}") from error
     denoiser = Denoiser(backbone, process, PREDICTIONS[schedule.prediction_type](process))
     step = partial(transfer, clip=schedule.clip) if schedule.clip else transfer
-    generator = Generator(denoiser, Subject(network.shape), step=step)
+    generator = Generator(denoiser, SampleSpec(network.shape), step=step)
     return generator.eval().requires_grad_(False)
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 from fewstep import __version__, recipe
-from fewstep.evaluation import Yardstick
+from fewstep.evaluation import Evaluator
 from fewstep.report import cost, pictures, training
 from fewstep.report.exhibits import Exhibit, entries
 from fewstep.report.measures import all_measures
 from fewstep.report.quality import plots
 from fewstep.report.ranking import Ranking, rank
 from fewstep.report.scoreboard import scores
-from fewstep.report.sentences import sentences, tiles
+from fewstep.report.summary import sentences, tiles
 from fewstep.report.tables import facts
 from fewstep.runs import Run, load
 from fewstep.scores import score_from
@@ -35,11 +35,11 @@ def write_report(
     *,
     title: str,
     notes: Sequence[str] = (),
-    yardstick: Yardstick | None = None,
+    evaluator: Evaluator | None = None,
 ) -> None:
     """Write the report of `exhibits`, in their order, to `path`.
 
-    With a yardstick, samples are also shown beside the real images most like them.
+    With a evaluator, samples are also shown beside the real images most like them.
 
     Raises: InputError where there is nothing to show, or the exhibits make different things.
     """
@@ -49,7 +49,7 @@ def write_report(
         "Scores": _scores(rankings),
         "Same noise": pictures.same_noise(shown),
         "Samples": pictures.samples(shown),
-        "Nearest training images": pictures.neighbours(shown, yardstick),
+        "Nearest training images": pictures.neighbours(shown, evaluator),
         "Cost": cost.costs(shown, rankings),
         "Published figures": cost.published(shown),
         "Training": training.training(shown),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from fewstep.evaluation import parameters
+from fewstep.evaluation import count_parameters
 from fewstep.generator import Generator
 from fewstep.recipe import PublishedScore, Recipe
 from fewstep.report.exhibits import Entry
@@ -45,7 +45,7 @@ def _cost(entry: Entry, ranking: Ranking | None, *, rests: bool) -> list[str]:
     machines = dict.fromkeys(line["hardware"] for line in exhibit.progress if "hardware" in line)
     cells = [_reached(entry, ranking)] if ranking else []
     cells += [
-        f"{parameters(exhibit.generator):,}{_small(f'{number(megabytes)} MB')}",
+        f"{count_parameters(exhibit.generator):,}{_small(f'{number(megabytes)} MB')}",
         f"{lines[-1]['images']:,}{_small(count(lines[-1]['step'], 'step'))}" if lines else "–",
         duration(clock) if clock else "–",
         f"{memory:,} MiB" if memory else "–",

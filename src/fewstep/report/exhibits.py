@@ -13,7 +13,7 @@ from fewstep.errors import InputError
 from fewstep.evaluation import generate
 from fewstep.generator import Generator
 from fewstep.recipe import Recipe
-from fewstep.report.plots import LOOKS, YARDSTICK
+from fewstep.report.plots import BASELINE, LOOKS
 from fewstep.report.ranking import Contender, best, quickest, rank
 from fewstep.report.wording import count
 from fewstep.sampling import describe_step, named_step
@@ -39,7 +39,7 @@ class Exhibit:
     """The lines of progress.jsonl."""
     commands: Sequence[str]
     """What was typed to make it."""
-    yardstick: bool = False
+    baseline: bool = False
     """Whether it is what the others are measured by: their teacher. At most one."""
     grids: Sequence[Path] = ()
     """PNG files of the same noise in the course of training, named step-N.png, oldest first."""
@@ -71,26 +71,26 @@ def entries(exhibits: Sequence[Exhibit]) -> list[Entry]:
     """
     if not exhibits:
         raise InputError("a report needs at least one generator to show")
-    subjects = {(e.generator.subject.shape, e.generator.subject.classes) for e in exhibits}
-    if len(subjects) > 1:
-        told = "; ".join(f"{shape} of {classes} classes" for shape, classes in sorted(subjects))
+    specs = {(e.generator.spec.shape, e.generator.spec.classes) for e in exhibits}
+    if len(specs) > 1:
+        told = "; ".join(f"{shape} of {classes} classes" for shape, classes in sorted(specs))
         raise InputError(
             f"the generators make different things ({told}); report them one kind at a time"
         )
-    shape = exhibits[0].generator.subject.shape
+    shape = exhibits[0].generator.spec.shape
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise InputError(f"a report shows grey or colour images (1 or 3, h, w), not {shape}")
-    if sum(exhibit.yardstick for exhibit in exhibits) > 1:
-        raise InputError("a report measures by one generator at most; mark one as the yardstick")
+    if sum(exhibit.baseline for exhibit in exhibits) > 1:
+        raise InputError("a report measures by one generator at most; mark one as the baseline")
     looks = iter(LOOKS * len(exhibits))
     return [
-        Entry(e, Contender(e.name, YARDSTICK if e.yardstick else next(looks), e.scores))
+        Entry(e, Contender(e.name, BASELINE if e.baseline else next(looks), e.scores))
         for e in exhibits
     ]
 
 
 def settings(entry: Entry) -> list[Setting]:
-    """Ways of sampling to show: the scored ones, of the yardstick the quickest and the best."""
+    """Ways of sampling to show: the scored ones, of the baseline the quickest and the best."""
     generator = entry.exhibit.generator
     if not entry.exhibit.scores:
         own = describe_step(generator.step)["name"]
@@ -124,6 +124,6 @@ def made(
     """The first samples of SEED, in that way; by default of each class in turn."""
     generator = entry.exhibit.generator
     if describe_step(generator.step)["name"] != setting.sampler:
-        generator = generator.sampled(step=named_step(setting.sampler))
+        generator = generator.with_sampler(step=named_step(setting.sampler))
     images = generate(generator, samples, steps=setting.steps, seed=SEED, labels=labels)
     return torch.cat([each for _, each in images])

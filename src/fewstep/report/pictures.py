@@ -7,10 +7,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.evaluation import Yardstick
-from fewstep.generator import Subject
+from fewstep.evaluation import Evaluator
+from fewstep.generator import SampleSpec
 from fewstep.images import to_uint8
-from fewstep.metrics.assessment import ASKED
+from fewstep.metrics.accumulator import ASKED
 from fewstep.report.exhibits import SEED, Entry, Setting, featured, made, settings, shown_at
 from fewstep.report.plots import figure, gap, inline, strip
 from fewstep.report.wording import count, number, percent
@@ -21,9 +21,9 @@ COLUMNS = 10  # images in a row
 
 def same_noise(entries: Sequence[Entry]) -> str:
     """A row a generator and way of sampling, a column a noise."""
-    subject = entries[0].exhibit.generator.subject
-    labels = [_class_name(subject, i % subject.classes) for i in range(COLUMNS) if subject.classes]
-    noise = noise_from_seeds([(SEED << 32) + row for row in range(COLUMNS)], subject.shape)
+    spec = entries[0].exhibit.generator.spec
+    labels = [_class_name(spec, i % spec.classes) for i in range(COLUMNS) if spec.classes]
+    noise = noise_from_seeds([(SEED << 32) + row for row in range(COLUMNS)], spec.shape)
     rows = [_strip("the noise", to_uint8(noise / 2), "The starting noise of each column")]
     for entry in entries:
         for setting in settings(entry):
@@ -37,15 +37,15 @@ def same_noise(entries: Sequence[Entry]) -> str:
     return (
         f"<p>Each column starts from one noise{asked}; each row is one generator. These are the "
         f"first {COLUMNS} samples of seed {SEED}, not chosen ones.</p>\n"
-        f'<div class="same">\n{_labels(labels, subject.shape[2])}{"".join(rows)}</div>\n'
+        f'<div class="same">\n{_labels(labels, spec.shape[2])}{"".join(rows)}</div>\n'
     )
 
 
 def samples(entries: Sequence[Entry]) -> str:
     """A grid a generator, a row a class."""
-    subject = entries[0].exhibit.generator.subject
-    classes = range(min(subject.classes, COLUMNS))
-    names = [_class_name(subject, i) for i in classes] or [""] * COLUMNS
+    spec = entries[0].exhibit.generator.spec
+    classes = range(min(spec.classes, COLUMNS))
+    names = [_class_name(spec, i) for i in classes] or [""] * COLUMNS
     labels = [i for i in classes for _ in range(COLUMNS)] or None
     figures: list[str] = []
     for entry in entries:
@@ -59,7 +59,7 @@ def samples(entries: Sequence[Entry]) -> str:
         figures.append(figure(_caption(entry, setting), rows))
     told = ["A row is a class."] if classes else []
     told += [shown_at(entries), f"Seed {SEED}, not chosen."]
-    return f"<p>{escape(' '.join(filter(None, told)))}</p>\n{_grids(figures, names, subject)}"
+    return f"<p>{escape(' '.join(filter(None, told)))}</p>\n{_grids(figures, names, spec)}"
 
 
 def before_and_after(entries: Sequence[Entry]) -> str:
@@ -81,31 +81,31 @@ def before_and_after(entries: Sequence[Entry]) -> str:
     return f'<p>{told}</p>\n<div class="charts">\n{"".join(figures)}</div>\n'
 
 
-def neighbours(entries: Sequence[Entry], yardstick: Yardstick | None) -> str:
+def neighbours(entries: Sequence[Entry], evaluator: Evaluator | None) -> str:
     """Samples above the real images most like them; nothing without real images."""
-    if yardstick is None:
+    if evaluator is None:
         return ""
-    subject, real = entries[0].exhibit.generator.subject, yardstick.images
-    if subject.shape != real.shape:
+    spec, real = entries[0].exhibit.generator.spec, evaluator.images
+    if spec.shape != real.shape:
         raise InputError(
-            f"the generators make {subject.shape}, the set {real.name} holds {real.shape}"
+            f"the generators make {spec.shape}, the set {real.name} holds {real.shape}"
         )
-    figures = [_beside(entry, yardstick, alone=len(entries) == 1) for entry in entries]
-    kept = len(yardstick.reference.features)
+    figures = [_beside(entry, evaluator, alone=len(entries) == 1) for entry in entries]
+    kept = len(evaluator.reference.features)
     of = f"{len(real):,} images" if kept == len(real) else f"{kept:,} of {len(real):,} images"
     told = (
         f"The first {COLUMNS} samples of seed {SEED}, and below each the two images most like it "
-        f"among {of} of {real.name}, by the features of {yardstick.extractor.name}. A generator "
+        f"among {of} of {real.name}, by the features of {evaluator.extractor.name}. A generator "
         f"that merely remembers shows its sample again just below it. {shown_at(entries)}"
     )
-    return f"<p>{escape(told.strip())}</p>\n{_grids(figures, ['2nd nearest'], subject)}"
+    return f"<p>{escape(told.strip())}</p>\n{_grids(figures, ['2nd nearest'], spec)}"
 
 
-def _beside(entry: Entry, yardstick: Yardstick, *, alone: bool) -> str:
+def _beside(entry: Entry, evaluator: Evaluator, *, alone: bool) -> str:
     setting = featured(entry, alone=alone)
-    images, reference = made(entry, setting, COLUMNS), yardstick.reference
+    images, reference = made(entry, setting, COLUMNS), evaluator.reference
     found = reference.nearest(
-        yardstick.extractor(images).cpu(), k=min(2, len(reference.features))
+        evaluator.extractor(images).cpu(), k=min(2, len(reference.features))
     ).rows
     what = f"{entry.exhibit.name}, {setting.way}"
     rows = [_strip("sample", images, f"{what}: {COLUMNS} samples")]
@@ -113,7 +113,7 @@ def _beside(entry: Entry, yardstick: Yardstick, *, alone: bool) -> str:
         (("nearest", "nearest"), ("2nd nearest", "second nearest"))
     ):
         if rank < found.shape[1]:
-            near = yardstick.images.images[found[:, rank]]
+            near = evaluator.images.images[found[:, rank]]
             rows.append(_strip(label, near, f"the {said} training image of each sample of {what}"))
     return figure(_caption(entry, setting), "".join(rows) + _copies(setting))
 
@@ -134,17 +134,17 @@ def _caption(entry: Entry, setting: Setting) -> str:
     return f"{entry.who.label} <small>{escape(setting.way)}</small>"
 
 
-def _grids(figures: Sequence[str], names: Sequence[str], subject: Subject) -> str:
+def _grids(figures: Sequence[str], names: Sequence[str], spec: SampleSpec) -> str:
     """Figures of strips beside each other, as wide as their names and pixels ask for."""
-    width = subject.shape[2]
+    width = spec.shape[2]
     # every pixel is to be seen, few of them enlarged
     least = COLUMNS * (width + gap(width)) * (2 if width <= 16 else 1) + 100
     sizes = f"--name: min(5rem, {max(map(len, names))}ch); --least: max(17rem, {least}px)"
     return f'<div class="grids" style="{sizes}">\n{"".join(figures)}</div>\n'
 
 
-def _class_name(subject: Subject, label: int) -> str:
-    return subject.class_names[label] if subject.class_names else str(label)
+def _class_name(spec: SampleSpec, label: int) -> str:
+    return spec.class_names[label] if spec.class_names else str(label)
 
 
 def _strip(label: str, images: UInt8[Tensor, "n c h w"], described: str) -> str:

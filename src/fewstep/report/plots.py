@@ -39,7 +39,7 @@ class Look(NamedTuple):
     glyph: str
 
 
-YARDSTICK = Look("#868e99", "o", "●")
+BASELINE = Look("#868e99", "o", "●")
 LOOKS = (
     Look("#3b82d6", "s", "■"),
     Look("#e0772f", "^", "▲"),
@@ -97,7 +97,7 @@ def chart(
             xs, ys = zip(*front, (end, front[-1][1]), strict=True)
             axes.step(xs, ys, where="post", color=INK, alpha=0.13, linewidth=6, zorder=1)
         if level is not None:
-            axes.axhline(level, color=YARDSTICK.colour, linewidth=1, linestyle=":", zorder=1)
+            axes.axhline(level, color=BASELINE.colour, linewidth=1, linestyle=":", zorder=1)
         if x_base:
             axes.set_xscale("log", base=x_base)
             _ticks(axes.xaxis, x_base, [x for line in lines for x, _ in line.points])

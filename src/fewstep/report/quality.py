@@ -10,7 +10,7 @@ from fewstep.scores import Score
 
 def plots(ranking: Ranking, *, key: str) -> str:
     """A line a contender and sampler; a plot for evaluations, and one for the times of a device."""
-    goal = best(ranking.yardstick)
+    goal = best(ranking.baseline)
     name = escape(goal.who.name) if goal else ""
     dotted = f" The dotted line is {name}’s best." if goal else ""
     caption = (

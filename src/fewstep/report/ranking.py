@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
 
-from fewstep.report.plots import YARDSTICK, Look, mark
+from fewstep.report.plots import BASELINE, Look, mark
 from fewstep.scores import Score
 
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """Who is scored; the one that is drawn as the yardstick is what the others are measured by."""
+    """Who is scored; the one that is drawn as the baseline is what the others are measured by."""
 
     name: str
     look: Look
@@ -23,7 +23,7 @@ class Contender:
 
     @property
     def is_yardstick(self) -> bool:
-        return self.look is YARDSTICK
+        return self.look is BASELINE
 
     @property
     def label(self) -> str:
@@ -83,7 +83,7 @@ class Ranking:
         return self.rows[0].score
 
     @property
-    def yardstick(self) -> list[Row]:
+    def baseline(self) -> list[Row]:
         return [row for row in self.rows if row.who.is_yardstick]
 
     @property

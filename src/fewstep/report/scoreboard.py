@@ -17,7 +17,7 @@ class _Column(NamedTuple):
 def scores(ranking: Ranking, *, key: str) -> str:
     """Every row with its distance and what an image costs, under what must be known of them."""
     caveats = "".join(f'<p class="caveat">{escape(told)}.</p>\n' for told in ranking.caveats)
-    goal = best(ranking.yardstick)
+    goal = best(ranking.baseline)
     columns = _columns(ranking, goal)
     leaders = ranking.leaders
     groups = [
@@ -55,7 +55,7 @@ def _caption(ranking: Ranking) -> str:
             "Below a distance is its 95 % interval: what other samples of the same weights would "
             "give; another training may differ by more."
         )
-    if best(ranking.yardstick):
+    if best(ranking.baseline):
         said.append("≈: no difference is shown, the intervals overlap or are not known.")
     return " ".join(said)
 
@@ -114,7 +114,7 @@ def _relative(row: Row, goal: Row) -> str:
 
 
 def _kind(row: Row, goal: Row | None, leaders: list[Row]) -> str:
-    return "best" if row in leaders else "yardstick" if row is goal else ""
+    return "best" if row in leaders else "baseline" if row is goal else ""
 
 
 def _badge(row: Row, goal: Row | None, leaders: list[Row]) -> str:

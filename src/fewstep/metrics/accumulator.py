@@ -53,7 +53,7 @@ class Measures:
     """Share of class-conditional samples that the extractor puts in their class."""
 
 
-class Assessment:
+class ScoreAccumulator:
     """Takes `total` images, batch by batch and in order; then tells their measures.
 
     `cycle` is after how many images their classes repeat.

@@ -1,8 +1,8 @@
 """The fake score, which distribution matching trains beside the student on the student's images.
 
 Its denoising tells the score of what the student makes; an adversarial head on its activations may
-tell these images from real ones. A `Matching` method holds one `Fake`, and its student's images
-come from `generated`.
+tell these images from real ones. A `DistributionMatching` method holds one `FakeScore`, and its
+student's images come from `student_images`.
 """
 
 import math
@@ -19,9 +19,9 @@ from torch.nn import functional
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
+from fewstep.generator import Generator, SampleSpec
 from fewstep.guidance import unguided
-from fewstep.losses import square_error
+from fewstep.losses import squared_error
 from fewstep.methods.base import Batch, Loss, Method
 from fewstep.sampling import renoise
 from fewstep.times import Density, FixedGrid
@@ -48,12 +48,12 @@ class AdversarialConfig:
 class Head(nn.Module):
     """One logit a row, high for real images: the mean over layers and places of a small network."""
 
-    def __init__(self, score: Denoiser, subject: Subject, config: AdversarialConfig) -> None:
+    def __init__(self, score: Denoiser, spec: SampleSpec, config: AdversarialConfig) -> None:
         super().__init__()
         self.all = config.layers == "all"
         device = next(score.parameters()).device
         with torch.no_grad():
-            seen = self.chosen(score.features(torch.zeros(1, *subject.shape, device=device), 0.5))
+            seen = self.chosen(score.features(torch.zeros(1, *spec.shape, device=device), 0.5))
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.branches = nn.ModuleList(_branch(layer, config.width) for layer in seen)
@@ -83,7 +83,7 @@ def _branch(layer: Tensor, width: int) -> nn.Module:
     )  # fmt: skip
 
 
-class Fake(nn.Module):
+class FakeScore(nn.Module):
     """The player `fake`: a score of the student's images, and a head where one is asked for.
 
     It starts as a copy of the teacher's network without its guidance, is trained at times of
@@ -91,14 +91,14 @@ class Fake(nn.Module):
     """
 
     def __init__(
-        self, teacher: Denoiser, subject: Subject, density: Density, adversarial: AdversarialConfig
+        self, teacher: Denoiser, spec: SampleSpec, density: Density, adversarial: AdversarialConfig
     ) -> None:
         super().__init__()
         plain = deepcopy(unguided(teacher.backbone))
         self.score = Denoiser(plain, teacher.process, teacher.parametrization)
         self.density = density
         self.adversarial = adversarial
-        self.head = Head(self.score, subject, adversarial) if adversarial.weight else None
+        self.head = Head(self.score, spec, adversarial) if adversarial.weight else None
 
     def loss(self, batch: Batch, x: Tensor, cond: Condition | None) -> Loss:
         """Its own turn's: denoise the student's images `x`; tell them from the batch's real ones.
@@ -109,10 +109,10 @@ class Fake(nn.Module):
         if self.head is None:
             return Loss(denoising)
         images = batch.images
-        both = None if cond is None or images.cond is None else cond.joined(images.cond)
+        both = None if cond is None or images.cond is None else cond.concat(images.cond)
         eps = torch.cat([batch.randn_like(x), batch.randn_like(x)])
         t = torch.cat([self.times(batch), self.times(batch)])
-        fake, real = self.realness(torch.cat([x, images.x0]), eps, t, both).chunk(2)
+        fake, real = self.logits(torch.cat([x, images.x0]), eps, t, both).chunk(2)
         telling = (functional.softplus(fake) + functional.softplus(-real)).mean()
         told = 0.5 * ((fake < 0).float().mean() + (real > 0).float().mean())
         numbers = {"denoising": denoising, "telling": telling, "told": told}
@@ -123,26 +123,26 @@ class Fake(nn.Module):
 
         That is the weight SNR for an eps network and SNR + 1/sigma_data² for EDM's, as published.
         """
-        said = self.score(self.score.process.noised(x, eps, t), t, cond=cond)
+        said = self.score(self.score.process.add_noise(x, eps, t), t, cond=cond)
         a, b = said.parametrization.row(said.alpha, said.sigma)
-        return square_error(said.output, a * x + b * eps)
+        return squared_error(said.output, a * x + b * eps)
 
-    def realness(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
+    def logits(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
         """The head's logits (b,) of `x` noised to `t`."""
         assert self.head
-        x_t = self.score.process.noised(x, eps, t)
+        x_t = self.score.process.add_noise(x, eps, t)
         return self.head(self.score.features(x_t, t, cond=cond))
 
-    def fooling(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
+    def generator_loss(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
         """The student's adversarial loss by row, non-saturating, at images `x` noised to `t`."""
-        return functional.softplus(-self.realness(x, eps, t, cond))
+        return functional.softplus(-self.logits(x, eps, t, cond))
 
     def times(self, batch: Batch) -> Tensor:
         """A time of its density for each row."""
         return self.density.times(batch.rand(), self.score)
 
 
-class Matching(Method, ABC):
+class DistributionMatching(Method, ABC):
     """A student and the fake of its images: all that methods of this kind have in common.
 
     Their config has `steps`, `grid`, `fake_density` and `adversarial`.
@@ -151,10 +151,10 @@ class Matching(Method, ABC):
     teacher: Generator
 
     def __init__(
-        self, config: Any, student: Denoiser, subject: Subject, *, teacher: Generator | None = None
+        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
     ) -> None:
-        super().__init__(config, student, subject, teacher=teacher)
-        self.fake = Fake(self.real, subject, config.fake_density, config.adversarial)
+        super().__init__(config, student, spec, teacher=teacher)
+        self.fake = FakeScore(self.real, spec, config.fake_density, config.adversarial)
         self.times: list[float] = config.grid(config.steps, student).tolist()
 
     @property
@@ -168,37 +168,37 @@ class Matching(Method, ABC):
 
     def fake_loss(self, batch: Batch) -> Loss:
         """The fake's own turn, on the images that the student's turn left."""
-        return self.fake.loss(batch, *shown(self.student, self.times, batch))
+        return self.fake.loss(batch, *cached_images(self.student, self.times, batch))
 
     def generator(self) -> Generator:
         grid = FixedGrid((tuple(self.times),))
-        return Generator(self.student, self.subject, grid=grid, step=renoise)
+        return Generator(self.student, self.spec, grid=grid, step=renoise)
 
 
-def generated(
+def student_images(
     student: Denoiser, times: Sequence[float], batch: Batch
 ) -> tuple[Tensor, Condition | None]:
     """The student's images for its own turn, of drawn classes; left in the batch for the fake's."""
     cond = batch.cond()
-    x = simulated(student, times, batch, cond)
+    x = rollout(student, times, batch, cond)
     batch.carry["x"] = x.detach()
     if cond is not None:
         batch.carry["label"] = cond.label
     return x, cond
 
 
-def shown(
+def cached_images(
     student: Denoiser, times: Sequence[float], batch: Batch
 ) -> tuple[Tensor, Condition | None]:
     """The student's images for the fake's turn: those that its own turn left, else new ones."""
     if "x" not in batch.carry:
         with torch.no_grad():
-            return generated(student, times, batch)
+            return student_images(student, times, batch)
     label = batch.carry.get("label")
     return batch.carry["x"], None if label is None else Condition(label)
 
 
-def simulated(
+def rollout(
     student: Denoiser, times: Sequence[float], batch: Batch, cond: Condition | None
 ) -> Tensor:
     """The student's images (b, ...), made as it will be sampled, with gradient at the last step.
@@ -213,7 +213,7 @@ def simulated(
     with torch.no_grad():
         for t, s in zip(times[:last], times[1:], strict=False):
             x0 = student(x_t, t, cond=cond).x0
-            x_t = student.process.noised(x0, batch.randn_like(x0), s)
+            x_t = student.process.add_noise(x0, batch.randn_like(x0), s)
     return student(x_t, times[last], cond=cond).x0
 
 

@@ -11,12 +11,12 @@ from fewstep.report.wording import count, duration, interval, listed, number, pe
 
 
 def sentences(ranking: Ranking) -> list[str]:
-    """The quickest student, how it stands to the yardstick, and the closest student."""
+    """The quickest student, how it stands to the baseline, and the closest student."""
     first, top = quickest(ranking.students), best(ranking.students)
     if first is None or top is None:
         return _alone(ranking.rows)
     told = [_quickest(first)]
-    told += _beside(first, ranking.yardstick)
+    told += _beside(first, ranking.baseline)
     equals = [r for r in rivals(first, ranking.students) if _calls(r) == _calls(first)]
     if names := [_named(row) for row in equals if row.who is not first.who]:
         who = f"Between {_named(first)} and {listed(names)}, at as many evaluations, "
@@ -46,9 +46,9 @@ def _quickest(row: Row) -> str:
     return f"{_named(row)} needs {_cost(row)} for an image{_figures(row)}{_right(row)}."
 
 
-def _beside(first: Row, yardstick: Sequence[Row]) -> list[str]:
-    """How the quickest student stands to the yardstick's best and to its quickest."""
-    goal, naive = best(yardstick), quickest(yardstick)
+def _beside(first: Row, baseline: Sequence[Row]) -> list[str]:
+    """How the quickest student stands to the baseline's best and to its quickest."""
+    goal, naive = best(baseline), quickest(baseline)
     if not (goal and naive):
         return []
     far = f"the best of {_named(goal)}, {number(goal.score.frechet)}, which takes {_cost(goal)}"
@@ -67,7 +67,7 @@ def _beside(first: Row, yardstick: Sequence[Row]) -> list[str]:
 
 
 def _closest(top: Row, ranking: Ranking) -> str:
-    goal = best(ranking.yardstick)
+    goal = best(ranking.baseline)
     against = ""
     if goal:
         against = (
@@ -123,8 +123,8 @@ def _ratio(row: Row, to: Row) -> str:
 
 
 def tiles(ranking: Ranking) -> str:
-    """The quickest student in a few large figures; nothing without a student and a yardstick."""
-    first, goal = quickest(ranking.students), best(ranking.yardstick)
+    """The quickest student in a few large figures; nothing without a student and a baseline."""
+    first, goal = quickest(ranking.students), best(ranking.baseline)
     if not (first and goal):
         return ""
     score, name = first.score, goal.who.name

@@ -10,9 +10,9 @@ from torch import nn
 
 from fewstep import runs
 from fewstep.errors import InputError
-from fewstep.evaluation import Yardstick
-from fewstep.experiment import assemble, carry_out, read_data
+from fewstep.evaluation import Evaluator
 from fewstep.recipe import read
+from fewstep.runner import assemble, read_data, run_recipe
 from fewstep.runs import Run
 
 DEVICE = torch.device("cpu")
@@ -37,7 +37,7 @@ def recipe(*more):
 
 
 def train(folder, *more, until=None):
-    with closing(carry_out(recipe(*more), folder)) as steps:
+    with closing(run_recipe(recipe(*more), folder)) as steps:
         for progress in steps:
             if progress.step == until:
                 return
@@ -66,13 +66,13 @@ def test_the_best_weights_are_those_of_the_best_score(trained):
     best = min(scores(trained, 2).values(), key=lambda s: s["frechet"])
     generator = runs.load(trained.folder, weights="best")
     told = recipe("evaluate.best=2")
-    again = Yardstick(read_data(told), told.evaluate.measured).score(generator, steps=2)
+    again = Evaluator(read_data(told), told.evaluate.measured).score(generator, steps=2)
     assert again.frechet == pytest.approx(best["frechet"], rel=1e-6)
 
 
 def test_a_best_that_is_not_the_last_stays(tmp_path, monkeypatch):
     """Were step 6 the best, its weights would be kept: those of a run that stopped there."""
-    honest, asked = Yardstick.score, []
+    honest, asked = Evaluator.score, []
 
     def told(self, generator, *, steps, **more):
         asked.append(steps)
@@ -80,7 +80,7 @@ def test_a_best_that_is_not_the_last_stays(tmp_path, monkeypatch):
         far = abs(asked.count(2) - 3) if steps == 2 else -asked.count(1)
         return replace(real, measures=replace(real.measures, frechet=float(far)))
 
-    monkeypatch.setattr(Yardstick, "score", told)
+    monkeypatch.setattr(Evaluator, "score", told)
     train(tmp_path / "run", "evaluate.best=2")
     train(tmp_path / "short", "evaluate.best=2", until=6)
     kept, last, sixth = (
@@ -112,7 +112,7 @@ def test_players_that_move_now_and_then_are_logged_too(trained, tmp_path):
     """At steps 2, 4, … the student of every = 2 stands still; its last numbers are told."""
     load = f"teacher.load={trained.folder}"
     told = read("digits-dmd2", [load, "fit.steps=20", "fit.batch=4", "method.adversarial.weight=0"])
-    for _ in carry_out(told, tmp_path / "dmd", log_every=10):
+    for _ in run_recipe(told, tmp_path / "dmd", log_every=10):
         pass
     lines = [line for line in Run(tmp_path / "dmd").progress() if "images" in line]
     assert [line["step"] for line in lines] == [10, 20]
@@ -137,9 +137,9 @@ def test_a_flow_maps_weights_in_another_method_are_asked_as_they_are_trained(tmp
     teacher, mean = tmp_path / "teacher", tmp_path / "meanflow"
     train(teacher, "evaluate.every=0", "fit.steps=1")
     told = read("digits-meanflow", [f"teacher.load={teacher}", "fit.steps=1", "fit.batch=4"])
-    for _ in carry_out(told, mean):
+    for _ in run_recipe(told, mean):
         pass
-    assert runs.load(mean).denoiser.maps
+    assert runs.load(mean).denoiser.is_flow_map
     method = assemble(read("digits-dmd2", [f"teacher.load={mean}"]), DEVICE).method
     noise = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
@@ -176,7 +176,7 @@ def test_only_a_fresh_circuit_takes_its_teachers_weights(trained, tmp_path):
     adapted = circuit(trained, "student.backbone.lora=2")
     conv = lambda of: of.backbone.encoder.conv_in.weight  # noqa: E731
     assert conv(assemble(adapted, DEVICE).method.student).equal(source.conv_in.weight)
-    with closing(carry_out(adapted, tmp_path / "adapted")) as steps:
+    with closing(run_recipe(adapted, tmp_path / "adapted")) as steps:
         list(steps)
     again = replace(adapted, student=replace(adapted.student, init=str(tmp_path / "adapted"),
                     backbone=None, process=None, parametrization=None))  # fmt: skip
@@ -206,7 +206,7 @@ def test_a_features_loss_is_bound_to_the_classifier_of_the_runs_images(tmp_path,
     parts = assemble(told, torch.device("cpu"))
     assert parts.method.config.loss.weights.startswith(os.environ["FEWSTEP_CACHE"])
     folder = tmp_path / "student"
-    losses = [p.numbers["student/loss"] for p in carry_out(told, folder)]
+    losses = [p.numbers["student/loss"] for p in run_recipe(told, folder)]
     assert len(losses) == 3 and all(0 < loss < 10 for loss in losses)
     # the recipe that is kept is everybody's, not this machine's
     assert os.environ["FEWSTEP_CACHE"] not in (folder / "recipe.toml").read_text()

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from fewstep import pairs, store
-from fewstep.batches import Batches
+from fewstep import store, streams
+from fewstep.batching import Batches
 from fewstep.errors import InputError
-from fewstep.generator import Subject
-from fewstep.pairs import PairStream
+from fewstep.generator import SampleSpec
 from fewstep.sampling import noise_from_seeds
+from fewstep.streams import PairStream
 
 IMAGES = (1, 4, 4)
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def stored(folder, count=23):
 @pytest.mark.parametrize("kept", [True, False])
 def test_rows_are_the_records_and_the_noise_of_their_seeds(tmp_path, monkeypatch, kept):
     if not kept:
-        monkeypatch.setattr(pairs, "KEPT", 0)
+        monkeypatch.setattr(streams, "KEPT", 0)
     stream = PairStream(stored(tmp_path), classes=3)
     for index in (torch.tensor([22, 0, 7]), torch.tensor([0, 1, 22, 1]), torch.arange(23)):
         rows = stream.rows(index, torch.zeros(len(index)), CPU)
@@ -62,7 +62,7 @@ def test_a_damaged_record_never_reaches_training(tmp_path):
     raw[30] ^= 1  # in record 10, the shard's first
     shard.write_bytes(raw)
     stream = PairStream(store.Reader(tmp_path))
-    batches = Batches({"pairs": stream}, Subject(IMAGES, 3), batch=23, seed=0)
+    batches = Batches({"pairs": stream}, SampleSpec(IMAGES, 3), batch=23, seed=0)
     with pytest.raises(InputError, match="shard-00001.zst, record 10 is damaged"):
         batches.step(0)
 

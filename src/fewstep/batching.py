@@ -11,10 +11,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from fewstep import background, distributed
+from fewstep import distributed, threads
 from fewstep.condition import Condition
-from fewstep.generator import Subject
-from fewstep.methods.base import Batch, Examples, Latents, Pairs, keyed
+from fewstep.generator import SampleSpec
+from fewstep.methods.base import Batch, ImageBatch, PairBatch, RingBatch, derive_seed
 
 
 @runtime_checkable
@@ -25,7 +25,7 @@ class Stream(Protocol):
 
     def rows(
         self, index: Tensor, coin: Tensor, device: torch.device
-    ) -> Examples | Pairs | Latents: ...
+    ) -> ImageBatch | PairBatch | RingBatch: ...
 
 
 class ImageStream:
@@ -39,7 +39,7 @@ class ImageStream:
     def __len__(self) -> int:
         return len(self.images)
 
-    def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> Examples:
+    def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> ImageBatch:
         """Rows `index`, mirrored left to right where `coin` is below ½ and `flip` is on."""
         x0 = self.images[index].to(device)
         if x0.dtype == torch.uint8:
@@ -47,7 +47,7 @@ class ImageStream:
         if self.flip:
             x0 = torch.where((coin < 0.5).view(-1, 1, 1, 1).to(device), x0.flip(-1), x0)
         cond = None if self.labels is None else Condition(self.labels[index].to(device))
-        return Examples(x0, cond)
+        return ImageBatch(x0, cond)
 
 
 class Batches:
@@ -59,19 +59,19 @@ class Batches:
     def __init__(
         self,
         streams: Mapping[str, Stream],
-        subject: Subject,
+        spec: SampleSpec,
         *,
         batch: int,
         seed: int,
         device: torch.device | str = "cpu",
     ) -> None:
         self.streams = streams
-        self.subject = subject
+        self.spec = spec
         self.batch = batch
         self.seed = seed
         self.device = torch.device(device)
         self._orders: dict[str, tuple[int, Tensor]] = {}
-        self._readers = background.workers(self.AHEAD)
+        self._readers = threads.workers(self.AHEAD)
         self._coming: dict[tuple[int, int], Future[list[Batch]]] = {}
 
     def step(self, step: int, micro_batch: int = 0) -> list[Batch]:
@@ -100,10 +100,10 @@ class Batches:
             )
             for name, stream in self.streams.items()
         }
-        return Batch(self.seed, step, first, rows, self.batch, self.subject, self.device, streams)
+        return Batch(self.seed, step, first, rows, self.batch, self.spec, self.device, streams)
 
     def _coin(self, name: str, step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(keyed(self.seed, name, step, "coin"))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, name, step, "coin"))
         return torch.rand(self.batch, generator=generator)
 
     def _index(self, name: str, length: int, step: int) -> Tensor:
@@ -121,7 +121,7 @@ class Batches:
         kept = self._orders.get(name)
         if kept is None or kept[0] != epoch:
             # readers on two sides of an epoch's end may each make its order: the same one
-            generator = torch.Generator().manual_seed(keyed(self.seed, name, epoch, "order"))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, name, epoch, "order"))
             kept = (epoch, torch.randperm(length, generator=generator))
             self._orders[name] = kept
         return kept[1]

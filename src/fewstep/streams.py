@@ -8,7 +8,7 @@ from torch import Tensor
 from fewstep import store
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.errors import InputError
-from fewstep.methods.base import Latents, Pairs
+from fewstep.methods.base import PairBatch, RingBatch
 from fewstep.sampling import noise_from_seeds
 
 KEPT = 256 << 20  # bytes of decoded pairs to keep: a small store is read once, not every epoch
@@ -51,10 +51,10 @@ class PairStream:
     def __len__(self) -> int:
         return len(self.reader)
 
-    def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> Pairs:
+    def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> PairBatch:
         """Rows `index`; nothing is augmented, since a mirrored image has other noise."""
         noise, x0, label = self._pairs(index)
-        return Pairs(noise.to(device), x0.to(device), _cond(label, device))
+        return PairBatch(noise.to(device), x0.to(device), _cond(label, device))
 
     def _pairs(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self._kept is None:
@@ -71,7 +71,7 @@ class PairStream:
         return _ends(self.reader[index], self.shape, self.classes)
 
 
-class LatentStream:
+class RingStream:
     """A store of a circuit's rings: pairs whose records also hold `rin0` and `r_chunks`.
 
     Read anew every epoch: latents are many times larger than their images.
@@ -97,11 +97,11 @@ class LatentStream:
     def __len__(self) -> int:
         return len(self.reader)
 
-    def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> Latents:
+    def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> RingBatch:
         """Rows `index`; nothing is augmented."""
         found = self.reader[index]
         noise, x0, label = _ends(found, self.shape, self.classes)
-        return Latents(
+        return RingBatch(
             noise.to(device),
             x0.to(device),
             found["rin0"].to(device),

@@ -2,7 +2,7 @@ import threading
 
 import torch
 
-from fewstep.background import workers
+from fewstep.threads import workers
 
 
 def test_workers_compute_alone_and_nobody_else_is_changed():

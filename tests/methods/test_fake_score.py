@@ -6,17 +6,24 @@ from torch import nn
 
 from fewstep import backbones
 from fewstep.backbones import MLPConfig
-from fewstep.batches import Batches, ImageStream
+from fewstep.batching import Batches, ImageStream
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, Subject
-from fewstep.methods.fake import AdversarialConfig, Fake, generated, row_scale, shown, simulated
+from fewstep.generator import Generator, SampleSpec
+from fewstep.methods.fake_score import (
+    AdversarialConfig,
+    FakeScore,
+    cached_images,
+    rollout,
+    row_scale,
+    student_images,
+)
 from fewstep.parametrization import EDM, Eps, Velocity
 from fewstep.process import VE, VP, Flow
 from fewstep.times import Uniform
 
-SUBJECT = Subject((2,), classes=3)
+SPEC = SampleSpec((2,), classes=3)
 
 
 def network(process=None, parametrization=None, seed=0):
@@ -29,13 +36,13 @@ def network(process=None, parametrization=None, seed=0):
 
 
 def fake(teacher=None, **settings):
-    return Fake(teacher or network(), SUBJECT, Uniform(), AdversarialConfig(**settings))
+    return FakeScore(teacher or network(), SPEC, Uniform(), AdversarialConfig(**settings))
 
 
 def batch(rows=6, player="fake", step=0):
     points = torch.randn(50, 2, generator=torch.Generator().manual_seed(1))
     streams = {"images": ImageStream(points, torch.arange(50) % 3)}
-    (only,) = Batches(streams, SUBJECT, batch=rows, seed=0).step(step)
+    (only,) = Batches(streams, SPEC, batch=rows, seed=0).step(step)
     only.begin(player, 0)
     return only
 
@@ -75,7 +82,7 @@ def test_the_loss_is_the_x0_error_in_the_published_weights(process, parametrizat
 
 
 def test_it_starts_as_a_copy_of_the_teacher_without_guidance():
-    teacher = Generator(network(), SUBJECT).guided(3.0).denoiser
+    teacher = Generator(network(), SPEC).with_guidance(3.0).denoiser
     plain, copy = teacher.backbone.backbone, fake(teacher).score.backbone
     assert type(copy) is type(plain)
     for mine, theirs in zip(copy.parameters(), plain.parameters(), strict=True):
@@ -96,7 +103,7 @@ def test_the_head_tells_the_students_images_from_real_ones_with_their_labels():
     assert eps[t > 0.01].square().mean().sqrt() == pytest.approx(1.0, abs=0.07)
     assert float(t.mean()) == pytest.approx(0.5, abs=0.05)
     images = torch.cat([x, given.images.x0])
-    fakes, reals = told.realness(images, eps, t, Condition(both)).chunk(2)
+    fakes, reals = told.logits(images, eps, t, Condition(both)).chunk(2)
     wanted = (torch.log(1 + fakes.exp()) + torch.log(1 + (-reals).exp())).mean()
     torch.testing.assert_close(loss.numbers["telling"], wanted, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
@@ -112,15 +119,15 @@ def test_the_adversarial_gradient_reaches_head_score_and_images(layers):
         assert any(p.grad.abs().max() > 0 for p in module.parameters())
     x = torch.zeros(6, 2, requires_grad=True)
     told.requires_grad_(False)
-    told.fooling(x, torch.randn_like(x), torch.full((len(x),), 0.5), None).sum().backward()
+    told.generator_loss(x, torch.randn_like(x), torch.full((len(x),), 0.5), None).sum().backward()
     assert (x.grad.abs().sum(1) > 0).all()
 
 
 def test_fooling_is_the_softplus_of_minus_the_logit():
     told, x, t = fake(weight=1.0), torch.ones(6, 2), torch.full((6,), 0.4)
     eps = batch().randn_like(x)
-    wanted = torch.log(1 + torch.exp(-told.realness(x, eps, t, None)))
-    torch.testing.assert_close(told.fooling(x, eps, t, None), wanted)
+    wanted = torch.log(1 + torch.exp(-told.logits(x, eps, t, None)))
+    torch.testing.assert_close(told.generator_loss(x, eps, t, None), wanted)
 
 
 TIMES = (1.0, 0.6, 0.3)
@@ -132,7 +139,7 @@ def rollouts():
     for step in range(20):
         student = network(seed=3)
         student.backbone = Recorded(student.backbone)
-        x, cond = generated(student, TIMES, batch(400, player="student", step=step))
+        x, cond = student_images(student, TIMES, batch(400, player="student", step=step))
         found[len(student.backbone.asked)] = (student, x, cond)
     return found
 
@@ -162,7 +169,7 @@ def test_the_student_is_trained_on_its_own_noised_images():
 def test_an_earlier_start_is_its_share_of_noise():
     student = network()
     student.backbone = Recorded(student.backbone)
-    simulated(student, (0.4,), batch(), None)
+    rollout(student, (0.4,), batch(), None)
     (asked, *_), given = student.backbone.asked[0], batch()
     given.shared_rand()  # which step is the last is drawn first
     torch.testing.assert_close(asked, 0.4 * given.noise())
@@ -170,12 +177,12 @@ def test_an_earlier_start_is_its_share_of_noise():
 
 def test_the_fake_is_shown_what_the_students_turn_left_and_else_new_images():
     student, given = network(), batch(player="student")
-    x, cond = generated(student, TIMES, given)
+    x, cond = student_images(student, TIMES, given)
     student.backbone = Recorded(student.backbone)
-    again, labels = shown(student, TIMES, given)
+    again, labels = cached_images(student, TIMES, given)
     assert again.equal(x) and labels.label.equal(cond.label) and not again.requires_grad
     assert student.backbone.asked == [], "the student was asked twice for the same images"
-    new, _ = shown(student, TIMES, batch())
+    new, _ = cached_images(student, TIMES, batch())
     assert student.backbone.asked and not new.requires_grad
 
 

@@ -4,7 +4,7 @@ import torch
 
 from fewstep import backbones
 from fewstep.backbones import UNetConfig
-from fewstep.backbones.tangents import value_and_tangent
+from fewstep.backbones.derivatives import value_and_tangent
 
 
 def unet(dropout=0.0):

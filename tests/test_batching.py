@@ -1,16 +1,16 @@
 import pytest
 import torch
 
-from fewstep.batches import Batches, ImageStream
+from fewstep.batching import Batches, ImageStream
 from fewstep.errors import InputError
-from fewstep.generator import Subject
+from fewstep.generator import SampleSpec
 
 
 def make(n=10, batch=4, seed=0, **stream):
     images = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 1, 2, 2)
     return Batches(
         {"images": ImageStream(images, torch.arange(n), **stream)},
-        Subject((1, 2, 2), n),
+        SampleSpec((1, 2, 2), n),
         batch=batch,
         seed=seed,
     )

@@ -10,33 +10,33 @@ from pathlib import Path
 import torch
 
 from fewstep import backbones, data, distributed, methods, metrics, runs, store
-from fewstep.batches import Batches, ImageStream, Stream
+from fewstep.batching import Batches, ImageStream, Stream
 from fewstep.data import ImageSet
 from fewstep.denoiser import Denoiser
 from fewstep.distributed import first_rank, forget_peak, hardware, peak_memory, wait
 from fewstep.download import cache
 from fewstep.errors import InputError
-from fewstep.evaluation import Yardstick, generate
-from fewstep.generator import Generator, Subject
+from fewstep.evaluation import Evaluator, generate
+from fewstep.generator import Generator, SampleSpec
 from fewstep.guidance import unguided
 from fewstep.images import save_grid
-from fewstep.losses import of_images, perceptual_hash
+from fewstep.losses import bind_classifier, perceptual_hash
 from fewstep.methods.base import Method
-from fewstep.pairs import LatentStream, PairStream
 from fewstep.recipe import Recipe
 from fewstep.runs import Run
 from fewstep.scores import score_from
+from fewstep.streams import PairStream, RingStream
 from fewstep.trainer import NonFiniteLoss, Progress, Training
 
 
 @dataclass(frozen=True)
-class Parts:
+class Assembly:
     """What a recipe comes to: a method, its batches, and the hashes of what they rest on."""
 
     method: Method
     batches: Batches
     pins: dict[str, str]
-    yardstick: Yardstick | None
+    evaluator: Evaluator | None
     """What the run is measured by as it trains, where it is."""
 
 
@@ -46,11 +46,11 @@ def read_data(recipe: Recipe) -> ImageSet:
     return data.load(d.name, split=d.split, size=d.size, path=d.path)
 
 
-def assemble(recipe: Recipe, device: torch.device) -> Parts:
+def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     """Method and batches, with everything that the recipe names loaded and checked."""
     images = read_data(recipe)
     labelled = recipe.data.labels and images.labels is not None
-    subject = Subject(
+    spec = SampleSpec(
         images.shape,
         images.classes if labelled else 0,
         images.class_names if labelled else (),
@@ -58,18 +58,18 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
     pins = {"data": images.fingerprint}
     teacher = None
     if recipe.teacher:
-        teacher = _teacher(recipe, subject)
+        teacher = _teacher(recipe, spec)
         pins["teacher"] = runs.weights_hash(teacher)
     method_class = methods.find(recipe.method_name)
-    student = _student(recipe, subject, teacher)
-    config = of_images(recipe.method, lambda: _classifier(images))
-    seen = perceptual_hash(config, subject.shape)
+    student = _student(recipe, spec, teacher)
+    config = bind_classifier(recipe.method, lambda: _classifier(images))
+    seen = perceptual_hash(config, spec.shape)
     if seen:
         pins["loss"] = seen
     told = recipe.evaluate
     # before anything is trained: a mistake in how it is measured is found now
-    yardstick = Yardstick(images, told.measured) if told.every else None
-    method = method_class(config, student, subject, teacher=teacher).to(device)
+    evaluator = Evaluator(images, told.measured) if told.every else None
+    method = method_class(config, student, spec, teacher=teacher).to(device)
     if method.fixed_steps not in (None, recipe.fit.steps):
         raise InputError(
             f"method.phases take {method.fixed_steps} training steps, and fit.steps is "
@@ -80,12 +80,12 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
         labels = images.labels if labelled else None
         streams["images"] = ImageStream(images.images, labels, flip=recipe.data.flip)
     if "pairs" in method.reads:
-        streams["pairs"], pins["pairs"] = _recorded(recipe, subject, PairStream)
-    if "latents" in method.reads:
-        streams["latents"], pins["pairs"] = _recorded(recipe, subject, LatentStream)
+        streams["pairs"], pins["pairs"] = _recorded(recipe, spec, PairStream)
+    if "rings" in method.reads:
+        streams["rings"], pins["pairs"] = _recorded(recipe, spec, RingStream)
     method.check(streams, teacher=pins.get("teacher"))
-    batches = Batches(streams, subject, batch=recipe.fit.batch, seed=recipe.fit.seed, device=device)
-    return Parts(method, batches, pins, yardstick)
+    batches = Batches(streams, spec, batch=recipe.fit.batch, seed=recipe.fit.seed, device=device)
+    return Assembly(method, batches, pins, evaluator)
 
 
 def _classifier(images: ImageSet) -> Path:
@@ -105,20 +105,22 @@ def _classifier(images: ImageSet) -> Path:
     return metrics.classifier_file(images.fingerprint, cache())
 
 
-def _teacher(recipe: Recipe, subject: Subject) -> Generator:
+def _teacher(recipe: Recipe, spec: SampleSpec) -> Generator:
     assert recipe.teacher
     teacher = runs.load(recipe.teacher.load)
-    if (teacher.subject.shape, teacher.subject.classes) != (subject.shape, subject.classes):
+    if (teacher.spec.shape, teacher.spec.classes) != (spec.shape, spec.classes):
         raise InputError(
-            f"the teacher {recipe.teacher.load} makes {teacher.subject.shape} of "
-            f"{teacher.subject.classes} classes, the data are {subject.shape} of {subject.classes}"
-            + ("" if teacher.subject.classes else "; data.labels=false leaves classes out")
+            f"the teacher {recipe.teacher.load} makes {teacher.spec.shape} of "
+            f"{teacher.spec.classes} classes, the data are {spec.shape} of {spec.classes}"
+            + ("" if teacher.spec.classes else "; data.labels=false leaves classes out")
         )
-    return teacher if recipe.teacher.guidance == 1 else teacher.guided(recipe.teacher.guidance)
+    return (
+        teacher if recipe.teacher.guidance == 1 else teacher.with_guidance(recipe.teacher.guidance)
+    )
 
 
 def _recorded(
-    recipe: Recipe, subject: Subject, kind: type[PairStream] | type[LatentStream]
+    recipe: Recipe, spec: SampleSpec, kind: type[PairStream] | type[RingStream]
 ) -> tuple[Stream, str]:
     if recipe.pairs is None:
         raise InputError(
@@ -126,18 +128,18 @@ def _recorded(
             "and give pairs.load=DIR"
         )
     reader = store.Reader(recipe.pairs.load)
-    stream = kind(reader, classes=subject.classes)
-    if stream.shape != subject.shape:
+    stream = kind(reader, classes=spec.classes)
+    if stream.shape != spec.shape:
         raise InputError(
-            f"the pairs in {recipe.pairs.load} are {stream.shape}, the data are {subject.shape}"
+            f"the pairs in {recipe.pairs.load} are {stream.shape}, the data are {spec.shape}"
         )
     return stream, reader.hash
 
 
-def _student(recipe: Recipe, subject: Subject, teacher: Generator | None) -> Denoiser:
+def _student(recipe: Recipe, spec: SampleSpec, teacher: Generator | None) -> Denoiser:
     told = recipe.student
     if told.init == "scratch":
-        return _fresh(recipe, subject, teacher)
+        return _fresh(recipe, spec, teacher)
     if told.backbone or told.process or told.parametrization:
         raise InputError(
             f"student.init = {told.init!r} copies a whole network; process, parametrization and "
@@ -154,7 +156,7 @@ def _student(recipe: Recipe, subject: Subject, teacher: Generator | None) -> Den
     return Denoiser(copied, inner.process, inner.parametrization)
 
 
-def _fresh(recipe: Recipe, subject: Subject, teacher: Generator | None) -> Denoiser:
+def _fresh(recipe: Recipe, spec: SampleSpec, teacher: Generator | None) -> Denoiser:
     told = recipe.student
     process = told.process or (teacher and teacher.denoiser.process)
     parametrization = told.parametrization or (teacher and teacher.denoiser.parametrization)
@@ -165,12 +167,12 @@ def _fresh(recipe: Recipe, subject: Subject, teacher: Generator | None) -> Denoi
         )
     with torch.random.fork_rng():
         torch.manual_seed(recipe.fit.seed)
-        backbone = backbones.build(told.backbone, shape=subject.shape, classes=subject.classes)
+        backbone = backbones.build(told.backbone, shape=spec.shape, classes=spec.classes)
     backbone.start(teacher and unguided(teacher.denoiser.backbone))
     return Denoiser(backbone, process, parametrization)
 
 
-def carry_out(
+def run_recipe(
     recipe: Recipe, folder: Path | str, *, device: torch.device | None = None, log_every: int = 10
 ) -> Pull[Progress]:
     """Train `recipe` in its run folder from where it stands, yielding after each step.
@@ -187,7 +189,7 @@ def carry_out(
     wait()
     training = Training(parts.method, parts.batches, recipe.fit)
     _resume(run, training, parts.pins)
-    keeper = _Keeper(run, recipe, parts, log_every, training.step)
+    keeper = RunWriter(run, recipe, parts, log_every, training.step)
     if keeper.writes and not training.step:
         keeper.draw(training.generator(), 0)
     try:
@@ -228,10 +230,12 @@ def _resume(run: Run, training: Training, pins: dict[str, str]) -> None:
     training.restore(tensors, told)
 
 
-class _Keeper:
+class RunWriter:
     """Writes a run folder as its training goes on; on the first rank alone."""
 
-    def __init__(self, run: Run, recipe: Recipe, parts: Parts, log_every: int, kept: int) -> None:
+    def __init__(
+        self, run: Run, recipe: Recipe, parts: Assembly, log_every: int, kept: int
+    ) -> None:
         self.run = run
         self.recipe = recipe
         self.pins = parts.pins
@@ -241,7 +245,7 @@ class _Keeper:
         self.writes = first_rank()
         self.device = parts.batches.device
         forget_peak(self.device)
-        self.yardstick = parts.yardstick
+        self.evaluator = parts.evaluator
         self.latest: dict[str, float] = {}
         """Numbers since the last logged line: not every player moves at every step."""
         if self.writes and kept < recipe.fit.steps:
@@ -277,8 +281,8 @@ class _Keeper:
     def draw(self, generator: Generator, step: int) -> None:
         """A grid from the same noise each time, at the largest step count of [evaluate]."""
         steps = generator.nearest(max(self.recipe.evaluate.steps), quietly=True)
-        count = 2 * (generator.subject.classes or 8)
-        if len(generator.subject.shape) == 3:
+        count = 2 * (generator.spec.classes or 8)
+        if len(generator.spec.shape) == 3:
             images = torch.cat([x for _, x in generate(generator, count, steps=steps)])
             save_grid(images, self.run.samples / f"step-{step:07}.png", columns=count // 2)
 
@@ -288,12 +292,12 @@ class _Keeper:
         The best so far is read from the log, which is rewound where a run resumes: so is the best.
         """
         told, generator = self.recipe.evaluate, training.generator()
-        assert self.yardstick
+        assert self.evaluator
         wanted = (told.best or told.steps[0], *told.steps)
         counts = [generator.nearest(steps, quietly=True) for steps in wanted]
         logged = [score_from(line["score"]) for line in self.run.progress() if "score" in line]
         for steps in sorted(set(counts)):
-            score = self.yardstick.score(generator, steps=steps)
+            score = self.evaluator.score(generator, steps=steps)
             self.run.log({"step": training.step, "score": score.table()})
             like = (s for s in logged if (s.steps, s.protocol) == (steps, score.protocol))
             best = min((s.frechet for s in like), default=math.inf)

@@ -6,11 +6,11 @@ import sys
 import pytest
 import torch
 
-from fewstep.evaluation import drained
-from fewstep.metrics import assessment as module
-from fewstep.metrics.assessment import Assessment
+from fewstep.evaluation import exhaust
+from fewstep.metrics import accumulator as module
+from fewstep.metrics.accumulator import ScoreAccumulator
 from fewstep.metrics.coverage import density_coverage, precision_recall
-from fewstep.metrics.features import Extractor, Pixels, Seen
+from fewstep.metrics.features import Extractor, ExtractorOutput, Pixels
 from fewstep.metrics.frechet import Parts, frechet_estimate
 from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.reference import build_reference
@@ -23,7 +23,7 @@ class Sorted(Extractor):
 
     def seen(self, images):
         halves = images.flatten(1).unflatten(1, (2, -1)).mean(2)
-        return Seen(halves / 255, halves)
+        return ExtractorOutput(halves / 255, halves)
 
 
 def images(n, seed=0, size=4):
@@ -32,11 +32,11 @@ def images(n, seed=0, size=4):
 
 
 def reference(extractor, n=600):
-    return drained(build_reference(extractor, images(n), name="toys", fingerprint="f", cache=None))
+    return exhaust(build_reference(extractor, images(n), name="toys", fingerprint="f", cache=None))
 
 
 def measured(extractor, real, made, *, batch, labels=None):
-    assessment = Assessment(real, len(made))
+    assessment = ScoreAccumulator(real, len(made))
     for first in range(0, len(made), batch):
         asked = None if labels is None else labels[first : first + batch]
         assessment.update(made[first : first + batch], asked)
@@ -117,15 +117,15 @@ def test_few_images_are_told_what_they_can_tell():
 
 MEMORY = """
 import resource, sys, torch
-from fewstep.evaluation import drained
-from fewstep.metrics import Assessment, Pixels, build_reference
+from fewstep.evaluation import exhaust
+from fewstep.metrics import ScoreAccumulator, Pixels, build_reference
 torch.set_num_threads(1)
 def images(n, seed):
     return torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8,
                          generator=torch.Generator().manual_seed(seed))
-real = drained(build_reference(Pixels(), images(2000, 0), name="t", fingerprint="f", cache=None))
+real = exhaust(build_reference(Pixels(), images(2000, 0), name="t", fingerprint="f", cache=None))
 total = int(sys.argv[1])
-seen = Assessment(real, total)
+seen = ScoreAccumulator(real, total)
 for first in range(0, total, 500):
     seen.update(images(500, 1 + first))
 seen.measures()

@@ -9,8 +9,8 @@ from urllib.error import URLError
 import pytest
 
 from fewstep.errors import InputError
-from fewstep.pretrained import places
-from fewstep.pretrained.places import AVERAGED, EMA, WEIGHTS, found
+from fewstep.pretrained import hub as hub_module
+from fewstep.pretrained.hub import AVERAGED, EMA, WEIGHTS, found
 
 GOOGLE = "google/ddpm-cifar10-32"
 
@@ -148,7 +148,7 @@ def release(monkeypatch, members):
         packed.write(members or b"")
 
     def urlopen(url, timeout):
-        assert url == places.EMA_URL
+        assert url == hub_module.EMA_URL
         if members is None:
             raise URLError("no network")
         return io.BytesIO(packed.getvalue())
@@ -204,7 +204,7 @@ def test_paths_of_the_archive_are_not_trusted(weights, monkeypatch):
 def test_a_release_that_fails_leaves_nothing(weights, monkeypatch, members, told):
     release(monkeypatch, members)
     line = refusal(EMA)
-    assert told in line and places.EMA_URL in line
+    assert told in line and hub_module.EMA_URL in line
     if members is None:
         assert f"unpack it as {weights / EMA}" in line
     assert not list(weights.iterdir())
