@@ -1,18 +1,20 @@
-# make demo | test | slow | check; each makes .venv first when it is missing or out of date.
+# make demo | test | slow | check | docs | dist; each makes .venv first when it is missing or outdated.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: install demo test slow check
+.PHONY: install demo test slow check docs dist
 install: $(STAMP)
 
+# the first pip install brings a pip that knows --group; constraints.txt pins it
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fewstep needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e '.[studio,export,s3,dev]'
+	$(PIP) install -c constraints.txt --upgrade pip
+	$(PIP) install -c constraints.txt --group dev --group docs -e '.[studio,export,hub,s3]'
 	@touch $@
 
 demo: install
@@ -25,7 +27,11 @@ slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --run-slow
 
 check: install
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
-	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -q tests/test_imports.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files
+
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+dist: install
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*

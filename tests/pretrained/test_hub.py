@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import zipfile
 from pathlib import Path
 from urllib.error import URLError
@@ -115,6 +116,15 @@ def test_without_a_network_one_line_says_what_goes_where(weights, offline):
     )
     assert line.endswith(f"go online, or put its folder at {weights / GOOGLE}")
     assert "cannot be had" in refusal("a--b/c")  # what the client takes for no name at all
+
+
+def test_without_the_hubs_client_one_line_says_how_to_install_it(weights, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    line = refusal(GOOGLE)
+    assert line.startswith(
+        f"downloading {GOOGLE} needs huggingface-hub: pip install 'fewstep[hub]'"
+    )
+    assert line.endswith(f"or put its folder at {weights / GOOGLE}")
 
 
 def test_what_the_hubs_client_has_kept_is_found_without_a_network(weights, offline):

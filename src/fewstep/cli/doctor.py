@@ -15,7 +15,7 @@ EXTRAS = {
     "studio": ("streamlit",),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "trackers": ("tensorboard", "wandb", "trackio"),
-    "hub": ("datasets", "transformers"),
+    "hub": ("huggingface_hub", "transformers"),
     "s3": ("s3fs",),
 }
 FILES = {

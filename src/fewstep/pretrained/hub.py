@@ -45,8 +45,12 @@ def found(name: str) -> Path:
 
 def _from_hub(name: str, *, otherwise: str) -> Path:
     """The folder in the hub's cache, downloaded where it is missing: one file of weights."""
-    from huggingface_hub import snapshot_download
-
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError:
+        raise InputError(
+            f"downloading {name} needs huggingface-hub: pip install 'fewstep[hub]', or {otherwise}"
+        ) from None
     settings = [CONFIG, f"unet/{CONFIG}", SCHEDULER, f"scheduler/{SCHEDULER}"]
     why = f"it holds neither {' nor '.join(WEIGHTS)}"
     for weights in WEIGHTS:
