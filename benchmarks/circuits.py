@@ -25,8 +25,9 @@ from torch import Tensor
 
 from fewstep import Generator, UniformGrid, runs
 from fewstep.circuit import Circuit
+from fewstep.drawing import class_labels
 from fewstep.methods.residual_sum import parts
-from fewstep.recording import Recording, Tiles, class_labels
+from fewstep.recording import Recording, Tiles
 from fewstep.sampling import path, ring, transfer
 
 SEED = 1 << 20  # of rings that were never recorded

@@ -37,7 +37,8 @@ import fewstep
 from fewstep import InputError, SampleSpec, noise_from_seeds
 from fewstep.backbones import UNetConfig, build
 from fewstep.data import load
-from fewstep.recording import FIRST_SEED, Recording, record, seeds
+from fewstep.drawing import seeds
+from fewstep.recording import FIRST_SEED, Recording, record
 from fewstep.store import F16, U8, Codec, Int8, Raw, Reader, Writer
 from fewstep.streams import PairStream
 

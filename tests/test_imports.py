@@ -26,6 +26,7 @@ LAYERS = [
     ["generator"],
     ["pretrained"],
     ["losses", "ema", "distributed", "images", "threads"],
+    ["drawing"],
     ["methods"],
     ["batching", "streams"],
     ["trainer"],

@@ -99,7 +99,10 @@ def test_features_of_a_classifier_are_its_maps_unweighted(classifier_file):
         found = network.feature_maps((x + 1) * 127.5)
         return [m / (1e-8 + m.square().sum(1, keepdim=True)).sqrt() for m in found]
 
-    wanted = sum((u - v).square().mean((1, 2, 3)) for u, v in zip(feature_maps(a), feature_maps(b), strict=True))
+    wanted = sum(
+        (u - v).square().mean((1, 2, 3))
+        for u, v in zip(feature_maps(a), feature_maps(b), strict=True)
+    )
     distance = Features(weights=str(classifier_file))
     torch.testing.assert_close(distance(a, b), wanted)
     a.requires_grad_()

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from collections.abc import Generator as Pull
 from dataclasses import replace
 from functools import cached_property
@@ -10,22 +10,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep import metrics
-from fewstep.condition import Condition
 from fewstep.data import ImageSet
 from fewstep.distributed import hardware
 from fewstep.download import cache
+from fewstep.drawing import generate, start_noise
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.guidance import Guided
-from fewstep.images import to_uint8
 from fewstep.metrics import EvalProtocol, Measures
 from fewstep.process import Flow
-from fewstep.recording import class_labels, seeds
 from fewstep.runs import Run, weights_hash
-from fewstep.sampling import describe_step, noise_from_seeds
+from fewstep.sampling import describe_step
 from fewstep.scores import Score, score_from
 
 
@@ -154,44 +152,6 @@ def exhaust(work: Pull[int, None, Result], tell: Callable[[int], None] | None = 
 
 
 @torch.inference_mode()
-def generate(
-    generator: Generator,
-    count: int,
-    *,
-    steps: int,
-    seed: int = 0,
-    batch: int = 500,
-    labels: Sequence[int] | None = None,
-) -> Iterator[tuple[range, Tensor]]:
-    """`count` images as uint8, batch by batch with their row numbers.
-
-    Row i starts from noise seed `seed·2³² + i` and shows `labels[i % len(labels)]`, by default each
-    class in turn: the same images for any batch size.
-    """
-    for rows, noise, cond in _starts(generator, count, seed=seed, batch=batch, labels=labels):
-        images = generator(noise, steps=steps, cond=cond, seed=seeds(seed, rows))
-        yield rows, to_uint8(images).cpu()
-
-
-def _starts(
-    generator: Generator,
-    count: int,
-    *,
-    seed: int,
-    batch: int,
-    labels: Sequence[int] | None = None,
-) -> Iterator[tuple[range, Tensor, Condition | None]]:
-    """Row numbers, noise and classes, batch by batch."""
-    if count < 1 or seed < 0:
-        raise InputError(f"cannot draw {count} images from seed {seed}: at least 1, from 0 up")
-    for first in range(0, count, batch):
-        rows = range(first, min(first + batch, count))
-        device = generator.device
-        noise = noise_from_seeds(seeds(seed, rows), generator.spec.shape, device=device)
-        yield rows, noise, class_labels(generator.spec.classes, rows, device, labels=labels)
-
-
-@torch.inference_mode()
 def straightness(
     generator: Generator, *, samples: int = 500, steps: int = 32, seed: int = 0
 ) -> float:
@@ -207,7 +167,7 @@ def straightness(
     times = flow.grid(steps, flow.denoiser).tolist()
     rates = torch.tensor([*times, 0.0], dtype=torch.float64).diff().tolist()
     bend, chord = 0.0, 0.0
-    for _, noise, cond in _starts(flow, samples, seed=seed, batch=500):
+    for _, noise, cond in start_noise(flow, samples, seed=seed, batch=500):
         path = (x.double() for x in flow.path(noise, steps=steps, cond=cond))
         before = next(path)
         mean, square = torch.zeros_like(before), torch.zeros_like(before)

@@ -6,7 +6,7 @@ depends neither on batch sizes nor on interruptions or the number of processes.
 """
 
 from collections.abc import Generator as Pull
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from torch import Tensor
 from fewstep import __version__, distributed, store, threads
 from fewstep.circuit import Circuit
 from fewstep.condition import NO_LABEL, Condition
+from fewstep.drawing import class_labels, seeds
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.sampling import DETERMINISTIC, describe_step, noise_from_seeds
@@ -290,27 +291,3 @@ class Tiles:
         x0 = circuit.image(kept[-1].to(noise), end)
         chunks = torch.stack([b - a for a, b in zip(kept, kept[1:], strict=False)], dim=1)
         return {"noise": noise.cpu(), "x0": x0.cpu(), "rin0": kept[0], "r_chunks": chunks}
-
-
-def seeds(seed: int, rows: range, *, first: int = 0) -> list[int]:
-    """The noise seed of each row, row numbers counting on from a seed's 2³²nd part.
-
-    Raises: InputError for a seed so large that its numbers would be those of `FIRST_SEED`.
-    """
-    if not 0 <= seed < 1 << 30:
-        raise InputError(f"seed {seed}: take one from 0 to {(1 << 30) - 1}")
-    return [first + (seed << 32) + row for row in rows]
-
-
-def class_labels(
-    classes: int,
-    rows: range,
-    device: torch.device | str = "cpu",
-    *,
-    labels: Sequence[int] | None = None,
-) -> Condition | None:
-    """`labels` in turn, row by row, by default all classes; None where there is neither."""
-    labels = labels or range(classes)
-    if not labels:
-        return None
-    return Condition(torch.tensor([labels[row % len(labels)] for row in rows], device=device))

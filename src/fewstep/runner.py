@@ -15,8 +15,9 @@ from fewstep.data import ImageSet
 from fewstep.denoiser import Denoiser
 from fewstep.distributed import first_rank, forget_peak, hardware, peak_memory, wait
 from fewstep.download import cache
+from fewstep.drawing import generate
 from fewstep.errors import InputError
-from fewstep.evaluation import Evaluator, generate
+from fewstep.evaluation import Evaluator
 from fewstep.generator import Generator, SampleSpec
 from fewstep.guidance import unguided
 from fewstep.images import save_grid

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from fewstep.data import ImageSet
+from fewstep.drawing import generate
 from fewstep.errors import InputError
-from fewstep.evaluation import Evaluator, generate
+from fewstep.evaluation import Evaluator
 from fewstep.images import save_grid
 from fewstep.metrics import EvalProtocol
 from report.shown import Page, exhibits, score, tiles, write
@@ -71,7 +72,9 @@ def test_images_of_another_size_are_refused(home, tmp_path):
 
 
 def test_equal_bytes_with_neighbours(home, tmp_path):
-    assert write(tmp_path / "a", evaluator=evaluator()) == write(tmp_path / "b", evaluator=evaluator())
+    assert write(tmp_path / "a", evaluator=evaluator()) == write(
+        tmp_path / "b", evaluator=evaluator()
+    )
 
 
 def test_before_and_after_are_the_first_and_the_last_grid(tmp_path):

@@ -85,6 +85,8 @@ def test_times_of_two_devices_are_not_divided(devices):
 
 def test_fid_is_of_the_standard_network_alone():
     known = {"extractor": "inception", "extractor_hash": INCEPTION_HASH}
-    assert ", at an FID of 5.00." in plain_text(ranking(o=[bare(1, 5.0, resize="tf1-bilinear", **known)]))
+    assert ", at an FID of 5.00." in plain_text(
+        ranking(o=[bare(1, 5.0, resize="tf1-bilinear", **known)])
+    )
     told = plain_text(ranking(o=[bare(1, 5.0, resize="clean-bicubic", **known)]))
     assert ", at an FID (clean-bicubic) of 5.00." in told

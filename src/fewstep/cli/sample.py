@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
     from fewstep import runs
     from fewstep.distributed import device
-    from fewstep.evaluation import generate
+    from fewstep.drawing import generate
     from fewstep.images import save_grid
     from fewstep.sampling import renamed_step
     from fewstep.times import FixedGrid

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from fewstep.drawing import generate
 from fewstep.errors import InputError
-from fewstep.evaluation import generate
 from fewstep.generator import Generator
 from fewstep.recipe import Recipe
 from fewstep.report.plots import BASELINE, LOOKS

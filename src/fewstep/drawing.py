@@ -1,0 +1,77 @@
+"""Draw images from a generator by row number: a row is the same for every batch size."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fewstep.condition import Condition
+from fewstep.errors import InputError
+from fewstep.generator import Generator
+from fewstep.images import to_uint8
+from fewstep.sampling import noise_from_seeds
+
+
+@torch.inference_mode()
+def generate(
+    generator: Generator,
+    count: int,
+    *,
+    steps: int,
+    seed: int = 0,
+    batch: int = 500,
+    labels: Sequence[int] | None = None,
+) -> Iterator[tuple[range, Tensor]]:
+    """Yield `count` images as uint8 (b, *shape) on the CPU, batch by batch with their row numbers.
+
+    Row i starts from noise seed `seed·2³² + i` and has the class `labels[i % len(labels)]`; by
+    default the classes take turns. Raises InputError for a count below 1 or a seed out of range.
+    """
+    for rows, noise, cond in start_noise(generator, count, seed=seed, batch=batch, labels=labels):
+        images = generator(noise, steps=steps, cond=cond, seed=seeds(seed, rows))
+        yield rows, to_uint8(images).cpu()
+
+
+def start_noise(
+    generator: Generator,
+    count: int,
+    *,
+    seed: int,
+    batch: int,
+    labels: Sequence[int] | None = None,
+) -> Iterator[tuple[range, Tensor, Condition | None]]:
+    """Yield row numbers, starting noise (b, *shape) and classes, batch by batch."""
+    if count < 1 or seed < 0:
+        raise InputError(
+            f"cannot draw {count} images from seed {seed}: give a count of at least 1 and a seed "
+            "of at least 0"
+        )
+    for first in range(0, count, batch):
+        rows = range(first, min(first + batch, count))
+        device = generator.device
+        noise = noise_from_seeds(seeds(seed, rows), generator.spec.shape, device=device)
+        yield rows, noise, class_labels(generator.spec.classes, rows, device, labels=labels)
+
+
+def seeds(seed: int, rows: range, *, first: int = 0) -> list[int]:
+    """Noise seed of each row: `first + seed·2³² + row`.
+
+    Raises: InputError for a seed outside 0 … 2³⁰ − 1; larger ones are reserved for recording.
+    """
+    if not 0 <= seed < 1 << 30:
+        raise InputError(f"seed {seed}: take one from 0 to {(1 << 30) - 1}")
+    return [first + (seed << 32) + row for row in rows]
+
+
+def class_labels(
+    classes: int,
+    rows: range,
+    device: torch.device | str = "cpu",
+    *,
+    labels: Sequence[int] | None = None,
+) -> Condition | None:
+    """The class of each row: `labels` in turn, or all classes in turn; None if there are none."""
+    labels = labels or range(classes)
+    if not labels:
+        return None
+    return Condition(torch.tensor([labels[row % len(labels)] for row in rows], device=device))
