@@ -6,7 +6,7 @@ import pkgutil
 from fewstep.errors import InputError, did_you_mean
 from fewstep.methods.base import Method
 
-SHARED = ("base", "fake")
+SHARED = ("base", "fake_score")
 """Modules beside the methods that are none: the contract, and what several methods share."""
 
 
