@@ -38,6 +38,7 @@ from fewstep import InputError, SampleSpec, noise_from_seeds
 from fewstep.backbones import UNetConfig, build
 from fewstep.data import load
 from fewstep.drawing import seeds
+from fewstep.images import from_uint8
 from fewstep.recording import FIRST_SEED, Recording, record
 from fewstep.store import F16, U8, Codec, Int8, Raw, Reader, Writer
 from fewstep.streams import PairStream
@@ -188,7 +189,7 @@ def pairs(count: int) -> tuple[Kind, str]:
         images = torch.randint(0, 256, (count, *IMAGE), dtype=torch.uint8)
         told = f"uniform noise for images ({error})"
     keys = seeds(0, range(len(images)), first=FIRST_SEED)
-    samples = {"noise": noise_from_seeds(keys, IMAGE), "x0": images.float() / 127.5 - 1}
+    samples = {"noise": noise_from_seeds(keys, IMAGE), "x0": from_uint8(images)}
     samples |= {"label": torch.arange(len(images)) % 10, "seed": torch.tensor(keys)}
     schema = {"x0": U8(IMAGE), "label": Raw(torch.int64), "seed": Raw(torch.int64)}
     return Kind("pairs", samples, schema, 256, (*LAYOUTS, NO_NOISE), fed=LAYOUTS), told

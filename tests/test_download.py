@@ -1,7 +1,6 @@
 import gzip
 import hashlib
 import io
-import os
 import socket
 import tarfile
 from functools import partial
@@ -11,7 +10,7 @@ from threading import Thread
 import pytest
 
 from fewstep.data import cifar10, load, mnist
-from fewstep.download import fetch, whole
+from fewstep.download import fetch
 from fewstep.errors import InputError
 
 
@@ -102,16 +101,6 @@ def test_a_connection_cut_midway_leaves_nothing(tmp_path, monkeypatch):
             fetch(url, "md5:" + md5(b"whole"), tmp_path / "new" / "a.bin", otherwise="put it there")
         thread.join()
     assert files(tmp_path / "new") == []
-
-
-def test_a_writer_that_fails_keeps_the_old_file(tmp_path):
-    target = tmp_path / "a.bin"
-    target.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), whole(target) as file:
-        file.write(b"ne")
-        raise KeyboardInterrupt
-    assert target.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a.bin"]
 
 
 @pytest.fixture

@@ -1,13 +1,15 @@
 import numpy as np
 import torch
 
-from fewstep.images import grid, save_grid, to_uint8
+from fewstep.images import from_uint8, grid, save_grid, to_uint8
 
 
-def test_to_uint8_inverts_the_reading_of_every_pixel_value():
+def test_to_uint8_inverts_from_uint8():
     pixels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(pixels.float().view(1, -1) / 127.5 - 1)[0], pixels)
+    assert torch.equal(to_uint8(from_uint8(pixels).view(1, -1))[0], pixels)
     assert to_uint8(torch.tensor([[-3.0, 5.0]])).tolist() == [[0, 255]]
+    assert from_uint8(pixels)[[0, 255]].tolist() == [-1.0, 1.0]
+    assert torch.equal(from_uint8(pixels), from_uint8(pixels.float()))
 
 
 def test_each_tile_of_a_grid_is_its_image(tmp_path):

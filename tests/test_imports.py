@@ -14,6 +14,7 @@ ROOT = Path(fewstep.__file__).parent
 # each layer may import those before it; names in one layer do not import each other
 LAYERS = [
     ["errors"],
+    ["files", "images"],
     ["download"],
     ["condition"],
     ["process"],
@@ -25,7 +26,7 @@ LAYERS = [
     ["guidance"],
     ["generator"],
     ["pretrained"],
-    ["losses", "ema", "distributed", "images", "threads"],
+    ["losses", "ema", "distributed", "threads"],
     ["drawing"],
     ["methods"],
     ["batching", "streams"],
@@ -41,8 +42,9 @@ LAYERS = [
     ["__main__"],
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-TENSORS_ONLY = {"backbones": {"errors", "condition"}, "data": {"errors", "download"},
-                "store": {"errors"}, "metrics": {"errors", "download"}}  # fmt: skip
+TENSORS_ONLY = {"backbones": {"errors", "condition"}, "data": {"errors", "files", "download"},
+                "store": {"errors", "files", "images"},
+                "metrics": {"errors", "files", "images", "download"}}  # fmt: skip
 
 
 def imported(path):

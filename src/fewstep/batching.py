@@ -14,6 +14,7 @@ from torch import Tensor
 from fewstep import distributed, threads
 from fewstep.condition import Condition
 from fewstep.generator import SampleSpec
+from fewstep.images import from_uint8
 from fewstep.methods.base import Batch, ImageBatch, PairBatch, RingBatch, derive_seed
 
 
@@ -43,7 +44,7 @@ class ImageStream:
         """Rows `index`, mirrored left to right where `coin` is below ½ and `flip` is on."""
         x0 = self.images[index].to(device)
         if x0.dtype == torch.uint8:
-            x0 = x0.float() / 127.5 - 1
+            x0 = from_uint8(x0)
         if self.flip:
             x0 = torch.where((coin < 0.5).view(-1, 1, 1, 1).to(device), x0.flip(-1), x0)
         cond = None if self.labels is None else Condition(self.labels[index].to(device))

@@ -3,14 +3,13 @@
 import hashlib
 import os
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
 from urllib.request import urlopen
 
 from fewstep.errors import InputError
+from fewstep.files import atomic_write
 
 TIMEOUT = 10  # seconds without an answer, not for the whole file
 _CHUNK = 1 << 20
@@ -34,7 +33,7 @@ def fetch(url: str, digest: str, target: Path, *, otherwise: str) -> None:
     """
     print(f"fewstep: downloading {url}", file=sys.stderr)
     try:
-        with whole(target) as file:
+        with atomic_write(target) as file:
             kind, _, published = digest.partition(":")
             found = _copy(url, file, kind)
             if not found.startswith(published):
@@ -53,17 +52,3 @@ def _copy(url: str, file: BinaryIO, kind: str) -> str:
             digest.update(chunk)
             file.write(chunk)
     return digest.hexdigest()
-
-
-@contextmanager
-def whole(target: Path) -> Generator[BinaryIO, None, None]:
-    """A file to write that takes the name `target` when the block ends well, or else vanishes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # the process number: ranks of one job may all find the file missing
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)

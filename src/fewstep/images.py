@@ -1,24 +1,30 @@
-"""Images at the edge: [-1, 1] inside, uint8 in files; grids to look at."""
+"""Conversion between [-1, 1] and uint8 images, and grids of images as PNG files."""
 
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
 
 def to_uint8(images: Float[Tensor, "b *shape"]) -> UInt8[Tensor, "b *shape"]:
-    """[-1, 1] to 0 … 255, clipped, to the nearest."""
+    """Map [-1, 1] to 0 … 255: values outside are clipped, the rest rounded to the nearest."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def from_uint8(images: Shaped[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
+    """Map 0 … 255, of uint8 or any other dtype, to [-1, 1]."""
+    return images.float() / 127.5 - 1
 
 
 def grid(
     images: UInt8[Tensor, "n c h w"], *, columns: int | None = None, scale: int | None = None
 ) -> Image.Image:
-    """All images in rows of `columns` (default: as square as it gets), two pixels apart.
+    """Arrange images in rows of `columns`, two white pixels apart.
 
-    Each pixel becomes `scale` pixels; by default so many that a tile is at least 64 wide.
+    By default the grid is about square, and images are enlarged by a whole factor `scale` to a
+    width of at least 64 pixels.
     """
     n, c, h, w = images.shape
     columns = columns or max(1, round(n**0.5))
@@ -36,6 +42,6 @@ def grid(
 
 
 def save_grid(images: UInt8[Tensor, "n c h w"], path: Path, *, columns: int | None = None) -> None:
-    """The grid as a PNG file."""
+    """Write `grid(images)` to `path` as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     grid(images, columns=columns).save(path, format="PNG")

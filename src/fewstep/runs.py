@@ -8,9 +8,7 @@ them: `load(path)` asks for nothing else. `best.safetensors` is the same of the 
 best. `state/` serves resuming, and the raw weights; `scores.jsonl` what was measured afterwards.
 """
 
-import hashlib
 import json
-import os
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from fewstep import __version__
 from fewstep.errors import InputError
+from fewstep.files import atomic_write, tensor_digest
 from fewstep.generator import Generator, from_description
 from fewstep.pretrained import SCHEMES
 from fewstep.recipe import Recipe
@@ -202,12 +201,9 @@ def _foreign(address: str | Path) -> bool:
 
 
 def weights_hash(generator: Generator) -> str:
-    """SHA-256 of a generator's description and weights: what pins a teacher."""
-    digest = hashlib.sha256(json.dumps(generator.describe(), sort_keys=True).encode())
-    for name, value in sorted(generator.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    """SHA-256 of a generator's description and weights."""
+    about = json.dumps(generator.describe(), sort_keys=True)
+    return tensor_digest(generator.state_dict(), about=about)
 
 
 def _filled(description: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Generator:
@@ -254,23 +250,15 @@ def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-    part = path.with_name(f"{path.name}.part")
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(whole, part, metadata={KEY: json.dumps(note, sort_keys=True)})
-    _settle(part, path)
+    contents = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic_write(path, single_writer=True) as file:
+        # by name: `safetensors.torch.save` would hold all weights in memory a second time
+        save_file(contents, file.name, metadata={KEY: json.dumps(note, sort_keys=True)})
 
 
 def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content)
-    _settle(part, path)
-
-
-def _settle(part: Path, path: Path) -> None:
-    """Rename when whole and on disk: a reader sees the old file or the new one."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
+    with atomic_write(path, single_writer=True) as file:
+        file.write(content)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

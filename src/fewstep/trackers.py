@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 from fewstep.distributed import first_rank
 from fewstep.errors import InputError
+from fewstep.files import atomic_write
 from fewstep.runs import Run
 
 PROJECT = "fewstep"
@@ -65,9 +66,8 @@ class Tracker(ABC):
 
     def mark(self, step: int) -> None:
         """Remember that everything up to `step` has been sent."""
-        part = self.file.with_name("sent.part")
-        part.write_text(json.dumps({"step": step, "id": self.id}))
-        part.replace(self.file)
+        with atomic_write(self.file, single_writer=True) as file:
+            file.write(json.dumps({"step": step, "id": self.id}).encode())
 
 
 class TensorBoard(Tracker):

@@ -22,8 +22,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fewstep.data.imageset import ImageSet, squared
-from fewstep.download import cache, home, whole
+from fewstep.download import cache, home
 from fewstep.errors import InputError
+from fewstep.files import atomic_write
 
 IMAGES, PARTITION = "img_align_celeba", "list_eval_partition.txt"
 SPLITS = {"train": "0", "valid": "1", "test": "2"}
@@ -51,7 +52,10 @@ def read_celeba(split: str, *, size: int | None, folder: Path | None = None) -> 
     images = _kept(kept, len(names), size)
     if images is None:
         images = _read([folder / IMAGES / name for name in names], size)
-        with suppress(OSError), whole(kept) as file:  # without it, the next time takes as long
+        with (
+            suppress(OSError),
+            atomic_write(kept) as file,
+        ):  # without it, the next time takes as long
             np.save(file, images)
     columns = {"file_name": tuple(names)}
     return ImageSet("celeba", torch.from_numpy(images), columns=columns)

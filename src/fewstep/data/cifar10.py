@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from fewstep.data.imageset import ImageSet
-from fewstep.download import fetch, home, whole
+from fewstep.download import fetch, home
 from fewstep.errors import InputError
+from fewstep.files import atomic_write
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -98,5 +99,5 @@ def _unpack(archive: Path, folder: Path, files: tuple[str, ...]) -> None:
             content = tar.extractfile(member) if member.isfile() and name in files else None
             if content is None:
                 continue
-            with whole(folder / name) as file:
+            with atomic_write(folder / name) as file:
                 file.write(content.read())

@@ -17,8 +17,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.download import whole
 from fewstep.errors import InputError
+from fewstep.files import atomic_write
+from fewstep.images import from_uint8
 from fewstep.metrics.features import Extractor, ExtractorOutput, digest
 
 RECIPE = 1  # raise it when anything here changes the features: kept classifiers are then retrained
@@ -66,13 +67,13 @@ class Network(nn.Module):
 
     def forward(self, images: Float32[Tensor, "n c h w"]) -> ExtractorOutput:
         """Images in the units of uint8, 0 … 255."""
-        features = self.trunk(images / 127.5 - 1)
+        features = self.trunk(from_uint8(images))
         return ExtractorOutput(features, self.head(features.relu()))
 
     def feature_maps(self, images: Float32[Tensor, "n c h w"]) -> list[Tensor]:
         """The activations after each ReLU of the trunk."""
         found: list[Tensor] = []
-        x = images / 127.5 - 1
+        x = from_uint8(images)
         for layer in self.trunk:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
@@ -238,5 +239,5 @@ def _read(path: Path, network: Network, fingerprint: str) -> Classifier | None:
 
 def _write(path: Path, classifier: Classifier, fingerprint: str) -> None:
     metadata = {"fewstep": _description(classifier, fingerprint)}
-    with suppress(OSError), whole(path) as file:  # a cache that cannot be kept is no loss
+    with suppress(OSError), atomic_write(path) as file:  # only a cache
         file.write(save(classifier.network.state_dict(), metadata))

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
+from fewstep.files import tensor_digest
+
 BATCH = 256  # images a network sees at once: bounds the memory, not the result
 
 
@@ -65,11 +67,7 @@ class Pixels(Extractor):
 
 def digest(network: nn.Module, about: str) -> str:
     """Sixteen digits that change with any weight, and with `about`."""
-    told = hashlib.sha256(about.encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        told.update(tensor.cpu().numpy().tobytes())
-    return told.hexdigest()[:16]
+    return tensor_digest(network.state_dict(), about=about)[:16]
 
 
 def coloured(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h w"]:

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fewstep import __version__
-from fewstep.download import whole
+from fewstep.files import atomic_write, tensor_digest
 from fewstep.metrics.features import Extractor
 from fewstep.metrics.frechet import Moments
 from fewstep.metrics.neighbours import Nearest, copy_radius, nearest
@@ -83,9 +83,12 @@ def build_reference(
         yield len(images)
         return Reference(extractor, *kept)
     tensors = yield from _made(extractor, images)
-    about |= {"version": __version__, "digest": _digest(tensors)}
+    about |= {"version": __version__, "digest": tensor_digest(tensors)}
     if path:
-        with suppress(OSError), whole(path) as file:  # a cache that cannot be kept is no loss
+        with (
+            suppress(OSError),
+            atomic_write(path) as file,
+        ):  # only a cache
             file.write(save(tensors, {"fewstep": json.dumps(about, sort_keys=True)}))
     return Reference(extractor, about, tensors)
 
@@ -126,15 +129,7 @@ def _read(path: Path, about: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         with safe_open(path, framework="pt") as file:
             told = json.loads((file.metadata() or {})["fewstep"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        sound = about.items() <= told.items() and told["digest"] == _digest(tensors)
+        sound = about.items() <= told.items() and told["digest"] == tensor_digest(tensors)
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError, AttributeError):
         return None
     return (told, tensors) if sound else None
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.numpy().data)
-    return digest.hexdigest()

@@ -15,6 +15,7 @@ from jaxtyping import Float16, Float32, Shaped
 from torch import Tensor
 
 from fewstep.errors import InputError
+from fewstep.images import from_uint8
 
 # safetensors' names, which the schema uses too
 DTYPES: dict[str, torch.dtype] = {
@@ -128,7 +129,7 @@ class U8(Codec):
         return {"": codes.to(torch.uint8)}
 
     def decode(self, parts: Mapping[str, Tensor]) -> Float32[Tensor, "rows ..."]:
-        return parts[""].float() / 127.5 - 1
+        return from_uint8(parts[""])
 
     def describe(self) -> dict[str, Any]:
         return {"codec": "u8", "dtype": "F32", "shape": list(self.shape)}

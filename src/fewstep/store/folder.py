@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import fsspec
 
 from fewstep.errors import InputError
+from fewstep.files import TEMPORARY, atomic_write
 
 PIECE = 1 << 20
-TEMPORARY = ".tmp"
 # an upload becomes visible at once and whole: no temporary name is needed, and a rename is a copy
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "memory"}
 
@@ -128,17 +128,9 @@ class LocalFolder(Folder):
         return found
 
     def publish(self, name: str, chunks: Iterable[bytes]) -> None:
-        temporary = self.root / f"{name}.{secrets.token_hex(4)}{TEMPORARY}"
-        with _explained(self.root / name):
-            self.root.mkdir(parents=True, exist_ok=True)
-            try:
-                with temporary.open("xb") as file:
-                    file.writelines(chunks)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(self.root / name)
-            finally:
-                temporary.unlink(missing_ok=True)
+        path = self.root / name
+        with _explained(path), atomic_write(path) as file:
+            file.writelines(chunks)
 
     def remove(self, name: str) -> None:
         with _explained(self.root / name):

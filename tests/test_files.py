@@ -1,0 +1,80 @@
+import os
+
+import pytest
+import torch
+
+from fewstep.files import atomic_write, tensor_digest
+
+
+def test_a_complete_file_replaces_the_old_one(tmp_path):
+    target = tmp_path / "new" / "deep" / "a.bin"
+    for content in (b"old", b"new"):
+        with atomic_write(target) as file:
+            file.write(content)
+        assert target.read_bytes() == content
+    assert os.listdir(target.parent) == ["a.bin"]
+
+
+@pytest.mark.parametrize("single_writer", [False, True])
+def test_a_failing_writer_keeps_the_old_file(tmp_path, single_writer):
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+    with (
+        pytest.raises(KeyboardInterrupt),
+        atomic_write(target, single_writer=single_writer) as file,
+    ):
+        file.write(b"ne")
+        raise KeyboardInterrupt
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_failing_writer_removes_the_folders_that_it_created(tmp_path):
+    (tmp_path / "old").mkdir()
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "old/new/deep/a.bin"):
+        raise KeyboardInterrupt
+    assert (tmp_path / "old").is_dir()
+    assert os.listdir(tmp_path / "old") == []
+
+
+def test_folders_that_others_use_by_now_are_not_removed(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "new/a.bin"):
+        (tmp_path / "new" / "b.bin").write_bytes(b"of another process")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path / "new") == ["b.bin"]
+
+
+def test_writers_at_the_same_time_do_not_disturb_each_other(tmp_path):
+    target = tmp_path / "a.bin"
+    with atomic_write(target) as slow:
+        slow.write(b"slow")
+        with atomic_write(target) as quick:
+            quick.write(b"quick")
+        assert target.read_bytes() == b"quick"
+    assert target.read_bytes() == b"slow"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_lone_writer_overwrites_what_a_killed_one_left(tmp_path):
+    (tmp_path / "a.bin.tmp").write_bytes(b"half of a lon")
+    with atomic_write(tmp_path / "a.bin", single_writer=True) as file:
+        file.write(b"new")
+    assert (tmp_path / "a.bin").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_the_digest_changes_with_every_part():
+    x = torch.arange(6.0)
+    tensors = {"x": x, "y": torch.tensor(1, dtype=torch.bfloat16)}
+    others = [
+        {"x": x + 1, "y": tensors["y"]},
+        {"z": x, "y": tensors["y"]},
+        {"x": x.view(2, 3), "y": tensors["y"]},
+        {"x": x.view(torch.int32), "y": tensors["y"]},
+        {"x": x},
+    ]
+    digests = [tensor_digest(each) for each in [tensors, *others]]
+    digests.append(tensor_digest(tensors, about="more"))
+    assert len({*digests}) == len(digests)
+    transposed = {"y": tensors["y"], "x": x.view(2, 3).T.contiguous().T.reshape(6)}
+    assert tensor_digest(transposed) == digests[0]
