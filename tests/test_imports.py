@@ -13,7 +13,7 @@ ROOT = Path(fewstep.__file__).parent
 
 # each layer may import those before it; names in one layer do not import each other
 LAYERS = [
-    ["errors"],
+    ["errors", "formatting"],
     ["files", "images"],
     ["download"],
     ["condition"],
@@ -44,7 +44,7 @@ LAYERS = [
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 TENSORS_ONLY = {"backbones": {"errors", "condition"}, "data": {"errors", "files", "download"},
                 "store": {"errors", "files", "images"},
-                "metrics": {"errors", "files", "images", "download"}}  # fmt: skip
+                "metrics": {"errors", "formatting", "files", "images", "download"}}  # fmt: skip
 
 
 def imported(path):

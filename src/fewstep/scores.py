@@ -57,9 +57,14 @@ class Score:
         return self.samples, self.extractor, self.extractor_hash, self.resize, self.reference
 
     @property
+    def standard(self) -> bool:
+        """Whether the features are those of the standard Inception weights, as in FID."""
+        return (self.extractor, self.extractor_hash) == ("inception", metrics.INCEPTION_HASH)
+
+    @property
     def distance(self) -> str:
-        """What the Fréchet distance may be called: FID is of the standard Inception alone."""
-        if (self.extractor, self.extractor_hash) != ("inception", metrics.INCEPTION_HASH):
+        """Name of the Fréchet distance: FID with the standard Inception weights only."""
+        if not self.standard:
             return f"Fréchet distance ({self.extractor})"
         return "FID" if self.resize.startswith("tf1-bilinear") else f"FID ({self.resize})"
 

@@ -73,11 +73,11 @@ def test_all_measures_are_those_of_the_score():
     (told,) = rankings([score(1, 5.0, measures=ALL | MEASURED), score(2, 5.0)], [score(1, 6.0)])
     page = Page(all_measures(told, key="k"))
     assert page.tables[0] == [
-        ["Generator", "Steps", "Fréchet distance at infinite samples\xa0↓", "Kernel distance\xa0↓",
+        ["Generator", "Steps", "Extrapolated distance\xa0↓", "Kernel distance\xa0↓",
          "Class score\xa0↑", "Precision\xa0↑", "Recall\xa0↑", "Density\xa0↑", "Coverage\xa0↑",
          "Copies"],
         ["● teacher", "1 transfer", "4.00", "−0.00120 −0.00300 – 0.000600", "6.91", "0.816",
-         "0.700", "1.044", "0.900", "1.2 %"],
+         "0.700", "1.04", "0.900", "1.2 %"],
         ["2 transfer", *"––––––––"],
         ["■ s0", "1 transfer", *"––––––––"],
     ]  # fmt: skip
@@ -96,7 +96,7 @@ def test_kid_and_inception_score_are_of_the_standard_network_alone():
     known = {"extractor": "inception", "extractor_hash": INCEPTION_HASH, "resize": "tf1-bilinear"}
     (told,) = rankings([score(1, 5.0, measures=ALL, **known)])
     assert table(all_measures(told, key="k"))[0][2:5] == [
-        "FID at infinite samples\xa0↓", "KID\xa0↓", "Inception Score\xa0↑",
+        "Extrapolated FID\xa0↓", "KID\xa0↓", "Inception Score\xa0↑",
     ]  # fmt: skip
     assert table(scores(told, key="k"))[0][2] == "FID\xa0↓"
     (other,) = rankings([score(1, 5.0, measures=ALL)])

@@ -159,17 +159,21 @@ def show(scores: Iterable[tuple[str, "Score"]]) -> None:
 def _table(rows: Sequence[tuple[str, "Score"]]) -> None:
     from rich.table import Table
 
-    about = rows[0][1]
+    from fewstep.metrics import MEASURES
+
+    first = rows[0][1]
+    texts = {m: [m.text(score.measures) for _, score in rows] for m in MEASURES[1:]}
+    columns = {m: column for m, column in texts.items() if any(column)}
     table = Table(box=None, pad_edge=False)
-    shown = {key: what for key, what in _COLUMNS.items() if any(_cell(s, key) for _, s in rows)}
-    table.add_column("run")
-    table.add_column("steps", justify="right")
-    table.add_column("sampler")
-    table.add_column(about.distance, justify="right")
-    for heading in (*shown.values(), "evaluations", "ms/image"):
+    table.add_column("Run")
+    table.add_column("Steps", justify="right")
+    table.add_column("Sampler")
+    table.add_column(first.distance, justify="right")
+    names = [m.name(standard=first.standard) for m in columns]
+    for heading in (*names, "Evaluations", "ms/image"):
         table.add_column(heading, justify="right")
-    below: dict[str, None] = {}
-    for name, score in rows:
+    notes: dict[str, None] = {}
+    for i, (name, score) in enumerate(rows):
         m = score.measures
         spread = f" ± {m.frechet_high - m.frechet:.2f}" if m.frechet_high is not None else ""
         table.add_row(
@@ -177,44 +181,22 @@ def _table(rows: Sequence[tuple[str, "Score"]]) -> None:
             str(score.steps),
             score.sampler,
             f"{m.frechet:.2f}{spread}",
-            *(_cell(score, key) for key in shown),
+            *(column[i] or "" for column in columns.values()),
             str(score.evaluations),
             f"{1000 * score.seconds_per_image:.2f}",
         )
-        below[
+        notes[
             f"{score.extractor} ({score.extractor_hash[:12]}), resize {score.resize}, "
-            f"{score.samples:,} samples, seed {score.seed}, {_asked(score)}"
+            f"{score.samples:,} samples, seed {score.seed}, {_exceptions(score)}"
             f"against {score.reference}; ± is the 95 % interval; times on {score.device}"
         ] = None
-        below |= dict.fromkeys(score.caveats)
+        notes |= dict.fromkeys(score.caveats)
     console.whole(table)
-    for line in below:
+    for line in notes:
         console.out.print(line, style="dim")
 
 
-def _asked(score: "Score") -> str:
-    """What is out of the ordinary in how the samples were asked for."""
-    told = "" if score.labels != "as in the set" else "classes as often as in the set, "
-    return told if score.guidance == 1 else f"{told}guidance {score.guidance:g}, "
-
-
-_COLUMNS = {
-    "frechet_infinite": "extrapolated",
-    "kernel": "kernel x1000",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-    "class_score": "class score",
-    "accuracy": "accuracy",
-    "copies": "copies",
-}
-
-
-def _cell(score: "Score", key: str) -> str:
-    value = getattr(score.measures, key)
-    if value is None:
-        return ""
-    if key in ("accuracy", "copies"):
-        return f"{100 * value:.1f} %"
-    return f"{1000 * value:.2f}" if key == "kernel" else f"{value:.2f}"
+def _exceptions(score: "Score") -> str:
+    """What differs from the usual way of drawing samples; empty if nothing does."""
+    classes = "" if score.labels != "as in the set" else "classes as often as in the set, "
+    return classes if score.guidance == 1 else f"{classes}guidance {score.guidance:g}, "

@@ -1,6 +1,6 @@
 """Scores of images. A score is comparable only with scores of the same protocol."""
 
-from fewstep.metrics.accumulator import VERSION, Measures, ScoreAccumulator
+from fewstep.metrics.accumulator import VERSION, ScoreAccumulator
 from fewstep.metrics.classes import ClassScore
 from fewstep.metrics.classifier import (
     Classifier,
@@ -14,6 +14,7 @@ from fewstep.metrics.extractors import EXTRACTORS, make_extractor
 from fewstep.metrics.features import Extractor, Pixels
 from fewstep.metrics.frechet import Moments, Parts, frechet_distance, frechet_estimate
 from fewstep.metrics.kernel import kernel_distance
+from fewstep.metrics.measures import MEASURES, Measure, Measures
 from fewstep.metrics.neighbours import nearest
 from fewstep.metrics.networks import INCEPTION_HASH, load_pretrained, published_lpips
 from fewstep.metrics.perceptual import FeatureDistance, Lpips
@@ -32,6 +33,8 @@ __all__ = [
     "Extractor",
     "FeatureDistance",
     "Lpips",
+    "MEASURES",
+    "Measure",
     "Measures",
     "Moments",
     "Parts",

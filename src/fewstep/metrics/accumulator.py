@@ -1,7 +1,6 @@
 """Images, batch by batch, into every score there is; the memory does not grow with them."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -11,46 +10,12 @@ from fewstep.metrics.classes import ClassScore
 from fewstep.metrics.coverage import density_coverage, precision_recall
 from fewstep.metrics.frechet import Parts, frechet_estimate
 from fewstep.metrics.kernel import kernel_distance
+from fewstep.metrics.measures import Measures
 from fewstep.metrics.reference import Reference
 
 VERSION = 1  # raise it when a measure changes: kept scores of another version are not used
 KEPT = 10_000  # rows of features that are kept for the metrics that compare row with row
 ASKED = 2_000  # rows that are looked up among all training images
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What a set of images scores against a reference, in one extractor's features.
-
-    Intervals are of 95 % and tell what other samples of the same number would give. None: too few
-    samples to say, or nothing to say it of.
-    """
-
-    frechet: float
-    """Fréchet distance; with the standard Inception weights it is called FID."""
-    frechet_low: float | None = None
-    frechet_high: float | None = None
-    frechet_infinite: float | None = None
-    """Extrapolated to infinitely many samples."""
-    kernel: float | None = None
-    """Kernel distance, unbiased; with the standard Inception weights it is called KID."""
-    kernel_low: float | None = None
-    kernel_high: float | None = None
-    precision: float | None = None
-    """Share of samples among the real images."""
-    recall: float | None = None
-    """Share of real images among the samples."""
-    density: float | None = None
-    """How thickly real images surround the samples; 1 for equal sets, and it may exceed 1."""
-    coverage: float | None = None
-    """Share of real images with a sample beside them."""
-    copies: float | None = None
-    """Share of samples as near to a training image as 1 % of training images are to another."""
-    class_score: float | None = None
-    """Confidence times variety of the classes seen, from 1 to their number; with the standard
-    Inception weights it is called Inception Score."""
-    accuracy: float | None = None
-    """Share of class-conditional samples that the extractor puts in their class."""
 
 
 class ScoreAccumulator:

@@ -2,13 +2,9 @@
 
 from collections.abc import Sequence
 
+from fewstep.formatting import number, percent
 
-def number(value: float) -> str:
-    """Three significant digits, no fewer digits than are before the point."""
-    sign, size = "−" * (value < 0), abs(value)
-    if size and size < 9.995e-5:
-        return f"{sign}{size:.2e}"
-    return sign + (f"{size:,.0f}" if size >= 99.95 else f"{size:#.3g}")
+__all__ = ["count", "duration", "interval", "listed", "number", "percent", "ratio"]
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -19,11 +15,6 @@ def interval(low: float | None, high: float | None) -> str:
 def ratio(a: float, b: float) -> str:
     """How many times b a is."""
     return f"{number(a / b)} ×" if b else "–"
-
-
-def percent(share: float) -> str:
-    """A share in percent, small ones more exactly."""
-    return f"{100 * share:.{1 if share >= 0.01 else 2}f} %"
 
 
 def duration(seconds: float) -> str:
