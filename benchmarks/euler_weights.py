@@ -9,8 +9,8 @@ four-step sampler does; it leaves less noise at the later steps than the student
 
 import argparse
 
-from fewstep import runs
-from fewstep.cli.evaluate import reference, show
+from fewstep.cli.evaluate import show
+from fewstep.comparison import load_run, reference_images
 from fewstep.evaluation import Evaluator
 from fewstep.metrics import EvalProtocol
 
@@ -30,10 +30,11 @@ def main():
     parser.add_argument("run")
     parser.add_argument("--samples", type=int, default=2000)
     told = parser.parse_args()
-    generator = runs.load(told.run)
+    run = load_run(told.run)
+    generator = run.generator
     (steps,) = generator.grid.counts
     protocol = EvalProtocol(told.samples, "classifier")
-    baseline = Evaluator(reference(told.run, None), protocol)
+    baseline = Evaluator(reference_images(run), protocol)
     rules = [generator.with_sampler(step=step) for step in (generator.step, euler, wrong)]
     scores = [baseline.score(rule, steps=steps) for rule in rules]
     show((told.run, score) for score in scores)

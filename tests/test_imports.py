@@ -37,6 +37,7 @@ LAYERS = [
     ["scores"],
     ["evaluation"],
     ["runner"],
+    ["comparison"],
     ["report"],
     ["cli"],
     ["__main__"],

@@ -140,15 +140,16 @@ class Evaluator:
 Result = TypeVar("Result")
 
 
-def exhaust(work: Pull[int, None, Result], tell: Callable[[int], None] | None = None) -> Result:
-    """What a generator returns at its end; `tell` hears what it yields on the way."""
+def exhaust(work: Pull[int, None, Result], update: Callable[[int], object] | None = None) -> Result:
+    """Run a generator to its end and return its result; `update` is called with each value that it
+    yields."""
     while True:
         try:
             done = next(work)
         except StopIteration as end:
             return end.value
-        if tell:
-            tell(done)
+        if update:
+            update(done)
 
 
 @torch.inference_mode()

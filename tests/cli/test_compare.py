@@ -127,7 +127,7 @@ def test_weights_files_are_compared_too(teacher, tmp_path, capsys):
         (["{teacher}", "--out", "{teacher}"], "cannot be written: Is a directory"),
         (["{teacher}", "--resize", "tf1-bilinear"], "classifier takes images as they are"),
         (["{teacher}", "nowhere"], "there is no run folder or weights file nowhere"),
-        (["{teacher}", "--teacher", "teacha"], "--teacher teacha is none of the runs"),
+        (["{teacher}", "--baseline", "teacha"], "--baseline teacha is none of the runs"),
         (["{teacher}", "--protocol", "fid5k"], "no protocol 'fid5k'"),
         (["{teacher}", "--steps", "one"], "--steps one"),
         (["{teacher}", "--samples", "1"], "at least 2 samples"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fewstep import report
+from fewstep.comparison import LoadedRun
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.images import to_uint8
@@ -190,11 +191,13 @@ def test_only_images_of_one_kind(tmp_path):
 def test_a_run_reports_itself(tmp_path, monkeypatch):
     folder = tmp_path / "mine"
     folder.mkdir()
-    (folder / "recipe.toml").write_text(made_by(fit={"steps": 200}).toml())
+    recipe = made_by(fit={"steps": 200})
+    (folder / "recipe.toml").write_text(recipe.toml())
     lines = [{"step": 100, "score": score(1, 77.0).table()}, *progress()]
     lines += [{"step": 200, "hardware": "another"}, {"step": 200, "said": "by nobody known"}]
     (folder / "progress.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr(report, "load", lambda _: generator(0.5))
+    run = LoadedRun("mine", str(folder), generator(0.5), recipe, None)
+    monkeypatch.setattr(report, "load_run", lambda _: run)
     report_run(folder, "fewstep train mine")
     told = Page((folder / "report.html").read_text("utf-8"))
     assert told.tables[0][1][:3] == ["■ mine", "1", "9.50 9.00 – 10.0"]  # of the last weights alone

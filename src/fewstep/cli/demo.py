@@ -136,10 +136,11 @@ def main(argv: Sequence[str]) -> int:
         console.out.print(f"stopped; to resume: {again} --out {demo.out}")
         return 0
     from fewstep import metrics
+    from fewstep.comparison import load_run, reference_images
     from fewstep.evaluation import Evaluator
 
     out = demo.out
-    images = evaluate.reference(str(out / "teacher"), None)
+    images = reference_images(load_run(out / "teacher"))
     evaluator = Evaluator(images, metrics.protocol("quick"))
     scores = _measure(demo, evaluator)
     results = {
@@ -196,22 +197,16 @@ def _measure(demo: Demo, evaluator: "Evaluator") -> list[tuple[str, "Score"]]:
 
 
 def _report(demo: Demo, scores: list[tuple[str, "Score"]], evaluator: "Evaluator") -> None:
-    from fewstep import runs
-    from fewstep.recipe import read
-    from fewstep.report import Exhibit, write_report
-    from fewstep.runs import Run
+    from fewstep.comparison import load_run, make_exhibit
+    from fewstep.report import write_report
 
     out = demo.out
     exhibits = [
-        Exhibit(
-            name=name,
-            generator=runs.load(out / name),
-            scores=[score for who, score in scores if who == name],
-            recipe=read(str(Run(out / name).recipe_file)),
-            progress=Run(out / name).progress(),
-            commands=_commands(name, demo, [s.steps for who, s in scores if who == name]),
+        make_exhibit(
+            load_run(out / name),
+            [score for who, score in scores if who == name],
             baseline=name == "teacher",
-            grids=Run(out / name).grids(),
+            commands=_commands(name, demo, [s.steps for who, s in scores if who == name]),
         )
         for name in ("teacher", *demo.students)
     ]

@@ -8,147 +8,113 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from fewstep.cli import console
-from fewstep.errors import InputError
 
 if TYPE_CHECKING:
-    from fewstep.data import ImageSet
-    from fewstep.evaluation import Evaluator
     from fewstep.generator import Generator
+    from fewstep.metrics import EvalProtocol
     from fewstep.scores import Score
 
 
-@dataclass(frozen=True)
-class Options:
-    """Score a run against real images, at chosen numbers of steps."""
+@dataclass(frozen=True, kw_only=True)
+class ProtocolOptions:
+    """Options that choose how scores are measured."""
 
-    run: tyro.conf.Positional[str]
-    """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
-    steps: str = "1,2,4"
-    """Step counts, with commas."""
     protocol: str = "quick"
-    """quick (2,000 samples, a small classifier), resnet10k, fid10k, fid50k, clean-fid50k, dino50k;
-    the next three change it."""
+    """quick (2,000 samples, a small classifier), resnet10k, fid10k, fid50k, clean-fid50k or
+    dino50k; the next three options change it."""
     samples: int | None = None
     """Images to generate for each score."""
     extractor: str | None = None
     """classifier, pixels, inception, dinov2, squeezenet or resnet56-cifar10."""
     resize: Literal["tf1-bilinear", "clean-bicubic"] | None = None
-    """How images reach the extractor's size; by default as its standard says."""
+    """How images are resized for the extractor; by default as its standard says."""
+
+    def evaluation_protocol(self) -> "EvalProtocol":
+        """The named protocol with these options' changes."""
+        from fewstep import metrics
+
+        return metrics.protocol(self.protocol).changed(
+            samples=self.samples, extractor=self.extractor, resize=self.resize
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ProtocolOptions):
+    """Score a run against real images, at given numbers of steps."""
+
+    run: tyro.conf.Positional[str]
+    """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
+    steps: str = "1,2,4"
+    """Step counts, separated by commas."""
     sampler: str | None = None
     """transfer, ancestral, renoise, heun, multistep or corrector, or a circuit's ring; by default
     the run's own."""
     weights: Literal["ema", "raw", "best"] = "ema"
     """Averaged weights of the last step, raw ones, or averaged ones of the best evaluation."""
     data: str | None = None
-    """The reference set's name, brought to the run's size; by default the set that it was trained
-    on. Other people's checkpoints do not tell theirs."""
+    """Name of the reference set, resized to the run's size; by default the set that the run was
+    trained on. Checkpoints of other projects do not name theirs."""
     guidance: float = 1.0
-    """Weight of classifier-free guidance; 1: none."""
+    """Weight of classifier-free guidance; 1 is without."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
     straightness: bool = False
     """Measure instead how straight the paths from noise to image are, 0 for straight lines, by 32
-    Euler steps under Flow, whatever --steps and --sampler say."""
+    Euler steps under Flow; --steps and --sampler have no effect."""
     json: bool = False
     """Print the scores as a JSON list."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Score and print; 0 when done."""
-    told = console.options(Options, "evaluate", argv)
-    from fewstep import metrics, runs
+    """Run `fewstep evaluate`. Returns the exit code."""
+    options = console.options(Options, "evaluate", argv)
+    from fewstep import comparison
     from fewstep.distributed import device
     from fewstep.evaluation import Evaluator
     from fewstep.sampling import renamed_step
 
-    wanted = console.counts(told.steps)
-    protocol = metrics.protocol(told.protocol).changed(
-        samples=told.samples, extractor=told.extractor, resize=told.resize
-    )
-    generator = runs.load(told.run, weights=told.weights)
-    if told.guidance != 1:
-        generator = generator.with_guidance(told.guidance)
-    if told.sampler:
-        generator = generator.with_sampler(step=renamed_step(generator.step, told.sampler))
+    counts, protocol = console.counts(options.steps), options.evaluation_protocol()
+    run = comparison.load_run(options.run, weights=options.weights)
+    generator = run.generator
+    if options.guidance != 1:
+        generator = generator.with_guidance(options.guidance)
+    if options.sampler:
+        generator = generator.with_sampler(step=renamed_step(generator.step, options.sampler))
     generator = generator.to(device())
-    if told.straightness:
-        return _straightness(generator, told)
-    images = reference(told.run, told.data, told.weights, shape=generator.spec.shape)
-    evaluator = prepared(Evaluator(images, protocol))
+    if options.straightness:
+        return _straightness(generator, options)
+    images = comparison.reference_images(run, options.data)
+    evaluator = comparison.prepare(Evaluator(images, protocol), bar=console.bar)
     scores = [
-        measured(evaluator, generator, told.run, steps, told.seed)
-        for steps in dict.fromkeys(map(generator.nearest, wanted))
+        comparison.measure(
+            evaluator, generator, options.run, steps, seed=options.seed, bar=console.bar
+        )
+        for steps in dict.fromkeys(map(generator.nearest, counts))
     ]
-    if told.json:
+    if options.json:
         print(json.dumps([score.table() for score in scores], indent=2))
     else:
-        show([(told.run, score) for score in scores])
+        show((options.run, score) for score in scores)
     return 0
 
 
-def prepared(evaluator: "Evaluator") -> "Evaluator":
-    """The evaluator with its real images seen, under a progress bar."""
-    from fewstep.evaluation import exhaust
-
-    total = len(evaluator.images)
-    with console.bar(f"{evaluator.images.name}, real", total) as bar:
-        exhaust(evaluator.prepare(), bar)
-    return evaluator
-
-
-def measured(
-    evaluator: "Evaluator", generator: "Generator", address: str, steps: int, seed: int = 0
-) -> "Score":
-    """A score under a progress bar, or what was kept of it in the run's folder."""
-    from fewstep.evaluation import cached_score, exhaust
-    from fewstep.scores import append_score
-
-    kept = cached_score(address, evaluator, generator, steps=steps, seed=seed)
-    if kept:
-        return kept
-    with console.bar(f"{address}, {steps} steps", evaluator.protocol.samples) as bar:
-        score = exhaust(evaluator.iter_score(generator, steps=steps, seed=seed), bar)
-    append_score(address, score)
-    return score
-
-
-def _straightness(generator: "Generator", told: Options) -> int:
+def _straightness(generator: "Generator", options: Options) -> int:
     from fewstep.evaluation import straightness
 
-    samples = told.samples or 500
-    share = straightness(generator, samples=samples, seed=told.seed)
-    if told.json:
-        print(json.dumps({"straightness": share, "samples": samples, "seed": told.seed}))
+    samples = options.samples or 500
+    share = straightness(generator, samples=samples, seed=options.seed)
+    if options.json:
+        print(json.dumps({"straightness": share, "samples": samples, "seed": options.seed}))
     else:
         console.out.print(
-            f"{told.run}: straightness {share:.4f} (0: straight lines; a share of their squared "
-            f"length), {samples} samples, seed {told.seed}, 32 Euler steps"
+            f"{options.run}: straightness {share:.4f} (0: straight lines; a share of their squared "
+            f"length), {samples} samples, seed {options.seed}, 32 Euler steps"
         )
     return 0
 
 
-def reference(
-    address: str,
-    name: str | None,
-    weights: Literal["ema", "raw", "best"] = "ema",
-    *,
-    shape: tuple[int, ...] = (),
-) -> "ImageSet":
-    """The set to measure against: the one named, at the size of `shape`, or the run's own."""
-    from fewstep import data, runs
-    from fewstep.recipe import from_table
-    from fewstep.runner import read_data
-
-    if name:
-        return data.load(name, size=shape[-1] if len(shape) == 3 else None)
-    recipe = runs.describe(address, weights=weights).get("recipe")
-    if recipe is None:
-        raise InputError(f"{address} does not say what it was trained on; give --data NAME")
-    return read_data(from_table(recipe))
-
-
 def show(scores: Iterable[tuple[str, "Score"]]) -> None:
-    """Tables of scores, one for each protocol, with what they depend on below."""
+    """Print one table of scores per protocol, with its settings below."""
     groups: dict[tuple[object, ...], list[tuple[str, Score]]] = {}
     for name, score in scores:
         groups.setdefault(score.protocol, []).append((name, score))

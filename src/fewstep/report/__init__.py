@@ -13,17 +13,18 @@ from pathlib import Path
 
 import torch
 
-from fewstep import __version__, recipe
+from fewstep import __version__
+from fewstep.comparison import Exhibit, load_run, make_exhibit
 from fewstep.evaluation import Evaluator
 from fewstep.report import cost, pictures, training
-from fewstep.report.exhibits import Exhibit, entries
+from fewstep.report.exhibits import entries
 from fewstep.report.measures import all_measures
 from fewstep.report.quality import plots
 from fewstep.report.ranking import Ranking, rank
 from fewstep.report.scoreboard import scores
 from fewstep.report.summary import sentences, tiles
 from fewstep.report.tables import facts
-from fewstep.runs import Run, load
+from fewstep.runs import Run
 from fewstep.scores import score_from
 
 __all__ = ["Exhibit", "report_run", "write_report"]
@@ -74,16 +75,9 @@ def report_run(folder: Path | str, command: str) -> None:
     run = Run(folder)
     progress = run.progress()
     last = progress[-1]["step"] if progress else 0
-    exhibit = Exhibit(
-        name=run.folder.name,
-        generator=load(run.folder),
-        # scores of earlier weights are in the curves; these are of the weights that are kept
-        scores=[score_from(p["score"]) for p in progress if "score" in p and p["step"] == last],
-        recipe=recipe.read(str(run.recipe_file)),
-        progress=progress,
-        commands=[command],
-        grids=run.grids(),
-    )
+    # scores of earlier weights are in the curves; these are of the saved weights
+    scores = [score_from(p["score"]) for p in progress if "score" in p and p["step"] == last]
+    exhibit = make_exhibit(load_run(run.folder), scores, commands=[command])
     write_report(run.folder / "report.html", [exhibit], title=run.folder.name)
 
 

@@ -1,18 +1,15 @@
 """What is shown: the generators with all that is known of them, and the ways to sample them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from fewstep.comparison import Exhibit
 from fewstep.drawing import generate
 from fewstep.errors import InputError
-from fewstep.generator import Generator
-from fewstep.recipe import Recipe
 from fewstep.report.plots import BASELINE, LOOKS
 from fewstep.report.ranking import Contender, best, quickest, rank
 from fewstep.report.wording import count
@@ -21,28 +18,6 @@ from fewstep.scores import Score
 
 SEED = 0
 UNSCORED_STEPS = (1, 4, 16)  # what to show of a generator that was not measured
-
-
-@dataclass(frozen=True)
-class Exhibit:
-    """One generator of the comparison, and all that is known of it."""
-
-    name: str
-    """Unlike the others'."""
-    generator: Generator
-    """Averaged weights."""
-    scores: Sequence[Score]
-    """Any step counts and samplers; none: pictures only."""
-    recipe: Recipe | None
-    """What it was trained by; None where its weights do not say."""
-    progress: Sequence[Mapping[str, Any]]
-    """The lines of progress.jsonl."""
-    commands: Sequence[str]
-    """What was typed to make it."""
-    baseline: bool = False
-    """Whether it is what the others are measured by: their teacher. At most one."""
-    grids: Sequence[Path] = ()
-    """PNG files of the same noise in the course of training, named step-N.png, oldest first."""
 
 
 class Entry(NamedTuple):

@@ -1,0 +1,271 @@
+"""Compare runs: score all of them by one protocol, against the same real images.
+
+The command line, the report and any other front end build on this module. It prints nothing:
+pass a `ProgressBar` to show how far the work is.
+"""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep import data, runs
+from fewstep.data import ImageSet
+from fewstep.distributed import device
+from fewstep.errors import InputError, did_you_mean
+from fewstep.evaluation import Evaluator, cached_score, exhaust
+from fewstep.generator import Generator
+from fewstep.metrics import EvalProtocol
+from fewstep.recipe import Recipe, from_table
+from fewstep.runner import read_data
+from fewstep.runs import Run, Weights
+from fewstep.scores import Score, append_score
+
+ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+"""Called with a description and a total; the context it returns takes the number done so far."""
+
+
+def no_bar(description: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
+    """A `ProgressBar` that shows nothing."""
+    return nullcontext(lambda done: None)
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A generator, and what its address and weights file say about it."""
+
+    name: str
+    address: str
+    """Run folder, weights file or `diffusers:...`."""
+    generator: Generator
+    recipe: Recipe | None
+    """None if the weights do not hold one, as in checkpoints of other projects."""
+    step: int | None
+    """Training step of the weights, if it is not the run's last."""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One generator in a report, with everything that the report shows of it."""
+
+    name: str
+    """Unique in the report."""
+    generator: Generator
+    """With averaged weights."""
+    scores: Sequence[Score]
+    """Of any step counts and samplers; if empty, the report shows only pictures."""
+    recipe: Recipe | None
+    """None if the weights do not hold one."""
+    progress: Sequence[Mapping[str, Any]]
+    """Lines of progress.jsonl."""
+    commands: Sequence[str]
+    """Shell commands that reproduce it."""
+    baseline: bool = False
+    """Whether the others are compared with this one; at most one exhibit of a report."""
+    grids: Sequence[Path] = ()
+    """PNG files drawn from the same noise during training, named step-N.png, oldest first."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of several runs, ready for `report.write_report`."""
+
+    title: str
+    exhibits: Sequence[Exhibit]
+    evaluator: Evaluator | None
+    """What all runs were measured by; None if they have different reference sets."""
+
+
+def compare(
+    addresses: Sequence[str],
+    protocol: EvalProtocol,
+    steps: Sequence[int],
+    *,
+    weights: Weights = "ema",
+    data_name: str | None = None,
+    baseline: str | None = None,
+    bar: ProgressBar = no_bar,
+) -> Comparison:
+    """Score each run at each number of `steps`, or at the nearest that the run was made for.
+
+    Scores in a run's folder that were measured by the same protocol are used again. `data_name`
+    is the reference set; by default the set that each run was trained on. `baseline` names one
+    of the runs; see `find_baseline` for the default.
+
+    Raises: InputError if a run is missing or given twice, or the runs make different images.
+    """
+    loaded = load_runs(addresses, weights=weights)
+    reference = find_baseline(loaded, baseline)
+    evaluators = make_evaluators(loaded, protocol, data_name, bar=bar)
+    exhibits: list[Exhibit] = []
+    for run, evaluator in zip(loaded, evaluators, strict=True):
+        counts = dict.fromkeys(run.generator.nearest(n, quietly=True) for n in steps)
+        scores = [measure(evaluator, run.generator, run.address, n, bar=bar) for n in counts]
+        exhibits.append(make_exhibit(run, scores, baseline=run is reference))
+    names = dict.fromkeys(evaluator.images.name for evaluator in evaluators)
+    what = f"{len(loaded)} runs" if len(loaded) > 1 else loaded[0].name
+    same = all(evaluator is evaluators[0] for evaluator in evaluators)
+    title = f"{what} against {', '.join(names)}"
+    return Comparison(title, exhibits, evaluators[0] if same else None)
+
+
+def load_run(address: str | Path, *, name: str = "", weights: Weights = "ema") -> LoadedRun:
+    """Load a run with its recipe; by default it is named like its folder or file."""
+    generator = runs.load(address, weights=weights)
+    note = runs.describe(address, weights=weights)
+    name = name or Path(address).resolve().name
+    if "step" in note:
+        name += f" (best, step {note['step']:,})"
+    recipe = from_table(note["recipe"]) if note.get("recipe") else None
+    return LoadedRun(name, str(address), generator, recipe, note.get("step"))
+
+
+def load_runs(addresses: Sequence[str], *, weights: Weights = "ema") -> list[LoadedRun]:
+    """Load runs under unique names onto the device that fewstep uses.
+
+    Raises: InputError if there are none, one is given twice, or they make different images.
+    """
+    if not addresses:
+        raise InputError("compare needs runs: fewstep compare RUN RUN ...")
+    if len({Path(address).resolve() for address in addresses}) < len(addresses):
+        raise InputError("a run is named twice; compare each once")
+    short = [Path(address).resolve().name for address in addresses]
+    loaded: list[LoadedRun] = []
+    for address, name in zip(addresses, short, strict=True):
+        unique = name if short.count(name) == 1 else address
+        loaded.append(load_run(address, name=unique, weights=weights))
+        loaded[-1].generator.to(device())
+    kinds = {(run.generator.spec.shape, run.generator.spec.classes) for run in loaded}
+    if len(kinds) > 1:
+        shapes = "; ".join(f"{run.name}: {run.generator.spec.shape}" for run in loaded)
+        raise InputError(f"these runs make different things ({shapes}); compare one kind at a time")
+    return loaded
+
+
+def find_baseline(loaded: Sequence[LoadedRun], name: str | None = None) -> LoadedRun | None:
+    """The run that the others are compared with.
+
+    It is the one called `name`; by default the first that is another's teacher and whose own
+    teacher is not among the runs. None if there is no such run.
+    """
+    if name is not None:
+        for run in loaded:
+            same = Path(name).resolve() == Path(run.address).resolve()
+            if same or name in (run.name, Path(run.address).name):
+                return run
+        hint = did_you_mean(name, [run.name for run in loaded])
+        raise InputError(f"--baseline {name} is none of the runs{hint}")
+    teachers = {
+        run.name: Path(run.recipe.teacher.load).resolve()
+        for run in loaded
+        if run.recipe and run.recipe.teacher
+    }
+    addresses = {Path(run.address).resolve() for run in loaded}
+    for run in loaded:
+        is_teacher = Path(run.address).resolve() in teachers.values()
+        if is_teacher and teachers.get(run.name) not in addresses:
+            return run
+    return None
+
+
+def reference_images(run: LoadedRun, name: str | None = None) -> ImageSet:
+    """The real images to measure `run` against: the set called `name`, resized to the size of the
+    run's images, or the set that the run was trained on.
+
+    Raises: InputError if there is no `name` and the run has no recipe.
+    """
+    if name:
+        shape = run.generator.spec.shape
+        return data.load(name, size=shape[-1] if len(shape) == 3 else None)
+    if run.recipe is None:
+        raise InputError(f"{run.address} does not say what it was trained on; give --data NAME")
+    return read_data(run.recipe)
+
+
+def make_evaluators(
+    loaded: Sequence[LoadedRun],
+    protocol: EvalProtocol,
+    data_name: str | None = None,
+    *,
+    bar: ProgressBar = no_bar,
+) -> list[Evaluator]:
+    """The evaluator of each run, the same object for runs with the same reference set.
+
+    A run without a recipe is measured against the set of the others, if they share one.
+    """
+    by_fingerprint: dict[str, Evaluator] = {}
+    by_key: dict[object, Evaluator] = {}  # each set is read once, however many runs share it
+    evaluators: list[Evaluator] = []
+    with_recipe = {_data_key(run.recipe): run for run in loaded if run.recipe}
+    for run in loaded:
+        shares = run.recipe is None and len(with_recipe) == 1
+        source = next(iter(with_recipe.values())) if shares else run
+        key = data_name or (source.recipe and _data_key(source.recipe))
+        if key not in by_key:
+            images = reference_images(source, data_name)
+            if images.fingerprint not in by_fingerprint:
+                evaluator = prepare(Evaluator(images, protocol), bar=bar)
+                by_fingerprint[images.fingerprint] = evaluator
+            by_key[key] = by_fingerprint[images.fingerprint]
+        evaluators.append(by_key[key])
+    return evaluators
+
+
+def _data_key(recipe: Recipe) -> tuple[object, ...]:
+    """The settings that determine which images a recipe is measured against."""
+    d = recipe.data
+    return d.name, d.split, d.size, d.path
+
+
+def prepare(evaluator: Evaluator, *, bar: ProgressBar = no_bar) -> Evaluator:
+    """Compute the features of the evaluator's real images, or read them from the cache."""
+    with bar(f"{evaluator.images.name}, real", len(evaluator.images)) as update:
+        exhaust(evaluator.prepare(), update)
+    return evaluator
+
+
+def measure(
+    evaluator: Evaluator,
+    generator: Generator,
+    address: str,
+    steps: int,
+    *,
+    seed: int = 0,
+    bar: ProgressBar = no_bar,
+) -> Score:
+    """The generator's score from the run folder at `address`, or measured and saved there."""
+    cached = cached_score(address, evaluator, generator, steps=steps, seed=seed)
+    if cached:
+        return cached
+    with bar(f"{address}, {steps} steps", evaluator.protocol.samples) as update:
+        score = exhaust(evaluator.iter_score(generator, steps=steps, seed=seed), update)
+    append_score(address, score)
+    return score
+
+
+def make_exhibit(
+    run: LoadedRun,
+    scores: Sequence[Score],
+    *,
+    baseline: bool = False,
+    commands: Sequence[str] | None = None,
+) -> Exhibit:
+    """A run as the report shows it; `commands` defaults to the training from its recipe file."""
+    folder = Run(run.address)
+    is_folder = folder.folder.is_dir()
+    if commands is None:
+        train = ["fewstep", "train", str(folder.recipe_file), "--out", str(folder.folder)]
+        commands = [shlex.join(train)] if folder.recipe_file.exists() else []
+    progress = folder.progress() if is_folder else []
+    return Exhibit(
+        name=run.name,
+        generator=run.generator,
+        scores=scores,
+        recipe=run.recipe,
+        progress=[line for line in progress if run.step is None or line["step"] <= run.step],
+        commands=commands,
+        baseline=baseline,
+        grids=folder.grids() if is_folder else [],
+    )
