@@ -1,4 +1,4 @@
-"""Is one set of images like another? Digits against ever more noise, by every measure.
+"""Measure image sets without a run: digits with more and more noise, against clean digits.
 
 python examples/measure.py
 """
@@ -19,10 +19,10 @@ print("noise  Fréchet           kernel  precision  recall  copies")
 for level in (0, 20, 40, 80):
     noise = level * torch.randn(rest.shape, generator=torch.Generator().manual_seed(0))
     images = (rest + noise).clamp(0, 255).to(torch.uint8)
-    assessment = metrics.ScoreAccumulator(reference, len(images))
+    accumulator = metrics.ScoreAccumulator(reference, len(images))
     for batch in images.split(200):
-        assessment.update(batch)
-    m = assessment.measures()
+        accumulator.update(batch)
+    m = accumulator.measures()
     distance = f"{m.frechet:.2f} [{m.frechet_low:.2f}, {m.frechet_high:.2f}]"
     shares = f"{m.precision:9.2f}  {m.recall:6.2f}  {m.copies:6.1%}"
     print(f"{level:5}  {distance:16}  {m.kernel:6.3f}  {shares}")

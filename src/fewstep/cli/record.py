@@ -25,51 +25,51 @@ class Options:
     Under `torchrun --nproc-per-node N -m fewstep record ...` N processes share the work.
     """
 
-    run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
+    run: tyro.conf.Positional[str | None] = None
     """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """The folder to record into, or an address such as s3://bucket/folder."""
     count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 50_000
-    """Number of pairs to record."""
+    """Pairs to record."""
     steps: int = 18
-    """Number of sampler steps."""
+    """Steps of the sampler."""
     sampler: str = "heun"
-    """A deterministic sampler: transfer, heun, multistep, or ring for a circuit."""
+    """transfer, heun, multistep or a circuit's ring: the noise-to-image map must be a function."""
     guidance: float = 1.0
-    """Weight of classifier-free guidance; 1 is no guidance."""
+    """Weight of classifier-free guidance; 1: none."""
     states: int = 0
-    """Intermediate states to record of each path from noise to image."""
+    """States to keep of each path, between its noise and its image."""
     chunks: int = 0
-    """For a circuit with --sampler ring: also record its states, as this many sums of updates."""
+    """Of a circuit, with --sampler ring: record its latents too, as this many sums of updates."""
     codec: str | None = None
-    """u8, f16, raw, int8 or int8:PERCENTILE; by default u8 for images (f16 beside the states of a
-    circuit), raw for points."""
+    """u8, f16, raw, int8 or int8:PERCENTILE; by default u8 for images (f16 beside latents), raw for
+    points."""
     batch: int | None = None
-    """Images between two updates of the progress bar. Neither the store nor the speed depends on
-    it, because the network always computes whole tiles."""
+    """Images between two steps of the progress bar; neither the store nor the speed depends on it,
+    since the network always sees whole tiles."""
     seed: int = 0
-    """Seed of the noise."""
+    """Of the noise."""
     resume: bool = True
-    """Complete a store that was begun; --no-resume refuses a folder that is not empty."""
+    """Complete what the folder holds already; else refuse one that holds anything."""
     verify: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Instead of recording, check every byte of a store and list what is damaged."""
+    """Check every byte of a store instead, and name what is damaged."""
     info: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Instead of recording, print what a store holds as JSON."""
+    """Tell what a store holds instead."""
     convert: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Instead of recording, convert a folder of Denoising Circuits' sample_*.zst files into a store
-    at --out, or a store into such a folder."""
+    """Copy a folder of Denoising Circuits' sample_*.zst into a store at --out, or such a store into
+    such a folder, instead."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `fewstep record`. Returns the exit code, 2 for a damaged store."""
-    options = console.options(Options, "record", argv, negations=True)
-    if options.verify:
-        return _verify(options.verify)
-    if options.info:
-        return _info(options.info)
-    if options.convert and options.out:
-        return _convert(options.convert, options.out)
-    if options.run is None or options.out is None:
+    """Record, verify, tell or convert; 2 when a store is damaged."""
+    told = console.options(Options, "record", argv, opposites=True)
+    if told.verify:
+        return _verify(told.verify)
+    if told.info:
+        return _info(told.info)
+    if told.convert and told.out:
+        return _convert(told.convert, told.out)
+    if told.run is None or told.out is None:
         raise InputError(
             "record needs a RUN and --out DIR; or --convert DIR and --out DIR, or --verify DIR, or "
             "--info DIR"
@@ -77,43 +77,33 @@ def main(argv: Sequence[str]) -> int:
     from fewstep.recording import Recording
     from fewstep.store import open_folder
 
-    if not options.resume and open_folder(options.out).sizes():
-        raise InputError(
-            f"{options.out} is not empty, and --no-resume forbids that; give another --out"
-        )
-    recording = Recording(
-        options.count, options.steps, options.states, options.codec, options.chunks, options.seed
-    )
-    with console.bar("record", options.count) as update, console.stopping() as stop:
-        complete = run(
-            options.run,
-            options.out,
-            recording,
-            update,
-            stop,
-            sampler=options.sampler,
-            guidance=options.guidance,
-            batch=options.batch,
-        )
-    if not complete:
+    if not told.resume and open_folder(told.out).sizes():
+        raise InputError(f"{told.out} is not empty, and --no-resume was asked; give another --out")
+    wanted = Recording(told.count, told.steps, told.states, told.codec, told.chunks, told.seed)
+    if not run(
+        told.run,
+        told.out,
+        wanted,
+        sampler=told.sampler,
+        guidance=told.guidance,
+        batch=told.batch,
+    ):
         console.out.print("stopped; the same command resumes")
         return 0
-    console.out.print(f"{options.out}: {options.count} pairs")
+    console.out.print(f"{told.out}: {told.count} pairs")
     return 0
 
 
 def run(
     address: str,
     folder: str | Path,
-    recording: "Recording",
-    update: console.Update,
-    stop: console.Stop,
+    wanted: "Recording",
     *,
     sampler: str,
     guidance: float = 1.0,
     batch: int | None = None,
 ) -> bool:
-    """Record to the end, reporting progress to `update`. Returns False if stopped before it."""
+    """Record with a progress bar; False when the user stopped it."""
     from fewstep import runs
     from fewstep.distributed import device
     from fewstep.recording import record
@@ -125,11 +115,14 @@ def run(
     generator = generator.with_sampler(step=step).to(device())
     if guidance != 1:
         generator = generator.with_guidance(guidance)
-    with closing(record(generator, folder, recording, teacher=teacher, batch=batch)) as rows:
-        for progress in rows:
-            update(progress.done, total=progress.total)
-            if stop.requested and progress.done < progress.total:
-                return False
+    rows = record(generator, folder, wanted, teacher=teacher, batch=batch)
+    with console.stopping() as stop, closing(rows):
+        start = next(rows)
+        with console.bar("record", start.total, start.done) as bar:
+            for now in rows:
+                bar(now.done)
+                if stop.asked and now.done < now.total:
+                    return False
     return True
 
 
@@ -155,18 +148,18 @@ def _info(folder: str) -> int:
     begun = store.unfinished(store.open_folder(folder))
     if begun:
         plan, shards = begun
-        summary = {"finished": False, "recorded": sum(shard.count for shard in shards)}
+        told = {"finished": False, "recorded": sum(shard.count for shard in shards)}
     else:
         reader = store.Reader(folder)
         plan, shards = reader.manifest.plan, reader.manifest.shards
-        summary = {"finished": True, "hash": reader.hash}
-    summary |= {
+        told = {"finished": True, "hash": reader.hash}
+    told |= {
         "records": plan.count,
         "bytes": sum(shard.bytes for shard in shards),
         "schema": {name: str(codec) for name, codec in plan.schema.items()},
         "provenance": dict(plan.provenance),
     }
-    console.out.print_json(json.dumps(summary))
+    console.out.print_json(json.dumps(told))
     return 0
 
 
