@@ -161,7 +161,7 @@ def test_a_tracker_that_fails_is_told_no_more(run, failing, monkeypatch):
     monkeypatch.setattr(tracker, failing, fail)
     logged(run, 10)
     drawn(run, 10)
-    told = "recording is told no more, the training goes on: the network is down"
+    told = "recording receives no more, the training continues: the network is down"
     with pytest.warns(UserWarning, match=told):
         follower.forward()
         follower.close()
@@ -210,7 +210,7 @@ def test_the_command_line_forwards_all_that_the_run_folder_holds(tmp_path, recor
     assert tracker.closed
 
 
-@pytest.mark.filterwarnings("always:.* is told no more")
+@pytest.mark.filterwarnings("always:.* receives no more")
 def test_a_failing_tracker_does_not_stop_a_training(tmp_path, recorder, monkeypatch, capsys):
     def fail(*_):
         raise ConnectionError("the network is down")
@@ -221,7 +221,7 @@ def test_a_failing_tracker_does_not_stop_a_training(tmp_path, recorder, monkeypa
     assert main([*train(tmp_path / "y", "fit.steps=3"), "--track", "tensorboard"]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "fewstep: " in line]
     assert lines == [
-        f"fewstep: {name} is told no more, the training goes on: the network is down"
+        f"fewstep: {name} receives no more, the training continues: the network is down"
         for name in ("recording", "tensorboard")
     ]
     assert all((tmp_path / name / "model.safetensors").exists() for name in "xy")
@@ -234,7 +234,7 @@ def test_a_missing_package_ends_in_one_line_before_anything_is_made(
     monkeypatch.setitem(sys.modules, TRACKERS[name].module, None)
     assert main([*train(tmp_path / "x", "fit.steps=3"), "--track", name]) == 2
     line = capsys.readouterr().err.strip()
-    assert line.startswith(f"fewstep: --track {name} needs a package that is not there")
+    assert line.startswith(f"fewstep: --track {name} needs a package that is not installed")
     assert line.endswith("pip install 'fewstep[trackers]'") and "\n" not in line
     assert not (tmp_path / "x").exists()
 

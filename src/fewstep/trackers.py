@@ -1,7 +1,7 @@
-"""Experiment trackers: a run's log and sample grids forwarded to TensorBoard, W&B or Trackio.
+"""Experiment trackers: forward a run's log and sample grids to TensorBoard, W&B or Trackio.
 
-A follower reads the run folder as it grows; the training knows nothing of it. Beside what a tracker
-writes, `RUN/TRACKER/sent.json` keeps how far it was told, so that a resumed run goes on there.
+A `Follower` reads the run folder as it grows; the training does not know of it. The file
+`RUN/TRACKER/sent.json` holds the last step that was sent, so that a resumed run continues there.
 """
 
 import io
@@ -11,7 +11,7 @@ import secrets
 import tomllib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -26,30 +26,30 @@ PROJECT = "fewstep"
 
 
 class Tracker(ABC):
-    """Where numbers and images are sent, by training step; steps come in order."""
+    """A destination of numbers and images by training step. Steps arrive in order."""
 
     name: ClassVar[str]
     module: ClassVar[str]
-    """What to import of its package."""
+    """The module of the tracker's package to import."""
     rewrites: ClassVar[bool] = False
-    """Whether it can forget steps and be told them again."""
+    """Whether steps that were sent can be deleted and sent again."""
     where: str = ""
-    """How a person looks at it."""
+    """The address or command that shows the tracked run."""
 
     def __init__(self, run: Run, first: int) -> None:
-        """For a run whose step `first` is logged next, perhaps not for the first time."""
+        """`first` is the next step that the run logs; it may have been logged before."""
         self.file = run.folder / self.name / "sent.json"
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        told = json.loads(self.file.read_text()) if self.file.exists() else {}
-        self.id: str = told.get("id", secrets.token_hex(4))
-        since: int = told.get("step", -1)
+        sent = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.id: str = sent.get("id", secrets.token_hex(4))
+        since: int = sent.get("step", -1)
         self.since = min(since, first - 1) if self.rewrites else since
-        """The last step that need not be sent again."""
+        """The last step that is not sent again."""
         self.recipe = run.recipe_file.read_text() if run.recipe_file.exists() else ""
 
     @classmethod
     def require(cls) -> Any:
-        """Its package. Raises: ImportError, or InputError for what a user must do first."""
+        """Import the package. Raises ImportError, or InputError if the user must log in first."""
         return import_module(cls.module)
 
     @abstractmethod
@@ -58,14 +58,14 @@ class Tracker(ABC):
 
     @abstractmethod
     def image(self, step: int, name: str, path: Path) -> None:
-        """Send a picture."""
+        """Send an image file."""
 
     @abstractmethod
     def close(self) -> None:
-        """Send what is still on its way."""
+        """Send what is still queued, and end the tracked run."""
 
     def mark(self, step: int) -> None:
-        """Remember that everything up to `step` has been sent."""
+        """Record that everything up to `step` has been sent."""
         with atomic_write(self.file, single_writer=True) as file:
             file.write(json.dumps({"step": step, "id": self.id}).encode())
 
@@ -93,11 +93,11 @@ class TensorBoard(Tracker):
         import numpy as np
         from PIL import Image
 
-        with Image.open(path) as picture:
-            self.writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        with Image.open(path) as image:
+            self.writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def mark(self, step: int) -> None:
-        self.writer.flush()  # else up to two minutes of it would be lost with the process
+        self.writer.flush()  # a killed process would lose up to two minutes of events
         super().mark(step)
 
     def close(self) -> None:
@@ -105,10 +105,10 @@ class TensorBoard(Tracker):
 
 
 class WandB(Tracker):
-    """A run of Weights & Biases, its files in RUN/wandb.
+    """A run of Weights & Biases, with its files in RUN/wandb.
 
-    A resumed run goes on after the last step that its server has: of what was on its way when a
-    training was killed, nobody else knows. Offline, each session's files hold the whole run.
+    A resumed run continues after the last step that the server has, because only the server knows
+    what arrived before a kill. Offline, the files of each session hold the whole run.
     """
 
     name = "wandb"
@@ -119,7 +119,7 @@ class WandB(Tracker):
         wandb = super().require()
         if wandb.run is None and wandb.setup().settings.mode == "online":
             try:
-                wandb.login(verify=False)  # asks now, not from under the progress bar
+                wandb.login(verify=False)  # prompt now, not below the progress bar
             except wandb.Error as error:
                 raise InputError(f"--track wandb: {error} Or set WANDB_MODE=offline.") from error
         return wandb
@@ -151,7 +151,7 @@ class WandB(Tracker):
 
 
 class Trackio(Tracker):
-    """A run of Trackio, in its own local store unless TRACKIO_SPACE_ID says otherwise."""
+    """A run of Trackio, in its local database unless TRACKIO_SPACE_ID names a Space."""
 
     name = "trackio"
     module = "trackio"
@@ -160,16 +160,16 @@ class Trackio(Tracker):
     def __init__(self, run: Run, first: int) -> None:
         super().__init__(run, first)
         self.package = self.require()
-        with redirect_stdout(io.StringIO()):  # it greets with seven lines
+        with redirect_stdout(io.StringIO()):  # hide the seven lines that it prints
             self.run = self.package.init(
                 project=PROJECT,
-                name=f"{run.folder.resolve().name}-{self.id}",  # it resumes by name
+                name=f"{run.folder.resolve().name}-{self.id}",  # Trackio resumes by name
                 config=tomllib.loads(self.recipe),
                 resume="allow",
                 embed=False,
             )
-        # what it holds it tells nobody; its own counter is nearer the truth than ours, which knows
-        # nothing of what was on its way when a training was killed
+        # no public attribute says which steps arrived before a kill; Trackio's counter is the best
+        # estimate
         self.since = getattr(self.run, "_next_step", self.since + 1) - 1
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
@@ -189,7 +189,7 @@ TRACKERS: dict[str, type[Tracker]] = {kind.name: kind for kind in (TensorBoard, 
 def require(names: Iterable[str]) -> None:
     """Check on the first rank that these trackers can be used.
 
-    Raises: InputError that says what to install, or to do.
+    Raises InputError if a package is missing or the user must log in first.
     """
     if not first_rank():
         return
@@ -198,28 +198,28 @@ def require(names: Iterable[str]) -> None:
             TRACKERS[name].require()
         except ImportError as error:
             raise InputError(
-                f"--track {name} needs a package that is not there ({error}): "
+                f"--track {name} needs a package that is not installed ({error}): "
                 "pip install 'fewstep[trackers]'"
             ) from error
 
 
 def flat(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A logged line in one level: the score {"steps": 1, "frechet": 9.5} under
-    score/1-step/frechet."""
-    told: dict[str, Any] = {}
+    """Flatten a logged line: {"score": {"steps": 1, "frechet": 9.5}} becomes
+    {"score/1-step/frechet": 9.5}."""
+    cells: dict[str, Any] = {}
     for key, value in line.items():
         if not isinstance(value, Mapping):
-            told[key] = value
+            cells[key] = value
             continue
         inner = dict(value)
         steps = inner.pop("steps", None)
-        place = key if steps is None else f"{key}/{steps}-step"
-        told |= {f"{place}/{k}": v for k, v in flat(inner).items()}
-    return told
+        prefix = key if steps is None else f"{key}/{steps}-step"
+        cells |= {f"{prefix}/{k}": v for k, v in flat(inner).items()}
+    return cells
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a logged line but its step, flat."""
+    """The numbers of a flattened line, without its step."""
     return {
         key: float(value)
         for key, value in flat(line).items()
@@ -228,23 +228,23 @@ def numbers(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Follower:
-    """Forwards to one tracker what a run logs; to be made when the log has been rewound."""
+    """Forwards what a run logs to one tracker. Create it after the log has been rewound."""
 
     def __init__(self, run: Run, tracker: Tracker) -> None:
         self.run = run
         self.tracker = tracker
         self.offset = 0
-        self.pictures: set[Path] = set()
+        self.images: set[Path] = set()
         self.stopped = False
 
     def forward(self) -> None:
-        """Send the lines logged since the last call, and the pictures there are by now."""
+        """Send the lines and images that are new since the last call."""
         file = self.run.progress_file
         if file.exists() and file.stat().st_size > self.offset:  # most steps log nothing
             self._guarded(last=False)
 
     def close(self) -> None:
-        """Send the rest, and no more after it."""
+        """Send the rest and close the tracker."""
         self._guarded(last=True)
         self.stopped = True
 
@@ -255,21 +255,21 @@ class Follower:
             self._send()
             if last:
                 self.tracker.close()
-        except Exception as error:  # whatever a tracker meets, the training goes on
+        except Exception as error:  # no failure of a tracker may stop the training
             self.stopped = True
-            _stopped(self.tracker.name, error)
+            _warn_stopped(self.tracker.name, error)
 
     def _send(self) -> None:
         rows: dict[int, dict[str, float]] = {}
         for line in self._lines():
             rows.setdefault(line["step"], {}).update(numbers(line))
-        pictures = self._pictures()
-        steps = sorted(step for step in {*rows, *pictures} if step > self.tracker.since)
+        images = self._new_images()
+        steps = sorted(step for step in {*rows, *images} if step > self.tracker.since)
         for step in steps:
             if rows.get(step):
                 self.tracker.numbers(step, rows[step])
-            if step in pictures:
-                self.tracker.image(step, "samples", pictures[step])
+            if step in images:
+                self.tracker.image(step, "samples", images[step])
         if steps:
             self.tracker.mark(steps[-1])
 
@@ -278,27 +278,66 @@ class Follower:
             return []
         with self.run.progress_file.open("rb") as file:
             file.seek(self.offset)
-            whole = file.read().rpartition(b"\n")[0]  # the rest is still being written
-        self.offset += len(whole) + 1 if whole else 0
-        return [json.loads(line) for line in whole.splitlines()]
+            lines = file.read().rpartition(b"\n")[0]  # the rest is still being written
+        self.offset += len(lines) + 1 if lines else 0
+        return [json.loads(line) for line in lines.splitlines()]
 
-    def _pictures(self) -> dict[int, Path]:
-        new = {*self.run.samples.glob("step-*.png")} - self.pictures
-        self.pictures |= new
-        found = ((re.fullmatch(r"step-(\d+)", path.stem), path) for path in new)
-        return {int(match[1]): path for match, path in found if match}
+    def _new_images(self) -> dict[int, Path]:
+        new = {*self.run.samples.glob("step-*.png")} - self.images
+        self.images |= new
+        matches = ((re.fullmatch(r"step-(\d+)", path.stem), path) for path in new)
+        return {int(match[1]): path for match, path in matches if match}
 
 
 def follow(run: Run, name: str, first: int) -> Follower | None:
-    """A follower of a run whose step `first` has just been made; None, with a warning, where its
+    """Follow a run that has just finished step `first`. Returns None, with a warning, if the
     tracker cannot be opened."""
     try:
         return Follower(run, TRACKERS[name](run, first))
     except Exception as error:
-        _stopped(name, error)
+        _warn_stopped(name, error)
         return None
 
 
-def _stopped(name: str, error: Exception) -> None:
-    told = " ".join(str(error).split()) or type(error).__name__
-    warnings.warn(f"{name} is told no more, the training goes on: {told}", stacklevel=2)
+class Tracking:
+    """Forwards one run to any number of trackers, which are opened at the first forwarded step.
+
+    `announce` receives one line for each opened tracker. Raises InputError if a tracker cannot be
+    used.
+    """
+
+    def __init__(
+        self, folder: Path, names: Sequence[str], announce: Callable[[str], object]
+    ) -> None:
+        self.run = Run(folder)
+        self.names = list(dict.fromkeys(names))
+        self.announce = announce
+        self.followers: list[Follower] | None = None
+        require(self.names)
+
+    def forward(self, step: int) -> None:
+        """Send what the run folder has gained up to this step."""
+        if self.followers is None:
+            # only now has the training claimed the folder and rewound its log
+            self.followers = self._open(step)
+        for follower in self.followers:
+            follower.forward()
+
+    def close(self) -> None:
+        """Send the rest and close the trackers."""
+        for follower in self.followers or ():
+            follower.close()
+
+    def _open(self, step: int) -> list[Follower]:
+        if not self.names or not first_rank():
+            return []
+        opened = [follow(self.run, name, step) for name in self.names]
+        followers = [follower for follower in opened if follower]
+        for follower in followers:
+            self.announce(f"tracked: {follower.tracker.where}")
+        return followers
+
+
+def _warn_stopped(name: str, error: Exception) -> None:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    warnings.warn(f"{name} receives no more, the training continues: {reason}", stacklevel=2)

@@ -105,7 +105,7 @@ def test_sampling_takes_seed_labels_and_either_weights(teacher, tmp_path):
     assert not np.array_equal(plain, draw("d.png", "--label", "3"))
     assert not np.array_equal(plain, draw("e.png", "--weights", "raw"))
     assert not np.array_equal(plain, draw("f.png", "--sampler", "ancestral"))
-    assert np.array_equal(plain, draw("g.png", "--times", "1.0", "0.5"))
+    assert np.array_equal(plain, draw("g.png", "--times", "1.0,0.5"))
 
 
 def test_evaluate_prints_a_json_list(teacher, capsys):
@@ -167,12 +167,13 @@ def test_bad_input_is_one_line_that_says_what_to_do(
         (["sample", tmp_path / "foreign.safetensors", *png], "not of fewstep"),
         (["sample", tmp_path / "nowhere", *png], "no run folder or weights file"),
         ([*sample, "--label", "10"], "label 10 is out of range; the classes are 0 to 9"),
-        ([*sample, "--times", "1.5", "0.5"], "was trained for t in [0, 1]"),
+        ([*sample, "--times", "1.5,0.5"], "was trained for t in [0, 1]"),
         ([*sample, "--steps", "0"], "0 steps were asked for"),
         ([*sample, "--sampler", "huen"], "no sampler 'huen'"),
         ([*sample, "-n", "0"], "at least 1"),
         ([*sample, "--seed", "-1"], "seed"),
         (["evaluate", teacher, "--steps", "two"], "numbers with commas"),
+        ([*sample, "--label", "3 4"], "numbers with commas"),
         (["evaluate", teacher, "--extractor", "inceptoin"], "no extractor"),
         (
             ["train", "digits-flow", "data.name=folder", f"data.path={pictures}"],

@@ -1,6 +1,6 @@
-"""The command line: one verb a file, imported only when it is called.
+"""The command line: one file per verb, imported only when that verb runs.
 
-Exit codes: 0 done; 2 bad input, with one line that says what to do; 1 our bug, with a traceback.
+Exit codes: 0 done; 2 bad input, with one line that says what to do; 1 a bug, with a traceback.
 """
 
 import importlib
@@ -11,32 +11,33 @@ from fewstep import __version__
 from fewstep.errors import InputError, did_you_mean
 
 VERBS = {
-    "demo": "from real images to one-step students and a report, in three minutes",
+    "demo": "train a teacher and one-step students of digits, with a report, in minutes",
     "train": "train a recipe: a teacher, or any other run",
     "distill": "train a recipe whose student learns from a teacher",
-    "record": "record a teacher's noise-image pairs into a store",
-    "sample": "draw a grid of images from a run",
-    "progress": "how far a run is; its log as CSV",
-    "evaluate": "score a run at chosen numbers of steps",
-    "compare": "measure runs side by side, into one report",
-    "doctor": "what this machine has: device, threads, data sets, weights, extras",
+    "record": "record noise-image pairs of a teacher into a store",
+    "sample": "sample a grid of images from a run",
+    "progress": "show how far a run is, or print its log as CSV",
+    "evaluate": "score a run at several numbers of steps",
+    "compare": "measure several runs into one report",
+    "doctor": "list what this machine has: device, threads, data sets, weights, extras",
 }
 
 
 def help_text() -> str:
-    """What `fewstep --help` prints."""
+    """Text of `fewstep --help`."""
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:<{width}}  {what}" for name, what in VERBS.items())
     return (
-        "fewstep: train a diffusion or flow teacher, distil it to a few steps, see the result\n\n"
+        "fewstep: train a diffusion or flow teacher and distil it to a few steps\n\n"
         f"usage: fewstep VERB ...\n\n{verbs}\n\n"
-        "fewstep VERB --help tells a verb's options; fewstep train RECIPE --help a recipe's.\n"
+        "fewstep VERB --help lists the options of a verb.\n"
+        "fewstep train RECIPE --help lists the keys of a recipe.\n"
         "Start with: fewstep demo"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code."""
+    """Run one verb. Returns the exit code."""
     verb, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if verb in ("-h", "--help", "help"):
         print(help_text())
@@ -47,15 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise InputError(
-                f"there is no verb {verb!r}{did_you_mean(verb, VERBS)}; "
-                f"there are: {', '.join(VERBS)}"
+                f"unknown verb {verb!r}{did_you_mean(verb, VERBS)}; "
+                f"choose one of {', '.join(VERBS)}"
             )
         return importlib.import_module(f"fewstep.cli.{verb}").main(rest)
     except InputError as error:
         print(f"fewstep: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output left: nobody to tell
+        sys.stderr.close()  # the reader of our output has gone; hide the error at exit
         return 0
     except KeyboardInterrupt:
         print("fewstep: interrupted", file=sys.stderr)

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     from fewstep.comparison import compare
     from fewstep.report import write_report
 
-    steps, protocol = console.counts(options.steps), options.evaluation_protocol()
+    steps, protocol = console.numbers("--steps", options.steps, int), options.evaluation_protocol()
     _check_writable(options.out)
     comparison = compare(
         options.runs,

@@ -1,4 +1,4 @@
-"""What the verbs share: reading options, progress bars, a gentle Ctrl-C, warnings in one line."""
+"""What the verbs share: options, printed text and tables, progress bars, Ctrl-C, warnings."""
 
 import os
 import signal
@@ -6,8 +6,9 @@ import sys
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, get_type_hints, runtime_checkable
 
 import tyro
 from rich.console import Console
@@ -26,38 +27,64 @@ from rich.text import Text
 from fewstep.errors import InputError
 
 Options = TypeVar("Options")
-# of several processes, one talks
-quiet = os.environ.get("RANK", "0") != "0"
-out = Console(soft_wrap=True, highlight=False, quiet=quiet)
+Number = TypeVar("Number", int, float)
+QUIET = os.environ.get("RANK", "0") != "0"
+"""Of several processes under `torchrun`, only the first one prints."""
 
 
-def options(
-    kind: type[Options], verb: str, argv: Sequence[str], *, opposites: bool = False
-) -> Options:
-    """The verb's options, a dataclass, from the command line; exits with 2 if they do not fit.
-    `opposites` gives each flag two spellings: `--flag` and `--no-flag`."""
-    warnings.showwarning = _one_line
-    return tyro.cli(
-        kind,
-        prog=f"fewstep {verb}",
-        args=list(argv),
-        config=() if opposites else (tyro.conf.FlagCreatePairsOff,),
-        console_outputs=True,
+def make_console(**settings: Any) -> Console:
+    """A console that prints text as it is: `[a=b]` and `:name:` mean nothing to it."""
+    return Console(
+        soft_wrap=True, markup=False, emoji=False, highlight=False, quiet=QUIET, **settings
     )
 
 
-def whole(table: Table) -> None:
-    """Print a table in full, wider than the window where need be: a name cut short is no name."""
+out = make_console()
+
+
+def options(
+    kind: type[Options], verb: str, argv: Sequence[str], *, negations: bool = False
+) -> Options:
+    """Parse the command line into `kind`, a dataclass; exits with 2 if it does not fit.
+
+    Options and positional arguments may come in any order. `negations` gives each flag a second
+    spelling, `--no-flag`.
+    """
+    warnings.showwarning = _print_warning
+    config = [tyro.conf.DisallowNone] + ([] if negations else [tyro.conf.FlagCreatePairsOff])
+    settings: dict[str, Any] = {"prog": f"fewstep {verb}", "args": list(argv), "config": config}
+    parsed, rest = tyro.cli(kind, return_unknown_args=True, **settings)
+    if not rest:
+        return parsed
+    name = _variadic_field(kind)
+    if name is None or any(word.startswith("-") for word in rest):
+        return tyro.cli(kind, **settings)  # prints what is not recognized, and exits
+    # tyro reads one group of positional arguments; these came after a later option
+    dataclass: Any = parsed
+    return replace(dataclass, **{name: (*getattr(parsed, name), *rest)})
+
+
+def _variadic_field(kind: type[Any]) -> str | None:
+    """The field that takes any number of positional arguments."""
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        metadata = getattr(hint, "__metadata__", ())
+        if tyro.conf.Positional in metadata and hint.__origin__ == tuple[str, ...]:
+            return name
+    return None
+
+
+def print_table(table: Table) -> None:
+    """Print a table in full, wider than the window where need be, so that no name is cut."""
     needed = out.measure(table, options=out.options.update(max_width=1000)).maximum
-    Console(width=max(out.width, needed), soft_wrap=True, quiet=quiet).print(table)
+    make_console(width=max(out.width, needed)).print(table)
 
 
-def counts(text: str) -> tuple[int, ...]:
-    """Step counts such as `1,2,4`."""
+def numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
+    """Numbers separated by commas, such as the `1,2,4` of `--steps 1,2,4`."""
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(f"--steps {text}: give numbers with commas, such as 1,2,4") from error
+        raise InputError(f"{option} {text}: give numbers with commas, such as 1,2,4") from error
 
 
 class _Rate(ProgressColumn):
@@ -66,30 +93,57 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.1f}/s" if speed else "", style="dim")
 
 
+@runtime_checkable
+class Update(Protocol):
+    """Moves a progress bar to `done`, with a note beside it; `total` corrects the total."""
+
+    def __call__(self, done: int, note: str = "", total: int | None = None) -> None: ...
+
+
+class Bars:
+    """Progress bars, one below the other, with rate and time left."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
+            console=make_console(stderr=True),
+            disable=QUIET,
+        )
+
+    def add(self, name: str, total: int, done: int = 0) -> Update:
+        """A bar, shown from its first update on: an error before that leaves none behind."""
+        task = self._progress.add_task(name, total=total, completed=done, note="", visible=False)
+
+        def update(done: int, note: str = "", total: int | None = None) -> None:
+            self._progress.start()
+            self._progress.update(task, completed=done, note=note, total=total, visible=True)
+
+        return update
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress.live.is_started:
+            self._progress.stop()
+
+
 @contextmanager
-def bar(what: str, total: int, done: int = 0) -> Generator[Any]:
-    """A progress bar with rate and time left; call it with (done, note)."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        task = progress.add_task(what, total=total, completed=done, note="")
-
-        def tell(done: int, note: str = "") -> None:
-            progress.update(task, completed=done, note=note)
-
-        yield tell
+def bar(name: str, total: int, done: int = 0) -> Generator[Update]:
+    """A single progress bar; call it with (done, note)."""
+    with Bars() as bars:
+        yield bars.add(name, total, done)
 
 
 class Stop:
-    """Whether the user has asked to stop."""
+    """Whether the user wants to stop."""
 
-    asked = False
+    requested = False
 
 
 @contextmanager
@@ -98,7 +152,7 @@ def stopping() -> Generator[Stop]:
     stop = Stop()
 
     def handler(number: int, frame: FrameType | None) -> None:
-        stop.asked = True
+        stop.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = signal.signal(signal.SIGINT, handler)
@@ -108,7 +162,7 @@ def stopping() -> Generator[Stop]:
         signal.signal(signal.SIGINT, before)
 
 
-def _one_line(
+def _print_warning(
     message: Warning | str,
     category: type[Warning],
     filename: str,

@@ -161,7 +161,7 @@ def _train(name: str, demo: Demo) -> bool:
     from fewstep.runner import finished
 
     recipe, folder = read(demo.preset(name), demo.overrides(name)), demo.out / name
-    return finished(recipe, folder) or train.run(recipe, folder, what=f"{name:<12}")
+    return finished(recipe, folder) or train.train_with_bar(recipe, folder)
 
 
 def _record(kind: str, demo: Demo) -> bool:
@@ -169,7 +169,9 @@ def _record(kind: str, demo: Demo) -> bool:
 
     source, told, sampler = demo.recorded(kind)
     wanted = Recording(told["count"], told["steps"], chunks=told.get("chunks", 0))
-    return record.run(str(demo.out / source), demo.out / kind, wanted, sampler=sampler)
+    with console.bar("record", told["count"]) as update, console.stopping() as stop:
+        source = str(demo.out / source)
+        return record.run(source, demo.out / kind, wanted, update, stop, sampler=sampler)
 
 
 def _measure(demo: Demo, evaluator: "Evaluator") -> list[tuple[str, "Score"]]:

@@ -1,4 +1,4 @@
-"""`fewstep distill RECIPE ...`: `train`, with another intention."""
+"""`fewstep distill RECIPE ...`: the same as `train`, for recipes with a teacher."""
 
 from collections.abc import Sequence
 
@@ -6,5 +6,5 @@ from fewstep.cli import train
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train a student; 0 when done."""
+    """Train a student. Returns the exit code."""
     return train.main(argv, verb="distill")

@@ -1,4 +1,4 @@
-"""`fewstep doctor`: what this machine has, and what to do about the rest."""
+"""`fewstep doctor`: what this machine has, and how to get the rest."""
 
 import os
 import platform
@@ -27,19 +27,19 @@ FILES = {
 
 @dataclass(frozen=True)
 class Options:
-    """Tell what this machine has: device, threads, data sets, weights that measure, extras."""
+    """List what this machine has: device, threads, data sets, weights of extractors, extras."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the findings; 0."""
+    """Run `fewstep doctor`. Returns the exit code."""
     console.options(Options, "doctor", argv)
-    for what, found in findings():
-        print(f"{what:<17} {found}")
+    for name, status in report():
+        print(f"{name:<17} {status}")
     return 0
 
 
-def findings() -> Iterator[tuple[str, str]]:
-    """(what, what was found) a line."""
+def report() -> Iterator[tuple[str, str]]:
+    """Lines of the report, as (name, status)."""
     import torch
 
     from fewstep.distributed import device, hardware
@@ -55,17 +55,24 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "home", f"{home()} ($FEWSTEP_HOME), {_free(home())} free"
     yield "digits", "with scikit-learn"
     for name, file in FILES.items():
-        there = (home() / file).exists()
-        yield name, "there" if there else f"not there; downloaded when asked for, to {home()}/data"
+        yield name, "present" if (home() / file).exists() else _missing("data")
     for name in weights.PUBLISHED:
         path = weights.there(name)
-        otherwise = f"not there; downloaded when asked for, to {home()}/weights"
-        yield name, path.name if path else otherwise
+        yield name, path.name if path else _missing("weights")
     for extra, modules in EXTRAS.items():
-        lacking = [module for module in modules if find_spec(module) is None]
-        yield f"[{extra}]", f"pip install 'fewstep[{extra}]'" if lacking else "installed"
+        missing = [module for module in modules if find_spec(module) is None]
+        yield f"[{extra}]", f"pip install 'fewstep[{extra}]'" if missing else "installed"
     if find_spec("torchvision"):
-        yield "torchvision", "installed, not needed; if it does not fit torch, diffusers breaks"
+        yield (
+            "torchvision",
+            "installed but not needed; one that does not fit torch breaks diffusers",
+        )
+
+
+def _missing(kind: str) -> str:
+    from fewstep.download import home
+
+    return f"missing; downloaded to {home()}/{kind} when it is needed"
 
 
 def _free(path: Path) -> str:

@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     from fewstep.evaluation import Evaluator
     from fewstep.sampling import renamed_step
 
-    counts, protocol = console.counts(options.steps), options.evaluation_protocol()
+    counts, protocol = console.numbers("--steps", options.steps, int), options.evaluation_protocol()
     run = comparison.load_run(options.run, weights=options.weights)
     generator = run.generator
     if options.guidance != 1:
@@ -157,7 +157,7 @@ def _table(rows: Sequence[tuple[str, "Score"]]) -> None:
             f"against {score.reference}; ± is the 95 % interval; times on {score.device}"
         ] = None
         notes |= dict.fromkeys(score.caveats)
-    console.whole(table)
+    console.print_table(table)
     for line in notes:
         console.out.print(line, style="dim")
 

@@ -18,39 +18,43 @@ from fewstep.errors import InputError
 if TYPE_CHECKING:
     from fewstep.runs import Run
 
-LAST = 10  # lines that the losses and the rate are taken over
+LAST = 10
+"""Log lines over which losses and rate are averaged."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How far a run is, with its last losses and scores; or its whole log as CSV."""
+    """Show how far a run is, with its latest losses and scores, or print its log as CSV."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder."""
     csv: bool = False
-    """Print every logged line as CSV: a score's columns are named score/1-step/frechet."""
+    """Print every logged line as CSV. The columns of a score have names such as
+    score/1-step/frechet."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None
-    """Write the CSV there instead."""
+    """Write the CSV to this file."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print; 0 when done."""
-    told = console.options(Options, "progress", argv)
+    """Run `fewstep progress`. Returns the exit code."""
+    options = console.options(Options, "progress", argv)
     from fewstep.runs import Run
 
-    run = Run(told.run)
+    run = Run(options.run)
     lines = run.progress()
     if not lines:
-        raise InputError(f"{told.run} holds no progress.jsonl with a whole line; give a run folder")
-    if told.csv or told.out:
-        write_csv(lines, told.out)
+        raise InputError(
+            f"{options.run} holds no progress.jsonl with a complete line; give a run folder"
+        )
+    if options.csv or options.out:
+        write_csv(lines, options.out)
     else:
         show(run, lines)
     return 0
 
 
 def write_csv(lines: Sequence[Mapping[str, Any]], path: Path | None) -> None:
-    """A row a line, columns as they first appear; to stdout without a path."""
+    """Write one row per line, with columns in order of appearance; to stdout without a path."""
     from fewstep.trackers import flat
 
     rows = [{key: _cell(value) for key, value in flat(line).items()} for line in lines]
@@ -61,7 +65,7 @@ def write_csv(lines: Sequence[Mapping[str, Any]], path: Path | None) -> None:
     writer.writerows(rows)
     if path is None:
         sys.stdout.write(text.getvalue())
-        sys.stdout.flush()  # a broken pipe is told here, not at exit
+        sys.stdout.flush()  # a broken pipe raises here rather than at exit
         return
     try:
         path.write_text(text.getvalue(), encoding="utf-8", newline="")
@@ -74,13 +78,13 @@ def _cell(value: object) -> object:
 
 
 def show(run: "Run", lines: Sequence[Mapping[str, Any]]) -> None:
-    """Where the run stands, in a few rows."""
+    """Print a short table: step, time, memory, losses and scores."""
     from rich.table import Table
 
     steps = [line for line in lines if "seconds" in line]
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_row("run", str(run.folder))
-    table.add_row("step", _standing(run, max(line["step"] for line in lines)))
+    table.add_row("step", _step_of_total(run, max(line["step"] for line in lines)))
     if steps:
         table.add_row("images", f"{steps[-1]['images']:,}")
         table.add_row("time", _time(steps))
@@ -88,12 +92,12 @@ def show(run: "Run", lines: Sequence[Mapping[str, Any]]) -> None:
             table.add_row("memory", f"{memory:,} MiB at most")
     for key, value in _losses(steps[-LAST:]).items():
         table.add_row(key, f"{value:.4g}")
-    for name, told in _scores(lines).items():
-        table.add_row(name, told)
-    console.whole(table)
+    for name, text in _scores(lines).items():
+        table.add_row(name, text)
+    console.print_table(table)
 
 
-def _standing(run: "Run", step: int) -> str:
+def _step_of_total(run: "Run", step: int) -> str:
     if not run.recipe_file.exists():
         return f"{step:,}"
     from fewstep.recipe import read
@@ -103,7 +107,7 @@ def _standing(run: "Run", step: int) -> str:
 
 
 def _time(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Over all sessions, and the rate of the last: `seconds` starts anew at each resume."""
+    """Time of all sessions, and the rate of the last: `seconds` restarts at each resume."""
     total, session = 0.0, 0
     for i, line in enumerate(steps):
         before = steps[i - 1]["seconds"] if i else 0.0
@@ -111,36 +115,36 @@ def _time(steps: Sequence[Mapping[str, Any]]) -> str:
             before, session = 0.0, i
         total += line["seconds"] - before
     minutes, seconds = divmod(round(total), 60)
-    told = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    text = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
     recent = steps[session:][-LAST:]
     elapsed = recent[-1]["seconds"] - recent[0]["seconds"]
-    made = recent[-1]["step"] - recent[0]["step"]
-    return f"{told}, {made / elapsed:,.1f} steps/s" if elapsed > 0 else told
+    count = recent[-1]["step"] - recent[0]["step"]
+    return f"{text}, {count / elapsed:,.1f} steps/s" if elapsed > 0 else text
 
 
 def _losses(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean of each number over these lines, where it is told."""
+    """Mean of each number over the lines that hold it."""
     from fewstep.trackers import numbers
 
-    told: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
     for line in steps:
         for key, value in numbers(line).items():
             if key not in ("images", "seconds", "memory"):
-                told.setdefault(key, []).append(value)
-    return {key: fmean(values) for key, values in told.items()}
+                values.setdefault(key, []).append(value)
+    return {key: fmean(each) for key, each in values.items()}
 
 
 def _scores(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The last score at each number of steps, and when it was taken."""
+    """The latest score at each number of steps, and the training step that it belongs to."""
     last = {
         line["score"].get("steps"): (line["step"], line["score"])
         for line in lines
         if isinstance(line.get("score"), Mapping)
     }
-    told: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for steps, (step, score) in sorted(last.items(), key=lambda item: item[0] or 0):
         parts = [f"Fréchet {score['frechet']:.2f}"] if score.get("frechet") is not None else []
         if score.get("accuracy") is not None:
             parts.append(f"accuracy {100 * score['accuracy']:.1f} %")
-        told[f"{steps}-step score"] = f"{', '.join(parts)} ({score.get('extractor')}, step {step})"
-    return told
+        texts[f"{steps}-step score"] = f"{', '.join(parts)} ({score.get('extractor')}, step {step})"
+    return texts

@@ -25,51 +25,51 @@ class Options:
     Under `torchrun --nproc-per-node N -m fewstep record ...` N processes share the work.
     """
 
-    run: tyro.conf.Positional[str | None] = None
+    run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
     """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """The folder to record into, or an address such as s3://bucket/folder."""
     count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 50_000
-    """Pairs to record."""
+    """Number of pairs to record."""
     steps: int = 18
-    """Steps of the sampler."""
+    """Number of sampler steps."""
     sampler: str = "heun"
-    """transfer, heun, multistep or a circuit's ring: the noise-to-image map must be a function."""
+    """A deterministic sampler: transfer, heun, multistep, or ring for a circuit."""
     guidance: float = 1.0
-    """Weight of classifier-free guidance; 1: none."""
+    """Weight of classifier-free guidance; 1 is no guidance."""
     states: int = 0
-    """States to keep of each path, between its noise and its image."""
+    """Intermediate states to record of each path from noise to image."""
     chunks: int = 0
-    """Of a circuit, with --sampler ring: record its latents too, as this many sums of updates."""
+    """For a circuit with --sampler ring: also record its states, as this many sums of updates."""
     codec: str | None = None
-    """u8, f16, raw, int8 or int8:PERCENTILE; by default u8 for images (f16 beside latents), raw for
-    points."""
+    """u8, f16, raw, int8 or int8:PERCENTILE; by default u8 for images (f16 beside the states of a
+    circuit), raw for points."""
     batch: int | None = None
-    """Images between two steps of the progress bar; neither the store nor the speed depends on it,
-    since the network always sees whole tiles."""
+    """Images between two updates of the progress bar. Neither the store nor the speed depends on
+    it, because the network always computes whole tiles."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
     resume: bool = True
-    """Complete what the folder holds already; else refuse one that holds anything."""
+    """Complete a store that was begun; --no-resume refuses a folder that is not empty."""
     verify: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Check every byte of a store instead, and name what is damaged."""
+    """Instead of recording, check every byte of a store and list what is damaged."""
     info: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Tell what a store holds instead."""
+    """Instead of recording, print what a store holds as JSON."""
     convert: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Copy a folder of Denoising Circuits' sample_*.zst into a store at --out, or such a store into
-    such a folder, instead."""
+    """Instead of recording, convert a folder of Denoising Circuits' sample_*.zst files into a store
+    at --out, or a store into such a folder."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Record, verify, tell or convert; 2 when a store is damaged."""
-    told = console.options(Options, "record", argv, opposites=True)
-    if told.verify:
-        return _verify(told.verify)
-    if told.info:
-        return _info(told.info)
-    if told.convert and told.out:
-        return _convert(told.convert, told.out)
-    if told.run is None or told.out is None:
+    """Run `fewstep record`. Returns the exit code, 2 for a damaged store."""
+    options = console.options(Options, "record", argv, negations=True)
+    if options.verify:
+        return _verify(options.verify)
+    if options.info:
+        return _info(options.info)
+    if options.convert and options.out:
+        return _convert(options.convert, options.out)
+    if options.run is None or options.out is None:
         raise InputError(
             "record needs a RUN and --out DIR; or --convert DIR and --out DIR, or --verify DIR, or "
             "--info DIR"
@@ -77,33 +77,43 @@ def main(argv: Sequence[str]) -> int:
     from fewstep.recording import Recording
     from fewstep.store import open_folder
 
-    if not told.resume and open_folder(told.out).sizes():
-        raise InputError(f"{told.out} is not empty, and --no-resume was asked; give another --out")
-    wanted = Recording(told.count, told.steps, told.states, told.codec, told.chunks, told.seed)
-    if not run(
-        told.run,
-        told.out,
-        wanted,
-        sampler=told.sampler,
-        guidance=told.guidance,
-        batch=told.batch,
-    ):
+    if not options.resume and open_folder(options.out).sizes():
+        raise InputError(
+            f"{options.out} is not empty, and --no-resume forbids that; give another --out"
+        )
+    recording = Recording(
+        options.count, options.steps, options.states, options.codec, options.chunks, options.seed
+    )
+    with console.bar("record", options.count) as update, console.stopping() as stop:
+        complete = run(
+            options.run,
+            options.out,
+            recording,
+            update,
+            stop,
+            sampler=options.sampler,
+            guidance=options.guidance,
+            batch=options.batch,
+        )
+    if not complete:
         console.out.print("stopped; the same command resumes")
         return 0
-    console.out.print(f"{told.out}: {told.count} pairs")
+    console.out.print(f"{options.out}: {options.count} pairs")
     return 0
 
 
 def run(
     address: str,
     folder: str | Path,
-    wanted: "Recording",
+    recording: "Recording",
+    update: console.Update,
+    stop: console.Stop,
     *,
     sampler: str,
     guidance: float = 1.0,
     batch: int | None = None,
 ) -> bool:
-    """Record with a progress bar; False when the user stopped it."""
+    """Record to the end, reporting progress to `update`. Returns False if stopped before it."""
     from fewstep import runs
     from fewstep.distributed import device
     from fewstep.recording import record
@@ -115,14 +125,11 @@ def run(
     generator = generator.with_sampler(step=step).to(device())
     if guidance != 1:
         generator = generator.with_guidance(guidance)
-    rows = record(generator, folder, wanted, teacher=teacher, batch=batch)
-    with console.stopping() as stop, closing(rows):
-        start = next(rows)
-        with console.bar("record", start.total, start.done) as bar:
-            for now in rows:
-                bar(now.done)
-                if stop.asked and now.done < now.total:
-                    return False
+    with closing(record(generator, folder, recording, teacher=teacher, batch=batch)) as rows:
+        for progress in rows:
+            update(progress.done, total=progress.total)
+            if stop.requested and progress.done < progress.total:
+                return False
     return True
 
 
@@ -148,18 +155,18 @@ def _info(folder: str) -> int:
     begun = store.unfinished(store.open_folder(folder))
     if begun:
         plan, shards = begun
-        told = {"finished": False, "recorded": sum(shard.count for shard in shards)}
+        summary = {"finished": False, "recorded": sum(shard.count for shard in shards)}
     else:
         reader = store.Reader(folder)
         plan, shards = reader.manifest.plan, reader.manifest.shards
-        told = {"finished": True, "hash": reader.hash}
-    told |= {
+        summary = {"finished": True, "hash": reader.hash}
+    summary |= {
         "records": plan.count,
         "bytes": sum(shard.bytes for shard in shards),
         "schema": {name: str(codec) for name, codec in plan.schema.items()},
         "provenance": dict(plan.provenance),
     }
-    console.out.print_json(json.dumps(told))
+    console.out.print_json(json.dumps(summary))
     return 0
 
 

@@ -12,34 +12,34 @@ from fewstep.cli import console
 
 @dataclass(frozen=True)
 class Options:
-    """Draw a grid of images, as a PNG file."""
+    """Sample a grid of images into a PNG file."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
-    """The PNG to write."""
+    """The PNG file to write."""
     steps: int | None = None
-    """Steps; by default the fewest that the run was made for, else 8."""
+    """Number of steps; by default the fewest that the run was trained for, else 8."""
     sampler: str | None = None
-    """transfer, ancestral, renoise, heun, multistep or corrector, or a circuit's ring; by default
+    """transfer, ancestral, renoise, heun, multistep or corrector, or ring for a circuit; by default
     the run's own."""
-    times: tuple[float, ...] = ()
-    """The very times to ask the network at, falling, instead of --steps."""
+    times: str | None = None
+    """Decreasing times at which the network is evaluated, with commas, in place of --steps."""
     count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 40
-    """Images to draw."""
+    """Number of images."""
     seed: int = 0
-    """Of the noise: equal seeds start different runs from the same noise."""
-    label: tuple[int, ...] = ()
-    """Classes to draw, in turn; by default all."""
+    """Seed of the noise: with equal seeds, different runs start from the same noise."""
+    label: str | None = None
+    """Classes to sample in turn, with commas; by default all."""
     guidance: float = 1.0
-    """Weight of classifier-free guidance; 1: none."""
+    """Weight of classifier-free guidance; 1 is no guidance."""
     weights: Literal["ema", "raw", "best"] = "ema"
-    """The averaged weights, or those of the last step."""
+    """Averaged weights, raw ones of the last step, or averaged ones of the best evaluation."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draw; 0 when the file is written."""
-    told = console.options(Options, "sample", argv)
+    """Run `fewstep sample`. Returns the exit code."""
+    options = console.options(Options, "sample", argv)
     import torch
 
     from fewstep import runs
@@ -49,28 +49,30 @@ def main(argv: Sequence[str]) -> int:
     from fewstep.sampling import renamed_step
     from fewstep.times import FixedGrid
 
-    generator = runs.load(told.run, weights=told.weights)
-    if told.guidance != 1:
-        generator = generator.with_guidance(told.guidance)
-    if told.label:
-        generator.check_labels(torch.tensor(told.label))
-    if told.sampler:
-        generator = generator.with_sampler(step=renamed_step(generator.step, told.sampler))
-    steps = told.steps if told.steps is not None else min(generator.grid.counts or (8,))
-    if told.times:
-        generator = generator.with_sampler(grid=FixedGrid((told.times,)))
-        steps = len(told.times)
+    labels = console.numbers("--label", options.label, int) if options.label else ()
+    times = console.numbers("--times", options.times, float) if options.times else ()
+    generator = runs.load(options.run, weights=options.weights)
+    if options.guidance != 1:
+        generator = generator.with_guidance(options.guidance)
+    if labels:
+        generator.check_labels(torch.tensor(labels))
+    if options.sampler:
+        generator = generator.with_sampler(step=renamed_step(generator.step, options.sampler))
+    steps = options.steps if options.steps is not None else min(generator.grid.counts or (8,))
+    if times:
+        generator = generator.with_sampler(grid=FixedGrid((times,)))
+        steps = len(times)
     images = [
         rows
         for _, rows in generate(
             generator.to(device()),
-            told.count,
+            options.count,
             steps=steps,
-            seed=told.seed,
-            labels=told.label or None,
+            seed=options.seed,
+            labels=labels or None,
         )
     ]
-    columns = len(told.label) or generator.spec.classes or None
-    save_grid(torch.cat(images), told.out, columns=columns if told.count >= 10 else None)
-    console.out.print(f"{told.out}: {told.count} images, {steps} steps")
+    columns = len(labels) or generator.spec.classes or None
+    save_grid(torch.cat(images), options.out, columns=columns if options.count >= 10 else None)
+    console.out.print(f"{options.out}: {options.count} images, {steps} steps")
     return 0

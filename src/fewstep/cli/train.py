@@ -1,8 +1,9 @@
 """`fewstep train RECIPE [key=value ...] [--out DIR] [--track TRACKER]`."""
 
+import io
 import shlex
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, redirect_stderr, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +14,9 @@ from fewstep.cli import console
 
 if TYPE_CHECKING:
     from fewstep.recipe import Recipe
-    from fewstep.trackers import Follower
+    from fewstep.trackers import Tracking
+
+HELP = frozenset({"-h", "--help"})
 
 
 @dataclass(frozen=True)
@@ -23,33 +26,36 @@ class Options:
     `fewstep train RECIPE --help` lists the recipe's own keys.
     """
 
-    recipe: tyro.conf.Positional[str]
-    """A preset's name, or a TOML file."""
-    overrides: tyro.conf.Positional[tuple[str, ...]] = field(default=())
-    """Changes to the recipe, such as fit.steps=100; the right side is TOML."""
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
+    """Name of a preset, or a TOML file."""
+    overrides: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[KEY=VALUE ...]")
+    ] = field(default=())
+    """Changes to the recipe, such as fit.steps=100; the value is TOML."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The run folder; by default runs/RECIPE."""
     track: Annotated[
         tuple[Literal["tensorboard", "wandb", "trackio"], ...], tyro.conf.UseAppendAction
     ] = ()
-    """Forward the log and the samples to this tracker; give it again for another."""
+    """Forward the log and the samples to this tracker; repeat it for several trackers."""
 
 
 def main(argv: Sequence[str], verb: str = "train") -> int:
-    """Train, or say that it is done; 0 either way."""
-    if recipe_asked(argv):
-        return _recipe_help(argv, verb)
-    told = console.options(Options, verb, argv)
+    """Train a recipe, unless it is finished. Returns the exit code."""
+    explain = _options_beside_help(argv, verb)
+    if explain:
+        return _explain(explain, verb)
+    options = console.options(Options, verb, argv)
     from fewstep.recipe import read
     from fewstep.runner import finished
 
-    recipe = read(told.recipe, told.overrides)
-    folder = told.out or Path("runs") / Path(told.recipe).stem
+    recipe = read(options.recipe, options.overrides)
+    folder = options.out or Path("runs") / Path(options.recipe).stem
     command = shlex.join(["fewstep", verb, *argv])
     if finished(recipe, folder):
         console.out.print(f"{folder} is finished: {recipe.fit.steps} steps")
         return 0
-    if not run(recipe, folder, what=folder.name, track=told.track):
+    if not train_with_bar(recipe, folder, options.track):
         console.out.print(f"stopped; to resume: {command}")
         return 0
     from fewstep.distributed import first_rank
@@ -61,76 +67,58 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     return 0
 
 
-def run(recipe: "Recipe", folder: Path, *, what: str, track: Sequence[str] = ()) -> bool:
-    """Train to the end with a progress bar; False when the user stopped it."""
-    from fewstep.runner import run_recipe
+def train_with_bar(recipe: "Recipe", folder: Path, trackers: Sequence[str] = ()) -> bool:
+    """Train with a progress bar. Returns False if the user stopped it."""
+    from fewstep.trackers import Tracking
 
     with (
-        closing(_Tracking(folder, track)) as tracking,
-        console.bar(what, recipe.fit.steps) as bar,
+        closing(Tracking(folder, trackers, console.out.print)) as tracking,
+        console.bar(folder.name, recipe.fit.steps) as update,
         console.stopping() as stop,
-        closing(run_recipe(recipe, folder)) as steps,
     ):
+        return train(recipe, folder, update, stop, tracking)
+
+
+def train(
+    recipe: "Recipe",
+    folder: Path,
+    update: console.Update,
+    stop: console.Stop,
+    tracking: "Tracking | None" = None,
+) -> bool:
+    """Train to the end, reporting each step to `update`. Returns False if stopped before it."""
+    from fewstep.runner import run_recipe
+
+    with closing(run_recipe(recipe, folder)) as steps:
         for progress in steps:
-            tracking.forward(progress.step)
+            if tracking:
+                tracking.forward(progress.step)
             loss = progress.numbers.get("student/loss")
-            bar(progress.step, "" if loss is None else f"loss {loss:.4g}")
-            if stop.asked and progress.step < recipe.fit.steps:
+            update(progress.step, "" if loss is None else f"loss {loss:.4g}")
+            if stop.requested and progress.step < recipe.fit.steps:
                 return False
     return True
 
 
-class _Tracking:
-    """The followers of a run, if any; opened at its first step, when its folder is its own."""
-
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.folder = folder
-        self.names = list(dict.fromkeys(names))
-        self.followers: list[Follower] = []
-        if self.names:
-            from fewstep.trackers import require
-
-            require(self.names)
-
-    def forward(self, step: int) -> None:
-        """Send what the run folder has gained by this step."""
-        if self.names:
-            self._open(step)
-        for follower in self.followers:
-            follower.forward()
-
-    def close(self) -> None:
-        for follower in self.followers:
-            follower.close()
-
-    def _open(self, step: int) -> None:
-        from fewstep.distributed import first_rank
-        from fewstep.runs import Run
-        from fewstep.trackers import follow
-
-        names, self.names = self.names, []
-        if first_rank():
-            opened = (follow(Run(self.folder), name, step) for name in names)
-            self.followers = [follower for follower in opened if follower]
-        for follower in self.followers:
-            console.out.print(f"tracked: {follower.tracker.where}")
+def _options_beside_help(argv: Sequence[str], verb: str) -> Options | None:
+    """The options beside `--help` if they name a recipe: then help is wanted for the recipe."""
+    if HELP & set(argv):
+        with suppress(SystemExit), redirect_stderr(io.StringIO()):
+            return console.options(Options, verb, [word for word in argv if word not in HELP])
+    return None
 
 
-def recipe_asked(argv: Sequence[str]) -> bool:
-    """Whether help is asked for a recipe, not for the verb."""
-    return bool({"-h", "--help"} & set(argv)) and any(not a.startswith("-") for a in argv)
-
-
-def _recipe_help(argv: Sequence[str], verb: str) -> int:
-    """Every key of a recipe with its value and meaning, the method's own first."""
+def _explain(options: Options, verb: str) -> int:
+    """Print every key of a recipe with its value and meaning, the method's own keys first."""
     from rich.table import Table
+    from rich.text import Text
 
     from fewstep.recipe import explained, read
 
-    name = next(a for a in argv if not a.startswith("-"))
-    recipe = read(name)
-    console.out.print(f"fewstep {verb} {name} [key=value ...] [--out DIR]\n")
-    console.out.print(f"[bold]{recipe.about.title or name}[/]  {recipe.about.paper}\n")
+    recipe = read(options.recipe, options.overrides)
+    console.out.print(f"fewstep {verb} {options.recipe} [key=value ...] [--out DIR]\n")
+    title = Text(recipe.about.title or options.recipe, style="bold")
+    console.out.print(title, f" {recipe.about.paper}\n")
     table = Table(box=None, pad_edge=False)
     for heading in ("key", "value here", "meaning"):
         table.add_column(heading, overflow="fold")
