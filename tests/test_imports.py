@@ -21,7 +21,7 @@ LAYERS = [
     ["parametrization"],
     ["backbones", "data", "store", "metrics"],
     ["denoiser"],
-    ["times", "circuit"],
+    ["circuits", "times"],
     ["sampling"],
     ["guidance"],
     ["generator"],

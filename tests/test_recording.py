@@ -189,7 +189,7 @@ def test_images_are_kept_as_asked(tmp_path, codec, bits, error):
     [
         ({"states": 5}, "5 states of a path of 5 steps: there are 4"),
         ({"states": -1}, "-1 states"),
-        ({"codec": "int4"}, "no codec 'int4'; there are: u8, f16, int8, raw"),
+        ({"codec": "int4"}, "unknown codec 'int4'; choose one of: u8, f16, int8, raw"),
         ({"codec": "int8:lots"}, "write int8, or int8:99.5"),
         ({"batch": 0}, "batches of 0"),
         ({"steps": 0}, "pairs of 0 steps"),

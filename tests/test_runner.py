@@ -154,7 +154,7 @@ def circuit(trained, *more):
     told = [
         "student.backbone.network.channels=[8]",
         "student.backbone.network.groups=4",
-        "student.backbone.latent={channels=8, groups=2}",
+        "student.backbone.state={channels=8, groups=2}",
         f'teacher.load="{trained.folder}"',
         "method.phases=[]",
         "fit.batch=8",

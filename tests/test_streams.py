@@ -35,7 +35,7 @@ def stored(folder, count=23):
 @pytest.mark.parametrize("kept", [True, False])
 def test_rows_are_the_records_and_the_noise_of_their_seeds(tmp_path, monkeypatch, kept):
     if not kept:
-        monkeypatch.setattr(streams, "KEPT", 0)
+        monkeypatch.setattr(streams, "CACHE_BYTES", 0)
     stream = PairStream(stored(tmp_path), classes=3)
     for index in (torch.tensor([22, 0, 7]), torch.tensor([0, 1, 22, 1]), torch.arange(23)):
         rows = stream.rows(index, torch.zeros(len(index)), CPU)
@@ -82,7 +82,7 @@ def test_a_store_without_pairs_is_refused(tmp_path):
     writer = store.Writer(tmp_path, schema={"x0": store.U8(IMAGES)}, count=1, provenance={})
     writer.write(0, {"x0": torch.zeros(1, *IMAGES)})
     writer.finish()
-    with pytest.raises(InputError, match="holds x0: no pairs"):
+    with pytest.raises(InputError, match="holds x0, but pairs need"):
         PairStream(store.Reader(tmp_path))
 
 
@@ -101,7 +101,7 @@ def pairs_of(folder, **tensors):
         ({"seed": torch.tensor([0, -5])}, "holds seed -5"),
         (
             {"seed": torch.tensor([0, 1]), "label": torch.tensor([0, 7])},
-            "label 7; here they",
+            "label 7, but here it must be",
         ),
         ({"noise": torch.zeros(2, 3)}, "the store's noise is"),
         ({"seed": torch.tensor([0.5, 1.0])}, "the store's seed is"),

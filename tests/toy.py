@@ -5,14 +5,10 @@ from functools import cache
 import torch
 
 from fewstep import backbones, metrics, runs, store
-from fewstep.backbones import (
-    CircuitConfig,
-    LatentConfig,
-    MLPConfig,
-    ResidualsConfig,
-    UNetConfig,
-)
+from fewstep.backbones import MLPConfig, UNetConfig
 from fewstep.batching import Batches, ImageStream
+from fewstep.circuits.network import CircuitConfig, StateConfig
+from fewstep.circuits.one_step import ResidualsConfig
 from fewstep.data.toys import eight_gaussians
 from fewstep.denoiser import Denoiser
 from fewstep.generator import SampleSpec
@@ -48,8 +44,8 @@ def fresh(seed=0):
 WIDE = UNetConfig(
     channels=(64,), layers=1, attention=(), middle_attention=False, groups=8, pace=0.03
 )
-LATENT = LatentConfig(32, groups=1)
-CIRCUIT = CircuitConfig(network=WIDE, latent=LATENT, blocks=0)
+STATE = StateConfig(32, groups=1)
+CIRCUIT = CircuitConfig(network=WIDE, state=STATE, blocks=0)
 RING = 8
 """Updates of the toy's ring."""
 
@@ -64,7 +60,7 @@ def circuit(seed=0):
 
 def residuals(chunks=4, seed=0):
     """The student of a circuit's sums."""
-    config = ResidualsConfig(network=WIDE, latent=LATENT, blocks=0, chunks=chunks)
+    config = ResidualsConfig(network=WIDE, state=STATE, blocks=0, chunks=chunks)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = backbones.build(config, shape=PIXELS.shape)

@@ -1,7 +1,7 @@
-"""Streams of training rows: which rows a step sees is a function of (seed, stream, step).
+"""Batches of training rows: which rows a step gets is a function of (seed, stream, step).
 
-Each stream is a fresh permutation every epoch, keyed by (seed, stream, epoch), so resuming at any
-step needs no state. The next step's rows are read while the current one is computed.
+Each stream is permuted anew every epoch, seeded by (seed, stream, epoch), so that resuming at any
+step needs no state. Rows of the next steps are read while the current one is computed.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from fewstep.methods.base import Batch, ImageBatch, PairBatch, RingBatch, derive
 
 @runtime_checkable
 class Stream(Protocol):
-    """Rows by number; `coin` holds a uniform number for each row, for augmentation."""
+    """Rows by index. `coin` holds a uniform random number per row, for augmentation."""
 
     def __len__(self) -> int: ...
 
@@ -30,7 +30,7 @@ class Stream(Protocol):
 
 
 class ImageStream:
-    """Real images: uint8 (n, c, h, w) read as [-1, 1], or points (n, d) as they are."""
+    """Real images: uint8 (n, c, h, w), mapped to [-1, 1], or points (n, d), unchanged."""
 
     def __init__(self, images: Tensor, labels: Tensor | None, *, flip: bool = False) -> None:
         self.images = images
@@ -41,7 +41,7 @@ class ImageStream:
         return len(self.images)
 
     def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> ImageBatch:
-        """Rows `index`, mirrored left to right where `coin` is below ½ and `flip` is on."""
+        """Rows `index`; with `flip`, those whose `coin` is below ½ are mirrored left to right."""
         x0 = self.images[index].to(device)
         if x0.dtype == torch.uint8:
             x0 = from_uint8(x0)
@@ -52,10 +52,10 @@ class ImageStream:
 
 
 class Batches:
-    """The global batch of each step, cut into this rank's micro-batches."""
+    """The global batch of each step, divided among ranks and into micro-batches."""
 
     AHEAD = 2
-    """Steps read in advance, each in a thread of its own."""
+    """Steps that are read in advance, each in its own thread."""
 
     def __init__(
         self,
@@ -73,17 +73,17 @@ class Batches:
         self.device = torch.device(device)
         self._orders: dict[str, tuple[int, Tensor]] = {}
         self._readers = threads.workers(self.AHEAD)
-        self._coming: dict[tuple[int, int], Future[list[Batch]]] = {}
+        self._pending: dict[tuple[int, int], Future[list[Batch]]] = {}
 
     def step(self, step: int, micro_batch: int = 0) -> list[Batch]:
-        """This rank's rows of step `step`, at most `micro_batch` at once (0: all)."""
+        """This rank's micro-batches of step `step`, of at most `micro_batch` rows (0: all)."""
         rank, ranks = distributed.world()  # here, not in a thread: it may start the process group
-        wanted = [(step + ahead, micro_batch) for ahead in range(self.AHEAD + 1)]
-        self._coming = {
-            key: self._coming.get(key) or self._readers.submit(self._read, *key, rank, ranks)
-            for key in wanted
+        keys = [(step + ahead, micro_batch) for ahead in range(self.AHEAD + 1)]
+        self._pending = {
+            key: self._pending.get(key) or self._readers.submit(self._read, *key, rank, ranks)
+            for key in keys
         }
-        return self._coming.pop(wanted[0]).result()
+        return self._pending.pop(keys[0]).result()
 
     def _read(self, step: int, micro_batch: int, rank: int, ranks: int) -> list[Batch]:
         low, high = self.batch * rank // ranks, self.batch * (rank + 1) // ranks
@@ -108,7 +108,7 @@ class Batches:
         return torch.rand(self.batch, generator=generator)
 
     def _index(self, name: str, length: int, step: int) -> Tensor:
-        """Row numbers of the whole global batch; it may run over the end of an epoch."""
+        """Row numbers of the global batch of a step, which may cross the end of an epoch."""
         start, stop = step * self.batch, (step + 1) * self.batch
         parts: list[Tensor] = []
         while start < stop:
@@ -119,10 +119,10 @@ class Batches:
         return torch.cat(parts)
 
     def _order(self, name: str, length: int, epoch: int) -> Tensor:
-        kept = self._orders.get(name)
-        if kept is None or kept[0] != epoch:
-            # readers on two sides of an epoch's end may each make its order: the same one
+        cached = self._orders.get(name)
+        if cached is None or cached[0] != epoch:
+            # threads on two sides of an epoch's end may both draw an order: the same one
             generator = torch.Generator().manual_seed(derive_seed(self.seed, name, epoch, "order"))
-            kept = (epoch, torch.randperm(length, generator=generator))
-            self._orders[name] = kept
-        return kept[1]
+            cached = (epoch, torch.randperm(length, generator=generator))
+            self._orders[name] = cached
+        return cached[1]

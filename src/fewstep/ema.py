@@ -1,16 +1,16 @@
-"""Averages of weights, with half-lives in images."""
+"""Exponential moving averages of weights, with half-lives in images."""
 
 import torch
 from torch import Tensor, nn
 
 
 def halflife_decay(images: float, halflife: float) -> float:
-    """What is left of the old average after `images` more: 0.5^(images/halflife)."""
+    """Weight of the old average after `images` further images: `0.5 ** (images / halflife)`."""
     return 0.5 ** (images / halflife) if halflife > 0 else 0.0
 
 
 def follow(target: nn.Module, source: nn.Module, *, decay: float) -> None:
-    """Move target's parameters towards source's, in place; buffers are copied."""
+    """Average the parameters of `source` into those of `target`, in place; copy its buffers."""
     lerp([*target.parameters()], [*source.parameters()], decay=decay)
     for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
         mine.copy_(theirs)

@@ -10,6 +10,9 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from fewstep import backbones
+from fewstep.backbones import MLPConfig, UNetConfig
+from fewstep.circuits.network import CircuitConfig
+from fewstep.circuits.one_step import ResidualsConfig
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
@@ -150,10 +153,14 @@ class Generator(nn.Module):
         }
 
 
+AnyBackbone = MLPConfig | UNetConfig | CircuitConfig | ResidualsConfig
+"""Settings of any architecture; the field `name` distinguishes them in a recipe."""
+
+
 @dataclass(frozen=True)
 class _Description:
     spec: SampleSpec
-    backbone: backbones.BackboneConfig
+    backbone: AnyBackbone
     guidance: float
     process: AnyProcess
     parametrization: AnyParametrization

@@ -18,8 +18,8 @@ import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fewstep import methods
-from fewstep.backbones import BackboneConfig
 from fewstep.errors import InputError, did_you_mean
+from fewstep.generator import AnyBackbone
 from fewstep.metrics import EvalProtocol, protocol
 from fewstep.metrics.resize import Resize
 from fewstep.parametrization import AnyParametrization
@@ -111,7 +111,7 @@ class StudentConfig:
     """flow, vp, ve, cosine, table or linear-betas; of a network from scratch."""
     parametrization: AnyParametrization | None = None
     """eps, v, velocity, clean or edm; of a network from scratch."""
-    backbone: BackboneConfig | None = None
+    backbone: AnyBackbone | None = None
     """unet, mlp, circuit or residuals and its settings; of a network from scratch."""
 
 

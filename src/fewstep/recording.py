@@ -1,12 +1,12 @@
-"""A generator into a store: noise, as a seed, and the image that a deterministic teacher makes.
+"""Record a generator into a store: noise, as a seed, and the image that it becomes.
 
-Row i's noise comes from seed `FIRST_SEED + seed·2³² + i`, so a pair costs an image and two numbers.
-These seeds are their own: a student is never measured on noise that it was trained on. The store
-depends neither on batch sizes nor on interruptions or the number of processes.
+Row i's noise comes from seed `FIRST_SEED + seed·2³² + i`, so that a pair takes an image and two
+numbers. No other code uses these seeds: a student is never scored on noise that it was trained on.
+The store's bytes depend neither on batch sizes nor on interruptions or the number of processes.
 """
 
 from collections.abc import Generator as Pull
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ import torch
 from torch import Tensor
 
 from fewstep import __version__, distributed, store, threads
-from fewstep.circuit import Circuit
-from fewstep.condition import NO_LABEL, Condition
+from fewstep.circuits.rings import ring_records, ring_schema
+from fewstep.circuits.view import Circuit
+from fewstep.condition import NO_LABEL
 from fewstep.drawing import class_labels, seeds
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.sampling import DETERMINISTIC, describe_step, noise_from_seeds
 from fewstep.store import Address
 
 FIRST_SEED = 1 << 62
-SHARD_BYTES = 256 << 20  # a shard is held in memory, uncompressed, while it is made
+SHARD_BYTES = 256 << 20  # a shard is held in memory, uncompressed, while it is computed
 CODECS = ("u8", "f16", "int8", "raw")
-PERCENTILE = 99.5  # of a latent's channel, that int8 reaches; Denoising Circuits' own
 
 
-class Recorded(NamedTuple):
-    """How far this process has come with its share of the rows."""
+class Progress(NamedTuple):
+    """Rows of this process's share that are recorded, and all of its share."""
 
     done: int
     total: int
@@ -40,26 +40,26 @@ class Recorded(NamedTuple):
 
 @dataclass(frozen=True)
 class Recording:
-    """What is recorded of a generator, and how it lies on disk."""
+    """What is recorded of a generator, and how it is encoded."""
 
     count: int
-    """PairBatch."""
+    """Number of pairs."""
     steps: int
-    """Of the generator's sampler."""
+    """Steps of the generator's sampler."""
     states: int = 0
-    """States of each path to keep beside its ends, evenly spread over the grid's steps."""
+    """Noisy images x_t to record of each path, between its ends, evenly spread over the steps."""
     codec: str | None = None
-    """u8, f16, raw, int8 or int8:PERCENTILE for the images; unset: u8, raw for points, f16 beside
-    latents. States are no images: with u8 they are kept as f16."""
+    """u8, f16, raw, int8 or int8:PERCENTILE for the images; by default u8, raw for points, f16 with
+    chunks. Noisy images do not fit u8: with it they are recorded as f16."""
     chunks: int = 0
-    """Of a circuit sampled by `ring`: also its first latent, and what each of so many equal parts
-    of the steps adds to it, in 8 bits. The noise is recorded too, rounded to f16 before it is
-    used, so that the record can go where Denoising Circuits' files go."""
+    """For a circuit sampled by `ring`: also record its first state and what each of this many equal
+    parts of the steps adds to it, in 8 bits, and the noise. The noise is rounded to f16 before it
+    is used, so that the records can be converted to Denoising Circuits' files."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
     shard: int = 1024
-    """Pairs of a shard; fewer where they are large. A killed process loses at most two shards: the
-    one that it computes, and the one that is being written."""
+    """Records per shard, fewer if they are large. A killed process loses at most two shards: the
+    one it computes and the one it writes."""
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.steps < 1:
@@ -69,73 +69,52 @@ class Recording:
         seeds(self.seed, range(0))
         if self.chunks < 0 or (self.chunks and self.steps % self.chunks):
             raise InputError(
-                f"{self.chunks} chunks do not divide {self.steps} steps: each is a sum of as many"
+                f"{self.chunks} chunks do not divide {self.steps} steps: give a divisor of the "
+                "steps, or 0 for none"
             )
         if not 0 <= self.states < self.steps:
             raise InputError(
-                f"{self.states} states of a path of {self.steps} steps: there are "
+                f"cannot record {self.states} states of a path of {self.steps} steps: there are "
                 f"{self.steps - 1} between its ends"
             )
 
     @property
-    def kept(self) -> list[int]:
-        """The grid's points whose states are kept."""
+    def state_points(self) -> list[int]:
+        """Indices of the grid's points whose states are recorded."""
         return [round(k * self.steps / (self.states + 1)) for k in range(1, self.states + 1)]
-
-    def schema(self, spec: SampleSpec, latent: tuple[int, ...] = ()) -> Mapping[str, store.Codec]:
-        """The tensors of a record of samples of this subject, and of a latent of that shape."""
-        shape = spec.shape
-        # images lose nothing that their pixels could show; points are not pixels
-        name = self.codec or ("f16" if self.chunks else "u8" if len(shape) == 3 else "raw")
-        image, number = _codec(name, shape, channels=1), store.Raw(torch.int64)
-        if self.chunks:
-            sums = (self.chunks, *latent)
-            labels = {"label": number} if spec.classes else {}  # the published files know none
-            return labels | {
-                "noise": store.F16(shape),
-                "x0": image,
-                "rin0": store.Int8(latent, channels=1, percentile=PERCENTILE),
-                "r_chunks": store.Int8(sums, channels=2, percentile=PERCENTILE),
-            }
-        told = {"x0": image, "label": number, "seed": number}
-        if self.states:
-            path = "f16" if name == "u8" else name
-            told["states"] = _codec(path, (self.states, *shape), channels=2)
-        return told
 
 
 def record(
     generator: Generator,
     folder: Address,
-    told: Recording,
+    recording: Recording,
     *,
     teacher: str,
     batch: int | None = None,
-) -> Pull[Recorded]:
-    """Record pairs shard by shard, yielding first what is there, then after each batch.
+) -> Pull[Progress]:
+    """Record pairs shard by shard; yields the progress at the start and after each batch.
 
-    Classes are recorded in turn. `teacher` is the hash of the weights, kept as provenance. Under
-    `torchrun` each process records its own shards, and the first one seals the store. `batch` is
-    the most rows between two yields, by default a tile's; neither the store nor the speed depends
-    on it.
+    Classes take turns. `teacher` is the hash of the weights, stored as provenance. Under `torchrun`
+    each process records its own shards, and the first one finishes the store. `batch` is the most
+    rows between two yields, by default a tile's; neither store nor speed depends on it.
 
     Raises: InputError for a stochastic sampler, or a folder of other data.
     """
-    _must_be_a_function(generator, told)
+    _check_sampler(generator, recording)
     if batch is not None and batch < 1:
-        raise InputError(f"cannot record in batches of {batch}")
+        raise InputError(f"cannot record in batches of {batch}: give at least 1")
     rank, ranks = distributed.world(patience=timedelta(days=1))  # for the others' last shards
-    tiles = Tiles(generator, told)
-    writer = _writer(generator, folder, told, teacher, tile=tiles.size)
+    tiles = Tiles(generator, recording)
+    writer = _writer(generator, folder, recording, teacher, tile=tiles.size)
     size = writer.plan.shard_size
-    mine = sum(len(writer.plan.records(k)) for k in range(rank, writer.plan.shards, ranks))
+    total = sum(len(writer.plan.records(k)) for k in range(rank, writer.plan.shards, ranks))
     missing = [rows for rows in writer.missing() if rows.start // size % ranks == rank]
-    done = mine - sum(map(len, missing))
-    yield Recorded(done, mine)
-    with closing(_written(writer, missing, tiles, batch)) as made:
-        for rows in made:
+    done = total - sum(map(len, missing))
+    yield Progress(done, total)
+    with closing(_write_shards(writer, missing, tiles, batch)) as batches:
+        for rows in batches:
             done += len(rows)
-            yield Recorded(done, mine)
+            yield Progress(done, total)
     distributed.wait()
     tally = distributed.sum_numbers(writer.tally().to(generator.device))
     if rank == 0:
@@ -143,12 +122,12 @@ def record(
     distributed.wait()
 
 
-def _must_be_a_function(generator: Generator, told: Recording) -> None:
+def _check_sampler(generator: Generator, recording: Recording) -> None:
     name = describe_step(generator.step)["name"]
-    if told.chunks and name != "ring":
-        raise InputError(f"chunks are a ring's sums; {name} has none: record with --sampler ring")
-    if told.states and name == "ring":
-        raise InputError("a ring has no images on its way, which states are; it has --chunks")
+    if recording.chunks and name != "ring":
+        raise InputError(f"chunks are sums of a ring; {name} has none: record with --sampler ring")
+    if recording.states and name == "ring":
+        raise InputError("a ring has no noisy images, which states are: record it with --chunks")
     if name not in DETERMINISTIC:
         raise InputError(
             f"{name} draws fresh noise, so its images are no function of the starting noise and "
@@ -156,63 +135,79 @@ def _must_be_a_function(generator: Generator, told: Recording) -> None:
         )
 
 
-def _written(
+def _write_shards(
     writer: store.Writer, missing: list[range], tiles: "Tiles", batch: int | None
 ) -> Pull[range]:
-    """Make and write each missing shard; yields the rows just made."""
-    # encoding, compressing and the disk are hidden behind the next shard's computing
+    """Compute and write each missing shard; yields the rows just computed."""
+    # a shard is encoded, compressed and written while the next one is computed
     with threads.workers(1) as pool:
-        writing: Future[None] | None = None
+        pending: Future[None] | None = None
         for rows in missing:
             parts: list[dict[str, Tensor]] = []
             for piece in tiles.pieces(rows, batch):
                 parts.append(tiles.records(piece))
                 yield piece
-            whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-            if writing:
-                writing.result()
-            writing = pool.submit(writer.write, rows.start, whole)
-        if writing:
-            writing.result()
+            records = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            if pending:
+                pending.result()
+            pending = pool.submit(writer.write, rows.start, records)
+        if pending:
+            pending.result()
 
 
 def _writer(
-    generator: Generator, folder: Address, told: Recording, teacher: str, *, tile: int
+    generator: Generator, folder: Address, recording: Recording, teacher: str, *, tile: int
 ) -> store.Writer:
-    times = generator.grid(told.steps, generator.denoiser).tolist()
+    times = generator.grid(recording.steps, generator.denoiser).tolist()
     provenance = {
         "teacher": teacher,
         "sampler": describe_step(generator.step),
         "times": times,
         "guidance": generator.describe()["guidance"],
-        "seed": told.seed,
+        "seed": recording.seed,
         "version": __version__,
     }
-    if told.states:
-        provenance["states"] = [times[point] for point in told.kept]
-    if told.chunks:
-        provenance |= {"steps": told.steps, "chunks": told.chunks}
-    rows = _shard_rows(generator, told)
+    if recording.states:
+        provenance["states"] = [times[point] for point in recording.state_points]
+    if recording.chunks:
+        provenance |= {"steps": recording.steps, "chunks": recording.chunks}
+    schema = _schema(generator, recording)
+    rows = _shard_rows(generator, recording)
     return store.Writer(
         folder,
-        schema=told.schema(generator.spec, _latent(generator, told)),
-        count=told.count,
-        # whole tiles, where it holds one: nothing is computed for two shards, maybe of two ranks
+        schema=schema,
+        count=recording.count,
+        # full tiles, if one fits: none is computed for two shards, perhaps by two ranks
         shard_size=rows // tile * tile or rows,
         provenance=provenance,
     )
 
 
-def _latent(generator: Generator, told: Recording) -> tuple[int, ...]:
-    return Circuit(generator.denoiser).shape if told.chunks else ()
+def _schema(generator: Generator, recording: Recording) -> dict[str, store.Codec]:
+    """Codecs of the tensors of a record."""
+    shape, classes = generator.spec.shape, generator.spec.classes
+    # u8 loses nothing that an image file would hold; points are no images
+    default = "f16" if recording.chunks else "u8" if len(shape) == 3 else "raw"
+    name = recording.codec or default
+    x0, number = _codec(name, shape, channels=1), store.Raw(torch.int64)
+    if recording.chunks:
+        state = Circuit(generator.denoiser).state_shape
+        labels = {"label": number} if classes else {}  # Denoising Circuits' files have none
+        return {**labels, **ring_schema(shape, state, recording.chunks, x0=x0)}
+    schema: dict[str, store.Codec] = {"x0": x0, "label": number, "seed": number}
+    if recording.states:
+        path = "f16" if name == "u8" else name
+        schema["states"] = _codec(path, (recording.states, *shape), channels=2)
+    return schema
 
 
-def _shard_rows(generator: Generator, told: Recording) -> int:
-    """Records of which a shard can hold at most so many."""
-    row = 4 * torch.Size(generator.spec.shape).numel() * (1 + told.states)
-    if told.chunks:
-        row += 4 * torch.Size(_latent(generator, told)).numel() * (1 + told.chunks)
-    return max(1, min(told.shard, SHARD_BYTES // row))
+def _shard_rows(generator: Generator, recording: Recording) -> int:
+    """Most records of a shard."""
+    floats = torch.Size(generator.spec.shape).numel() * (1 + recording.states)
+    if recording.chunks:
+        state = Circuit(generator.denoiser).state_shape
+        floats += torch.Size(state).numel() * (1 + recording.chunks)
+    return max(1, min(recording.shard, SHARD_BYTES // (4 * floats)))
 
 
 def _codec(name: str, shape: tuple[int, ...], *, channels: int) -> store.Codec:
@@ -221,42 +216,42 @@ def _codec(name: str, shape: tuple[int, ...], *, channels: int) -> store.Codec:
         try:
             share = float(percentile or 100)
         except ValueError:
-            raise InputError(f"codec {name!r}: write int8, or int8:99.5 to clip") from None
+            raise InputError(f"unknown codec {name!r}: write int8, or int8:99.5 to clip") from None
         return store.Int8(shape, channels=min(channels, len(shape)), percentile=share)
     if name == "raw":
         return store.Raw(torch.float32, shape)
     if name not in CODECS:
-        raise InputError(f"there is no codec {name!r}; there are: {', '.join(CODECS)}")
+        raise InputError(f"unknown codec {name!r}; choose one of: {', '.join(CODECS)}")
     return store.U8(shape) if name == "u8" else store.F16(shape)
 
 
 class Tiles:
     """A generator's records, computed tile by tile.
 
-    Kernels round differently for other batch sizes, so that a pixel here and there would change
-    with them. The network therefore always sees the same whole tile: rows k·T … (k + 1)·T − 1.
+    Kernels round differently for other batch sizes, which would change a pixel here and there. The
+    network therefore always gets the same full tile: rows k·T … (k + 1)·T − 1.
     """
 
-    def __init__(self, generator: Generator, told: Recording) -> None:
+    def __init__(self, generator: Generator, recording: Recording) -> None:
         self.generator = generator
-        self.told = told
-        roomy = generator.device.type != "cpu"
-        rows = (2**20 if roomy else 2**17) // torch.Size(generator.spec.shape).numel()
-        if told.chunks:  # latents are many times larger than their images
-            rows = min(rows, _shard_rows(generator, told))
-        self.size: int = max(1, min(512 if roomy else 128, 2 ** (max(rows, 1).bit_length() - 1)))
+        self.recording = recording
+        gpu = generator.device.type != "cpu"
+        rows = (2**20 if gpu else 2**17) // torch.Size(generator.spec.shape).numel()
+        if recording.chunks:  # states are many times larger than their images
+            rows = min(rows, _shard_rows(generator, recording))
+        self.size: int = max(1, min(512 if gpu else 128, 2 ** (max(rows, 1).bit_length() - 1)))
         self._last: tuple[int, dict[str, Tensor]] = (-1, {})
 
     def records(self, rows: range) -> dict[str, Tensor]:
         """The records of rows that lie in one tile."""
         tile = rows.start // self.size
         if self._last[0] != tile:
-            self._last = (tile, self._computed(range(tile * self.size, (tile + 1) * self.size)))
+            self._last = (tile, self._compute(range(tile * self.size, (tile + 1) * self.size)))
         first = tile * self.size
         return {key: x[rows.start - first : rows.stop - first] for key, x in self._last[1].items()}
 
     def pieces(self, rows: range, batch: int | None) -> Iterator[range]:
-        """`rows`, cut where tiles end and into at most `batch` rows."""
+        """Cut `rows` where tiles end, and into at most `batch` rows."""
         first = rows.start
         while first < rows.stop:
             stop = min(
@@ -266,28 +261,20 @@ class Tiles:
             first = stop
 
     @torch.inference_mode()
-    def _computed(self, rows: range) -> dict[str, Tensor]:
-        generator, told = self.generator, self.told
-        keys = seeds(told.seed, rows, first=FIRST_SEED)
-        noise = noise_from_seeds(keys, generator.spec.shape, device=generator.device)
+    def _compute(self, rows: range) -> dict[str, Tensor]:
+        generator, recording = self.generator, self.recording
+        row_seeds = seeds(recording.seed, rows, first=FIRST_SEED)
+        noise = noise_from_seeds(row_seeds, generator.spec.shape, device=generator.device)
         cond = class_labels(generator.spec.classes, rows, generator.device)
-        label = torch.full((len(rows),), NO_LABEL) if cond is None else cond.label
-        if told.chunks:
-            rung = self._rung(noise.half().float(), cond)
-            return rung if cond is None else {"label": label.cpu(), **rung}
-        kept = {*told.kept, told.steps}
-        path = enumerate(generator.path(noise, steps=told.steps, cond=cond))
-        *states, x0 = [x.cpu() for point, x in path if point in kept]
-        records = {"x0": x0, "label": label.cpu(), "seed": torch.tensor(keys)}
+        label = torch.full((len(rows),), NO_LABEL) if cond is None else cond.label.cpu()
+        if recording.chunks:
+            circuit = Circuit(generator.denoiser)
+            times = generator.grid(recording.steps, generator.denoiser).tolist()
+            noise = noise.half().float()
+            rings = ring_records(circuit, noise, times, recording.chunks, cond=cond)
+            return rings if cond is None else {"label": label, **rings}
+        points = {*recording.state_points, recording.steps}
+        path = enumerate(generator.path(noise, steps=recording.steps, cond=cond))
+        *states, x0 = [x.cpu() for point, x in path if point in points]
+        records = {"x0": x0, "label": label, "seed": torch.tensor(row_seeds)}
         return {**records, "states": torch.stack(states, 1)} if states else records
-
-    def _rung(self, noise: Tensor, cond: Condition | None) -> dict[str, Tensor]:
-        """A ring's ends, and the K partial sums between them: they add up but for rounding."""
-        generator, told = self.generator, self.told
-        circuit, end = Circuit(generator.denoiser), generator.denoiser.span[0]
-        times = [*generator.grid(told.steps, generator.denoiser).tolist(), end]
-        ring, every = circuit.ring(noise, times, cond=cond), told.steps // told.chunks
-        kept = [z.cpu() for point, z in enumerate(ring) if point % every == 0]
-        x0 = circuit.image(kept[-1].to(noise), end)
-        chunks = torch.stack([b - a for a, b in zip(kept, kept[1:], strict=False)], dim=1)
-        return {"noise": noise.cpu(), "x0": x0.cpu(), "rin0": kept[0], "r_chunks": chunks}

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.circuit import Circuit
+from fewstep.circuits.view import Circuit
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser, Prediction, check_times
 from fewstep.errors import InputError
@@ -206,10 +206,10 @@ def corrector(
 
 
 def ring(walk: StepContext, x_t: Tensor, t: float, s: float | None) -> tuple[Tensor, Any]:
-    """A circuit's own way: encoded once, advanced in the latent, read once at the end of the span.
+    """A circuit's own sampler: encode once, update the hidden state, read the image at the end.
 
-    The states on the way are latents: what is given for x_s is x_t itself, at the last step the
-    image. N steps are N updates.
+    N steps are N updates. There are no images in between: until the last step x_t is returned
+    unchanged.
     """
     circuit = Circuit(walk.model)
     z = circuit.encode(x_t, t, cond=walk.cond) if walk.memory is None else walk.memory

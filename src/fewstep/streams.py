@@ -1,4 +1,4 @@
-"""Recorded teacher data as training streams: noise and image, or a circuit's latents besides."""
+"""Recorded teacher data as training streams: pairs of noise and image, or a circuit's rings."""
 
 from collections.abc import Mapping
 
@@ -11,60 +11,60 @@ from fewstep.errors import InputError
 from fewstep.methods.base import PairBatch, RingBatch
 from fewstep.sampling import noise_from_seeds
 
-KEPT = 256 << 20  # bytes of decoded pairs to keep: a small store is read once, not every epoch
+CACHE_BYTES = 256 << 20  # of decoded pairs: a small store is read once, not every epoch
 
 
 class PairStream:
-    """A store's pairs; noise comes back from the seeds, where it was not recorded itself.
+    """Pairs of noise and image from a store; noise is drawn again from its seed if not recorded.
 
-    Rows of a store that is small when decoded stay in memory once they were read. Several threads
-    may read at once.
+    The decoded rows of a small store are cached in memory. Several threads may read at once.
     """
 
     def __init__(self, reader: store.Reader, *, classes: int | None = None) -> None:
-        """`classes` of the student: other labels are refused when they are read; None: any go.
+        """`classes` is the student's number of classes: labels beyond it raise InputError when they
+        are read. With None all labels are accepted.
 
-        Raises: InputError for a store of anything but pairs.
+        Raises: InputError if the store does not hold pairs.
         """
         codecs = reader.schema
         if "x0" not in codecs or not {"seed", "noise"} & set(codecs):
             raise InputError(
-                f"the store holds {', '.join(sorted(codecs))}: no pairs, which are x0 and its seed "
-                "or noise"
+                f"the store holds {', '.join(sorted(codecs))}, but pairs need x0 and its seed or "
+                "noise: record with `fewstep record`"
             )
         self.reader = reader
         self.classes = classes
         self.shape = codecs["x0"].shape
         number = (torch.int64, ())
         image = (torch.float32, self.shape)
-        for name, wanted in {"x0": image, "noise": image, "label": number, "seed": number}.items():
-            if name in codecs and (codecs[name].dtype, codecs[name].shape) != wanted:
-                raise InputError(f"the store's {name} is {codecs[name]}; pairs have {wanted}")
-        self._there = torch.zeros(len(reader), dtype=torch.bool)
-        whole = (len(reader), *self.shape)
-        small = 2 * 4 * torch.Size(whole).numel() <= KEPT
-        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
-        if small:
+        expected = {"x0": image, "noise": image, "label": number, "seed": number}
+        for name, kind in expected.items():
+            if name in codecs and (codecs[name].dtype, codecs[name].shape) != kind:
+                raise InputError(f"the store's {name} is {codecs[name]}, but pairs have {kind}")
+        self._cached_rows = torch.zeros(len(reader), dtype=torch.bool)
+        size = (len(reader), *self.shape)
+        self._cache: tuple[Tensor, Tensor, Tensor] | None = None
+        if 2 * 4 * torch.Size(size).numel() <= CACHE_BYTES:
             label = torch.empty(len(reader), dtype=torch.int64)
-            self._kept = torch.empty(whole), torch.empty(whole), label
+            self._cache = torch.empty(size), torch.empty(size), label
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> PairBatch:
-        """Rows `index`; nothing is augmented, since a mirrored image has other noise."""
+        """Rows `index`. Images are not augmented: a mirrored image would belong to other noise."""
         noise, x0, label = self._pairs(index)
         return PairBatch(noise.to(device), x0.to(device), _cond(label, device))
 
     def _pairs(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self._kept is None:
+        if self._cache is None:
             return self._read(index)
-        fresh = index[~self._there[index]]
+        fresh = index[~self._cached_rows[index]]
         if len(fresh):
-            for kept, read in zip(self._kept, self._read(fresh), strict=True):
-                kept[fresh] = read
-            self._there[fresh] = True  # last: another thread may look for them now
-        noise, x0, label = self._kept
+            for column, values in zip(self._cache, self._read(fresh), strict=True):
+                column[fresh] = values
+            self._cached_rows[fresh] = True  # last: other threads read these rows from now on
+        noise, x0, label = self._cache
         return noise[index], x0[index], label[index]
 
     def _read(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,65 +72,67 @@ class PairStream:
 
 
 class RingStream:
-    """A store of a circuit's rings: pairs whose records also hold `rin0` and `r_chunks`.
+    """Rings of a circuit from a store: pairs whose records also hold `rin0` and `r_chunks`.
 
-    Read anew every epoch: latents are many times larger than their images.
+    Rows are not cached: states are many times larger than their images.
     """
 
     def __init__(self, reader: store.Reader, *, classes: int | None = None) -> None:
-        """`classes` of the student, as for `PairStream`.
+        """`classes` is as for `PairStream`.
 
-        Raises: InputError for a store of anything but rings.
+        Raises: InputError if the store does not hold rings.
         """
         pairs, codecs = PairStream(reader, classes=classes), reader.schema
         first, chunks = codecs.get("rin0"), codecs.get("r_chunks")
         if first is None or chunks is None or chunks.shape[1:] != first.shape:
             raise InputError(
-                f"the store holds {', '.join(sorted(codecs))}: no latents, which `fewstep record "
-                "RUN --chunks K` adds to the pairs of a circuit"
+                f"the store holds {', '.join(sorted(codecs))}, but rings need rin0 and r_chunks: "
+                "record a circuit with `fewstep record RUN --sampler ring --chunks K`"
             )
         self.reader, self.classes, self.shape = reader, classes, pairs.shape
-        self.chunks, *self.latent = chunks.shape
-        # whose latents they are; converted samples do not tell
+        self.chunks, self.state_shape = chunks.shape[0], first.shape
+        # the circuit's hash; converted samples have none
         self.source: str | None = reader.provenance.get("teacher")
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> RingBatch:
-        """Rows `index`; nothing is augmented."""
-        found = self.reader[index]
-        noise, x0, label = _ends(found, self.shape, self.classes)
+        """Rows `index`. Images are not augmented."""
+        records = self.reader[index]
+        noise, x0, label = _ends(records, self.shape, self.classes)
         return RingBatch(
             noise.to(device),
             x0.to(device),
-            found["rin0"].to(device),
-            found["r_chunks"].to(device),
+            records["rin0"].to(device),
+            records["r_chunks"].to(device),
             _cond(label, device),
         )
 
 
 def _ends(
-    found: Mapping[str, Tensor], shape: tuple[int, ...], classes: int | None
+    records: Mapping[str, Tensor], shape: tuple[int, ...], classes: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Noise, image and label of records."""
-    noise = found.get("noise")
+    noise = records.get("noise")
     if noise is None:
-        noise = noise_from_seeds(_within(found["seed"], "seed", 0), shape)
-    label = found.get("label", torch.full((len(noise),), NO_LABEL))
+        noise = noise_from_seeds(_checked(records["seed"], "seed", 0), shape)
+    label = records.get("label", torch.full((len(noise),), NO_LABEL))
     if classes is not None:
-        _within(label, "label", NO_LABEL, classes)
-    return noise, found["x0"], label
+        _checked(label, "label", NO_LABEL, classes)
+    return noise, records["x0"], label
 
 
 def _cond(label: Tensor, device: torch.device) -> Condition | None:
     return None if bool((label == NO_LABEL).all()) else Condition(label.to(device))
 
 
-def _within(values: Tensor, what: str, low: int, stop: int = 1 << 63) -> list[int]:
-    """The numbers, each from `low` up and below `stop`: a network would not ask."""
+def _checked(values: Tensor, name: str, low: int, stop: int = 1 << 63) -> list[int]:
+    """The values as integers.  Raises: InputError if one is below `low` or not below `stop`."""
     numbers: list[int] = values.tolist()
     for number in numbers:
         if not low <= number < stop:
-            raise InputError(f"the store holds {what} {number}; here they are {low} to {stop - 1}")
+            raise InputError(
+                f"the store holds {name} {number}, but here it must be from {low} to {stop - 1}"
+            )
     return numbers

@@ -1,4 +1,4 @@
-"""Threads for work that hides behind the computing: reading ahead, writing behind."""
+"""Threads for input and output in the background: reading ahead, writing behind."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,17 +9,19 @@ _LOCK = threading.Lock()
 
 
 def workers(count: int) -> ThreadPoolExecutor:
-    """`count` threads, each of which computes alone: with a team of helpers of its own, as torch
-    gives every thread, it would fight the main thread's team for the processors."""
-    return ThreadPoolExecutor(count, initializer=_alone)
+    """A pool of `count` threads in which torch uses one thread each.
+
+    By default torch would give each worker a thread pool of its own, which would compete with the
+    main thread's for the processors.
+    """
+    return ThreadPoolExecutor(count, initializer=_use_one_thread)
 
 
-def _alone() -> None:
+def _use_one_thread() -> None:
     with _LOCK:
-        usual = torch.get_num_threads()
+        default = torch.get_num_threads()
         torch.set_num_threads(1)
-        # that was this thread's number, and also what all later threads begin with: for those it is
-        # set back, from a thread that has no other use
-        back = threading.Thread(target=torch.set_num_threads, args=(usual,))
-        back.start()
-        back.join()
+        # this also changed the default of threads started later: reset it from a throwaway thread
+        thread = threading.Thread(target=torch.set_num_threads, args=(default,))
+        thread.start()
+        thread.join()

@@ -14,12 +14,12 @@ import torch
 
 from fewstep import runs, store
 from fewstep.backbones import UNetConfig, build
+from fewstep.circuits import sample_files
 from fewstep.cli import main
 from fewstep.denoiser import Denoiser
 from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
-from fewstep.store import circuits
 
 WANTED = ["-n", "2100", "--steps", "2", "--sampler", "transfer"]
 
@@ -98,7 +98,7 @@ def test_samples_of_denoising_circuits_become_a_store_and_back(tmp_path, capsys)
     for row in range(3):
         sample = {name: torch.randn(shape, generator=draws) for name, shape in shapes.items()}
         path = tmp_path / "theirs" / f"sample_{row:08d}.zst"
-        circuits.write_sample(path, sample, steps=1000)
+        sample_files.write_sample(path, sample, steps=1000)
     theirs, ours, back = (str(tmp_path / name) for name in ("theirs", "ours", "back"))
     assert main(["record", "--convert", theirs, "--out", ours]) == 0
     assert main(["record", "--verify", ours]) == 0

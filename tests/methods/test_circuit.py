@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import toy
-from backbones.test_circuit import circuit
-from fewstep.circuit import Circuit
+from circuits.test_network import circuit
+from fewstep.circuits.view import Circuit
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
@@ -145,7 +145,7 @@ def test_the_updates_of_every_ring_are_learnt_down_to_the_last(monkeypatch):
 
 
 def test_a_long_chain_is_compared_whole_and_reaches_back_by_its_depth(monkeypatch):
-    """Of 5 updates at depth 2, the gradient of the last latent's error stops before the fourth."""
+    """Of 5 updates at depth 2, the gradient of the last state's error stops before the fourth."""
     method, ways = build(depths=(0.0, 0.0, 1.0), length=5), []
     advance = Circuit.advance
 
@@ -194,9 +194,9 @@ def test_phases_are_the_plain_loss_and_then_chains():
         loss = turn.loss(batch())
         loss.value.backward()
         assert ("chain" in loss.numbers) == (step >= 3)
-        encoding = [*net.encoder.parameters(), *net.encoded.parameters()]
+        encoding = [*net.encoder.parameters(), *net.encoder_out.parameters()]
         assert all((p.grad is None) == (step >= 3) for p in encoding)
-        assert all(p.grad is not None for p in net.output.parameters())
+        assert all(p.grad is not None for p in net.output_readout.parameters())
 
 
 def test_the_ring_is_the_updates_and_one_reading():
@@ -263,22 +263,22 @@ def test_what_cannot_be_is_refused():
         CircuitMethodConfig(steps=4, depths=(0.0, 0.0, 0.0, 1.0), strides=(2, 4))
     with pytest.raises(InputError, match="two counts"):
         CircuitMethodConfig(steps=4, phases=(100,))
-    with pytest.raises(InputError, match="give one"):
+    with pytest.raises(InputError, match="freezes"):
         CircuitMethodConfig(steps=4, phases=(1, 1), joint=True)
     with pytest.raises(InputError, match="different counts"):
         CircuitMethodConfig(steps=4, strides=(2, 2))
     with pytest.raises(InputError, match="method.chain"):
         CircuitMethodConfig(steps=4, chain=-1.0)
-    with pytest.raises(InputError, match="shares"):
+    with pytest.raises(InputError, match="from 0 to 1"):
         CircuitMethodConfig(steps=4, decay=5.0)
     blind = Denoiser(circuit(classes=0), Flow(), Eps(Flow()))
-    with pytest.raises(InputError, match="eps tells no image"):
+    with pytest.raises(InputError, match="eps of pure noise"):
         CircuitMethod(CircuitMethodConfig(steps=4), blind, SPEC)
     seeing = Denoiser(circuit(classes=0), LinearBetas(), Eps(LinearBetas()))
     CircuitMethod(CircuitMethodConfig(steps=4), seeing, SPEC)
-    with pytest.raises(InputError, match="not all of them 0"):
+    with pytest.raises(InputError, match="not all 0"):
         CircuitMethodConfig(depths=(0.0,))
-    with pytest.raises(InputError, match="needs a circuit"):
+    with pytest.raises(InputError, match="must be a circuit"):
         CircuitMethod(CircuitMethodConfig(steps=4), toy.fresh(), toy.SPEC)
     guided = Generator(
         Denoiser(circuit(), Flow(), Velocity()), SampleSpec((1, 8, 8), 3)

@@ -5,12 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from backbones.test_circuit import circuit
+from circuits.test_network import circuit
 from fewstep import runs, store
-from fewstep.backbones import LatentConfig, ResidualsConfig, build
+from fewstep.backbones import build
 from fewstep.backbones.unet import UNetConfig
 from fewstep.batching import Batches
-from fewstep.circuit import Circuit
+from fewstep.circuits import sample_files
+from fewstep.circuits.network import StateConfig
+from fewstep.circuits.one_step import ResidualsConfig
+from fewstep.circuits.view import Circuit
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
@@ -21,7 +24,6 @@ from fewstep.parametrization import Clean, Velocity
 from fewstep.process import Flow
 from fewstep.recording import Recording, Tiles, record
 from fewstep.sampling import noise_from_seeds, ring
-from fewstep.store import circuits
 from fewstep.streams import PairStream, RingStream
 
 NETWORK = UNetConfig(channels=(16, 32), layers=1, attention=(4,), groups=8)
@@ -37,7 +39,7 @@ def teacher(spec=SPEC, lora=0):
 def student(seed=0, chunks=3):
     torch.manual_seed(seed)
     config = ResidualsConfig(
-        network=NETWORK, latent=LatentConfig(12, groups=4), chunks=chunks, blocks=1
+        network=NETWORK, state=StateConfig(12, groups=4), chunks=chunks, blocks=1
     )
     return Denoiser(build(config, shape=SPEC.shape), Flow(), Clean(Flow()))
 
@@ -51,7 +53,7 @@ def recorded(folder, generator=None, **told):
 
 
 @torch.inference_mode()
-def test_the_first_latent_and_the_chunks_add_up_to_the_last():
+def test_the_first_state_and_the_chunks_add_up_to_the_last():
     generator, told = teacher(), Recording(count=9, steps=6, chunks=3)
     made = Tiles(generator, told).records(range(9))
     noise = made["noise"]
@@ -89,9 +91,9 @@ def test_a_store_of_rings_is_one_of_pairs_too_and_goes_into_the_published_files(
     rings = RingStream(reader).rows(rows, rows, CPU)
     assert pairs.noise.equal(rings.noise) and pairs.x0.equal(rings.x0) and rings.cond is None
     assert rings.chunks.shape == (4, 3, 12, 8, 8)
-    for _ in circuits.from_store(tmp_path / "rings", tmp_path / "files"):
+    for _ in sample_files.from_store(tmp_path / "rings", tmp_path / "files"):
         pass
-    sample = circuits.read_sample(tmp_path / "files" / "sample_00000002.zst")
+    sample = sample_files.read_sample(tmp_path / "files" / "sample_00000002.zst")
     assert sample["r_chunks"].equal(rings.chunks[2]) and sample["noise"].equal(rings.noise[2])
 
 
@@ -109,7 +111,7 @@ def test_a_tile_of_rings_lies_in_one_shard(tmp_path, monkeypatch):
     row = 4 * (64 + 4 * 12 * 64)
     monkeypatch.setattr("fewstep.recording.SHARD_BYTES", 11 * row + 1)
     computed = []
-    monkeypatch.setattr(Tiles, "_computed", spying(Tiles._computed, computed))
+    monkeypatch.setattr(Tiles, "_compute", spying(Tiles._compute, computed))
     reader = recorded(tmp_path / "rings")
     assert computed == [range(0, 8), range(8, 16), range(16, 24)]
     assert sorted(path.name for path in (tmp_path / "rings").glob("shard-*")) == [
@@ -202,7 +204,7 @@ def test_the_student_is_an_ordinary_generator_of_one_step():
     assert generator.grid.counts == (1,)
 
 
-def test_without_chunks_it_learns_the_last_latent_alone(tmp_path):
+def test_without_chunks_it_learns_the_last_state_alone(tmp_path):
     reader = recorded(tmp_path / "rings")
     method = build_method(count=0, first=3.0, chunks=2.0, last=1.0, image=0.0)
     batches = Batches({"rings": RingStream(reader)}, SPEC, batch=5, seed=0)
@@ -217,7 +219,7 @@ def test_without_chunks_it_learns_the_last_latent_alone(tmp_path):
 
 def test_what_cannot_be_is_refused(tmp_path):
     plain = Generator(student(), SPEC)
-    with pytest.raises(InputError, match="needs a circuit"):
+    with pytest.raises(InputError, match="must be a circuit"):
         ResidualSum(ResidualSumConfig(), student(), SPEC, teacher=plain)
     with pytest.raises(InputError, match="residuals"):
         ResidualSum(ResidualSumConfig(), teacher().denoiser, SPEC, teacher=teacher())
@@ -225,12 +227,12 @@ def test_what_cannot_be_is_refused(tmp_path):
         Recording(count=2, steps=6, chunks=4)
     with pytest.raises(InputError, match="ring"):
         recorded(tmp_path / "a", Generator(teacher().denoiser, SPEC))
-    with pytest.raises(InputError, match="no latents"):
+    with pytest.raises(InputError, match="rings need rin0"):
         RingStream(recorded(tmp_path / "b", chunks=0))
-    with pytest.raises(InputError, match="no images on its way"):
+    with pytest.raises(InputError, match="no noisy images"):
         recorded(tmp_path / "c", chunks=0, states=2)
     student_of_other_levels = student()
-    student_of_other_levels.backbone.told = replace(student().backbone.told, pace=0.5)
+    student_of_other_levels.backbone.sinusoid = replace(student().backbone.sinusoid, pace=0.5)
     with pytest.raises(InputError, match="the same pace"):
         ResidualSum(ResidualSumConfig(), student_of_other_levels, SPEC, teacher=teacher())
     source = teacher()
@@ -239,10 +241,10 @@ def test_what_cannot_be_is_refused(tmp_path):
     build_method().check({"rings": stream}, teacher=own)
     with pytest.raises(InputError, match="holds 3 chunks of each ring"):
         build_method(count=2).check({"rings": stream}, teacher=own)
-    with pytest.raises(InputError, match="another circuit's"):
+    with pytest.raises(InputError, match="of another circuit"):
         build_method().check({"rings": stream}, teacher="0" * 16)
-    stream.source, stream.latent = None, [6, 8, 8]  # converted samples do not say whose they are
-    with pytest.raises(InputError, match=r"latents are \(6, 8, 8\), the circuit's \(12, 8, 8\)"):
+    stream.source, stream.state_shape = None, (6, 8, 8)  # converted samples have no source
+    with pytest.raises(InputError, match=r"shape \(6, 8, 8\), but the circuit's have \(12, 8, 8\)"):
         build_method().check({"rings": stream}, teacher=own)
 
 

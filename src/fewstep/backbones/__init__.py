@@ -1,35 +1,23 @@
-"""Raw networks, `(x, level) -> tensor`, with no diffusion inside: one architecture a file."""
+"""Raw networks, `net(x, level) -> tensor`, without any diffusion: one architecture per file."""
 
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from fewstep.backbones.base import Backbone
-from fewstep.backbones.circuit import CircuitConfig, CircuitNet, LatentConfig
+from fewstep.backbones.base import Backbone, BackboneConfig
 from fewstep.backbones.mlp import MLP, MLPConfig
-from fewstep.backbones.residuals import ResidualsConfig, ResidualsNet
 from fewstep.backbones.unet import UNet, UNetConfig
 from fewstep.errors import InputError
-
-BackboneConfig = MLPConfig | UNetConfig | CircuitConfig | ResidualsConfig
-"""Any architecture's settings; the field `name` tells them apart in a recipe."""
 
 
 def build(config: BackboneConfig, *, shape: tuple[int, ...], classes: int = 0) -> Backbone:
     """Make the network that `config` describes, for images of `shape` in [-1, 1] and `classes`.
 
-    Weights come from torch's default generator. Raises `InputError` where the parts do not fit.
+    Weights are drawn from torch's default generator. Raises InputError if the settings do not fit
+    `shape`.
     """
-    match config:
-        case MLPConfig():
-            return MLP(config, shape=shape, classes=classes)
-        case UNetConfig():
-            return UNet(config, shape=shape, classes=classes)
-        case CircuitConfig():
-            return CircuitNet(config, shape=shape, classes=classes)
-        case ResidualsConfig():
-            return ResidualsNet(config, shape=shape, classes=classes)
+    return config.build(shape=shape, classes=classes)
 
 
 def with_two_times(backbone: Backbone) -> Backbone:
@@ -37,7 +25,7 @@ def with_two_times(backbone: Backbone) -> Backbone:
 
     Raises: InputError for a network that knows no second time.
     """
-    if isinstance(backbone.config, CircuitConfig | ResidualsConfig):
+    if not hasattr(backbone.config, "two_times"):
         raise InputError(f"a {backbone.config.name} cannot be a flow map: take a unet or an mlp")
     if backbone.config.two_times:
         return backbone
@@ -71,12 +59,7 @@ __all__ = [
     "MLP",
     "Backbone",
     "BackboneConfig",
-    "CircuitConfig",
-    "CircuitNet",
-    "LatentConfig",
     "MLPConfig",
-    "ResidualsConfig",
-    "ResidualsNet",
     "UNet",
     "UNetConfig",
     "build",

@@ -1,12 +1,26 @@
 """What every raw network promises: images and levels in, a tensor like the images out."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
+
+
+@runtime_checkable
+class BackboneConfig(Protocol):
+    """A frozen dataclass of an architecture's settings."""
+
+    @property
+    def name(self) -> str:
+        """Name of the architecture in recipes."""
+        ...
+
+    def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "Backbone":
+        """Make the network, with weights drawn from torch's default generator."""
+        ...
 
 
 class Backbone(nn.Module, ABC):

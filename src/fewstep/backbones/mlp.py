@@ -31,6 +31,10 @@ class MLPConfig:
     """Factor of the frequencies by which the network is told its level. Less than 1, such as 0.03,
     keeps its derivative along time small, which MeanFlow and sCM learn from."""
 
+    def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "MLP":
+        """Make a network with random weights."""
+        return MLP(self, shape=shape, classes=classes)
+
 
 class Residual(nn.Module):
     """`h + W_2 silu(W_1 silu(h) + W_e emb)`; `W_2` starts at zero."""

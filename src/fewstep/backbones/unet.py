@@ -70,6 +70,10 @@ class UNetConfig:
     """Factor of the frequencies by which the network is told its level. Less than 1, such as 0.03,
     keeps its derivative along time small, which MeanFlow and sCM learn from."""
 
+    def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "UNet":
+        """Make a network with random weights."""
+        return UNet(self, shape=shape, classes=classes)
+
 
 class UNet(Backbone):
     """Predict one tensor from another of the same size, through ever smaller images and back.

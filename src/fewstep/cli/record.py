@@ -172,16 +172,16 @@ def _info(folder: str) -> int:
 
 def _convert(source: str, target: str) -> int:
     from fewstep import store
-    from fewstep.store import circuits
+    from fewstep.circuits import sample_files
     from fewstep.store.manifest import MANIFEST
 
     names = store.open_folder(source).sizes()
     if MANIFEST in names:
         total = len(store.Reader(source))
-        rows = circuits.from_store(source, target)
+        rows = sample_files.from_store(source, target)
     else:
-        total = len(fnmatch.filter(names, circuits.SAMPLES))
-        rows = circuits.to_store(source, target)
+        total = len(fnmatch.filter(names, sample_files.SAMPLES))
+        rows = sample_files.to_store(source, target)
     with console.bar("convert", total) as bar:
         for done in rows:
             bar(done)

@@ -61,8 +61,8 @@ class PairBatch:
 
 @dataclass(frozen=True)
 class RingBatch:
-    """Rows of a circuit's rings: their noise (b, c, h, w) and image, the first latent
-    (b, C, H, W), and what K equal parts of the updates have each added to it (b, K, C, H, W)."""
+    """Rows of a circuit's rings: noise (b, c, h, w) and image, the first state (b, C, H, W), and
+    what each of K equal parts of the updates adds to it (b, K, C, H, W)."""
 
     noise: Tensor
     x0: Tensor
@@ -204,7 +204,7 @@ class Method(nn.Module, ABC):
 
     Config: ClassVar[type]
     reads: frozenset[str]
-    """The streams that its batches hold: `images`, `pairs`, `latents`; may be empty, and may depend
+    """The streams that its batches hold: `images`, `pairs`, `rings`; may be empty, and may depend
     on the settings: then `__init__` says."""
     needs_teacher: ClassVar[bool] = True
 

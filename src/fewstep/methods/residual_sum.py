@@ -1,11 +1,11 @@
 """One step by a sum: predict from noise what a circuit's updates add up to.
 
-A circuit's ring is nearly a sum: z_0 = Rin(noise) and K chunks r_k, each what 1/K of the updates
-have added, give its last latent exactly, z_0 + Σ r_k. Recorded beside the noise, they teach
+A circuit's ring is nearly a sum: z_0 = Rin(noise) and K chunks r_k, each the sum of what 1/K of the
+updates add, give its last state exactly, z_0 + Σ r_k. Recorded beside the noise, they teach
 
     loss = |rin − z_0|² + |chunks − r|² + λ·|X0out(rin + Σ chunks) − x0|²
 
-with X0out the circuit's own head, frozen. What comes out is a one-step generator. Denoising
+with X0out the circuit's own read-out, frozen. The student is a one-step generator. After Denoising
 Circuits for 1-Step Diffusion (shuntama/denoising-circuits); docs/circuits.md.
 """
 
@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fewstep.backbones import ResidualsNet
-from fewstep.circuit import Circuit
+from fewstep.circuits.one_step import ResidualsNet
+from fewstep.circuits.view import Circuit
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
@@ -31,22 +31,22 @@ from fewstep.times import FixedGrid
 @dataclass(frozen=True)
 class ResidualSumConfig:
     first: float = 1.0
-    """Weight of the first latent's error."""
+    """Weight of the first state's error."""
     chunks: float = 1.0
     """Weight of the chunks' error."""
     image: float = 0.1
-    """λ, of the image that is read from the sum."""
+    """λ, weight of the image that is read from the sum."""
     loss: DistanceConfig = field(default_factory=SquaredError)
     """Distance of that image: `mse`, as published, `pseudo-huber`, `l1`, `lpips` or `features`."""
     last: float = 0.0
-    """Weight of the sum's own error, |rin + Σ chunks − z|². A network of no chunks has this and the
-    image alone."""
+    """Weight of the sum's error, |rin + Σ chunks − z|². With chunks = 0 the network learns only
+    from this and the image."""
     trunk: Literal["own", "circuit"] = "own"
-    """Whose weights the student's U-Net starts from: its own, or the encoder's."""
+    """Initial weights of the student's U-Net: its own, or those of the circuit's encoder."""
 
 
 class ResidualSum(Method):
-    """Fit the recorded latents of a circuit's ring, and the image of their sum."""
+    """Fit the recorded states of a circuit's ring, and the image of their sum."""
 
     Config = ResidualSumConfig
     reads = frozenset({"rings"})
@@ -56,50 +56,55 @@ class ResidualSum(Method):
         self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
     ) -> None:
         if teacher is None:
-            raise InputError("residual_sum distils a circuit: give its run as [teacher] load")
+            raise InputError("residual_sum distils a circuit: set [teacher] load to its run")
         circuit = Circuit(teacher.denoiser)
         net = student.backbone
         if not isinstance(net, ResidualsNet) or not isinstance(student.parametrization, Clean):
             raise InputError(
-                'residual_sum trains student.backbone.name = "residuals" whose '
-                'student.parametrization.name is "clean": what it says is the image'
+                'residual_sum needs student.backbone.name = "residuals" and '
+                'student.parametrization.name = "clean", because the network outputs the image'
             )
         super().__init__(config, student, spec, teacher=teacher)
         end = circuit.denoiser.network_inputs(circuit.denoiser.span[0], net.end.expand(1, 1))[1]
-        net.adopt(circuit.net, end.squeeze())
+        net.copy_readout(circuit.net, end.squeeze())
         if config.trunk == "circuit":
-            net.follow_encoder(circuit.net)
+            net.copy_encoder(circuit.net)
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)
 
     def check(self, streams: Mapping[str, Any], *, teacher: str | None) -> None:
-        """Refuse rings of another circuit, or of as many chunks as the student does not tell."""
+        """Raises: InputError for rings of another circuit, or with another number of chunks."""
         assert isinstance(self.student.backbone, ResidualsNet)
-        told, config = streams["rings"], self.student.backbone.config
-        if told.source not in (None, teacher):
-            raise InputError("the store's rings are another circuit's: record the teacher's own")
-        wanted, there = config.latent.shape(self.spec.shape), tuple(told.latent)
-        if there != wanted:
-            raise InputError(f"the store's latents are {there}, the circuit's {wanted}")
-        if config.chunks not in (0, told.chunks):
+        rings, config = streams["rings"], self.student.backbone.config
+        if rings.source not in (None, teacher):
             raise InputError(
-                f"the store holds {told.chunks} chunks of each ring: student.backbone.chunks is "
-                f"{config.chunks}; let it be {told.chunks}, or 0 for the last latent alone"
+                "the store's rings are of another circuit than the teacher: record the teacher's"
+            )
+        expected, actual = config.state.shape(self.spec.shape), rings.state_shape
+        if actual != expected:
+            raise InputError(
+                f"the store's states have shape {actual}, but the circuit's have {expected}: "
+                "record the teacher's rings"
+            )
+        if config.chunks not in (0, rings.chunks):
+            raise InputError(
+                f"the store holds {rings.chunks} chunks of each ring, but student.backbone.chunks "
+                f"is {config.chunks}; set it to {rings.chunks}, or to 0 for the last state alone"
             )
 
     def student_loss(self, batch: Batch) -> Loss:
-        told, net = batch.rings, self.student.backbone
+        """Weighted errors of first state, chunks, their sum, and its image."""
+        rings, net = batch.rings, self.student.backbone
         assert isinstance(net, ResidualsNet)
-        first, chunks, last, image = parts(self.student, told.noise, told.cond)
-        wanted = told.first + told.chunks.sum(dim=1)
+        first, chunks, last, image = parts(self.student, rings.noise, rings.cond)
         errors = {
-            "last": squared_error(last, wanted).mean(),
-            "image": self.config.loss(image, told.x0).mean(),
+            "last": squared_error(last, rings.first + rings.chunks.sum(dim=1)).mean(),
+            "image": self.config.loss(image, rings.x0).mean(),
         }
         if net.config.chunks:
-            errors["first"] = squared_error(first, told.first).mean()
-            errors["chunks"] = squared_error(chunks, told.chunks).mean()
+            errors["first"] = squared_error(first, rings.first).mean()
+            errors["chunks"] = squared_error(chunks, rings.chunks).mean()
         weighted = [getattr(self.config, name) * error for name, error in errors.items()]
         return Loss(torch.stack(weighted).sum(), errors)
 
@@ -110,14 +115,14 @@ class ResidualSum(Method):
 def parts(
     student: Denoiser, noise: Tensor, cond: Condition | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """First latent (b, c, h, w), chunks (b, k, c, h, w), their sum, and its image, from `noise`."""
+    """Predict from `noise` the first state (b, c, h, w), chunks (b, k, c, h, w), sum and image."""
     net, start = student.backbone, student.span[1]
     assert isinstance(net, ResidualsNet)
     _, sigma = student.process.at(start, like=noise)
     scale, level = student.network_inputs(start, noise)
     with student.autocast_context(noise):
-        told = net.parts(scale * sigma * noise, level, cond)
-    first, chunks = (part.to(noise.dtype) for part in told)
+        first, chunks = net.parts(scale * sigma * noise, level, cond)
+    first, chunks = first.to(noise.dtype), chunks.to(noise.dtype)
     last = first + chunks.sum(dim=1)
     with student.autocast_context(noise):
         image = net.image(last)

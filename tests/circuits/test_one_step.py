@@ -3,18 +3,19 @@
 import pytest
 import torch
 
-from backbones.test_circuit import NETWORK, circuit
-from fewstep.backbones import LatentConfig, ResidualsConfig, UNetConfig, build
-from fewstep.backbones.residuals import shares
+from circuits.test_network import NETWORK, circuit
+from fewstep.backbones import UNetConfig, build
+from fewstep.circuits.network import StateConfig
+from fewstep.circuits.one_step import ResidualsConfig, split_chunks
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 
-LATENT = LatentConfig(12, groups=4)
+STATE = StateConfig(12, groups=4)
 
 
 def residuals(**settings):
     config = ResidualsConfig(
-        **{"network": NETWORK, "latent": LATENT, "blocks": 1, "chunks": 5, **settings}
+        **{"network": NETWORK, "state": STATE, "blocks": 1, "chunks": 5, **settings}
     )
     torch.manual_seed(0)
     return build(config, shape=(1, 8, 8), classes=3)
@@ -25,8 +26,9 @@ def test_the_published_size():
     with torch.device("meta"):
         net = build(ResidualsConfig(), shape=(3, 32, 32))
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(42.98e6, rel=2e-4)
-    assert shares(10, 3) == (4, 3, 3)
-    assert [shares(k, 3) for k in (0, 1, 5, 9)] == [(0, 0, 0), (1, 0, 0), (2, 2, 1), (3, 3, 3)]
+    assert split_chunks(10, 3) == (4, 3, 3)
+    expected = [(0, 0, 0), (1, 0, 0), (2, 2, 1), (3, 3, 3)]
+    assert [split_chunks(k, 3) for k in (0, 1, 5, 9)] == expected
 
 
 @pytest.mark.parametrize("chunks", [1, 5, 8])
@@ -34,10 +36,10 @@ def test_the_published_size():
 @pytest.mark.parametrize("shrink", [1, 2])
 def test_it_says_the_read_out_of_its_sum(chunks, channels, shrink):
     network = UNetConfig(channels=channels, layers=1, attention=(), groups=8)
-    latent = LatentConfig(12, shrink=shrink, groups=4)
-    net = residuals(network=network, latent=latent, chunks=chunks)
-    source = circuit(latent=latent, shake=0.1)
-    net.adopt(source, torch.tensor(7.0))
+    state = StateConfig(12, shrink=shrink, groups=4)
+    net = residuals(network=network, state=state, chunks=chunks)
+    source = circuit(state=state, shake=0.1)
+    net.copy_readout(source, torch.tensor(7.0))
     x, level = torch.randn(2, 1, 8, 8), torch.tensor([1000.0, 1000.0])
     first, told = net.parts(x, level)
     assert first.shape == (2, 12, 8 // shrink, 8 // shrink)
@@ -49,12 +51,12 @@ def test_it_says_the_read_out_of_its_sum(chunks, channels, shrink):
     net(x, level, cond=Condition(torch.tensor([0, 1]))).square().mean().backward()
     parts = (net.branches, net.first, net.heads, net.trunk.mid_block)
     assert all(p.grad is not None for part in parts for p in part.parameters())
-    assert not [name for name, _ in net.named_parameters() if name.startswith("picture")]
+    assert not [name for name, _ in net.named_parameters() if name.startswith("image_readout")]
 
 
 @pytest.mark.parametrize("channels", [(16,), (16, 32), (16, 16, 32), (16, 16, 16, 32)])
 def test_each_head_sees_a_size_of_the_network(channels):
-    """Told a fixed first latent, only the chunks of the coarsest of several sizes stand still."""
+    """Told a fixed first state, only the chunks of the coarsest of several sizes stand still."""
     network = UNetConfig(channels=channels, layers=1, attention=(), groups=8)
     net = residuals(network=network)
     with torch.no_grad():
@@ -65,13 +67,13 @@ def test_each_head_sees_a_size_of_the_network(channels):
     torch.testing.assert_close(first[0], first[1])
     sizes = max(len(channels) - 1, 1)
     kept = [(a - b).abs().max() < 1e-6 for a, b in zip(*chunks, strict=True)]
-    coarsest = shares(5, sizes)[0] if sizes > 1 else 0
+    coarsest = split_chunks(5, sizes)[0] if sizes > 1 else 0
     assert kept == [k < coarsest for k in range(5)]
 
 
 def test_another_circuit_is_refused():
     with pytest.raises(InputError, match="blocks"):
-        residuals().adopt(circuit(blocks=2), torch.tensor(0.0))
+        residuals().copy_readout(circuit(blocks=2), torch.tensor(0.0))
     with pytest.raises(InputError, match="at least 0"):
         ResidualsConfig(chunks=-1)
 

@@ -12,20 +12,21 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fewstep.circuits import sample_files
+from fewstep.circuits.sample_files import from_store, read_sample, to_store, write_sample
 from fewstep.errors import InputError
-from fewstep.store import F16, Int8, Raw, Reader, Writer, circuits, verify
-from fewstep.store.circuits import from_store, read_sample, to_store, write_sample
+from fewstep.store import F16, Int8, Raw, Reader, Writer, verify
 
 SPELLINGS = ("suffixed", "plain")
 NAMES = ("noise", "x0", "rin0", "r_chunks")
 STEPS = 1000
 
 
-def values_of(seed, *, image=(3, 8, 8), latent=(6, 8, 8), chunks=4, spread=1.0):
-    """A sample's float32 values; the latents' channels differ in size by up to `spread` decades."""
+def values_of(seed, *, image=(3, 8, 8), state=(6, 8, 8), chunks=4, spread=1.0):
+    """A sample's float32 values; the states' channels differ in size by up to `spread` decades."""
     rng = np.random.default_rng(seed)
-    sizes = 10.0 ** rng.uniform(-spread, spread, (chunks + 1, latent[0], 1, 1))
-    normal = rng.standard_normal((chunks + 1, *latent)) * sizes
+    sizes = 10.0 ** rng.uniform(-spread, spread, (chunks + 1, state[0], 1, 1))
+    normal = rng.standard_normal((chunks + 1, *state)) * sizes
     images = rng.standard_normal((2, *image))
     return dict(
         zip(NAMES, (a.astype(np.float32) for a in (*images, normal[0], normal[1:])), strict=True)
@@ -260,7 +261,7 @@ def test_files_of_other_content_are_named(refused, change, message):
 
 
 def test_every_truncation_is_refused(tmp_path, refused):
-    tiny = values_of(0, image=(1, 2, 2), latent=(1, 2, 2), chunks=2)
+    tiny = values_of(0, image=(1, 2, 2), state=(1, 2, 2), chunks=2)
     content = packed(arrays_of(tiny))
     for length in range(len(content)):
         refused(content[:length])
@@ -271,7 +272,7 @@ def test_every_truncation_is_refused(tmp_path, refused):
 @pytest.mark.parametrize("checksum", [False, True])
 def test_a_flipped_bit_is_refused_or_changes_no_value(tmp_path, checksum):
     """Without a checksum of the frame, as theirs are, the zip's own guard the arrays."""
-    tiny = values_of(0, image=(1, 2, 2), latent=(1, 2, 2), chunks=2)
+    tiny = values_of(0, image=(1, 2, 2), state=(1, 2, 2), chunks=2)
     arrays, path = arrays_of(tiny), tmp_path / "sample_00000000.zst"
     content = packed(arrays, write_checksum=checksum)
     found = 0
@@ -288,7 +289,7 @@ def test_a_flipped_bit_is_refused_or_changes_no_value(tmp_path, checksum):
 
 
 def test_flips_inside_the_zip_are_refused_or_change_no_value(tmp_path):
-    tiny = values_of(0, image=(1, 2, 2), latent=(1, 2, 2), chunks=2)
+    tiny = values_of(0, image=(1, 2, 2), state=(1, 2, 2), chunks=2)
     arrays, path = arrays_of(tiny), tmp_path / "sample_00000000.zst"
     payload = zstandard.ZstdDecompressor().decompress(packed(arrays))
     for place in range(len(payload)):
@@ -463,7 +464,7 @@ def test_conversion_is_lossless_down_to_the_smallest_scales(
     """Scales that float16 rounds to 0 or holds coarsely, one-pixel channels, channels of zeros."""
     folder = tmp_path_factory.mktemp("layout")
     sample = values_of(
-        seed, image=(1, 1, side), latent=(channels, side, 2), chunks=chunks, spread=spread
+        seed, image=(1, 1, side), state=(channels, side, 2), chunks=chunks, spread=spread
     )
     sample["rin0"] *= tiny
     sample["r_chunks"][0, 0] *= tiny
@@ -518,7 +519,7 @@ def content(folder):
 def test_to_store_resumes_and_memory_bounds_the_shard(tmp_path, layout, monkeypatch):
     source = layout(5)
     floats = 2 * 3 * 64 + 5 * 6 * 64
-    monkeypatch.setattr(circuits, "SHARD", 2 * 4 * floats + 1)
+    monkeypatch.setattr(sample_files, "SHARD", 2 * 4 * floats + 1)
     assert list(to_store(source, tmp_path / "whole")) == [0, 2, 4, 5]
     killed = to_store(source, tmp_path / "store")
     assert [next(killed), next(killed)] == [0, 2]
@@ -531,7 +532,7 @@ def test_to_store_resumes_and_memory_bounds_the_shard(tmp_path, layout, monkeypa
 
 
 def test_shards_of_their_real_size_stay_below_256_mebibytes(tmp_path, layout):
-    source = layout(1, image=(3, 32, 32), latent=(128, 32, 32), chunks=10)
+    source = layout(1, image=(3, 32, 32), state=(128, 32, 32), chunks=10)
     list(to_store(source, tmp_path / "store"))
     size = Reader(tmp_path / "store").manifest.plan.shard_size
     sample = 4 * (2 * 3 + 11 * 128) * 1024

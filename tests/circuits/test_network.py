@@ -1,4 +1,4 @@
-"""The circuit's parts: a normalised latent, a first update that is nothing, adopted trunks."""
+"""The circuit's parts: a normalised state, a first update that is nothing, adopted trunks."""
 
 from dataclasses import replace
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.backbones import CircuitConfig, LatentConfig, UNetConfig, build
+from fewstep.backbones import UNetConfig, build
 from fewstep.backbones.blocks import Attention
+from fewstep.circuits.network import CircuitConfig, StateConfig
 from fewstep.errors import InputError
 
 NETWORK = UNetConfig(channels=(16, 32), layers=1, attention=(4,), groups=8)
@@ -16,7 +17,7 @@ NETWORK = UNetConfig(channels=(16, 32), layers=1, attention=(4,), groups=8)
 def circuit(seed=0, shape=(1, 8, 8), classes=3, shake=0.0, **settings):
     """A small one; `shake` moves every weight, so that nothing is zero."""
     config = CircuitConfig(
-        **{"network": NETWORK, "latent": LatentConfig(12, groups=4), "blocks": 1, **settings}
+        **{"network": NETWORK, "state": StateConfig(12, groups=4), "blocks": 1, **settings}
     )
     torch.manual_seed(seed)
     net = build(config, shape=shape, classes=classes)
@@ -30,8 +31,8 @@ def levels(*values):
 
 
 @pytest.mark.parametrize("shrink", [1, 2])
-def test_every_latent_has_mean_0_and_variance_1_in_each_group(shrink):
-    net = circuit(latent=LatentConfig(12, shrink=shrink, groups=4), shake=0.1)
+def test_every_state_has_mean_0_and_variance_1_in_each_group(shrink):
+    net = circuit(state=StateConfig(12, shrink=shrink, groups=4), shake=0.1)
     level, level_s = levels(900.0, 500.0, 3.0), levels(800.0, 490.0, 0.0)
     z = net.encode(torch.randn(3, 1, 8, 8), level)
     assert z.shape == (3, 12, 8 // shrink, 8 // shrink)
@@ -68,7 +69,7 @@ def test_it_says_what_its_parts_say():
     net = circuit(shake=0.1)
     x, level = torch.randn(2, 1, 8, 8), levels(100.0, 700.0)
     assert net(x, level).equal(net.read(net.encode(x, level), level))
-    assert len(net.features(x, level)) == 4  # two sizes, the bottleneck, the latent
+    assert len(net.features(x, level)) == 4  # two sizes, the bottleneck, the state
 
 
 def test_the_published_sizes():
@@ -78,9 +79,9 @@ def test_the_published_sizes():
     count = [
         sum(p.numel() for part in parts for p in part.parameters())
         for parts in (
-            (net.encoder, net.encoded),
-            (net.update, net.entering, net.leaving, net.gate),
-            (net.output,),
+            (net.encoder, net.encoder_out),
+            (net.update, net.adapter_in, net.adapter_out, net.gate),
+            (net.output_readout,),
         )
     ]
     assert count[0] == pytest.approx(38.6e6, rel=3e-3)
@@ -132,15 +133,15 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match="it is a circuit"):
         net.start(circuit())
     for other in ({"channels": (16, 64)}, {"pace": 0.03}, {"flip_sin_to_cos": True}):
-        with pytest.raises(InputError, match="must be the teacher's"):
+        with pytest.raises(InputError, match="must equal the teacher's"):
             net.start(build(replace(NETWORK, **other), shape=(1, 8, 8), classes=3))
     for wrong in ({"lora": -1}, {"blocks": -1}, {"step": 0.0}):
         with pytest.raises(InputError, match="student.backbone"):
             circuit(**wrong)
     with pytest.raises(InputError, match="groups must divide"):
-        LatentConfig(12, groups=5)
+        StateConfig(12, groups=5)
     with pytest.raises(InputError, match="does not fit"):
-        circuit(latent=LatentConfig(12, shrink=16, groups=4))
+        circuit(state=StateConfig(12, shrink=16, groups=4))
     with pytest.raises(ValueError, match="one time"):
         net(torch.randn(1, 1, 8, 8), levels(1.0), level_s=levels(0.0))
 
@@ -149,7 +150,7 @@ def test_the_update_can_start_from_the_encoders_trunk():
     net = circuit(shake=0.1)
     kept = {name: w.clone() for name, w in net.encoder.state_dict().items()}
     own = net.update.time_embedding_s.linear_1.weight.clone()
-    net.follow_encoder()
+    net.copy_encoder()
     mine = net.update.state_dict()
     shared = set(kept) & set(mine)
     assert {"mid_block.resnets.0.conv1.weight", "time_embedding.linear_1.weight"} <= shared
@@ -164,5 +165,5 @@ def test_compiled_it_is_compiled_in_parts():
     net = circuit()
     net.compile(backend="eager")
     assert net._compiled_call_impl is None
-    for part in (net.encoder, net.encoded, net.update, net.leaving, net.output, net.picture):
+    for part in net.children():
         assert part._compiled_call_impl is not None

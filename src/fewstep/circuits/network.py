@@ -1,0 +1,226 @@
+"""A recurrent network on a hidden state, after Denoising Circuits: encode, update, read out.
+
+    encode     z_t = norm(adapter(trunk(x_t, t)))                            `encode`, Rin
+    update     z_s = norm(z_t + step·sigmoid(e(t, s))·residual(z_t, t, s))   `advance`, R
+    read out   output = Rout(z_t, t),   x0 = X0out(z_t, t)                   `read`, `image`
+
+`norm` is a group normalisation without parameters: at every time the state has mean 0 and variance
+1 in each group, so that a chain of updates neither vanishes nor explodes and is nearly a sum of
+small residuals. `forward` encodes and reads the output: it is an ordinary backbone.
+
+The trunks are two copies of one U-Net. Both are trained in full or, with `lora`, start from a
+pretrained network: its attention is adapted at low rank (`lora.py`), its norms and time embedding
+are trained, and its other weights are frozen.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep.backbones.base import Backbone
+from fewstep.backbones.blocks import Images, viewed
+from fewstep.backbones.embedding import Sinusoid
+from fewstep.backbones.unet import UNet, UNetConfig
+from fewstep.circuits.layers import Adapter, Gate, Level, Readout, State
+from fewstep.circuits.lora import ORIGINAL, add_lora
+from fewstep.condition import Condition
+from fewstep.errors import InputError
+
+NEW = ("time_embedding_s", "class_embedding")
+"""Modules that a pretrained network may lack: they are trained even with `lora`."""
+
+
+@dataclass(frozen=True)
+class StateConfig:
+    """Size of a circuit's hidden state; networks that predict its states have the same settings."""
+
+    channels: int = 128
+    """Channels of the state."""
+    shrink: int = 1
+    """Its height and width are the images', divided by this."""
+    groups: int = 32
+    """Groups of its normalisation, which has no parameters."""
+
+    def __post_init__(self) -> None:
+        divisible = self.channels >= 1 and self.groups >= 1 and self.channels % self.groups == 0
+        if not divisible or self.shrink not in (1, 2, 4, 8, 16):
+            raise InputError(
+                f"a state of {self.channels} channels in {self.groups} groups, shrunk by "
+                f"{self.shrink}: groups must divide channels; shrink is 1, 2, 4, 8 or 16"
+            )
+
+    def shape(self, image: tuple[int, ...]) -> tuple[int, int, int]:
+        """State shape (channels, height, width) for images of shape `image`.
+
+        Raises: InputError for shapes that are not images, or not divisible by `shrink`.
+        """
+        if len(image) != 3 or image[1] % self.shrink or image[2] % self.shrink:
+            raise InputError(
+                f"a state shrunk by {self.shrink} does not fit samples of shape {image}: height "
+                "and width must be divisible by it"
+            )
+        return self.channels, image[1] // self.shrink, image[2] // self.shrink
+
+    def sinusoid(self, network: Sinusoid) -> Sinusoid:
+        """The network's embedding of the level, at the state's width."""
+        return replace(network, width=max(self.channels + self.channels % 2, 16))
+
+    def normalise(self, z: State) -> State:
+        """Shift and scale each group of channels of each row to mean 0 and variance 1."""
+        # the small eps keeps it exact for an encoder's small first states, and idempotent
+        return functional.group_norm(viewed(z), self.groups, eps=1e-8)
+
+
+@dataclass(frozen=True)
+class CircuitConfig:
+    """The defaults are the published ones, on the U-Net of google/ddpm-cifar10-32."""
+
+    name: Literal["circuit"] = "circuit"
+    network: UNetConfig = field(default_factory=UNetConfig)
+    """The U-Net of encoder and update, which have a copy each."""
+    state: StateConfig = field(default_factory=StateConfig)
+    """Channels, shrink and groups of the hidden state."""
+    blocks: int = 2
+    """Residual blocks in each adapter of the update; encoder and read-outs have twice as many."""
+    step: float = 0.3
+    """Largest factor of a residual; it starts at half of this."""
+    lora: int = 0
+    """Rank of the adaptation of a pretrained U-Net's attention; 0: train all weights."""
+    lora_alpha: float = 16.0
+    """The adaptation is scaled by lora_alpha / lora."""
+
+    def __post_init__(self) -> None:
+        if min(self.lora, self.blocks) < 0 or self.step <= 0:
+            raise InputError(
+                f"student.backbone has lora {self.lora}, blocks {self.blocks}, step {self.step}: "
+                "lora and blocks must be at least 0, step above 0"
+            )
+
+    def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "CircuitNet":
+        """Make a network with random weights."""
+        return CircuitNet(self, shape=shape, classes=classes)
+
+
+class CircuitNet(Backbone):
+    """Encoder, update and two read-outs.
+
+    Initially the update changes nothing, because its last layer is zero, and the read-outs' outputs
+    are nearly zero.
+    """
+
+    def __init__(self, config: CircuitConfig, *, shape: tuple[int, ...], classes: int = 0) -> None:
+        super().__init__()
+        self.config, self.shape, self.classes = config, shape, classes
+        self.level_scale = config.network.level_scale
+        width, channels = config.network.channels[0], config.state.channels
+        self.encoder = UNet(config.network, shape=shape, classes=classes)
+        self.encoder.conv_out = nn.Identity()
+        self.sinusoid = sinusoid = config.state.sinusoid(self.encoder.sinusoid)
+        self.update = UNet(_update_config(config), shape=(width, *config.state.shape(shape)[1:]),
+                           classes=classes)  # fmt: skip
+        self.update.conv_in = self.update.conv_out = nn.Identity()
+        shrink, blocks = config.state.shrink, config.blocks
+        self.encoder_out = Adapter(width, channels, channels, sinusoid, 2 * blocks, shrink=shrink)
+        self.adapter_in = Adapter(channels, width, width, sinusoid, blocks)
+        both = width + channels
+        self.adapter_out = Adapter(both, both, channels, sinusoid, blocks)
+        nn.init.zeros_(self.adapter_out.last.weight)
+        nn.init.zeros_(self.adapter_out.last.bias)  # pyright: ignore[reportArgumentType]
+        self.gate = Gate(sinusoid)
+        self.output_readout = Readout(channels, shape[0], sinusoid, 2 * blocks, grow=shrink)
+        self.image_readout = Readout(channels, shape[0], sinusoid, 2 * blocks, grow=shrink)
+        if config.lora:
+            for trunk, trainable in ((self.encoder, (*NEW, "conv_in")), (self.update, NEW)):
+                add_lora(trunk, config.lora, config.lora_alpha, trainable)
+
+    def forward(
+        self,
+        x: Images,
+        level: Level,
+        *,
+        level_s: Level | None = None,
+        cond: Condition | None = None,
+    ) -> Images:
+        """The output that is read from the encoded state."""
+        if level_s is not None:
+            raise ValueError("a circuit's output takes no level_s: it depends on one time")
+        return self.read(self.encode(x, level, cond), level)
+
+    def features(
+        self, x: Images, level: Level, *, cond: Condition | None = None
+    ) -> list[Float[Tensor, "b _ _ _"]]:
+        """Features of the encoder's U-Net, then the state."""
+        return [*self.encoder.features(x, level, cond=cond), self.encode(x, level, cond)]
+
+    @property
+    def trunks(self) -> tuple[nn.Module, ...]:
+        """The two U-Nets."""
+        return self.encoder, self.update
+
+    def encode(self, x: Images, level: Level, cond: Condition | None = None) -> State:
+        """Rin: the state of images at `level`."""
+        hidden = self.encoder(x, level, cond=cond)
+        return self.config.state.normalise(self.encoder_out(hidden, level))
+
+    def advance(
+        self, z: State, level: Level, level_s: Level, cond: Condition | None = None
+    ) -> State:
+        """R: the state at `level_s` from the one at `level`."""
+        inner = self.update(self.adapter_in(z, level), level, level_s=level_s, cond=cond)
+        residual = self.adapter_out(torch.cat([inner, z], dim=1), level)
+        factor = self.config.step * torch.sigmoid(self.gate(level, level_s))
+        return self.config.state.normalise(z + factor[:, None, None, None] * residual)
+
+    def read(self, z: State, level: Level) -> Images:
+        """Rout: the raw output, in the parametrization's terms."""
+        return self.output_readout(z, level)
+
+    def image(self, z: State, level: Level) -> Images:
+        """X0out: the image."""
+        return self.image_readout(z, level)
+
+    def copy_encoder(self) -> None:
+        """Copy the encoder's weights into the update's U-Net, where both have them."""
+        self.update.load_state_dict(self.encoder.state_dict(), strict=False)
+
+    def start(self, teacher: Backbone | None) -> None:
+        """With `lora`, load a teacher's pretrained U-Net into both trunks.
+
+        Raises: InputError if the teacher is missing or has another network.
+        """
+        if not self.config.lora:
+            return
+        if not isinstance(teacher, UNet):
+            problem = f"it is a {teacher.config.name}" if teacher else "there is none"
+            raise InputError(
+                f"student.backbone.lora needs a teacher whose network is a unet; {problem}: set "
+                "[teacher] load"
+            )
+        mine, theirs = self.config.network, teacher.config
+        if replace(theirs, dropout=mine.dropout, two_times=False) != mine:
+            raise InputError(
+                "student.backbone.network must equal the teacher's, whose weights lora keeps: "
+                f"{mine} is not {theirs}"
+            )
+        pretrained = teacher.state_dict()
+        for trunk in (self.encoder, self.update):
+            state = trunk.state_dict()
+            keys = {name: name.replace(ORIGINAL, "weight") for name in state}
+            common = {name: pretrained[key] for name, key in keys.items() if key in pretrained}
+            trunk.load_state_dict({**state, **common})
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile each part: they are called one by one, not through `forward`."""
+        for part in self.children():
+            part.compile(*args, **kwargs)
+
+
+def _update_config(config: CircuitConfig) -> UNetConfig:
+    """The update's U-Net: it attends at the state's heights, and takes a destination."""
+    shrink = config.state.shrink
+    heights = tuple(height // shrink for height in config.network.attention)
+    return replace(config.network, attention=heights, two_times=True)
