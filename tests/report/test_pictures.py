@@ -10,7 +10,7 @@ from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
 from fewstep.images import save_grid
 from fewstep.metrics import EvalProtocol
-from report.shown import Page, exhibits, score, tiles, write
+from report.examples import Page, exhibits, score, tiles, write
 
 
 def evaluator(count=40, shape=(1, 6, 5)):
@@ -44,10 +44,10 @@ def test_the_neighbours_are_the_nearest_of_the_set(home, tmp_path):
             wanted = by.images.images[torch.from_numpy(order[:, k].copy()), 0]
             assert np.array_equal(tiles(strips[2 * i + k][1], 10, 5)[..., 0], wanted)
     assert "among 40 images of made & up, by the features of pixels" in page.text
-    assert page.text.count("lie as near to a training image") == 1
+    assert page.text.count("samples are as near to a training image") == 1
     assert (
-        "1.2 % of 2,000 samples lie as near to a training image as 1 % of training images lie to "
-        "another: about 1 % is what fresh images give."
+        "1.2 % of 2,000 samples are as near to a training image as 1 % of the training images are "
+        "to another one. New images give about 1 %."
     ) in page.text
 
 
@@ -67,7 +67,9 @@ def test_no_neighbours_without_images_to_look_among(tmp_path):
 
 
 def test_images_of_another_size_are_refused(home, tmp_path):
-    with pytest.raises(InputError, match=r"make \(1, 6, 5\), the set made & up holds \(1, 5, 6\)"):
+    with pytest.raises(
+        InputError, match=r"shape \(1, 6, 5\), but those of made & up have shape \(1, 5, 6\)"
+    ):
         write(tmp_path, evaluator=evaluator(shape=(1, 5, 6)))
 
 

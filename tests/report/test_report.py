@@ -11,12 +11,21 @@ from fewstep.comparison import LoadedRun
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.images import to_uint8
-from fewstep.report import Exhibit, report_run, write_report
-from fewstep.report import exhibits as exhibits_of
+from fewstep.report import Exhibit, pictures, report_run, write_report
 from fewstep.runs import weights_hash
 from fewstep.sampling import heun, noise_from_seeds
 from fewstep.times import FixedGrid
-from report.shown import HOSTILE, Page, exhibits, generator, made_by, progress, score, tiles, write
+from report.examples import (
+    HOSTILE,
+    Page,
+    exhibits,
+    generator,
+    made_by,
+    progress,
+    score,
+    tiles,
+    write,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,25 +43,26 @@ def test_the_table_says_the_scores(page):
         ["● teacher", "1", "82.3 " + around[82.31], "16.1 ×", "95.1 %", "1", "1.00 ms", "transfer"],
         ["16", "6.17 " + around[6.172], "1.20 ×", "95.1 %", "16", "12.3 ms", "transfer"],
         ["10", "5.12 " + around[5.124], "1.00 ×", "95.1 %", "19", "14.7 ms",
-         "heun its best"],
+         "heun best of baseline"],
         ["■ regress", "1", "7.42 " + around[7.418], "1.45 ×", "95.1 %", "1", "420 µs", "transfer"],
         ["▲ tuned", "1", "11.9 " + around[11.9], "2.32 ×", "95.1 %", "1", "1.00 ms", "transfer"],
         ["4", "5.02 " + around[5.02], "✓ 0.980 ×", "95.1 %", "4", "1.00 ms",
          "transfer best student"],
     ]  # fmt: skip
-    assert "2,000 samples each against digits (1797, 0123456789ab)" in page.text
-    assert "noise seed 0; time is the median at batch 1 on 1 CPU thread (i386)." in page.text
+    assert "2,000 samples per score, compared with digits (1797, 0123456789ab)" in page.text
+    assert "noise seed 0; time is the median at batch size 1 on 1 CPU thread (i386)." in page.text
     assert "FID" not in page.text
 
 
 def test_the_sentences_follow_from_the_scores(page):
     assert (
-        "regress needs 1 network evaluation and 420 µs for an image, at a Fréchet distance "
-        "(classifier) of 7.42 (7.32 – 7.52) and with 95.1 % of its samples in the class asked for. "
-        "That is 1.45 × the best of teacher, 5.12, which takes 19 network evaluations and "
-        "14.7 ms, and 0.0901 × the 82.3 that teacher reaches with 1 evaluation. Closest of "
-        "all students comes tuned with 4 network evaluations and 1.00 ms, at a Fréchet distance "
-        "(classifier) of 5.02 (4.98 – 5.06), 0.980 × the best of teacher."
+        "regress needs 1 network evaluation and 420 µs per image. Its Fréchet distance "
+        "(classifier) is 7.42 (95 % interval 7.32 – 7.52), and 95.1 % of its samples are "
+        "classified as the requested class. This is 1.45 × the best distance of teacher, 5.12, "
+        "which takes 19 network evaluations and 14.7 ms per image. With 1 evaluation, teacher "
+        "reaches 82.3; the distance of regress is 0.0901 × that. Of all students, tuned comes "
+        "closest to the real images: 5.02 (95 % interval 4.98 – 5.06), with 4 network evaluations "
+        "and 1.00 ms per image. This is 0.980 × the best distance of teacher."
     ) in page.text
     assert "35.0 ×" in page.text  # 14.7 ms over 420 µs, in a tile
 
@@ -149,7 +159,7 @@ def test_hostile_text_stays_text(tmp_path, monkeypatch):
     log = [{"step": 0, "hardware": HOSTILE}, *progress()]
     names = (HOSTILE, "b", "c")
     # a sampler of that name is not there to be drawn with
-    monkeypatch.setattr(exhibits_of, "named_step", lambda _: heun)
+    monkeypatch.setattr(pictures, "named_step", lambda _: heun)
     shown = [
         Exhibit(name, generator(0.5, names=names), scores, by, log, [HOSTILE], baseline=mine)
         for name, mine in (("teacher", True), (HOSTILE, False), ("$a$", False))
@@ -180,7 +190,10 @@ def test_no_scores_no_curves_no_commands(tmp_path):
 def test_only_images_of_one_kind(tmp_path):
     for shown, match in (
         ([], "at least one generator"),
-        ([exhibits()[0], exhibits((1, 6, 5), 0)[1]], "different things .*of 0 classes.*of 3 cl"),
+        (
+            [exhibits()[0], exhibits((1, 6, 5), 0)[1]],
+            "different shapes .*with 0 classes.*with 3 cl",
+        ),
         ([exhibits((2, 6, 5))[0]], r"grey or colour images .* not \(2, 6, 5\)"),
         ([exhibits((2,), 0)[0]], r"grey or colour images .* not \(2,\)"),
     ):

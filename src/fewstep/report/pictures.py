@@ -1,164 +1,241 @@
-"""What the generators make, as HTML: from one noise, class by class, and beside real images."""
+"""Generated images of a report, as rows of images embedded as PNG."""
 
+import base64
+import io
 from collections.abc import Sequence
-from html import escape
+from typing import NamedTuple
 
+import torch
 from jaxtyping import UInt8
+from markupsafe import Markup
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
+from fewstep.drawing import generate
 from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
+from fewstep.formatting import quantity
 from fewstep.generator import SampleSpec
 from fewstep.images import to_uint8
 from fewstep.metrics.accumulator import ASKED
-from fewstep.report.exhibits import SEED, Entry, Setting, featured, made, settings, shown_at
-from fewstep.report.plots import figure, gap, inline, strip
-from fewstep.report.wording import count, number, percent
-from fewstep.sampling import noise_from_seeds
+from fewstep.report.exhibits import Entry
+from fewstep.report.ranking import best, fastest, rank
+from fewstep.report.rendering import render
+from fewstep.sampling import describe_step, named_step, noise_from_seeds
+from fewstep.scores import Score
 
+SEED = 0
 COLUMNS = 10  # images in a row
+UNSCORED_STEPS = (1, 4, 16)  # step counts shown of a generator without scores
 
 
-def same_noise(entries: Sequence[Entry]) -> str:
-    """A row a generator and way of sampling, a column a noise."""
+class Setting(NamedTuple):
+    """Sampler settings, with their score if there is one."""
+
+    steps: int
+    sampler: str
+    score: Score | None
+
+    @property
+    def text(self) -> str:
+        return f"{quantity(self.steps, 'step')} of {self.sampler}"
+
+
+class Strip(NamedTuple):
+    """A row of images in one PNG file."""
+
+    label: str
+    src: str
+    """Data URI."""
+    alt: str
+    pixelated: bool = False
+    """Whether a browser should enlarge the pixels instead of smoothing."""
+    entry: Entry | None = None
+    setting: Setting | None = None
+
+
+class Grid(NamedTuple):
+    """Strips of one entry."""
+
+    entry: Entry
+    setting: Setting
+    strips: Sequence[Strip]
+
+
+def settings(entry: Entry) -> list[Setting]:
+    """Sampler settings shown in the report: all scored ones; for the baseline, only the fastest
+    and the best."""
+    exhibit = entry.exhibit
+    if not exhibit.scores:
+        sampler = describe_step(exhibit.generator.step)["name"]
+        counts = exhibit.generator.grid.counts or UNSCORED_STEPS
+        return [Setting(steps, sampler, None) for steps in counts]
+    rows = rank([entry])[0].rows
+    if exhibit.baseline:
+        rows = [row for row in (fastest(rows), best(rows)) if row]
+    scores = [row.score for row in rows]
+    # scores that differ only in their seed share one setting
+    return list({(s.steps, s.sampler): Setting(s.steps, s.sampler, s) for s in scores}.values())
+
+
+def main_setting(entry: Entry, *, alone: bool) -> Setting:
+    """A student's fastest setting; the best one of a baseline or of the only entry."""
+    if alone or entry.exhibit.baseline:
+        return min(settings(entry), key=lambda s: s.score.frechet if s.score else -s.steps)
+    return min(settings(entry), key=lambda s: s.score.evaluations if s.score else s.steps)
+
+
+def sample(
+    entry: Entry, setting: Setting, n: int, labels: Sequence[int] | None = None
+) -> UInt8[Tensor, "n c h w"]:
+    """The first `n` samples of SEED; without `labels`, of each class in turn."""
+    generator = entry.exhibit.generator
+    if describe_step(generator.step)["name"] != setting.sampler:
+        generator = generator.with_sampler(step=named_step(setting.sampler))
+    images = generate(generator, n, steps=setting.steps, seed=SEED, labels=labels)
+    return torch.cat([batch for _, batch in images])
+
+
+def same_noise(entries: Sequence[Entry]) -> Markup:
+    """One row per entry and setting, one column per starting noise."""
     spec = entries[0].exhibit.generator.spec
     labels = [_class_name(spec, i % spec.classes) for i in range(COLUMNS) if spec.classes]
     noise = noise_from_seeds([(SEED << 32) + row for row in range(COLUMNS)], spec.shape)
-    rows = [_strip("the noise", to_uint8(noise / 2), "The starting noise of each column")]
+    strips = [_strip("noise", to_uint8(noise / 2), "The starting noise of each column")]
     for entry in entries:
         for setting in settings(entry):
-            far = f", distance {number(setting.score.frechet)}" if setting.score else ""
-            said = f"<small>{escape(setting.way)}{far}</small>"
-            what = f"{entry.exhibit.name}, {setting.way}"
-            described = f"{what}: {', '.join(labels)}" if labels else what
-            images = made(entry, setting, COLUMNS)
-            rows.append(_strip(f"{entry.who.label} {said}", images, described))
-    asked = " and is asked for the class above it" if labels else ""
-    return (
-        f"<p>Each column starts from one noise{asked}; each row is one generator. These are the "
-        f"first {COLUMNS} samples of seed {SEED}, not chosen ones.</p>\n"
-        f'<div class="same">\n{_labels(labels, spec.shape[2])}{"".join(rows)}</div>\n'
+            alt = f"{entry.exhibit.name}, {setting.text}"
+            alt += f": {', '.join(labels)}" if labels else ""
+            strip = _strip("", sample(entry, setting, COLUMNS), alt)
+            strips.append(strip._replace(entry=entry, setting=setting))
+    width = spec.shape[2]
+    # the distance between images of a strip, so that the labels stand above their columns
+    apart = 100 * gap(width) / (COLUMNS * (width + gap(width)) - gap(width))
+    return render(
+        "same_noise.html.j2",
+        strips=strips,
+        labels=labels,
+        apart=f"{apart:.3f}",
+        columns=COLUMNS,
+        seed=SEED,
     )
 
 
-def samples(entries: Sequence[Entry]) -> str:
-    """A grid a generator, a row a class."""
+def samples(entries: Sequence[Entry]) -> Markup:
+    """One grid per entry, one row per class."""
     spec = entries[0].exhibit.generator.spec
     classes = range(min(spec.classes, COLUMNS))
     names = [_class_name(spec, i) for i in classes] or [""] * COLUMNS
     labels = [i for i in classes for _ in range(COLUMNS)] or None
-    figures: list[str] = []
+    grids: list[Grid] = []
     for entry in entries:
-        setting = featured(entry, alone=len(entries) == 1)
-        images = made(entry, setting, len(names) * COLUMNS, labels)
-        what = f"{entry.exhibit.name}, {setting.way}"
-        rows = "".join(
-            _strip(escape(name), row, f"{what}: {COLUMNS} samples{name and ' of class '}{name}")
-            for name, row in zip(names, images.split(COLUMNS), strict=True)
+        setting = main_setting(entry, alone=len(entries) == 1)
+        alt = f"{entry.exhibit.name}, {setting.text}: {COLUMNS} samples"
+        rows = sample(entry, setting, len(names) * COLUMNS, labels).split(COLUMNS)
+        strips = [
+            _strip(name, row, f"{alt}{name and ' of class '}{name}")
+            for name, row in zip(names, rows, strict=True)
+        ]
+        grids.append(Grid(entry, setting, strips))
+    return render(
+        "samples.html.j2",
+        grids=grids,
+        classes=classes,
+        size=_grid_size(names, spec),
+        seed=SEED,
+        baseline=_baseline_name(entries),
+    )
+
+
+def neighbours(entries: Sequence[Entry], evaluator: Evaluator | None) -> Markup:
+    """Samples above their nearest real images; empty without an evaluator.
+
+    Raises InputError if the real images have another shape.
+    """
+    if evaluator is None:
+        return Markup()
+    spec, images = entries[0].exhibit.generator.spec, evaluator.images
+    if spec.shape != images.shape:
+        raise InputError(
+            f"the generators make images of shape {spec.shape}, "
+            f"but those of {images.name} have shape {images.shape}"
         )
-        figures.append(figure(_caption(entry, setting), rows))
-    told = ["A row is a class."] if classes else []
-    told += [shown_at(entries), f"Seed {SEED}, not chosen."]
-    return f"<p>{escape(' '.join(filter(None, told)))}</p>\n{_grids(figures, names, spec)}"
+    return render(
+        "neighbours.html.j2",
+        grids=[_nearest(entry, evaluator, alone=len(entries) == 1) for entry in entries],
+        size=_grid_size(["2nd nearest"], spec),
+        columns=COLUMNS,
+        seed=SEED,
+        images=images,
+        candidates=len(evaluator.reference.features),
+        extractor=evaluator.extractor.name,
+        copies_of=ASKED,
+        baseline=_baseline_name(entries),
+    )
 
 
-def before_and_after(entries: Sequence[Entry]) -> str:
-    """The first and the last grid of each that kept some on the way; maybe nothing."""
-    figures: list[str] = []
+def _nearest(entry: Entry, evaluator: Evaluator, *, alone: bool) -> Grid:
+    setting = main_setting(entry, alone=alone)
+    images, reference = sample(entry, setting, COLUMNS), evaluator.reference
+    features = evaluator.extractor(images).cpu()
+    rows = reference.nearest(features, k=min(2, len(reference.features))).rows
+    name = f"{entry.exhibit.name}, {setting.text}"
+    strips = [_strip("sample", images, f"{name}: {COLUMNS} samples")]
+    labels = (("nearest", "nearest"), ("2nd nearest", "second nearest"))
+    for (label, rank_name), column in zip(labels, rows.T, strict=False):
+        alt = f"the {rank_name} training image of each sample of {name}"
+        strips.append(_strip(label, evaluator.images.images[column], alt))
+    return Grid(entry, setting, strips)
+
+
+def before_and_after(entries: Sequence[Entry]) -> Markup:
+    """The first and last sample grid of each entry with several; empty if there are none."""
+    pictures: list[tuple[Entry, str, str]] = []
     for entry in entries:
         grids = entry.exhibit.grids
         for path in (grids[0], grids[-1]) if len(grids) > 1 else ():
             step = int(path.stem.rpartition("-")[2])
-            when = f"after {count(step, 'step')}" if step else "before training"
-            picture = (
-                f'<img class="grid" src="{inline(path.read_bytes())}" '
-                f'alt="{escape(entry.exhibit.name)}, samples {when}">'
-            )
-            figures.append(figure(f"{entry.who.label} <small>{when}</small>", picture))
-    if not figures:
-        return ""
-    told = "The same noise and classes, at the steps that each run draws as it trains."
-    return f'<p>{told}</p>\n<div class="charts">\n{"".join(figures)}</div>\n'
+            when = f"after {quantity(step, 'step')}" if step else "before training"
+            pictures.append((entry, when, data_uri(path.read_bytes())))
+    return render("before_and_after.html.j2", pictures=pictures) if pictures else Markup()
 
 
-def neighbours(entries: Sequence[Entry], evaluator: Evaluator | None) -> str:
-    """Samples above the real images most like them; nothing without real images."""
-    if evaluator is None:
-        return ""
-    spec, real = entries[0].exhibit.generator.spec, evaluator.images
-    if spec.shape != real.shape:
-        raise InputError(
-            f"the generators make {spec.shape}, the set {real.name} holds {real.shape}"
-        )
-    figures = [_beside(entry, evaluator, alone=len(entries) == 1) for entry in entries]
-    kept = len(evaluator.reference.features)
-    of = f"{len(real):,} images" if kept == len(real) else f"{kept:,} of {len(real):,} images"
-    told = (
-        f"The first {COLUMNS} samples of seed {SEED}, and below each the two images most like it "
-        f"among {of} of {real.name}, by the features of {evaluator.extractor.name}. A generator "
-        f"that merely remembers shows its sample again just below it. {shown_at(entries)}"
-    )
-    return f"<p>{escape(told.strip())}</p>\n{_grids(figures, ['2nd nearest'], spec)}"
+def _baseline_name(entries: Sequence[Entry]) -> str | None:
+    return next((e.exhibit.name for e in entries if e.exhibit.baseline), None)
 
 
-def _beside(entry: Entry, evaluator: Evaluator, *, alone: bool) -> str:
-    setting = featured(entry, alone=alone)
-    images, reference = made(entry, setting, COLUMNS), evaluator.reference
-    found = reference.nearest(
-        evaluator.extractor(images).cpu(), k=min(2, len(reference.features))
-    ).rows
-    what = f"{entry.exhibit.name}, {setting.way}"
-    rows = [_strip("sample", images, f"{what}: {COLUMNS} samples")]
-    for rank, (label, said) in enumerate(
-        (("nearest", "nearest"), ("2nd nearest", "second nearest"))
-    ):
-        if rank < found.shape[1]:
-            near = evaluator.images.images[found[:, rank]]
-            rows.append(_strip(label, near, f"the {said} training image of each sample of {what}"))
-    return figure(_caption(entry, setting), "".join(rows) + _copies(setting))
-
-
-def _copies(setting: Setting) -> str:
-    """The share of copies in words, where it was measured."""
-    score = setting.score
-    if score is None or score.measures.copies is None:
-        return ""
-    return (
-        f'<p class="soft">{percent(score.measures.copies)} of '
-        f"{count(min(score.samples, ASKED), 'sample')} lie as near to a training image as 1 % of "
-        "training images lie to another: about 1 % is what fresh images give.</p>\n"
-    )
-
-
-def _caption(entry: Entry, setting: Setting) -> str:
-    return f"{entry.who.label} <small>{escape(setting.way)}</small>"
-
-
-def _grids(figures: Sequence[str], names: Sequence[str], spec: SampleSpec) -> str:
-    """Figures of strips beside each other, as wide as their names and pixels ask for."""
+def _grid_size(names: Sequence[str], spec: SampleSpec) -> str:
+    """CSS lengths of grids side by side: their labels, and a width that shows every pixel."""
     width = spec.shape[2]
-    # every pixel is to be seen, few of them enlarged
     least = COLUMNS * (width + gap(width)) * (2 if width <= 16 else 1) + 100
-    sizes = f"--name: min(5rem, {max(map(len, names))}ch); --least: max(17rem, {least}px)"
-    return f'<div class="grids" style="{sizes}">\n{"".join(figures)}</div>\n'
+    return f"--name: min(5rem, {max(map(len, names))}ch); --least: max(17rem, {least}px)"
 
 
 def _class_name(spec: SampleSpec, label: int) -> str:
     return spec.class_names[label] if spec.class_names else str(label)
 
 
-def _strip(label: str, images: UInt8[Tensor, "n c h w"], described: str) -> str:
-    # a browser that shrinks larger images had better smooth them
-    kind = "pixels" if images.shape[-1] <= 32 else "smooth"
-    picture = f'<img class="{kind}" src="{strip(images)}" alt="{escape(described)}">'
-    return f'<div class="strip"><span class="name">{label}</span>{picture}</div>\n'
+def _strip(label: str, images: UInt8[Tensor, "n c h w"], alt: str) -> Strip:
+    return Strip(label, data_uri(row_png(images)), alt, pixelated=images.shape[-1] <= 32)
 
 
-def _labels(labels: Sequence[str], width: int) -> str:
-    """Headings over the columns, as far apart as the images of a strip."""
-    if not labels:
-        return ""
-    apart = 100 * gap(width) / (COLUMNS * (width + gap(width)) - gap(width))
-    cells = "".join(f"<span>{escape(label)}</span>" for label in labels)
-    heading = f'<div class="labels" style="column-gap:{apart:.3f}%">{cells}</div>'
-    return f'<div class="strip" aria-hidden="true"><span></span>{heading}</div>\n'
+def gap(width: int) -> int:
+    """Transparent pixels between images of this width."""
+    return max(1, width // 10)
+
+
+def row_png(images: UInt8[Tensor, "n c h w"]) -> bytes:
+    """A PNG file with all images in one row, at their own size."""
+    n, c, h, w = images.shape
+    opaque = torch.full((n, 1, h, w), 255, dtype=torch.uint8)
+    spaced = functional.pad(torch.cat([images, opaque], 1), (0, gap(w)))
+    pixels = spaced.permute(2, 0, 3, 1).reshape(h, -1, c + 1)[:, : -gap(w)]
+    file = io.BytesIO()
+    Image.fromarray(pixels.contiguous().numpy()).save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG file as a data URI, so that the page has no external files."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewstep.report.wording import count, duration, interval, listed, number, percent, ratio
+from fewstep.formatting import duration, interval, listing, number, percent, quantity, ratio
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ def test_duration(seconds, said):
 
 
 def test_counts_shares_and_lists():
-    assert [count(n, "step") for n in (1, 2, 50_000)] == ["1 step", "2 steps", "50,000 steps"]
+    assert [quantity(n, "step") for n in (1, 2, 50_000)] == ["1 step", "2 steps", "50,000 steps"]
     assert [percent(p) for p in (0.951, 0.0005, 0.0, 1.0)] == [
         "95.1 %", "0.05 %", "0.00 %", "100.0 %",
     ]  # fmt: skip
     assert interval(-0.001, 2.0) == "−0.00100 – 2.00"
     assert interval(None, 1.0) == interval(1.0, None) == ""
     assert ratio(1.0, 4.0) == "0.250 ×" and ratio(1.0, 0.0) == "–"
-    assert [listed("abcde"[:n]) for n in (1, 2, 3, 4, 5)] == [
+    assert [listing("abcde"[:n]) for n in (1, 2, 3, 4, 5)] == [
         "a", "a and b", "a, b and c", "a, b, c and 1 more", "a, b, c and 2 more",
     ]  # fmt: skip

@@ -1,18 +1,17 @@
 from dataclasses import replace
 
 from fewstep.metrics import INCEPTION_HASH
-from fewstep.report.measures import all_measures
-from fewstep.report.plots import BASELINE, LOOKS
-from fewstep.report.quality import plots
-from fewstep.report.ranking import Contender, rank
-from fewstep.report.scoreboard import scores
-from report.shown import MEASURED, Page, exhibits, score, write
+from fewstep.report.charts import quality
+from fewstep.report.ranking import rank
+from fewstep.report.results import all_measures, scores
+from fewstep.report.svg import BASELINE, LOOKS
+from report.examples import MEASURED, Page, entry, exhibits, score, write
 
 
 def rankings(teacher, *students):
     return rank([
-        Contender("teacher", BASELINE, teacher),
-        *(Contender(f"s{i}", LOOKS[i], s) for i, s in enumerate(students)),
+        entry("teacher", BASELINE, teacher),
+        *(entry(f"s{i}", LOOKS[i], s) for i, s in enumerate(students)),
     ])  # fmt: skip
 
 
@@ -29,7 +28,7 @@ def test_relative_says_what_is_shown():
         "2.25 ×", "1.00 ×", "✓ 0.750 ×", "≈ 1.05 ×", "1.25 ×", "≈ 0.700 ×",
     ]  # fmt: skip
     assert [row[-1] for row in rows[1:]] == [
-        "transfer", "transfer its best", "transfer", "transfer", "transfer", "transfer",
+        "transfer", "transfer best of baseline", "transfer", "transfer", "transfer", "transfer",
     ]  # fmt: skip
 
 
@@ -37,7 +36,7 @@ def test_one_best_student_only_where_it_is_apart_from_all():
     (told,) = rankings([score(1, 9.0, spread=1)], [score(1, 3.0, spread=0.4)],
                        [score(1, 5.0, spread=0.1)])  # fmt: skip
     assert [row[-1] for row in table(scores(told, key="k"))[1:]] == [
-        "transfer its best", "transfer best student", "transfer",
+        "transfer best of baseline", "transfer best student", "transfer",
     ]  # fmt: skip
 
 
@@ -49,9 +48,11 @@ def test_seeds_and_devices_are_said_once_or_in_each_row():
     assert [row[-3:-1] for row in table(html)[1:]] == [
         ["1 CPU thread (i386)", "0"], ["NVIDIA H200, 140 GiB", "5"],
     ]  # fmt: skip
-    assert "noise seed" not in html and "at batch 1." in html
+    assert "noise seed" not in html and "at batch size 1." in html
     (alone,) = rankings([score(1, 1.0, **first)])
-    assert "noise seed 5; time is the median at batch 1 on NVIDIA H200" in scores(alone, key="k")
+    assert "noise seed 5; time is the median at batch size 1 on NVIDIA H200" in scores(
+        alone, key="k"
+    )
 
 
 def test_caveats_stand_above_the_table():
@@ -108,8 +109,8 @@ def test_a_plot_of_times_is_of_one_device():
     first = [score(n, 9 / n, spread=0.1, seconds=n / 1000) for n in (1, 2, 4)]
     (same,) = rankings(first, [score(1, 2.0)])
     (other,) = rankings(first, [score(1, 2.0, device="b & c")])
-    assert plots(same, key="k").count("<svg") == 2
-    html = plots(other, key="k")
+    assert quality(same, key="k").count("<svg") == 2
+    html = quality(other, key="k")
     assert html.count("<svg") == 3
     assert "Against time, batch 1, 1 CPU thread (i386)<" in html
     assert "Against time, batch 1, b &amp; c<" in html
@@ -124,5 +125,5 @@ def test_protocols_stand_apart_on_the_page(tmp_path):
     first, second = page.under("Generator", "Steps", "Sampler")
     assert [row[0] for row in first[1:]] == ["● teacher", "16", "10"]
     assert [row[:3] for row in second[1:]] == [["■ tuned", "2", "77.7"], ["3", "66.6", "95.1 %"]]
-    assert "numbers of one table do not compare with another’s" in page.text
-    assert "50,000 samples each against" in page.text
+    assert "numbers from different tables cannot be compared" in page.text
+    assert "50,000 samples per score, compared with" in page.text

@@ -1,0 +1,35 @@
+"""HTML from Jinja templates, with number formats as filters."""
+
+from collections.abc import Callable
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fewstep.formatting import duration, interval, number, percent, quantity, ratio
+
+
+def render(template: str, **values: object) -> Markup:
+    """HTML of a file in `templates/`. Strings are escaped, `Markup` is inserted as it is."""
+    return Markup(_environment().get_template(template).render(values))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("fewstep.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Callable[..., str]] = {"quantity": quantity}
+    for function in (number, percent, interval, ratio, duration):
+        filters[function.__name__] = _unbroken(function)
+    environment.filters.update(filters)
+    return environment
+
+
+def _unbroken(function: Callable[..., str]) -> Callable[..., Markup]:
+    """`function` as HTML that stays on one line."""
+    return lambda *args: Markup('<span class="unbroken">{}</span>').format(function(*args))

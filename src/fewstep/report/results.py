@@ -1,0 +1,140 @@
+"""Results in words and tables: scores, training costs and published figures."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from fewstep.evaluation import count_parameters
+from fewstep.formatting import listing, quantity
+from fewstep.generator import Generator
+from fewstep.metrics import MEASURES
+from fewstep.recipe import Recipe
+from fewstep.report.exhibits import Entry, training_lines, training_seconds
+from fewstep.report.ranking import Ranking, Row, best, fastest
+from fewstep.report.rendering import render
+
+
+def summary(ranking: Ranking) -> Markup:
+    """Paragraphs on the fastest student, its distance to the baseline, and the best student.
+
+    Without students, they are on the baseline's own rows.
+    """
+    rows = ranking.students or ranking.rows
+    first, top = fastest(rows), best(rows)
+    assert first and top
+    peers = [row for row in first.rivals(rows) if row.entry is not first.entry]
+    peers = [row for row in peers if row.score.evaluations == first.score.evaluations]
+    rivals = [
+        f"{row.entry.exhibit.name} with {quantity(row.score.evaluations, 'evaluation')}"
+        for row in top.rivals(rows)
+    ]
+    return render(
+        "summary.html.j2",
+        first=first,
+        goal=ranking.goal if ranking.students else None,
+        quick=fastest(ranking.baseline),
+        peers=listing([row.entry.exhibit.name for row in [first, *peers]] if peers else []),
+        top=None if top is first else top,
+        rivals=listing(rivals),
+    )
+
+
+def tiles(ranking: Ranking) -> Markup:
+    """The fastest student in large numbers; empty unless there are a student and a baseline."""
+    first, goal = fastest(ranking.students), ranking.goal
+    return render("tiles.html.j2", first=first, goal=goal) if first and goal else Markup()
+
+
+def scores(ranking: Ranking, *, key: str) -> Markup:
+    """All rows with distance and cost per image, after the caveats."""
+    rows = [row.score for row in ranking.rows]
+    return render(
+        "scores.html.j2",
+        key=key,
+        ranking=ranking,
+        seeds={score.seed for score in rows},
+        guidance=sorted({f"{score.guidance:g}" for score in rows} - {"1"}),
+        accuracies=any(score.accuracy is not None for score in rows),
+        intervals=any(row.interval for row in ranking.rows),
+    )
+
+
+def all_measures(ranking: Ranking, *, key: str) -> Markup:
+    """The measures not in the table of scores, with their meanings; empty if none was computed."""
+    rows = [row.score.measures for row in ranking.rows]
+    others = [m for m in MEASURES if m.key not in ("frechet", "accuracy")]
+    measures = [m for m in others if any(m.text(row) for row in rows)]
+    if not measures:
+        return Markup()
+    return render("all_measures.html.j2", key=key, ranking=ranking, measures=measures)
+
+
+class Cost(NamedTuple):
+    """What it took to train a generator."""
+
+    entry: Entry
+    row: Row | None
+    """Its score with the fewest evaluations."""
+    parameters: int
+    megabytes: float
+    log: Sequence[object]
+    """The logged training steps."""
+    seconds: float
+    memory: int
+    """Peak, in MiB; 0 if unknown."""
+    hardware: Sequence[str]
+    sources: Sequence[tuple[str, str]]
+    """What it builds on: kind and address."""
+
+
+def costs(entries: Sequence[Entry], rankings: Sequence[Ranking]) -> Markup:
+    """One row per entry: its size, its training, and the distance at the fewest evaluations."""
+    ranking = rankings[0] if rankings else None
+    return render(
+        "costs.html.j2",
+        distance=ranking.protocol.distance if ranking else "",
+        costs=[_cost(entry, ranking) for entry in entries],
+    )
+
+
+def _cost(entry: Entry, ranking: Ranking | None) -> Cost:
+    exhibit = entry.exhibit
+    log = training_lines(exhibit.progress)
+    return Cost(
+        entry=entry,
+        row=fastest(row for row in ranking.rows if row.entry is entry) if ranking else None,
+        parameters=count_parameters(exhibit.generator),
+        megabytes=weights_bytes(exhibit.generator) / 1e6,
+        log=log,
+        seconds=training_seconds(exhibit.progress),
+        memory=max((line.get("memory", 0) for line in log), default=0),
+        hardware=list(
+            dict.fromkeys(line["hardware"] for line in exhibit.progress if "hardware" in line)
+        ),
+        sources=_sources(exhibit.recipe),
+    )
+
+
+def weights_bytes(generator: Generator) -> int:
+    """Size of all tensors, without file overhead."""
+    return sum(t.numel() * t.element_size() for t in generator.state_dict().values())
+
+
+def _sources(recipe: Recipe | None) -> list[tuple[str, str]]:
+    """The runs and stores that must exist before training: kind and address."""
+    sources: list[tuple[str, str]] = []
+    if recipe and recipe.teacher:
+        sources.append(("teacher", recipe.teacher.load))
+    if recipe and recipe.pairs:
+        sources.append(("pairs", recipe.pairs.load))
+    if recipe and recipe.student.init not in ("teacher", "scratch"):
+        sources.append(("initial weights", recipe.student.init))
+    return sources
+
+
+def published(entries: Sequence[Entry]) -> Markup:
+    """The published figures that the recipes name, each once; empty if there are none."""
+    recipes = [entry.exhibit.recipe for entry in entries]
+    figures = dict.fromkeys(p for recipe in recipes if recipe for p in recipe.about.published)
+    return render("published.html.j2", figures=list(figures)) if figures else Markup()

@@ -1,0 +1,149 @@
+"""Line charts as inline SVG.
+
+They suit light and dark pages: text and grid have the page's text colour, the background is
+transparent, and data have mid-tone colours. Equal inputs give equal SVG.
+"""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+INK = "#010203"  # placeholder for the page's text colour, which only the browser knows
+
+
+class Look(NamedTuple):
+    """Colour and marker of an entry; the marker in matplotlib's name and as a character."""
+
+    colour: str
+    marker: str
+    glyph: str
+
+
+BASELINE = Look("#868e99", "o", "●")
+LOOKS = (
+    Look("#3b82d6", "s", "■"),
+    Look("#e0772f", "^", "▲"),
+    Look("#2f9e62", "D", "◆"),
+    Look("#b05fd0", "v", "▼"),
+    Look("#d0577f", "P", "✚"),
+    Look("#1d9bb0", "X", "✖"),
+    Look("#a3812b", "*", "★"),
+    Look("#6b6fd6", "p", "⬟"),
+)
+Span = tuple[float, float] | None
+"""An interval, if it is known."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points (x, y) in order. `dashed` also draws hollow markers; `faint` is for raw data."""
+
+    points: Sequence[tuple[float, float]]
+    look: Look
+    dashed: bool = False
+    faint: bool = False
+    markers: bool = True
+    spans: Sequence[Span] = ()
+    """The interval of each point, drawn as a thin bar."""
+
+
+def chart(
+    lines: Sequence[Line],
+    *,
+    key: str,
+    describe: str,
+    x_label: str,
+    y_label: str,
+    x_base: int | None = None,
+    level: float | None = None,
+    front: Sequence[tuple[float, float]] = (),
+) -> Markup:
+    """An `<svg>` with the lines, a dotted line at height `level`, and a staircase along `front`.
+
+    `key` is a prefix that makes the ids unique on the page; `describe` is the text for screen
+    readers. The x axis is logarithmic to base `x_base` (2 or 10) if that is set, the y axis if its
+    values are `wide`.
+    """
+    # hashsalt makes ids reproducible; fonttype none keeps text as text, in the page's font
+    with matplotlib.rc_context({"svg.hashsalt": key, "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(4.7, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        values = [y for line in lines for _, y in line.points]
+        floor = min(values) / 2 if wide(values) else -math.inf  # a log axis has no 0
+        for line in lines:
+            _draw(axes, line, floor)
+        if front:
+            end = max(x for line in lines for x, _ in line.points)
+            xs, ys = zip(*front, (end, front[-1][1]), strict=True)
+            axes.step(xs, ys, where="post", color=INK, alpha=0.13, linewidth=6, zorder=1)
+        if level is not None:
+            axes.axhline(level, color=BASELINE.colour, linewidth=1, linestyle=":", zorder=1)
+        if x_base:
+            axes.set_xscale("log", base=x_base)
+            _ticks(axes.xaxis, x_base, [x for line in lines for x, _ in line.points])
+        _style(axes, x_label, y_label, values)
+        file = io.StringIO()
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
+    return _inline(file.getvalue(), key, describe)
+
+
+def _draw(axes: Axes, line: Line, floor: float) -> None:
+    style: dict[str, Any] = {"color": line.look.colour, "linewidth": 1.6}
+    if line.faint:
+        style |= {"alpha": 0.3, "linewidth": 1}
+    if line.dashed:
+        style |= {"linestyle": (0, (3, 2)), "markerfacecolor": "none"}
+    if line.markers:
+        style |= {"marker": line.look.marker, "markersize": 5.5}
+    axes.plot(*zip(*line.points, strict=True), **style)
+    for (x, _), span in zip(line.points, line.spans, strict=bool(line.spans)):
+        if span:
+            ends = (max(span[0], floor), max(span[1], floor))
+            axes.plot((x, x), ends, color=line.look.colour, linewidth=0.9, alpha=0.7)
+
+
+def _style(axes: Axes, x_label: str, y_label: str, values: Sequence[float]) -> None:
+    if wide(values):
+        axes.set_yscale("log")
+        _ticks(axes.yaxis, 10, values)
+    axes.set_xlabel(x_label, color=INK)
+    axes.set_ylabel(y_label, color=INK)
+    axes.tick_params(colors=INK, length=0)
+    axes.grid(color=INK, alpha=0.12, linewidth=0.7)
+    axes.spines[:].set_visible(False)
+
+
+def wide(values: Sequence[float]) -> bool:
+    """Whether values need a logarithmic axis: positive, spanning more than a factor of 5."""
+    return max(values) > 5 * min(values) > 0
+
+
+def _ticks(axis: Axis, base: int, values: Sequence[float]) -> None:
+    # two decades or fewer leave room for ticks at 1, 2 and 5
+    few_decades = base == 10 and max(values) < 100 * min(values)
+    axis.set_major_locator(LogLocator(base, subs=(1, 2, 5) if few_decades else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _inline(svg: str, key: str, describe: str) -> Markup:
+    """The bare `<svg>`, with unique ids and without a fixed size."""
+    start = re.search(r"<svg[^>]*>", svg)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert start and box
+    body = svg[start.end() :].replace(INK, "currentColor")
+    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", body)
+    body = re.sub(r"<style.*?</style>|font-family: [^;]*; ", "", body)  # the page has its own
+    opening = Markup('<svg role="img" aria-label="{}" {}>').format(describe, Markup(box[0]))
+    return opening + Markup(body)
