@@ -49,8 +49,9 @@ def test_the_table_says_the_scores(page):
         ["4", "5.02 " + around[5.02], "✓ 0.980 ×", "95.1 %", "4", "1.00 ms",
          "transfer best student"],
     ]  # fmt: skip
-    assert "2,000 samples per score, compared with digits (1797, 0123456789ab)" in page.text
-    assert "noise seed 0; time is the median at batch size 1 on 1 CPU thread (i386)." in page.text
+    line = "compares 2,000 samples with the real images, digits (1797, 0123456789ab), in"
+    assert line in page.text
+    assert "Time is the median at batch size 1 on 1 CPU thread (i386). Noise seed: 0." in page.text
     assert "FID" not in page.text
 
 

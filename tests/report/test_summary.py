@@ -34,16 +34,18 @@ def test_overlapping_intervals_make_no_claim():
                    two=[bare(1, 5.5, 2.0), bare(4, 4.5, 2.0)])  # fmt: skip
     assert plain_text(both) == (
         "one needs 1 network evaluation and 1.00 ms per image. Its Fréchet distance (classifier) "
-        "is 5.00 (95 % interval 3.00 – 7.00). 2,000 samples show no difference from the best "
-        "distance of teacher, 4.00, which takes 8 network evaluations and 1.00 ms per image. With "
-        "1 evaluation, teacher reaches 9.00; 2,000 samples show no difference from that. "
+        "is 5.00 (95 % interval 3.00 – 7.00). 2,000 samples show no difference between this "
+        "and the best distance of teacher, 4.00, which takes 8 network evaluations and 1.00 ms per "
+        "image. With 1 evaluation, teacher reaches 9.00; 2,000 samples show no difference between "
+        "the two. "
         "With 1 evaluation each, 2,000 samples show no difference between one and two. The "
         "smallest distance measured for a student is 4.50 (95 % interval 2.50 – 6.50), of two "
-        "with 4 network evaluations and 1.00 ms per image. 2,000 samples show no difference from "
-        "the best distance of teacher, nor from one with 1 evaluation and two with 1 evaluation."
+        "with 4 network evaluations and 1.00 ms per image. 2,000 samples show no difference "
+        "between it and the best distance of teacher, nor between it and one with 1 evaluation and "
+        "two with 1 evaluation."
     )
     assert not re.search(NO_CLAIM, plain_text(both))
-    assert "the best distance of teacher: 2,000 samples show no difference ≈ 1.25 ×" in plain(
+    assert "the best distance of teacher; 2,000 samples show no difference ≈ 1.25 ×" in plain(
         tiles(both)
     )
 
@@ -52,7 +54,9 @@ def test_unknown_intervals_make_no_claim():
     both = ranking([bare(1, 9.0), bare(8, 1.0)], one=[bare(1, 5.0)], two=[bare(4, 4.5)])
     assert not re.search(NO_CLAIM, plain_text(both))
     assert plain_text(both).count("no difference") == 3
-    assert "from the best distance of teacher, nor from one with 1 evaluation." in plain_text(both)
+    assert (
+        "between it and the best distance of teacher, nor between it and one with 1 evaluation."
+    ) in plain_text(both)
 
 
 def test_intervals_apart_make_the_claim():
@@ -85,7 +89,7 @@ def test_without_a_baseline_or_without_students():
     assert tiles(teacher) == ""
     rivals = ranking([bare(1, 9.0, 0.1), bare(2, 1.1, 0.1), bare(4, 1.0, 0.1)])
     assert plain_text(rivals).endswith(
-        "2,000 samples show no difference from teacher with 2 evaluations."
+        "2,000 samples show no difference between it and teacher with 2 evaluations."
     )
     assert not re.search(NO_CLAIM, plain_text(rivals))
     assert plain_text(ranking([bare(1, 9.0)])) == (

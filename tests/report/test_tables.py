@@ -48,11 +48,10 @@ def test_seeds_and_devices_are_said_once_or_in_each_row():
     assert [row[-3:-1] for row in table(html)[1:]] == [
         ["1 CPU thread (i386)", "0"], ["NVIDIA H200, 140 GiB", "5"],
     ]  # fmt: skip
-    assert "noise seed" not in html and "at batch size 1." in html
+    assert "Noise seed" not in html and "at batch size 1." in html
     (alone,) = rankings([score(1, 1.0, **first)])
-    assert "noise seed 5; time is the median at batch size 1 on NVIDIA H200" in scores(
-        alone, key="k"
-    )
+    text = Page(scores(alone, key="k")).text
+    assert "at batch size 1 on NVIDIA H200, 140 GiB. Noise seed: 5." in text
 
 
 def test_caveats_stand_above_the_table():
@@ -126,4 +125,4 @@ def test_protocols_stand_apart_on_the_page(tmp_path):
     assert [row[0] for row in first[1:]] == ["● teacher", "16", "10"]
     assert [row[:3] for row in second[1:]] == [["■ tuned", "2", "77.7"], ["3", "66.6", "95.1 %"]]
     assert "numbers from different tables cannot be compared" in page.text
-    assert "50,000 samples per score, compared with" in page.text
+    assert "Each distance compares 50,000 samples with" in page.text

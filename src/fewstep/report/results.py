@@ -1,7 +1,7 @@
 """Results in words and tables: scores, training costs and published figures."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -54,7 +54,7 @@ def scores(ranking: Ranking, *, key: str) -> Markup:
         key=key,
         ranking=ranking,
         seeds={score.seed for score in rows},
-        guidance=sorted({f"{score.guidance:g}" for score in rows} - {"1"}),
+        guidance=sorted({f"{score.guidance:g}" for score in rows}),
         accuracies=any(score.accuracy is not None for score in rows),
         intervals=any(row.interval for row in ranking.rows),
     )
@@ -78,7 +78,7 @@ class Cost(NamedTuple):
     """Its score with the fewest evaluations."""
     parameters: int
     megabytes: float
-    log: Sequence[object]
+    log: Sequence[Mapping[str, Any]]
     """The logged training steps."""
     seconds: float
     memory: int
