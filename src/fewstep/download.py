@@ -1,4 +1,4 @@
-"""Where data and weights lie on this machine, and how a published file gets there."""
+"""Folders of data and weights on this machine, and downloads of published files."""
 
 import hashlib
 import os
@@ -16,30 +16,33 @@ _CHUNK = 1 << 20
 
 
 def home() -> Path:
-    """The folder of data sets and weights: $FEWSTEP_HOME, or ~/.cache/fewstep."""
+    """Folder of data sets and weights: $FEWSTEP_HOME, or ~/.cache/fewstep."""
     return Path(os.environ.get("FEWSTEP_HOME") or "~/.cache/fewstep").expanduser()
 
 
 def cache() -> Path:
-    """The folder of what can be made again: $FEWSTEP_CACHE, or `cache` in `home()`."""
+    """Folder of files that can be recreated: $FEWSTEP_CACHE, or `cache` in `home()`."""
     return Path(os.environ.get("FEWSTEP_CACHE") or home() / "cache").expanduser()
 
 
 def fetch(url: str, digest: str, target: Path, *, otherwise: str) -> None:
-    """Download `url` to `target`, which appears only when whole and of the published `digest`.
+    """Download `url` to `target`, written only if complete and of the published `digest`.
 
-    A digest is "md5:..." or "sha256:...", whole or, as in file names of torch's hub, its first
-    digits. `otherwise` tells a person without a network what to do, after "or": "put A into B".
+    `digest` is "md5:..." or "sha256:...", in full or, as in file names of torch's hub, its first
+    digits. `otherwise` completes the error message for a machine without a network: "put A into B".
+    A failing download leaves neither a file nor a new folder behind.
+
+    Raises: InputError if the download fails or has another digest.
     """
     print(f"fewstep: downloading {url}", file=sys.stderr)
     try:
         with atomic_write(target) as file:
             kind, _, published = digest.partition(":")
-            found = _copy(url, file, kind)
-            if not found.startswith(published):
+            actual = _copy(url, file, kind)
+            if not actual.startswith(published):
                 raise InputError(
-                    f"{url} has {kind.upper()} {found} instead of the published {published}, so it "
-                    f"was not kept; try again, or {otherwise}"
+                    f"{url} has {kind.upper()} {actual} instead of the published {published}, so "
+                    f"the file was removed; try again, or {otherwise}"
                 )
     except (OSError, HTTPException) as error:
         raise InputError(f"cannot download {url} ({error}); go online, or {otherwise}") from error

@@ -225,7 +225,7 @@ def test_a_faster_process_decides_whose_weights_count(tmp_path, monkeypatch):
 def test_fashion_mnist_reaches_ninety_percent():
     home = Path(os.environ.get("FEWSTEP_HOME", "~/.cache/fewstep")).expanduser()
     folder = home / "data" / "fashion-mnist"
-    if not folder.exists():
+    if len(list(folder.glob("*-ubyte.gz"))) < 4:
         pytest.skip("needs Fashion-MNIST")
 
     def read(name, header):

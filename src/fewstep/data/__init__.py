@@ -1,4 +1,4 @@
-"""Image sets as uint8 tensors, each by its name: `load("cifar10", split="test")`."""
+"""Image sets as uint8 tensors, loaded by name: `load("cifar10", split="test")`."""
 
 from collections.abc import Callable
 from functools import partial

@@ -39,8 +39,8 @@ _FILES = {
 def read_cifar10(split: str) -> ImageSet:
     """50,000 (train) or 10,000 (test) colour images of 32 x 32.  Krizhevsky 2009, Technical Report.
 
-    The column `file_name` is there when `train.csv` or `test.csv` (label, file name; one line an
-    image, no header) lies beside the batches.
+    The column `file_name` is read from `train.csv` or `test.csv` beside the batches, if present:
+    label, file name; one line per image, no header.
     """
     folder = home() / "data" / "cifar-10-batches-bin"
     files = _FILES[split]
@@ -74,8 +74,8 @@ def _file_names(table: Path, labels: np.ndarray) -> tuple[str, ...]:
         rows = [row for row in csv.reader(file) if len(row) == 2]
     if [label for label, _ in rows] != [str(label) for label in labels]:
         raise InputError(
-            f"{table} is not the list of these images (label, file name): its labels differ from "
-            "those of the batches; remove it, since it is optional"
+            f"{table} does not list these images (label, file name): its labels differ from those "
+            "of the batches; remove it, it is optional"
         )
     return tuple(file_name for _, file_name in rows)
 
@@ -83,7 +83,7 @@ def _file_names(table: Path, labels: np.ndarray) -> tuple[str, ...]:
 def _download(folder: Path) -> None:
     files = (*_FILES["train"], *_FILES["test"])
     # the process number: the ranks of a job must not remove each other's archive
-    archive = folder / f"cifar-10-binary.{os.getpid()}.tar.gz"
+    archive = folder.with_name(f"cifar-10-binary.{os.getpid()}.tar.gz")
     try:
         fetch(URL, f"md5:{MD5}", archive, otherwise=f"put {', '.join(files)} into {folder}")
         _unpack(archive, folder, files)
@@ -95,7 +95,7 @@ def _unpack(archive: Path, folder: Path, files: tuple[str, ...]) -> None:
     with tarfile.open(archive) as tar:
         for member in tar:
             name = PurePosixPath(member.name).name
-            # by name, into `folder` alone: a path inside an archive is not to be trusted
+            # only the name: paths inside an archive are not trusted
             content = tar.extractfile(member) if member.isfile() and name in files else None
             if content is None:
                 continue

@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: real images that need no download."""
+"""Scikit-learn's handwritten digits, which need no download."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from fewstep.data.imageset import ImageSet
 
 
 def read_digits() -> ImageSet:
-    """1,797 digits of 8 x 8 pixels; a value v of 0 … 16 becomes ⌊(255·v + 8)/16⌋, so 16 is 255.
+    """1,797 digits of 8 x 8 pixels; values v of 0 … 16 become ⌊(255·v + 8)/16⌋, so that 16 is 255.
 
     Alpaydin and Kaynak 1998, UCI "Optical Recognition of Handwritten Digits", its test part.
     """

@@ -1,4 +1,4 @@
-"""A person's own images: class sub-folders, a `metadata.csv`, or a flat folder."""
+"""A user's own images: a folder per class, a `metadata.csv`, or one flat folder."""
 
 import csv
 import os
@@ -15,7 +15,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fewstep.data.imageset import ImageSet, squared
+from fewstep.data.imageset import ImageSet, resize_to_square
 from fewstep.errors import InputError
 
 TABLE = "metadata.csv"
@@ -24,7 +24,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 
 @dataclass(frozen=True)
 class _Listing:
-    """What a folder holds, before any image is opened; `files` are relative to it."""
+    """Contents of a folder, before any image is opened; `files` are relative to it."""
 
     files: Sequence[str]
     labels: Sequence[str] | None = None
@@ -32,25 +32,26 @@ class _Listing:
 
 
 def read_folder(folder: Path, *, size: int | None = None) -> ImageSet:
-    """The images of `folder`, in the order of their relative names, always as three channels.
+    """Read all images of `folder` as RGB, sorted by relative name.
 
-    - With a `metadata.csv`: its `file_name` column lists the images; `label` gives classes, by
-      name or by number from 0; every other column is kept as text.
-    - Without one: each sub-folder is a class, or all images lie in `folder` itself, unlabelled.
+    - With a `metadata.csv`, its column `file_name` lists the images. The column `label` holds class
+      names, or numbers from 0; all other columns become text columns of the set.
+    - Without one, each sub-folder is a class; or all images lie in `folder` itself, without labels.
 
-    Transparent pixels are shown on white, grey ones repeated in three channels. Names sort as text
-    unless all are whole numbers. All images have one size, unless `size` is given: then the shorter
-    side is scaled to it (see `squared`) and the middle kept.
+    Transparent images are put on white. Class names are sorted as numbers if all are integers, else
+    as text. With `size` images are resized with `resize_to_square`; else all must have one size.
+
+    Raises: InputError if there are no images, one is damaged, or they do not fit the table.
     """
     folder = folder.expanduser()
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}; path says where the images are")
+        raise InputError(f"there is no folder {folder}; set path to the folder of the images")
     listing = _from_table(folder / TABLE) if (folder / TABLE).exists() else _from_tree(folder)
     if not listing.files:
         raise InputError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
-    images = _decoded(folder, listing.files, size)
+    images = _decode_all(folder, listing.files, size)
     columns = {"file_name": tuple(listing.files), **listing.columns}
-    labels, class_names = (None, ()) if listing.labels is None else _numbered(listing.labels)
+    labels, class_names = (None, ()) if listing.labels is None else _class_numbers(listing.labels)
     return ImageSet(folder.resolve().name, images, labels, class_names, columns)
 
 
@@ -93,23 +94,25 @@ def _rows(table: Path) -> list[dict[str, str]]:
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{table} is not a CSV file in UTF-8 ({error}); repair it") from error
     for row in rows:
-        # where the csv module puts what is too many or too few
+        # the csv module stores surplus values under the key None, and None for missing values
         if None in row or None in row.values():
-            raise InputError(f"{table}: the row of {row['file_name']} has not one value a column")
+            raise InputError(
+                f"{table}: the row of {row['file_name']} does not have one value per column"
+            )
     return rows
 
 
 def _check_labels(table: Path, labels: Sequence[str]) -> None:
     if "" in labels:
-        raise InputError(f"{table}: a label is empty; give every image one, or drop the column")
+        raise InputError(f"{table}: a label is empty; give every image one, or remove the column")
     if not _are_numbers(labels):
         return
     numbers = {int(label) for label in labels}
     absent = set(range(len(numbers))) - numbers
     if absent:
         raise InputError(
-            f"{table}: labels run from {min(numbers)} to {max(numbers)} and no image has label "
-            f"{min(absent)}; number classes from 0 without gaps, or write names"
+            f"{table}: labels are from {min(numbers)} to {max(numbers)}, but no image has label "
+            f"{min(absent)}; number classes from 0 without gaps, or use names"
         )
 
 
@@ -117,21 +120,21 @@ def _are_numbers(labels: Sequence[str]) -> bool:
     return all(re.fullmatch(r"-?\d+", label) for label in labels)
 
 
-def _numbered(labels: Sequence[str]) -> tuple[Int64[Tensor, " n"], tuple[str, ...]]:
+def _class_numbers(labels: Sequence[str]) -> tuple[Int64[Tensor, " n"], tuple[str, ...]]:
     class_names = sorted(set(labels), key=int if _are_numbers(labels) else str)
     number = {name: i for i, name in enumerate(class_names)}
     return torch.tensor([number[label] for label in labels]), tuple(class_names)
 
 
-def _decoded(folder: Path, files: Sequence[str], size: int | None) -> UInt8[Tensor, "n 3 h w"]:
-    # threads, because Pillow decodes without holding Python's lock
+def _decode_all(folder: Path, files: Sequence[str], size: int | None) -> UInt8[Tensor, "n 3 h w"]:
+    # threads suffice: Pillow decodes without holding the interpreter's lock
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         images = list(pool.map(partial(_decode, size=size), (folder / file for file in files)))
     for file, image in zip(files, images, strict=True):
         if image.shape != images[0].shape:
             raise InputError(
-                f"{folder}: {file} has {_extent(image)} pixels but {files[0]} "
-                f"{_extent(images[0])}; give a size to bring all images to one"
+                f"{folder}: {file} has {_extent(image)} pixels, but {files[0]} has "
+                f"{_extent(images[0])}; set size to resize all images"
             )
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
@@ -145,19 +148,19 @@ def _decode(path: Path, *, size: int | None) -> np.ndarray:
         with Image.open(path) as image:
             opaque = _on_white(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; {TABLE} may list only what is there") from error
-    # a damaged file makes Pillow's decoders raise nearly anything
+        raise InputError(f"{path} is missing, but {TABLE} lists it; remove its row") from error
+    # Pillow raises many kinds of exceptions for damaged files
     except Exception as error:
         raise InputError(
             f"{path} is not a readable image ({error}); replace or remove it"
         ) from error
-    return np.asarray(opaque if size is None else squared(opaque, size))
+    return np.asarray(opaque if size is None else resize_to_square(opaque, size))
 
 
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        # Pillow would clip these to 255 rather than scale them
-        raise ValueError(f"its pixels are {image.mode}, deeper than 8 bits")
+        # Pillow would clip these to 255 instead of scaling them
+        raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}")
     layer = image.convert("RGBA")
     white = Image.new("RGB", layer.size, "white")
     white.paste(layer, mask=layer.getchannel("A"))

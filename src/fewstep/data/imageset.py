@@ -1,4 +1,4 @@
-"""`ImageSet`: images, labels and captions held in memory, and how images are brought to a size."""
+"""`ImageSet`: images, labels and captions in memory, and how they are resized."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from fewstep.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images with, where known, a class number each and named columns of text, one string a row.
+    """Images, with optional class labels and columns of text, one string per image.
 
-    `class_names[i]` names label i. Columns in use: `text`, `file_name`, `group`.
+    `class_names[i]` is the name of label i. Columns in use: `text`, `file_name`, `group`.
     """
 
     name: str
@@ -33,8 +33,8 @@ class ImageSet:
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= len(self.class_names):
             raise InputError(
-                f"{self.name}: labels run from {low} to {high}, but its {len(self.class_names)} "
-                f"classes are numbered from 0; the labels are damaged or of another set"
+                f"{self.name}: labels are from {low} to {high}, but its {len(self.class_names)} "
+                "classes are numbered from 0; the labels are damaged or of another data set"
             )
 
     def __len__(self) -> int:
@@ -42,20 +42,20 @@ class ImageSet:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
+        """(channels, height, width)."""
         c, h, w = self.images.shape[1:]
         return c, h, w
 
     @property
     def classes(self) -> int:
-        """How many classes there are; 0 without labels."""
+        """Number of classes; 0 without labels."""
         if self.labels is None:
             return 0
         return len(self.class_names) or int(self.labels.max()) + 1
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of shape, pixels and labels: which reference set a score was made with."""
+        """SHA-256 of shape, pixels and labels: identifies the reference set of a score."""
         labelled = self.labels is not None
         digest = hashlib.sha256(f"{tuple(self.images.shape)} labelled={labelled}".encode())
         digest.update(np.ascontiguousarray(self.images.numpy()).data)
@@ -64,20 +64,20 @@ class ImageSet:
         return digest.hexdigest()
 
     def resized(self, size: int) -> "ImageSet":
-        """The set at `size` x `size`: Pillow's antialiased bicubic, `squared`, channel by channel.
+        """Resize to `size` x `size` with `resize_to_square`, channel by channel.
 
-        Pillow rounds to uint8 after each of its two passes, in integers, so that a fingerprint does
-        not depend on the machine. Antialiasing matters to scores: Parmar et al. 2022, 2104.11222.
+        Pillow computes in integers, so that the result and its fingerprint are the same on every
+        machine. Antialiasing matters to scores: Parmar et al. 2022, arXiv:2104.11222.
         """
         n, c, h, w = self.images.shape
         if (h, w) == (size, size):
             return self
         resized = np.empty((n * c, size, size), np.uint8)
         for i, plane in enumerate(self.images.reshape(-1, h, w).numpy()):
-            resized[i] = np.asarray(squared(Image.fromarray(plane), size))
+            resized[i] = np.asarray(resize_to_square(Image.fromarray(plane), size))
         return replace(self, images=torch.from_numpy(resized).reshape(n, c, size, size))
 
 
-def squared(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side scaled to `size` by antialiased bicubic, the middle of the longer side kept."""
+def resize_to_square(image: Image.Image, size: int) -> Image.Image:
+    """Scale the shorter side to `size` (bicubic, antialiased) and crop the longer to its middle."""
     return ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST, from the IDX files their authors publish."""
+"""MNIST and Fashion-MNIST, from their authors' IDX files."""
 
 import gzip
 import math
@@ -15,7 +15,7 @@ from fewstep.errors import InputError
 
 
 class Source(NamedTuple):
-    """Where a set is published; `md5` is of the files as published, by file name."""
+    """Address of a data set, and MD5 of the published files by name."""
 
     url: str
     md5: dict[str, str]
@@ -58,10 +58,10 @@ SOURCES = {
 
 
 def read_mnist(name: str, split: str) -> ImageSet:
-    """`name` is a key of `SOURCES`; 60,000 (train) or 10,000 (test) grey images of 28 x 28.
+    """60,000 (train) or 10,000 (test) grey images of 28 x 28; `name` is a key of `SOURCES`.
 
-    LeCun et al. 1998; Xiao et al. 2017, arXiv:1708.07747. A file already in home()/data/`name` is
-    taken as it is, since a re-compressed one holds the same images under another checksum.
+    LeCun et al. 1998; Xiao et al. 2017, arXiv:1708.07747. Files in home()/data/`name` are used
+    whatever their checksum, which changes when they are compressed anew.
     """
     folder = home() / "data" / name
     prefix = "train" if split == "train" else "t10k"
@@ -76,8 +76,8 @@ def read_mnist(name: str, split: str) -> ImageSet:
     labels = read_idx(folder / files[1], dimensions=1)
     if len(images) != len(labels):
         raise InputError(
-            f"{folder}: {files[0]} holds {len(images)} images but {files[1]} {len(labels)} labels; "
-            "remove both to download them again"
+            f"{folder}: {files[0]} holds {len(images)} images, but {files[1]} holds "
+            f"{len(labels)} labels; remove both to download them again"
         )
     return ImageSet(
         name,
@@ -88,19 +88,19 @@ def read_mnist(name: str, split: str) -> ImageSet:
 
 
 def read_idx(path: Path, *, dimensions: int) -> np.ndarray:
-    """The bytes of a gzipped IDX file: 0, 0, type (8: uint8), rank, big-endian sizes, values."""
+    """Read a gzipped IDX file: 0, 0, type (8: uint8), rank, big-endian sizes, values."""
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, str(error)) from error
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes([0, 0, 8, dimensions]):
-        raise _damaged(path, f"it is no IDX file of uint8 values in {dimensions} dimensions")
+        raise _damaged(path, f"it is not an IDX file of uint8 values with {dimensions} dimensions")
     shape = np.frombuffer(content, ">u4", dimensions, offset=4).tolist()
     if len(content) != header + math.prod(shape):
         values = len(content) - header
-        raise _damaged(path, f"it announces {math.prod(shape)} values and holds {values}")
-    # a copy, because bytes are read-only and tensors are not
+        raise _damaged(path, f"its header declares {math.prod(shape)} values, not {values}")
+    # a copy: bytes are read-only, tensors are not
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
 
 

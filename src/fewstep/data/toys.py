@@ -1,4 +1,4 @@
-"""Points in the plane whose noisy densities have closed forms, and two sets to draw from.
+"""Gaussian mixtures, whose noisy densities have closed forms, and two other toy sets of points.
 
 With x0 ~ Σ_k w_k N(m_k, std²) and x_t = alpha·x0 + sigma·eps, each component of x_t is
 N(alpha·m_k, v) with v = alpha²·std² + sigma², hence (Bishop 2006, sections 2.3.3 and 9.2):
@@ -20,7 +20,7 @@ Points = tuple[Float[Tensor, "n d"], Int64[Tensor, " n"]]
 
 
 class _Components(NamedTuple):
-    logits: Float[Tensor, "b k"]  # ln w_k N(x_t; alpha m_k, v), but for the shared normaliser
+    logits: Float[Tensor, "b k"]  # ln w_k N(x_t; alpha m_k, v), without the common normaliser
     offsets: Float[Tensor, "b k d"]  # x_t − alpha m_k
     alpha: Float[Tensor, "#b 1"]
     variance: Float[Tensor, "#b 1"]
@@ -28,9 +28,9 @@ class _Components(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """Σ_k w_k N(means_k, std²), std > 0; the weights are relative: positive, with any sum.
+    """Σ_k w_k N(means_k, std²) with std > 0; `weights` are positive, with any sum.
 
-    `alpha` and `sigma`, below, are one number or one a row, (b,) or (b, 1), never both zero.
+    In its methods `alpha` and `sigma` are a number, or one per row, (b,) or (b, 1), and not both 0.
     """
 
     means: Float[Tensor, "k d"]
@@ -38,7 +38,7 @@ class GaussianMixture:
     weights: Float[Tensor, " k"]
 
     def points(self, n: int, seed: int) -> Points:
-        """`n` draws and the component that each came from."""
+        """Draw `n` points; returns them and the component of each."""
         generator = torch.Generator().manual_seed(seed)
         labels = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         eps = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
@@ -47,7 +47,7 @@ class GaussianMixture:
     def denoise(
         self, x_t: Float[Tensor, "b d"], alpha: Tensor | float, sigma: Tensor | float
     ) -> Float[Tensor, "b d"]:
-        """E[x0 | x_t], in the type of `x_t`."""
+        """E[x0 | x_t], in the dtype of `x_t`."""
         at = self._components(x_t, alpha, sigma)
         posterior = at.logits.softmax(1).unsqueeze(2)
         gain = at.alpha * self.std**2 / at.variance
@@ -56,7 +56,7 @@ class GaussianMixture:
     def score(
         self, x_t: Float[Tensor, "b d"], alpha: Tensor | float, sigma: Tensor | float
     ) -> Float[Tensor, "b d"]:
-        """The gradient of `log_density` with respect to `x_t`."""
+        """Gradient of `log_density` with respect to `x_t`."""
         at = self._components(x_t, alpha, sigma)
         posterior = at.logits.softmax(1).unsqueeze(2)
         return -(posterior * at.offsets).sum(1) / at.variance
@@ -64,7 +64,7 @@ class GaussianMixture:
     def log_density(
         self, x_t: Float[Tensor, "b d"], alpha: Tensor | float, sigma: Tensor | float
     ) -> Float[Tensor, " b"]:
-        """ln p(x_t), the density of the noisy points."""
+        """ln p(x_t), the log-density of noisy points."""
         at = self._components(x_t, alpha, sigma)
         normaliser = x_t.shape[1] / 2 * (2 * math.pi * at.variance).log().squeeze(1)
         return at.logits.logsumexp(1) - normaliser
@@ -81,7 +81,7 @@ class GaussianMixture:
 
 
 def _column(value: Tensor | float, like: Tensor) -> Float[Tensor, "#b 1"]:
-    # (b,) against (b, d) would silently run along d when b = d
+    # (b,) against (b, d) would silently broadcast along d if b = d
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1, 1)
 
 
@@ -93,12 +93,12 @@ def eight_gaussians() -> GaussianMixture:
 
 
 def two_moons(n: int, seed: int) -> Points:
-    """Two interleaved half circles of radius 2/3 with noise of std 0.03; the label is the moon."""
+    """Two half circles of radius 2/3 with noise of std 0.03; the label says which."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(2, (n,), generator=generator)
     angle = math.pi * torch.rand(n, generator=generator)
     upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1)
-    # the lower moon is the upper one turned by half a turn about the origin
+    # the lower half circle is the upper one, rotated by 180° about the origin
     circle = 2 / 3 * upper * (1 - 2 * labels.unsqueeze(1))
     return circle + 0.03 * torch.randn(n, 2, generator=generator), labels
 
