@@ -128,7 +128,7 @@ def test_a_full_disk_is_one_line_and_a_store_to_resume(teacher, recorded, tmp_pa
     assert told.stdout.count("exit") == 2
     assert "exit 2" in told.stdout and "exit 0" in told.stdout
     (line,) = [line for line in told.stderr.splitlines() if line.startswith("fewstep: ")]
-    assert "No space left on device; what is whole is kept: make room and run" in line
+    assert "No space left on device; complete files are kept: free some space" in line
     assert "Traceback" not in told.stderr
     assert content(disk.with_name("disk.copy")) == content(recorded)
 

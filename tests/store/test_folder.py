@@ -134,6 +134,6 @@ def test_a_full_disk_tells_what_to_do_and_leaves_nothing_behind(tmp_path, monkey
     folder = LocalFolder(tmp_path)
     folder.publish("whole", [b"1"])
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InputError, match="a: No space left on device; what is whole is kept: make"):
+    with pytest.raises(InputError, match="a: No space left on device; complete files are kept"):
         folder.publish("a", [b"2"])
     assert folder.sizes() == {"whole": 1}

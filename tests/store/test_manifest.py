@@ -12,8 +12,8 @@ from fewstep.store.manifest import (
     Shard,
     differences,
     read_manifest,
+    read_unfinished,
     seal,
-    unfinished,
 )
 
 
@@ -156,7 +156,7 @@ def test_numbers_made_to_harm_are_one_line(tmp_path, change):
         entry.setdefault("percentile", 100.0) if entry["codec"] == "int8" else None
     (tmp_path / "plan.json").write_bytes(seal(told))
     with pytest.raises(InputError, match=r"plan.json") as caught:
-        unfinished(LocalFolder(tmp_path))
+        read_unfinished(LocalFolder(tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -164,6 +164,6 @@ def test_an_unfinished_store_costs_what_it_holds_not_what_it_plans(tmp_path):
     (tmp_path / "plan.json").write_bytes(seal(plan(count=10**12, shard_size=1).describe()))
     for name in ("shard-00007.zst", "shard-123456.zst", "shard-7.zst", "other"):
         (tmp_path / name).write_bytes(b"12345")
-    told, shards = unfinished(LocalFolder(tmp_path))
+    told, shards = read_unfinished(LocalFolder(tmp_path))
     assert told.shards == 10**12
     assert [(s.number, s.count, s.bytes) for s in shards] == [(7, 1, 5), (123456, 1, 5)]

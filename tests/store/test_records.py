@@ -31,7 +31,7 @@ def test_unpack_undoes_pack(schema, records):
     layout = Layout(schema)
     content = records(4)
     packed = layout.pack(content)
-    assert layout.fits(packed).all()
+    assert layout.matches(packed).all()
     unpacked = layout.unpack(packed)
     assert unpacked["image"].equal(content["image"])
     assert unpacked["label"].equal(content["label"])
@@ -41,7 +41,7 @@ def test_unpack_undoes_pack(schema, records):
 
 def test_a_row_of_another_schema_does_not_fit():
     ours, other = Layout({"a": F16((4,))}), Layout({"b": F16((4,))})
-    assert not ours.fits(other.pack({"b": torch.zeros(2, 4)})).any()
+    assert not ours.matches(other.pack({"b": torch.zeros(2, 4)})).any()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from fewstep.errors import InputError
 from fewstep.store.folder import LocalFolder
 from fewstep.store.manifest import Shard
 from fewstep.store.records import Layout
-from fewstep.store.shards import HEADER, SKIPPABLE, examine, read_offsets, shard_chunks
+from fewstep.store.shards import HEADER, SKIPPABLE, check_shard, read_offsets, shard_chunks
 
 
 def write(tmp_path, frames, offsets):
@@ -96,7 +96,7 @@ def test_a_frame_that_is_no_record_is_named(tmp_path, schema, frames, make, mess
     frames = [frames[0], make(layout.size), frames[2]]
     shard = write(tmp_path, frames, np.cumsum([0, *map(len, frames)]).tolist())
     sizes = LocalFolder(tmp_path).sizes()
-    (line,) = examine(LocalFolder(tmp_path), shard, 100, layout, sizes).damages
+    (line,) = check_shard(LocalFolder(tmp_path), shard, 100, layout, sizes).damages
     assert "shard-00000.zst, record 101 is damaged" in line and message in line
 
 
@@ -109,5 +109,5 @@ def test_a_frame_that_lies_about_its_size_is_refused(tmp_path, schema, frames):
     frames = [lie, *frames[1:]]
     shard = write(tmp_path, frames, np.cumsum([0, *map(len, frames)]).tolist())
     sizes = LocalFolder(tmp_path).sizes()
-    (line,) = examine(LocalFolder(tmp_path), shard, 0, layout, sizes).damages
+    (line,) = check_shard(LocalFolder(tmp_path), shard, 0, layout, sizes).damages
     assert "record 0 is damaged" in line

@@ -194,7 +194,7 @@ def test_a_shard_that_comes_out_otherwise_is_not_taken_for_the_lost_one(
     folder = recorded(tmp_path, 8)
     (folder / "shard-00001.zst").unlink()
     other = {name: values[:3] for name, values in records(8).items()}
-    with pytest.raises(InputError, match=r"shard-00001.zst came out otherwise than it was first"):
+    with pytest.raises(InputError, match=r"shard-00001.zst differs from its first"):
         writer(folder).write(3, other)
 
 

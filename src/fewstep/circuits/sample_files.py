@@ -1,9 +1,9 @@
-"""The teacher data of "Denoising Circuits": a folder with a file a sample, into a store and back.
+"""Convert the teacher data of Denoising Circuits, a folder with one file per sample, and stores.
 
-A file `sample_00000000.zst` is an .npz, its arrays stored and not deflated, in one zstd frame. Its
-arrays have two spellings, the one that the code writes and the plain one of the README:
+A file `sample_00000000.zst` is an .npz with uncompressed arrays in one zstd frame. The names of its
+arrays have two spellings: suffixed, as its code writes them, and plain, as in its README:
 
-    here            suffixed             plain             dtype    shape
+    store           suffixed             plain             dtype    shape
     noise           x_T_f16              x_T               float16  (c, h, w)
     x0              x0_teacher_f16       x0_teacher        float16  (c, h, w)
     rin0            rin0_q               rin0              int8     (C, H, W)
@@ -12,8 +12,8 @@ arrays have two spellings, the one that the code writes and the plain one of the
                     r_chunks_scale_f16   r_chunks_scale    float16  (N, C)
                     T, chunk_size        (absent)          int16    (1,)
 
-A value is code · scale; rin0 + sum of r_chunks is what the teacher's T steps lead to. The files are
-foreign: nothing is unpickled, and no size is believed that the bytes there do not bear out.
+Values are code · scale; rin0 + sum of r_chunks is the state after the teacher's T steps. The files
+are not trusted: nothing is unpickled, and declared sizes are checked.
 """
 
 import hashlib
@@ -31,8 +31,9 @@ import torch
 import zstandard
 from torch import Tensor
 
+from fewstep.circuits import npz
 from fewstep.errors import InputError
-from fewstep.store import npz
+from fewstep.files import TEMPORARY
 from fewstep.store.codecs import F16, Codec, Int8, Shape
 from fewstep.store.folder import Address, LocalFolder
 from fewstep.store.reader import Reader
@@ -41,11 +42,11 @@ from fewstep.store.writer import Writer
 Spelling = Literal["suffixed", "plain"]
 Array = npt.NDArray[Any]
 
-LIMIT = 1 << 30  # bytes of a file, and of what it decompresses to
-SHARD = 1 << 28  # bytes of the decoded samples that are held to write a shard
+LIMIT = 1 << 30  # bytes of a file, and of its decompressed content
+SHARD = 1 << 28  # bytes of decoded samples held in memory for a shard
 SAMPLES, SAMPLE = "sample_*.zst", "sample_{:08d}.zst"
 
-# the codecs' parts in the layout's spellings: suffixed, plain
+# part of a codec -> its suffixed and plain names
 NAMES = {
     "noise": ("x_T_f16", "x_T"),
     "x0": ("x0_teacher_f16", "x0_teacher"),
@@ -61,13 +62,13 @@ RANKS = {"noise": 3, "x0": 3, "rin0": 3, "r_chunks": 4}
 
 
 def read_sample(path: Path | str) -> dict[str, Tensor]:
-    """One file's `noise`, `x0`, `rin0` and `r_chunks`, float32, of the shapes in the table above.
+    """Read `noise`, `x0`, `rin0` and `r_chunks` as float32, of the shapes in the table above.
 
-    Each array may be in either spelling; `T` and `chunk_size` may be absent. Values are exactly
-    code · scale. What is damaged, missing, unknown, of another dtype or shape, not finite, or
-    larger than 1 GiB is an `InputError` that names the file.
+    Each name may be in either spelling; `T` and `chunk_size` may be absent. Values are exactly
+    code · scale.  Raises: InputError, with the path, for arrays that are damaged, missing, unknown,
+    of another dtype or shape, or not finite, and for more than 1 GiB.
     """
-    return _decoded(*_load(Path(path)))
+    return _decode(*_load(Path(path)))
 
 
 def write_sample(
@@ -78,33 +79,38 @@ def write_sample(
     steps: int | None = None,
     percentile: float = 99.5,
 ) -> None:
-    """Write one file, whole or not at all, from float32 tensors of the shapes in the table above.
+    """Write one file atomically, from float32 tensors of the shapes in the table above.
 
-    `percentile`, 50 to 100, of |x| in each channel becomes code 127. `steps` becomes `T`, and
-    `chunk_size` its N-th part; the plain spelling has no place for them. `InputError` for other
-    tensors, values that the codecs cannot hold, and steps that N chunks do not divide.
+    The `percentile` (50 to 100) of |x| in each channel becomes code 127. `steps` is written as `T`,
+    and `steps / N` as `chunk_size`; the plain spelling has neither.  Raises: InputError for other
+    tensors, values that the codecs cannot represent, and steps that N does not divide.
     """
-    with _named(path):
+    with _prefix_errors(path):
         schema = _schema({name: tuple(tensor.shape) for name, tensor in sample.items()}, percentile)
-        content = _file(_encoded(schema, sample), spelling, steps)
+        content = _file(_encode(schema, sample), spelling, steps)
     LocalFolder(Path(path).parent).publish(Path(path).name, [content])
 
 
 def to_store(source: Path | str, target: Address) -> Generator[int, None, None]:
-    """Convert a folder of sample_*.zst, in the order of their names, into a store of equal values;
-    yields how many samples are done, the last time when the store is finished.
+    """Convert a folder of sample_*.zst, in the order of their names, into a store of equal values.
 
-    Whole shards that an earlier run left are kept. `InputError` names the file that is damaged, has
-    other shapes or another `T` than the first, or whose values the store's codecs would change.
+    Yields the number of converted samples, last when the store is finished. Complete shards of an
+    earlier run are kept.  Raises: InputError for a file that is damaged, has other shapes or
+    another `T` than the first, or values that the store's codecs would change.
     """
     files = sorted(_local(source).glob(SAMPLES))
     if not files:
-        raise InputError(f"{source} holds no {SAMPLES}; name the folder of the samples")
+        raise InputError(f"{source} holds no {SAMPLES}; give the folder of the samples")
     schema, steps, _ = _convertible(files[0])
     floats = sum(math.prod(codec.shape) for codec in schema.values())
     shard_size = max(1, min(1024, (SHARD - 1) // (4 * floats)))
-    told = {"source": "denoising-circuits", "steps": steps, "samples": _identity(files)}
-    writer = Writer(target, schema=schema, count=len(files), shard_size=shard_size, provenance=told)
+    writer = Writer(
+        target,
+        schema=schema,
+        count=len(files),
+        shard_size=shard_size,
+        provenance={"source": "denoising-circuits", "steps": steps, "samples": _hash(files)},
+    )
     missing = writer.missing()
     done = len(files) - sum(len(rows) for rows in missing)
     for rows in missing:
@@ -125,16 +131,16 @@ def to_store(source: Path | str, target: Address) -> Generator[int, None, None]:
 def from_store(
     source: Address, target: Path | str, *, spelling: Spelling = "suffixed"
 ) -> Generator[int, None, None]:
-    """Convert a store of the four tensors into files of equal values; yields how many are done.
+    """Convert a store of the four tensors into files of equal values.
 
-    Files are numbered by record; those that hold theirs already are kept. `T` is the provenance's
-    `steps`, if it tells them. `InputError` for a store of other tensors, values that would change,
-    and a target folder that holds anything else.
+    Yields the number of converted records. Files are numbered by record; files of an earlier run
+    are kept. `T` is `steps` of the store's provenance, if present.  Raises: InputError for a store
+    of other tensors, values that would change, and a target folder with other content.
     """
     reader, folder = Reader(source), _local(target)
-    told = reader.provenance.get("steps")
-    steps = told if type(told) is int else None
-    with _named(source):
+    number = reader.provenance.get("steps")
+    steps = number if type(number) is int else None
+    with _prefix_errors(source):
         schema = _schema({name: codec.shape for name, codec in reader.schema.items()})
     present = _present(folder, len(reader))
     for row in range(len(reader)):
@@ -142,26 +148,26 @@ def from_store(
         path = folder / SAMPLE.format(row)
         sample = {name: values[0] for name, values in reader[[row]].items()}
         if path.name in present:
-            there = read_sample(path)
-            if any(v.dtype != there[n].dtype or not v.equal(there[n]) for n, v in sample.items()):
+            old = read_sample(path)
+            if any(v.dtype != old[n].dtype or not v.equal(old[n]) for n, v in sample.items()):
                 raise InputError(f"{path} holds another sample; take a new or empty folder")
         else:
-            with _named(f"{source}, record {row}"):
-                content = _file(_encoded(schema, sample, exact=True), spelling, steps)
+            with _prefix_errors(f"{source}, record {row}"):
+                content = _file(_encode(schema, sample, exact=True), spelling, steps)
             LocalFolder(folder).publish(path.name, [content])
     yield len(reader)
 
 
 def _local(folder: Path | str) -> Path:
     if "://" in str(folder):
-        raise InputError(f"{folder}: {SAMPLES} are read and written in local folders alone")
+        raise InputError(f"{folder}: {SAMPLES} files must be in a local folder")
     return Path(folder)
 
 
-def _identity(files: list[Path]) -> str:
-    """What tells these samples from others: every name and length, and the first one's bytes."""
+def _hash(files: list[Path]) -> str:
+    """SHA-256 of all names and lengths, and of the first file's bytes."""
     digest = hashlib.sha256()
-    with _named(files[0].parent):
+    with _prefix_errors(files[0].parent):
         for file in files:
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
         digest.update(files[0].read_bytes())
@@ -169,14 +175,16 @@ def _identity(files: list[Path]) -> str:
 
 
 def _schema(shapes: Mapping[str, Shape], percentile: float = 100.0) -> dict[str, Codec]:
-    """The codecs of one sample's tensors; `InputError` unless they belong together."""
+    """Codecs of a sample's tensors.  Raises: InputError if their shapes do not match."""
     if set(shapes) != set(RANKS):
-        raise InputError(f"a sample has {', '.join(RANKS)}; {sorted(shapes)} came")
+        raise InputError(f"a sample has {', '.join(RANKS)}, not {', '.join(sorted(shapes))}")
     for name, rank in RANKS.items():
         if len(shapes[name]) != rank or 0 in shapes[name]:
             raise InputError(f"{name!r} has shape {shapes[name]}; it needs {rank} sizes from 1 up")
     if shapes["x0"] != shapes["noise"] or shapes["r_chunks"][1:] != shapes["rin0"]:
-        raise InputError(f"x0 must be as noise, and every chunk as rin0; they are of {shapes}")
+        raise InputError(
+            f"x0 must have the shape of noise, and chunks that of rin0; shapes: {shapes}"
+        )
     return {
         "noise": F16(shapes["noise"]),
         "x0": F16(shapes["x0"]),
@@ -185,24 +193,26 @@ def _schema(shapes: Mapping[str, Shape], percentile: float = 100.0) -> dict[str,
     }
 
 
-def _encoded(
+def _encode(
     schema: Mapping[str, Codec], sample: Mapping[str, Tensor], *, exact: bool = False
 ) -> dict[str, Array]:
-    """The parts of a sample; `InputError` if it cannot be held, where `exact` without any loss."""
+    """Encode a sample into parts.  Raises: InputError if impossible or, with `exact`, lossy."""
     arrays: dict[str, Array] = {}
     for name, codec in schema.items():
         values = sample[name].detach().cpu()
-        with _named(repr(name)):
+        with _prefix_errors(repr(name)):
             if values.dtype != torch.float32:
                 raise InputError(f"it is {values.dtype}; it must be torch.float32")
             parts = codec.encode(values[None])
             if exact and not codec.decode(parts)[0].equal(values):
-                raise InputError("its values would change: float16, or codes up to 127, is coarser")
+                raise InputError(
+                    "its values would change: they need more than float16 or codes to 127"
+                )
         arrays |= {name + suffix: part[0].numpy() for suffix, part in parts.items()}
     return arrays
 
 
-def _decoded(schema: Mapping[str, Codec], arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+def _decode(schema: Mapping[str, Codec], arrays: Mapping[str, Array]) -> dict[str, Tensor]:
     decoded: dict[str, Tensor] = {}
     for name, codec in schema.items():
         parts = {suffix: torch.from_numpy(arrays[name + suffix])[None] for suffix in codec.parts}
@@ -211,22 +221,22 @@ def _decoded(schema: Mapping[str, Codec], arrays: Mapping[str, Array]) -> dict[s
 
 
 def _convertible(path: Path) -> tuple[dict[str, Codec], int | None, dict[str, Tensor]]:
-    """A file's codecs, T and values; `InputError` unless T tells chunk_size and nothing is lost."""
+    """A file's codecs, T and values.  Raises: InputError for a wrong chunk_size or lossy values."""
     schema, arrays = _load(path)
-    sample, chunks = _decoded(schema, arrays), len(arrays["r_chunks"])
+    sample, chunks = _decode(schema, arrays), len(arrays["r_chunks"])
     steps, size = (int(arrays[name][0]) if name in arrays else None for name in CLOCK)
-    with _named(path):
+    with _prefix_errors(path):
         if size is not None and size * chunks != steps:
-            raise InputError(f"T is {steps}, not {chunks} chunks of {size}; they must be equal")
-        _encoded(schema, sample, exact=True)
+            raise InputError(f"T is {steps}, but must be {chunks} chunks of {size}")
+        _encode(schema, sample, exact=True)
     return schema, steps, sample
 
 
 def _present(folder: Path, count: int) -> set[str]:
-    """The samples already there, once the half-written files of killed runs are removed."""
-    with _named(folder):
-        for left in folder.glob(f"{SAMPLES}.*.tmp"):
-            left.unlink(missing_ok=True)
+    """Names of the samples in the folder, after removing temporary files of killed runs."""
+    with _prefix_errors(folder):
+        for leftover in folder.glob(f"{SAMPLES}.*{TEMPORARY}"):
+            leftover.unlink(missing_ok=True)
         names = set(os.listdir(folder)) if folder.exists() else set[str]()
     if others := names - {SAMPLE.format(row) for row in range(count)}:
         raise InputError(f"{folder} holds {min(others)}; convert into a new or empty folder")
@@ -235,28 +245,30 @@ def _present(folder: Path, count: int) -> set[str]:
 
 def _file(arrays: Mapping[str, Array], spelling: Spelling, steps: int | None) -> bytes:
     column = {"suffixed": 0, "plain": 1}[spelling]
-    named: dict[str, Any] = {names[column]: arrays[part] for part, names in NAMES.items()}
+    content: dict[str, Any] = {names[column]: arrays[part] for part, names in NAMES.items()}
     if spelling == "suffixed" and steps is not None:
         n = len(arrays["r_chunks"])
         if not 1 <= steps < 1 << 15 or steps % n:
-            raise InputError(f"T = {steps} is not {n} equal chunks up to 32767; spell it plain")
-        named |= {"T": np.array([steps], "<i2"), "chunk_size": np.array([steps // n], "<i2")}
+            raise InputError(
+                f"T = {steps} is not {n} equal chunks up to 32767; use the plain spelling"
+            )
+        content |= {"T": np.array([steps], "<i2"), "chunk_size": np.array([steps // n], "<i2")}
     buffer = io.BytesIO()
-    np.savez(buffer, **named)
+    np.savez(buffer, **content)
     return zstandard.ZstdCompressor(level=10, write_checksum=True).compress(buffer.getvalue())
 
 
 def _load(path: Path) -> tuple[dict[str, Codec], dict[str, Array]]:
-    """A file's codecs and arrays: of the right dtypes and shapes, finite, no scale below 0."""
-    with _named(path):
+    """A file's codecs and arrays, whose dtypes, shapes and values are checked."""
+    with _prefix_errors(path):
         if (size := path.stat().st_size) > LIMIT:
             raise InputError(f"it has {size} bytes; a sample has at most {LIMIT}")
         raw = path.read_bytes()
         try:
-            arrays = _arrays(npz.unframed(raw, LIMIT))
+            arrays = _arrays(npz.decompress(raw, LIMIT))
         except InputError:
             raise
-        except Exception as error:  # zipfile alone has eight kinds for what is no zip
+        except Exception as error:  # zipfile alone raises eight kinds for damaged files
             raise InputError(f"it is damaged: {error}") from None
         return _check(arrays), arrays
 
@@ -277,10 +289,10 @@ def _arrays(payload: bytes) -> dict[str, Array]:
 
 def _check(arrays: Mapping[str, Array]) -> dict[str, Codec]:
     schema = _schema({name: arrays[name].shape for name in RANKS})
-    wanted = {name: (1,) for name in CLOCK if name in arrays}
+    expected = {name: (1,) for name in CLOCK if name in arrays}
     for name, codec in schema.items():
-        wanted |= {name + suffix: shape for suffix, (_, shape) in codec.parts.items()}
-    for part, shape in wanted.items():
+        expected |= {name + suffix: shape for suffix, (_, shape) in codec.parts.items()}
+    for part, shape in expected.items():
         if arrays[part].shape != shape:
             raise InputError(f"{part!r} has shape {arrays[part].shape}; it must be {shape}")
         if not np.isfinite(arrays[part]).all():
@@ -291,7 +303,8 @@ def _check(arrays: Mapping[str, Array]) -> dict[str, Codec]:
 
 
 @contextmanager
-def _named(place: object) -> Generator[None, None, None]:
+def _prefix_errors(place: object) -> Generator[None, None, None]:
+    """Raise errors as InputError, with the place."""
     try:
         yield
     except InputError as error:

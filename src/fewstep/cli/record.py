@@ -136,7 +136,7 @@ def run(
 def _verify(folder: str) -> int:
     from fewstep import store
 
-    steps = store.verifying(folder)
+    steps = store.iter_verify(folder)
     start = next(steps)
     damaged = list(start.lines)
     with console.bar("verify", start.total) as bar:
@@ -152,7 +152,7 @@ def _verify(folder: str) -> int:
 def _info(folder: str) -> int:
     from fewstep import store
 
-    begun = store.unfinished(store.open_folder(folder))
+    begun = store.read_unfinished(store.open_folder(folder))
     if begun:
         plan, shards = begun
         summary = {"finished": False, "recorded": sum(shard.count for shard in shards)}

@@ -1,8 +1,8 @@
-"""How a tensor lies on disk: one codec for each name of a record.
+"""Codecs: how each tensor of a record is stored.
 
-A codec says what the values are (`dtype` and `shape`, without the rows) and what is stored for them
-(`parts`). `encode` and `decode` work on many rows at once and on the CPU, so that the bytes never
-depend on a device.
+A codec has the `dtype` and `shape` of the values, without the rows, and the tensors that are stored
+for them (`parts`). `encode` and `decode` take many rows at once, on the CPU, so that the bytes do
+not depend on the device.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from torch import Tensor
 from fewstep.errors import InputError
 from fewstep.images import from_uint8
 
-# safetensors' names, which the schema uses too
+# names as in safetensors, used in the schema
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -37,39 +37,39 @@ DTYPES: dict[str, torch.dtype] = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-TINY = 2.0**-24  # the smallest positive f16: the scale of a channel of zeros
+TINY = 2.0**-24  # smallest positive f16: the scale of a channel of zeros
 
 Shape = tuple[int, ...]
-Parts = dict[str, tuple[torch.dtype, Shape]]  # suffix of the name -> what is stored under it
+Parts = dict[str, tuple[torch.dtype, Shape]]  # suffix of the name -> dtype and shape
 
 
 class Codec(ABC):
-    """One tensor of a record: its values, and what is stored for them."""
+    """Encodes one tensor of a record."""
 
-    dtype: torch.dtype  # of the values: what `encode` takes and `decode` returns
+    dtype: torch.dtype  # of decoded values
     shape: Shape
 
     @property
     @abstractmethod
     def parts(self) -> Parts:
-        """What is stored: the suffix "" for the codes, others for what belongs to them."""
+        """Stored tensors: the codes under the suffix "", others such as scales under theirs."""
 
     @abstractmethod
     def encode(self, values: Shaped[Tensor, "rows ..."]) -> dict[str, Tensor]:
-        """The parts of every row. Values that cannot be held raise `InputError`."""
+        """Encode rows into parts.  Raises: InputError for values that it cannot represent."""
 
     @abstractmethod
     def decode(self, parts: Mapping[str, Tensor]) -> Shaped[Tensor, "rows ..."]:
-        """The values of every row."""
+        """Decode rows from parts."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """The schema's entry: plain JSON, from which `codec_from` makes an equal codec."""
+        """Entry of the schema as JSON; `codec_from` reads it back."""
 
 
 @dataclass(frozen=True)
 class Raw(Codec):
-    """The values as they are: labels, seeds, anything that must come back bit for bit."""
+    """Unchanged values: labels, seeds, and other data that must be restored bit for bit."""
 
     dtype: torch.dtype
     shape: Shape = ()
@@ -140,8 +140,8 @@ class Int8(Codec):
     """Symmetric per-channel INT8: code = clip(round(x / scale), ±127), x ≈ code · scale.
 
     scale = percentile(|x|) / 127 of each channel, rounded up to f16: at percentile 100 nothing is
-    clipped, and inside |x| <= 127 · scale the error is at most scale / 2. The first `channels`
-    dimensions of `shape` have a scale each: 1 for (C, H, W), 2 for chunks of shape (N, C, H, W).
+    clipped, and for |x| <= 127 · scale the error is at most scale / 2. There is one scale per entry
+    of the first `channels` dimensions of `shape`: 1 for (C, H, W), 2 for chunks (N, C, H, W).
     """
 
     dtype = torch.float32
@@ -154,8 +154,8 @@ class Int8(Codec):
             raise InputError(f"int8 percentile is {self.percentile}; choose one from 50 to 100")
         if not 0 <= self.channels <= len(self.shape):
             raise InputError(
-                f"int8 channels is {self.channels}; shape {self.shape} has {len(self.shape)} "
-                "dimensions to choose from"
+                f"int8 channels is {self.channels}, but shape {self.shape} has {len(self.shape)} "
+                "dimensions"
             )
 
     @property
@@ -166,7 +166,7 @@ class Int8(Codec):
     def encode(self, values: Float32[Tensor, "rows ..."]) -> dict[str, Tensor]:
         flat = _finite(values).reshape(*values.shape[: 1 + self.channels], -1)
         scale = _scale(flat, self.percentile)
-        # times the reciprocal, not divided: the very codes of torch's quantisation
+        # multiply by the reciprocal, as torch's quantisation does: its exact codes
         codes = (flat * (1 / scale.float())[..., None]).round_().clamp_(-127, 127)
         return {"": codes.to(torch.int8).reshape(values.shape), ".scale": scale}
 
@@ -185,7 +185,7 @@ class Int8(Codec):
 
 
 def codec_from(entry: Mapping[str, Any]) -> Codec:
-    """The codec that `describe` told; KeyError, TypeError or ValueError for what is no entry."""
+    """Read what `describe` wrote.  Raises: KeyError, TypeError or ValueError if damaged."""
     shape = tuple(entry["shape"])
     match entry["codec"]:
         case "raw":
@@ -195,19 +195,19 @@ def codec_from(entry: Mapping[str, Any]) -> Codec:
         case "u8":
             codec = U8(shape)
         case "int8":
-            if type(entry["channels"]) is not int:  # 1.0 equals 1, and is no number of dimensions
+            if type(entry["channels"]) is not int:  # 1.0 would pass as 1
                 raise InputError(f"int8 channels is {entry['channels']!r}")
             codec = Int8(shape, channels=entry["channels"], percentile=entry["percentile"])
         case other:
-            raise InputError(f"codec {other!r} is not known here; a newer fewstep may read it")
+            raise InputError(f"unknown codec {other!r}; a newer fewstep may read it")
     return codec
 
 
 def _finite(values: Tensor) -> Tensor:
-    # one pass over the values and nothing as large beside them; NaN wins in both ends
+    # aminmax takes one pass without a copy, and propagates NaN
     if values.numel() and not torch.stack(values.aminmax()).isfinite().all():
         raise InputError(
-            "the values are not finite, or beyond the codec's range; use Raw to keep them"
+            "the values are not finite, or beyond the codec's range; use Raw to store them"
         )
     return values
 
@@ -222,6 +222,6 @@ def _scale(
     bound = torch.lerp(top[..., -1], top[..., -2:][..., 0], position - below)
     exact = (bound / 127).clamp(min=TINY)
     nearest = exact.half()
-    # the bits of positive halves count upwards: one more is the next number
+    # positive halves are ordered as their bits: adding one gives the next number
     higher = (nearest.view(torch.int16) + 1).view(torch.float16)
     return _finite(torch.where(nearest.float() < exact, higher, nearest))

@@ -1,7 +1,7 @@
-"""What a store is: the plan, pinned before the first shard; the manifest, which seals the last.
+"""Description of a store: the plan, written before the first shard, and the final manifest.
 
-Both are JSON beside its own SHA-256, in one canonical spelling without dates or timings, so that
-equal content gives equal files and a changed byte anywhere is noticed.
+Both are canonical JSON with its SHA-256, without dates or timings, so that equal content gives
+equal files and any changed byte is detected.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from fewstep.store.folder import Folder
 FORMAT = 1
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
-NAMED = re.compile(r"shard-\d{5,}\.zst")
+SHARD_FILE = re.compile(r"shard-\d{5,}\.zst")
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
-MOST = 10**12  # records: beyond what a folder can hold, and within what a range can count
+MAX_RECORDS = 10**12  # more than a folder can hold, less than a range can count
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides a store's bytes but the records; a writer resumes only an equal plan."""
+    """All that determines a store's bytes except the records; writers resume only an equal plan."""
 
     schema: Mapping[str, Codec]
     count: int
@@ -38,25 +38,27 @@ class Plan:
         for name, codec in self.schema.items():
             if not re.fullmatch("[a-z][a-z0-9_]*", name):
                 raise InputError(f"tensor name {name!r}: use small letters, digits and _")
-            if not all(_whole(size, least=1) for size in codec.shape):
+            if not all(_is_count(size) for size in codec.shape):
                 raise InputError(
-                    f"{name!r} has shape {codec.shape}; sizes are whole and at least 1"
+                    f"{name!r} has shape {codec.shape}; sizes must be integers from 1 up"
                 )
-        for what in ("count", "shard_size"):
-            if not _whole(getattr(self, what), least=1) or getattr(self, what) > MOST:
-                raise InputError(f"{what} is {getattr(self, what)!r}; it counts from 1 to {MOST}")
+        for name in ("count", "shard_size"):
+            number = getattr(self, name)
+            if not _is_count(number) or number > MAX_RECORDS:
+                raise InputError(f"{name} is {number!r}; it must be from 1 to {MAX_RECORDS}")
 
     @property
     def shards(self) -> int:
+        """Number of shards."""
         return -(-self.count // self.shard_size)
 
     def records(self, shard: int) -> range:
-        """The records of a shard: it depends on nothing but the plan."""
+        """Numbers of the records in a shard."""
         start = shard * self.shard_size
         return range(start, min(start + self.shard_size, self.count))
 
     def describe(self) -> dict[str, Any]:
-        """Plain JSON, from which `plan_from` makes an equal plan."""
+        """The plan as JSON."""
         return {
             "format": FORMAT,
             "count": self.count,
@@ -68,7 +70,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Shard:
-    """A whole shard's file, and what it must be."""
+    """File of a complete shard: its records, length and SHA-256."""
 
     file: str
     count: int
@@ -82,7 +84,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished store: its plan and every shard. `hash` identifies the content."""
+    """A finished store: its plan and all shards."""
 
     plan: Plan
     shards: tuple[Shard, ...]
@@ -92,10 +94,11 @@ class Manifest:
 
     @property
     def hash(self) -> str:
+        """SHA-256 that identifies the content, shards included."""
         return _digest(self.describe())
 
 
-Sealed = TypeVar("Sealed", Plan, Manifest)
+Document = TypeVar("Document", Plan, Manifest)
 
 
 def shard_name(shard: int) -> str:
@@ -103,30 +106,29 @@ def shard_name(shard: int) -> str:
 
 
 def seal(content: Mapping[str, Any]) -> bytes:
-    """The file of a plan or manifest: its content in one spelling, and that content's SHA-256."""
+    """Bytes of a plan's or manifest's file: canonical JSON and its SHA-256."""
     document = {"content": content, "sha256": _digest(content)}
     return (json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
 
 def read_plan(folder: Folder) -> Plan:
-    """What an unfinished store was begun with."""
+    """The plan of an unfinished store.  Raises: InputError if damaged."""
     return _read(folder, PLAN, _plan_from)
 
 
-def unfinished(folder: Folder) -> tuple[Plan, tuple[Shard, ...]] | None:
-    """The plan of a store still being recorded, and the shards that are there, without their
-    SHA-256; None for a finished store, or none."""
+def read_unfinished(folder: Folder) -> tuple[Plan, tuple[Shard, ...]] | None:
+    """The plan of an unfinished store and its shards so far, without SHA-256; else None."""
     sizes = folder.sizes()
     if MANIFEST in sizes or PLAN not in sizes:
         return None
     plan = read_plan(folder)
-    found = (Shard(name, 0, size, "") for name, size in sizes.items() if NAMED.fullmatch(name))
-    ours = sorted((s for s in found if s.number < plan.shards), key=lambda shard: shard.number)
-    return plan, tuple(replace(s, count=len(plan.records(s.number))) for s in ours)
+    files = (Shard(name, 0, size, "") for name, size in sizes.items() if SHARD_FILE.fullmatch(name))
+    shards = sorted((s for s in files if s.number < plan.shards), key=lambda shard: shard.number)
+    return plan, tuple(replace(s, count=len(plan.records(s.number))) for s in shards)
 
 
 def read_manifest(folder: Folder) -> Manifest:
-    """The manifest of a finished store, checked; `InputError` for what is unfinished or damaged."""
+    """The manifest of a finished store.  Raises: InputError if unfinished, missing or damaged."""
     names = folder.sizes()
     if MANIFEST in names:
         return _read(folder, MANIFEST, _manifest_from)
@@ -135,14 +137,12 @@ def read_manifest(folder: Folder) -> Manifest:
     raise InputError(f"{folder} holds no teacher data: it has no {MANIFEST}; record some into it")
 
 
-def differences(found: Plan, asked: Plan) -> list[str]:
-    """What a resumed writer asks otherwise than the plan it found, a phrase each."""
-    there, here = dict(_leaves(found.describe())), dict(_leaves(asked.describe()))
+def differences(old: Plan, new: Plan) -> list[str]:
+    """A phrase for each setting in which two plans differ."""
+    there, here = dict(_leaves(old.describe())), dict(_leaves(new.describe()))
     pairs = {key: (there.get(key, "absent"), here.get(key, "absent")) for key in there | here}
     return [
-        f"{key} is {old!r} there and {new!r} here"
-        for key, (old, new) in sorted(pairs.items())
-        if old != new
+        f"{key} is {a!r} there and {b!r} here" for key, (a, b) in sorted(pairs.items()) if a != b
     ]
 
 
@@ -159,17 +159,16 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _whole(value: object, *, least: int) -> bool:
-    return type(value) is int and value >= least
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1  # not True, nor 1.0
 
 
-def _read(folder: Folder, name: str, parse: Callable[[dict[str, Any]], Sealed]) -> Sealed:
+def _read(folder: Folder, name: str, parse: Callable[[dict[str, Any]], Document]) -> Document:
     raw = folder.read(name)
     try:
         content = json.loads(raw)["content"]
-        if (
-            not isinstance(content, dict) or seal(content) != raw
-        ):  # another spelling is a changed byte too
+        # compared as bytes: any other spelling of the same JSON is damage too
+        if not isinstance(content, dict) or seal(content) != raw:
             raise ValueError("its checksum does not match")
         return parse(content)
     except InputError as error:
@@ -188,7 +187,7 @@ def _plan_from(content: dict[str, Any]) -> Plan:
         provenance=content["provenance"],
     )
     if plan.describe() != content:
-        raise ValueError("it holds more than a plan")
+        raise ValueError("it holds unknown entries")
     return plan
 
 
@@ -199,9 +198,9 @@ def _manifest_from(content: dict[str, Any]) -> Manifest:
     if len(shards) != plan.shards:
         raise ValueError(f"it lists {len(shards)} shards of {plan.shards}")
     for number, shard in enumerate(shards):
-        # the one name allowed, so that no manifest can point outside its folder
+        # only this name is allowed: no manifest can point outside its folder
         if shard.file != shard_name(number) or shard.count != len(plan.records(number)):
             raise ValueError(f"shard {number} is listed as {shard.file!r}, {shard.count!r} records")
-        if not _whole(shard.bytes, least=1) or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
+        if not _is_count(shard.bytes) or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
             raise ValueError(f"{shard.file} is listed without its length and SHA-256")
     return Manifest(plan, shards)

@@ -1,4 +1,4 @@
-"""Read teacher data at random, by seeking: no shard is ever loaded whole."""
+"""Random access to teacher data by seeking: shards are never loaded completely."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,17 +14,19 @@ from fewstep.store.codecs import Codec
 from fewstep.store.folder import Address, Span, open_folder
 from fewstep.store.manifest import Manifest, read_manifest
 from fewstep.store.records import Layout
-from fewstep.store.shards import read_offsets, unframed
+from fewstep.store.shards import decompress_record, read_offsets
 
 Indices = Sequence[int] | Tensor | slice
 Rows = npt.NDArray[np.int64]
 
 
 class Reader:
-    """A finished store. Opening checks the manifest, every shard's length and its index; reading
-    checks each record. What is unfinished or damaged is an `InputError` that names the place.
+    """A finished store: `len(reader)` records, decoded by `reader[indices]`.
 
-    Threads may share it; spawned processes too, and forked ones where the folder is a local one.
+    Opening checks the manifest and each shard's length and index; reading checks each record.
+    Threads and spawned processes may share a reader; forked processes only for a local folder.
+
+    Raises: InputError, with the place, if the store is unfinished or damaged.
     """
 
     def __init__(self, folder: Address) -> None:
@@ -37,30 +39,31 @@ class Reader:
 
     @property
     def schema(self) -> Mapping[str, Codec]:
+        """Codec of each tensor of a record."""
         return self.manifest.plan.schema
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """What the writer told of the teacher, its sampler, grid and seeds."""
+        """Metadata from the writer, such as teacher, sampler, grid and seeds."""
         return self.manifest.plan.provenance
 
     @property
     def hash(self) -> str:
-        """The SHA-256 in the manifest: it identifies the content, shards included."""
+        """SHA-256 that identifies the content, shards included."""
         return self.manifest.hash
 
     def __len__(self) -> int:
         return self.manifest.plan.count
 
     def __getitem__(self, indices: Indices) -> dict[str, Tensor]:
-        """The records of these numbers, in this order, decoded: a tensor a name, one row each."""
+        """Decode records by number, in this order: a tensor per name, with one row per record."""
         rows = self._rows(indices)
         packed = np.empty((len(rows), self._layout.size), dtype=np.uint8)
         for place, payload in enumerate(self._payloads(rows)):
             packed[place] = np.frombuffer(payload, dtype=np.uint8)
-        fits = self._layout.fits(torch.from_numpy(packed))
-        if not fits.all():
-            record = int(rows[~fits.numpy()][0])
+        valid = self._layout.matches(torch.from_numpy(packed))
+        if not valid.all():
+            record = int(rows[~valid.numpy()][0])
             raise InputError(f"{self._place(record)} is damaged: it has another schema")
         return self._layout.unpack(torch.from_numpy(packed))
 
@@ -69,7 +72,7 @@ class Reader:
             return np.arange(len(self), dtype=np.int64)[indices]
         rows = np.asarray(indices)
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
-            raise TypeError("a store is read by a sequence of record numbers or a slice")
+            raise TypeError("a store is indexed by a sequence of record numbers or a slice")
         if ((rows < 0) | (rows >= len(self))).any():
             raise IndexError(f"records are numbered 0 to {len(self) - 1}")
         return rows.astype(np.int64)
@@ -85,7 +88,7 @@ class Reader:
         decompressor = zstandard.ZstdDecompressor()
         for row, frame in zip(rows.tolist(), self._folder.ranges(spans), strict=True):
             try:
-                yield unframed(frame, self._layout.size, decompressor)
+                yield decompress_record(frame, self._layout.size, decompressor)
             except zstandard.ZstdError as error:
                 raise InputError(f"{self._place(row)} is damaged: {error}") from None
 

@@ -1,8 +1,8 @@
 """Records as bytes: named tensors in the safetensors format, many rows at once.
 
-All records of a store have the same schema, so they share one safetensors header, and packing or
-unpacking rows is moving columns of a byte matrix. The header is written here rather than by the
-safetensors library, so that its bytes cannot change with a version; the library reads them.
+All records of a store have one schema and hence the same safetensors header, so that rows are
+packed and unpacked by copying columns of a byte matrix. The header is written here instead of by
+the safetensors library, so that its bytes do not depend on a version; the library can read it.
 
 Source: https://huggingface.co/docs/safetensors (format).
 """
@@ -19,11 +19,11 @@ from torch import Tensor
 from fewstep.errors import InputError
 from fewstep.store.codecs import DTYPE_NAMES, Codec, Shape
 
-MOST = 1 << 30  # bytes of a record: what a hostile manifest can make a reader set aside
+MAX_BYTES = 1 << 30  # of a record: limits the memory that a malicious manifest can claim
 
 
 class Part(NamedTuple):
-    """One stored tensor of a record and the bytes it takes, counted from the record's first."""
+    """One stored tensor, and its range of bytes in the record."""
 
     owner: str
     suffix: str
@@ -34,34 +34,36 @@ class Part(NamedTuple):
 
 
 class Layout:
-    """Where every tensor of a record lies. `size` is the bytes of one record, uncompressed: at most
-    a gibibyte, or it is an `InputError`."""
+    """Byte offsets of a record's tensors; `size` is the length of a record, uncompressed.
+
+    Raises: InputError for records of more than 1 GiB.
+    """
 
     def __init__(self, schema: Mapping[str, Codec]) -> None:
         self.schema = dict(schema)
-        wanted = [
+        stored = [
             (owner, suffix, dtype, shape)
             for owner, codec in schema.items()
             for suffix, (dtype, shape) in codec.parts.items()
         ]
-        # wide types first keeps every tensor aligned, as safetensors wants it
-        wanted.sort(key=lambda part: (-part[2].itemsize, part[0] + part[1]))
-        self.header = _header(wanted)
+        # with the widest dtypes first every tensor is aligned, as in safetensors
+        stored.sort(key=lambda part: (-part[2].itemsize, part[0] + part[1]))
+        self.header = _header(stored)
         self.parts: list[Part] = []
         start = len(self.header)
-        for owner, suffix, dtype, shape in wanted:
+        for owner, suffix, dtype, shape in stored:
             stop = start + math.prod(shape) * dtype.itemsize
             self.parts.append(Part(owner, suffix, dtype, shape, start, stop))
             start = stop
         self.size = start
-        if self.size > MOST:
-            raise InputError(f"a record of {self.size} bytes; at most {MOST} are allowed")
+        if self.size > MAX_BYTES:
+            raise InputError(f"a record of {self.size} bytes; at most {MAX_BYTES} are allowed")
 
     def check(self, records: Mapping[str, Tensor]) -> int:
-        """How many rows the tensors have; `InputError` unless they are the schema's."""
+        """Number of rows.  Raises: InputError if the tensors are not those of the schema."""
         if set(records) != set(self.schema):
             raise InputError(
-                f"the records hold {', '.join(sorted(records))}; the store's schema asks for "
+                f"the records hold {', '.join(sorted(records))}; the store's schema has "
                 f"{', '.join(sorted(self.schema))}"
             )
         for name, codec in self.schema.items():
@@ -73,11 +75,11 @@ class Layout:
                 )
         counts = sorted({len(values) for values in records.values()})
         if len(counts) != 1:
-            raise InputError(f"the tensors have {counts} rows; they need as many each")
+            raise InputError(f"the tensors have {counts} rows; they need equally many")
         return counts[0]
 
     def pack(self, records: Mapping[str, Tensor]) -> UInt8[Tensor, "rows size"]:
-        """The bytes of each row of records that `check` accepts."""
+        """Encode records that `check` accepts into the bytes of each row."""
         rows = len(next(iter(records.values())))
         encoded = {name: self._encode(name, records[name]) for name in self.schema}
         packed = torch.empty(rows, self.size, dtype=torch.uint8)
@@ -89,7 +91,7 @@ class Layout:
         return packed
 
     def unpack(self, packed: UInt8[Tensor, "rows size"]) -> dict[str, Tensor]:
-        """The decoded tensors of rows that `fits` accepts."""
+        """Decode rows that `matches` accepts."""
         stored: dict[str, dict[str, Tensor]] = {name: {} for name in self.schema}
         for part in self.parts:
             columns = packed[:, part.start : part.stop].clone(memory_format=torch.contiguous_format)
@@ -97,8 +99,8 @@ class Layout:
             stored[part.owner][part.suffix] = values
         return {name: codec.decode(stored[name]) for name, codec in self.schema.items()}
 
-    def fits(self, packed: UInt8[Tensor, "rows size"]) -> Bool[Tensor, " rows"]:
-        """Which rows hold this schema's tensors: their header is the same."""
+    def matches(self, packed: UInt8[Tensor, "rows size"]) -> Bool[Tensor, " rows"]:
+        """Which rows have the header of this schema."""
         return (packed[:, : len(self.header)] == self._header_row()).all(dim=1)
 
     def _header_row(self) -> UInt8[Tensor, " bytes"]:
@@ -111,11 +113,11 @@ class Layout:
             raise InputError(f"{name!r} cannot be recorded: {error}") from None
 
 
-def _header(wanted: list[tuple[str, str, torch.dtype, Shape]]) -> bytes:
-    """safetensors: eight bytes of length, then JSON, here padded so that the data are aligned."""
+def _header(tensors: list[tuple[str, str, torch.dtype, Shape]]) -> bytes:
+    """Header of safetensors: its length in eight bytes, then JSON, padded to align the data."""
     entries: dict[str, object] = {}
     start = 0
-    for owner, suffix, dtype, shape in wanted:
+    for owner, suffix, dtype, shape in tensors:
         stop = start + math.prod(shape) * dtype.itemsize
         entries[owner + suffix] = {
             "dtype": DTYPE_NAMES[dtype],

@@ -2,8 +2,8 @@
 
     frame 0 | frame 1 | … | skippable header | offsets, n + 1 int64 | SHA-256 of the offsets
 
-Frame i lies at offsets[i] … offsets[i + 1], so a record is read by seeking. Every frame carries its
-content's size and checksum and depends on nothing else. The whole file is a legal zstd stream that
+Frame i is at offsets[i] … offsets[i + 1], so that a record is read by seeking. Frames are
+independent, with the size and checksum of their content. The file is a valid zstd stream, which
 `zstd -t` checks (RFC 8878).
 """
 
@@ -24,7 +24,7 @@ from fewstep.store.folder import Folder, Span
 from fewstep.store.manifest import Shard
 from fewstep.store.records import Layout
 
-LEVEL = 2  # noise-like data: measured, other levels are no smaller, only slower
+LEVEL = 2  # measured on noise-like data: higher levels are slower and no smaller
 SKIPPABLE = 0x184D2A50
 HEADER = struct.Struct("<II")
 DIGEST = 32
@@ -33,8 +33,8 @@ Offsets = npt.NDArray[np.int64]
 
 
 def shard_chunks(blocks: Iterable[UInt8[Tensor, "_ size"]]) -> Iterator[bytes]:
-    """The bytes of a shard's file, a frame at a time, from its packed records."""
-    # a compressor of its own: a shard's bytes may not depend on what was written before
+    """Bytes of a shard's file, frame by frame, from packed records."""
+    # a new compressor: a shard's bytes must not depend on what was written before
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
     offsets = [0]
     for row in (row for packed in blocks for row in packed.numpy()):
@@ -48,10 +48,10 @@ def shard_chunks(blocks: Iterable[UInt8[Tensor, "_ size"]]) -> Iterator[bytes]:
 def read_offsets(
     folder: Folder, shards: Sequence[Shard], sizes: Mapping[str, int]
 ) -> list[Offsets]:
-    """Where each record's frame starts, and the last one ends, for each shard; `sizes` are those
-    of the folder, listed once by whoever reads many shards.
+    """Start of each record's frame, and end of the last one, for each shard.
 
-    Raises: InputError for a shard of another length, or whose index is damaged.
+    `sizes` are the lengths of the folder's files.  Raises: InputError for a shard that is missing,
+    of another length, or whose index is damaged.
     """
     spans: list[Span] = []
     for shard in shards:
@@ -69,7 +69,7 @@ def read_offsets(
 
 
 def _end(shard: Shard) -> int:
-    """Where the last frame ends and the index begins."""
+    """End of the last frame and start of the index."""
     return shard.bytes - HEADER.size - 8 * (shard.count + 1) - DIGEST
 
 
@@ -81,7 +81,7 @@ def _offsets(folder: Folder, shard: Shard, tail: bytes) -> Offsets:
     if (header, digest) != expected:
         raise InputError(f"{folder}/{shard.file} is damaged: its index has another checksum")
     offsets = np.frombuffer(index, dtype="<i8").astype(np.int64)
-    # compared, not subtracted: differences of hostile numbers would overflow
+    # comparing cannot overflow, unlike subtracting malicious numbers
     rising = (offsets[1:] > offsets[:-1]).all()
     if offsets[0] != 0 or offsets[-1] != end or not rising:
         raise InputError(
@@ -90,29 +90,32 @@ def _offsets(folder: Folder, shard: Shard, tail: bytes) -> Offsets:
     return offsets
 
 
-def unframed(frame: bytes, size: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
-    """The record in a frame. ZstdError if it is damaged, or declares another size than a record's:
-    checked before anything is decompressed, so that no frame can claim more memory."""
+def decompress_record(frame: bytes, size: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
+    """The `size` bytes of the record in a frame.
+
+    The size that the frame declares is checked first, so that no frame can claim more memory.
+    Raises: ZstdError if it is damaged or of another size.
+    """
     declared = zstandard.get_frame_parameters(frame)
     if declared.content_size != size or not declared.has_checksum:
         raise zstandard.ZstdError(f"its frame does not declare {size} bytes and a checksum")
     return decompressor.decompress(frame, allow_extra_data=False)
 
 
-class Examined(NamedTuple):
-    """What reading a whole shard has shown: a line for each damaged record, and its SHA-256."""
+class ShardReport(NamedTuple):
+    """A line for each damaged record of a shard, and the SHA-256 of its file."""
 
     damages: list[str]
     sha256: str
 
 
-def examine(
+def check_shard(
     folder: Folder, shard: Shard, first: int, layout: Layout, sizes: Mapping[str, int]
-) -> Examined:
-    """Read a shard once, from end to end, and try each record, which is numbered from `first` on;
-    `sizes` are those of the folder.
+) -> ShardReport:
+    """Read a shard completely and check each record; the first one has number `first`.
 
-    Raises: InputError for a damaged index, or a file that cannot be read.
+    `sizes` are the lengths of the folder's files.  Raises: InputError for a damaged index, or a
+    file that cannot be read.
     """
     (offsets,) = read_offsets(folder, [shard], sizes)
     decompressor = zstandard.ZstdDecompressor()
@@ -130,13 +133,13 @@ def examine(
                 damages.append(f"{place} is damaged: {damage}")
             record += 1
         del buffer[:used]
-    return Examined(damages, digest.hexdigest())
+    return ShardReport(damages, digest.hexdigest())
 
 
 def _damage(frame: bytes, layout: Layout, decompressor: zstandard.ZstdDecompressor) -> str:
     try:
-        payload = unframed(frame, layout.size, decompressor)
+        payload = decompress_record(frame, layout.size, decompressor)
     except zstandard.ZstdError as error:
         return str(error)
-    fits = layout.fits(torch.frombuffer(bytearray(payload), dtype=torch.uint8)[None])
-    return "" if fits.all() else "it has another schema"
+    row = torch.frombuffer(bytearray(payload), dtype=torch.uint8)[None]
+    return "" if layout.matches(row).all() else "it has another schema"

@@ -1,17 +1,17 @@
-"""Is every byte of a store what was recorded?"""
+"""Check every byte of a store."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from fewstep.errors import InputError
 from fewstep.store.folder import TEMPORARY, Address, Folder, open_folder
-from fewstep.store.manifest import MANIFEST, PLAN, Shard, read_manifest, unfinished
+from fewstep.store.manifest import MANIFEST, PLAN, Shard, read_manifest, read_unfinished
 from fewstep.store.records import Layout
-from fewstep.store.shards import examine
+from fewstep.store.shards import check_shard
 
 
-class Verified(NamedTuple):
-    """How many shards were read through, of how many, and a line for each damage found last."""
+class VerifyStep(NamedTuple):
+    """Shards that are checked, all shards, and a line for each damage since the last step."""
 
     done: int
     total: int
@@ -19,55 +19,58 @@ class Verified(NamedTuple):
 
 
 def verify(folder: Address) -> list[str]:
-    """One line for each damaged, missing or foreign thing in a finished store; none if it is whole.
+    """One line for each file or record that is damaged, missing or unexpected; [] if none is.
 
-    A changed byte and a cut anywhere are found, by SHA-256; so is a store made to harm: every index
-    is checked and every record decompressed, within its known size. Of an unfinished store, the
-    shards that are there are read through, and a last line tells how much is missing.
+    Any changed byte or truncation is detected by SHA-256. Malicious stores are detected too: every
+    index is checked, and every record is decompressed within its known size. For an unfinished
+    store the existing shards are checked, and the last line says how many are missing.
     """
-    return [line for step in verifying(folder) for line in step.lines]
+    return [line for step in iter_verify(folder) for line in step.lines]
 
 
-def verifying(folder: Address) -> Iterator[Verified]:
-    """What `verify` does, shard by shard, for those who want to see it go on."""
+def iter_verify(folder: Address) -> Iterator[VerifyStep]:
+    """Verify shard by shard; yields the progress at the start and after each shard."""
     try:
         root = open_folder(folder)
-        begun = unfinished(root)
-        if begun:
-            plan, shards = begun
+        partial = read_unfinished(root)
+        if partial:
+            plan, shards = partial
         else:
             manifest = read_manifest(root)
             plan, shards = manifest.plan, manifest.shards
         layout = Layout(plan.schema)
         sizes = root.sizes()
     except InputError as error:
-        yield Verified(0, 0, [str(error)])
+        yield VerifyStep(0, 0, [str(error)])
         return
     total = len(shards)
-    foreign = set[str]() if begun else set(sizes) - {MANIFEST, *(shard.file for shard in shards)}
-    named = [_foreign(f"{root}/{name}") for name in sorted(foreign)]
-    yield Verified(0, total, named)
+    expected = {MANIFEST, *(shard.file for shard in shards)}
+    foreign = set[str]() if partial else set(sizes) - expected
+    yield VerifyStep(0, total, [_foreign(f"{root}/{name}") for name in sorted(foreign)])
     for done, shard in enumerate(shards, start=1):
         first = plan.records(shard.number).start
-        yield Verified(done, total, _damages(root, shard, first, layout, sizes))
-    if begun:
-        told = f"{total} of {plan.shards} shards are there; run the same recording again"
-        yield Verified(total, total, [f"{root} is not finished: {told} to complete it"])
+        yield VerifyStep(done, total, _damages(root, shard, first, layout, sizes))
+    if partial:
+        line = (
+            f"{root} is not finished: {total} of {plan.shards} shards are there; run the same "
+            "recording again to complete it"
+        )
+        yield VerifyStep(total, total, [line])
 
 
-def _foreign(place: str) -> str:
-    left = place.endswith((f"/{PLAN}", TEMPORARY))
-    told = "; a killed recording left it: the same command again removes it" if left else ""
-    return f"{place} does not belong to the store{told}"
+def _foreign(path: str) -> str:
+    leftover = path.endswith((f"/{PLAN}", TEMPORARY))
+    hint = "; a killed recording left it: the same command again removes it" if leftover else ""
+    return f"{path} does not belong to the store{hint}"
 
 
 def _damages(
     folder: Folder, shard: Shard, first: int, layout: Layout, sizes: Mapping[str, int]
 ) -> list[str]:
     try:
-        found = examine(folder, shard, first, layout, sizes)
+        report = check_shard(folder, shard, first, layout, sizes)
     except InputError as error:
         return [str(error)]
-    if not found.damages and shard.sha256 and found.sha256 != shard.sha256:
+    if not report.damages and shard.sha256 and report.sha256 != shard.sha256:
         return [f"{folder}/{shard.file} is damaged: it has another SHA-256"]
-    return found.damages
+    return report.damages

@@ -1,7 +1,7 @@
-"""Record teacher data into a folder, shard by shard, so that nothing whole is ever lost.
+"""Write teacher data shard by shard; complete shards survive if the process is killed.
 
-Shard k holds exactly the records k·S … min((k+1)·S, n): what lies on disk depends neither on batch
-sizes nor on how many processes wrote it or how often they were killed.
+Shard k holds exactly the records k·S … min((k+1)·S, n), so that the files depend neither on batch
+sizes nor on the number of processes or interruptions.
 """
 
 import hashlib
@@ -32,17 +32,17 @@ from fewstep.store.manifest import (
     shard_name,
 )
 from fewstep.store.records import Layout
-from fewstep.store.shards import examine, shard_chunks
+from fewstep.store.shards import check_shard, shard_chunks
 
-BLOCK = 4 << 20  # bytes of records that are encoded at a time: what a processor's cache holds
+BLOCK = 4 << 20  # bytes of records encoded at a time, to fit a processor's cache
 
 
 class Writer:
-    """Opens a new store or resumes the same one; another plan in the folder is an `InputError`.
+    """Create a store, or resume one of the same plan: write each range of `missing`, then `finish`.
 
-    Several processes may write one store, each its own shards: divide them by number, as in
-    `records.start // shard_size % world == rank`; what `missing` lists changes as others write.
-    One of them calls `finish`, when all are done.
+    Several processes may write one store. Divide the shards by number, as in
+    `records.start // shard_size % world == rank`, since `missing` changes while others write; when
+    all are done, one of them calls `finish`.  Raises: InputError if the folder has another plan.
     """
 
     def __init__(
@@ -54,22 +54,21 @@ class Writer:
         shard_size: int = 1024,
         provenance: Mapping[str, Any],
     ) -> None:
-        # through JSON, so that a tuple equals the list it is resumed from
-        told = json.loads(json.dumps(dict(provenance), allow_nan=False))
-        self.plan = Plan(dict(schema), count, shard_size, told)
+        # through JSON, so that a tuple equals the list that is read when resuming
+        metadata = json.loads(json.dumps(dict(provenance), allow_nan=False))
+        self.plan = Plan(dict(schema), count, shard_size, metadata)
         self._folder = open_folder(folder)
         self._layout = Layout(self.plan.schema)
-        self._written: dict[int, Shard] = {}
+        self._new_shards: dict[int, Shard] = {}
         self._manifest = self._open()
 
     @property
     def complete(self) -> bool:
-        """Whether the store is finished: the manifest written, and every shard there."""
+        """Whether the manifest and all shards are written."""
         return self._manifest is not None and not self.missing()
 
     def missing(self) -> list[range]:
-        """The records of each shard that is not yet whole, in order; also of those that a finished
-        store has lost since."""
+        """Record ranges of the missing shards, in order, including those lost after `finish`."""
         sizes = self._folder.sizes()
         if self._manifest:
             shards = [s.number for s in self._manifest.shards if sizes.get(s.file) != s.bytes]
@@ -78,47 +77,52 @@ class Writer:
         return [self.plan.records(shard) for shard in shards]
 
     def write(self, start: int, records: Mapping[str, Shaped[Tensor, "rows ..."]]) -> None:
-        """Write one whole missing shard: the tensors of its records, from record `start` on."""
-        wanted = {missing.start: missing for missing in self.missing()}.get(start)
-        if wanted is None:
+        """Write a missing shard, which starts at record `start`, from all of its records.
+
+        Raises: InputError if no missing shard starts there, or the records do not fit the schema.
+        """
+        expected = {missing.start: missing for missing in self.missing()}.get(start)
+        if expected is None:
             raise InputError(f"no missing shard starts at record {start}; take one of missing()")
         rows = self._layout.check(records)
-        if rows != len(wanted):
-            raise InputError(f"{rows} records at {start}; this shard holds {len(wanted)}")
+        if rows != len(expected):
+            raise InputError(f"{rows} records at {start}; this shard holds {len(expected)}")
         number = start // self.plan.shard_size
         name = shard_name(number)
         self._folder.sweep(name)
         digest, sizes = hashlib.sha256(), list[int]()
 
-        def noted() -> Iterator[bytes]:
+        def hashed_chunks() -> Iterator[bytes]:
             for chunk in shard_chunks(self._blocks(records, rows)):
                 digest.update(chunk)
                 sizes.append(len(chunk))
                 yield chunk
 
-        self._folder.publish(name, noted())
+        self._folder.publish(name, hashed_chunks())
         shard = Shard(name, rows, sum(sizes), digest.hexdigest())
         if self._manifest and self._manifest.shards[number] != shard:
             raise InputError(
-                f"{self._folder}/{name} came out otherwise than it was first recorded: on another "
-                "kind of machine? Record into another folder"
+                f"{self._folder}/{name} differs from its first recording, perhaps because this is "
+                "another kind of machine: record into another folder"
             )
-        self._written[number] = shard
+        self._new_shards[number] = shard
 
     def tally(self) -> Int64[Tensor, "shards 5"]:
-        """Length and SHA-256, as four words, of each shard that this writer wrote; zeros elsewhere.
-        The sum of several writers' tallies tells what all of them wrote."""
+        """Length and SHA-256, as four words, of each shard that this writer wrote, else zeros.
+
+        Tallies of several writers are combined by adding them.
+        """
         table = torch.zeros(self.plan.shards, 5, dtype=torch.int64)
-        for number, shard in self._written.items():
+        for number, shard in self._new_shards.items():
             words = np.frombuffer(bytes.fromhex(shard.sha256), "<i8")
             table[number] = torch.tensor([shard.bytes, *words.tolist()])
         return table
 
     def finish(self, tally: Int64[Tensor, "shards 5"] | None = None) -> Manifest:
-        """Seal the store once all shards are whole: write the manifest, remove the plan.
+        """Finish the store when no shard is missing: write the manifest and remove the plan.
 
-        Shards that are not in `tally`, by default this writer's own, are read through first: they
-        are of an earlier run, and no damage may be sealed as good.
+        Shards that are not in `tally`, by default this writer's own, come from an earlier run and
+        are checked first.  Raises: InputError if a shard is missing or damaged.
         """
         if missing := self.missing():
             raise InputError(
@@ -127,31 +131,33 @@ class Writer:
         if self._manifest is None:
             rows = (self.tally() if tally is None else tally).numpy()
             sizes = self._folder.sizes()
-            shards = [self._told(n, row) or self._found(n, sizes) for n, row in enumerate(rows)]
+            shards = [
+                self._from_tally(n, row) or self._check(n, sizes) for n, row in enumerate(rows)
+            ]
             self._manifest = Manifest(self.plan, tuple(shards))
             self._folder.publish(MANIFEST, [seal(self._manifest.describe())])
-            self._tidy()
+            self._clean_up()
         return self._manifest
 
     def _open(self) -> Manifest | None:
         names = self._folder.sizes()
         if MANIFEST in names:
             manifest = read_manifest(self._folder)
-            self._must_match(manifest.plan)
-            self._tidy()
+            self._check_plan(manifest.plan)
+            self._clean_up()
             return manifest
         if PLAN in names:
-            self._must_match(read_plan(self._folder))
+            self._check_plan(read_plan(self._folder))
         elif any(not name.endswith(TEMPORARY) for name in names):
             raise InputError(f"{self._folder} holds other files; record into a new or empty folder")
         else:
             self._folder.publish(PLAN, [seal(self.plan.describe())])
         return None
 
-    def _must_match(self, found: Plan) -> None:
-        if told := differences(found, self.plan):
+    def _check_plan(self, plan: Plan) -> None:
+        if phrases := differences(plan, self.plan):
             raise InputError(
-                f"{self._folder} was begun with other settings: {'; '.join(told)}: use those of "
+                f"{self._folder} was begun with other settings: {'; '.join(phrases)}: use those of "
                 "the folder, or another folder"
             )
 
@@ -161,24 +167,23 @@ class Writer:
             part = slice(start, start + length)
             yield self._layout.pack({name: values[part] for name, values in records.items()})
 
-    def _told(self, number: int, row: npt.NDArray[np.int64]) -> Shard | None:
-        """The shard that a row of a tally tells of, if it does."""
+    def _from_tally(self, number: int, row: npt.NDArray[np.int64]) -> Shard | None:
         digest = row[1:].astype("<i8").tobytes().hex()
         records = len(self.plan.records(number))
         return Shard(shard_name(number), records, int(row[0]), digest) if row[0] else None
 
-    def _found(self, number: int, sizes: Mapping[str, int]) -> Shard:
-        """A shard that an earlier writer left: read through, lest damage be sealed as good."""
+    def _check(self, number: int, sizes: Mapping[str, int]) -> Shard:
+        """Check a shard from an earlier run."""
         name, records = shard_name(number), self.plan.records(number)
         shard = Shard(name, len(records), sizes[name], "")
         try:
-            found = examine(self._folder, shard, records.start, self._layout, sizes)
-            if found.damages:
-                raise InputError(found.damages[0])
+            report = check_shard(self._folder, shard, records.start, self._layout, sizes)
+            if report.damages:
+                raise InputError(report.damages[0])
         except InputError as error:
             raise InputError(f"{error}; delete that file and run the recording again") from None
-        return replace(shard, sha256=found.sha256)
+        return replace(shard, sha256=report.sha256)
 
-    def _tidy(self) -> None:
+    def _clean_up(self) -> None:
         self._folder.sweep()
         self._folder.remove(PLAN)

@@ -1,4 +1,4 @@
-"""Arrays from an .npz that anybody may have written: no size is believed, nothing is unpickled."""
+"""Read arrays from untrusted .npz data: sizes are checked, and nothing is unpickled."""
 
 import io
 import math
@@ -14,22 +14,25 @@ import zstandard
 
 from fewstep.errors import InputError
 
-# the one spelling in which NumPy writes a header: matched, so that no foreign text is evaluated
+# headers exactly as NumPy writes them: matched instead of evaluated
 HEADER = re.compile(
     rb"(?s)\x93NUMPY\x01\x00..\{'descr': '([^']*)', 'fortran_order': (True|False), "
     rb"'shape': \(([0-9, ]*)\), \} *\n"
 )
-END = struct.Struct("<4s4H2LH")  # how a zip ends
+END = struct.Struct("<4s4H2LH")  # end record of a zip file
 
 
-def unframed(raw: bytes, limit: int) -> bytes:
-    """What a frame holds, counted before any of it is kept: what it declares may be a lie."""
+def decompress(raw: bytes, limit: int) -> bytes:
+    """Content of a zstd frame, whose declared size is not trusted.
+
+    Raises: InputError for more than `limit` bytes, ZstdError if the frame is damaged.
+    """
     decompressor, size = zstandard.ZstdDecompressor(), 0
     with decompressor.stream_reader(raw) as stream:
         while size <= limit and (piece := stream.read(1 << 20)):
             size += len(piece)
     if size > limit:
-        raise InputError(f"it decompresses to more than {limit} bytes; no sample is so large")
+        raise InputError(f"it decompresses to more than {limit} bytes, the limit of a sample")
     declared = zstandard.get_frame_parameters(raw).content_size
     if size == 0 or declared not in (size, zstandard.CONTENTSIZE_UNKNOWN):
         raise zstandard.ZstdError(f"its frame ends after {size} bytes")
@@ -37,16 +40,16 @@ def unframed(raw: bytes, limit: int) -> bytes:
 
 
 def members(payload: bytes) -> Iterator[tuple[str, bytes]]:
-    """Every array's name and file. Members may not be deflated, so none is larger than the zip."""
+    """Names and files of the arrays, which must not be deflated: the zip limits their size."""
     signature, *_, directory, _, comment = END.unpack(payload[-END.size :])
     zip64 = payload[-END.size - 20 :].startswith(b"PK\x06\x07")
-    # zipfile makes an object of each entry at once: a thousand are enough
+    # limits the entries, for each of which zipfile makes an object
     if signature != b"PK\x05\x06" or comment or zip64 or directory > 1 << 16:
-        raise zipfile.BadZipFile("it holds no .npz")
+        raise zipfile.BadZipFile("it is not an .npz")
     with zipfile.ZipFile(io.BytesIO(payload)) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise InputError("its .npz is compressed itself; write it with numpy.savez")
+            raise InputError("its .npz is compressed; write it with numpy.savez")
         if sum(entry.file_size for entry in entries) > len(payload):
             raise zipfile.BadZipFile("its .npz declares more than it holds")
         for entry in entries:
@@ -54,14 +57,14 @@ def members(payload: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def array(name: str, member: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """A .npy file as an array of its own; `InputError` unless it is of that dtype."""
-    if not (found := HEADER.match(member)):
-        raise InputError(f"{name!r} is no plain array of numbers")
-    kind, fortran, sizes = (group.decode("latin-1") for group in found.groups())
+    """Read a .npy file.  Raises: InputError if it is damaged or of another dtype."""
+    if not (match := HEADER.match(member)):
+        raise InputError(f"{name!r} is not a plain array of numbers")
+    kind, fortran, sizes = (group.decode("latin-1") for group in match.groups())
     if kind != dtype.str:
         raise InputError(f"{name!r} is {kind!r}; it must be {dtype.str!r}, {dtype.name}")
     shape = tuple(int(size) for size in sizes.split(",") if size.strip())
-    if math.prod(shape) * dtype.itemsize != (size := len(member) - found.end()):
-        raise InputError(f"{name!r} declares shape {shape} and has {size} bytes")
-    flat = np.frombuffer(member, dtype, offset=found.end())
+    if math.prod(shape) * dtype.itemsize != (size := len(member) - match.end()):
+        raise InputError(f"{name!r} declares shape {shape}, but has {size} bytes")
+    flat = np.frombuffer(member, dtype, offset=match.end())
     return flat.reshape(shape, order="F" if fortran == "True" else "C").copy()
