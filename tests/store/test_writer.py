@@ -60,7 +60,7 @@ def test_writers_that_sum_their_tallies_read_nothing_again(
         raise AssertionError("a shard was read again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fewstep.store.writer.examine", read)
+        patch.setattr("fewstep.store.writer.check_shard", read)
         with pytest.raises(AssertionError, match="read again"):
             first.finish()
         first.finish(first.tally() + second.tally())
