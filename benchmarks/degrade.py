@@ -38,8 +38,8 @@ def add_noise(images, level):
 
 def series(images, labels, test, samples):
     """(series, what is done, images), each series from sound to worst."""
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    own = images[chosen[:samples]]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    own = images[order[:samples]]
     yield "held out", "train", own
     yield "held out", "test", test[:samples]
     for width in (0.5, 0.75, 1.0, 2.0):
@@ -47,11 +47,11 @@ def series(images, labels, test, samples):
     for level in (4, 8, 16, 32, 64):
         yield "noise", f"{level}", add_noise(own, level)
     for dropped in (1, 2, 4, 8):
-        left = chosen[labels[chosen] >= dropped]
+        left = order[labels[order] >= dropped]
         yield "classes dropped", f"{dropped} of 10", images[left[:samples].repeat(5)][:samples]
     for share in (25, 50, 75, 100):
-        lost = (labels[chosen] < 5) & (torch.arange(len(chosen)) % 100 < share)
-        yield "of five classes", f"{share} % lost", images[chosen[~lost][:samples]]
+        lost = (labels[order] < 5) & (torch.arange(len(order)) % 100 < share)
+        yield "of five classes", f"{share} % lost", images[order[~lost][:samples]]
     for share in (2, 10, 100, 1000):
         few = own[: samples // share].repeat(share, 1, 1, 1)
         mixed = torch.randperm(len(few), generator=torch.Generator().manual_seed(2))
@@ -59,33 +59,20 @@ def series(images, labels, test, samples):
 
 
 def main():
-    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    asked.add_argument("extractors", nargs="+", choices=metrics.EXTRACTORS)
-    asked.add_argument("--samples", type=int, default=10_000)
-    asked.add_argument("--size", type=int, default=32)
-    asked.add_argument("--series", help="measure only this one")
-    told = asked.parse_args()
-    train, test = (data.load("cifar10", split=s, size=told.size) for s in ("train", "test"))
-    for name in told.extractors:
-        extractor = metrics.make_extractor(
-            name,
-            images=train.images,
-            labels=train.labels,
-            fingerprint=train.fingerprint,
-            cache=cache(),
-        )
-        measure(extractor, train, test, told.samples, told.series)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("extractors", nargs="+", choices=metrics.EXTRACTORS)
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--series", help="measure only this one")
+    options = parser.parse_args()
+    train, test = (data.load("cifar10", split=s, size=options.size) for s in ("train", "test"))
+    for name in options.extractors:
+        extractor = metrics.make_extractor(name, train, cache=cache())
+        measure(extractor, train, test, options.samples, options.series)
 
 
 def measure(extractor, train, test, samples, only):
-    work = metrics.build_reference(
-        extractor,
-        train.images,
-        name=train.name,
-        fingerprint=train.fingerprint,
-        cache=cache(),
-    )
-    reference = exhaust(work)
+    reference = exhaust(metrics.build_reference(extractor, train, cache=cache()))
     print(f"\n{extractor.name} ({extractor.hash}), resize {extractor.resize}, {samples} samples\n")
     print(
         "| series | damage | Fréchet | ± | extrapolated | kernel x1000 | ± | precision | recall "
@@ -96,10 +83,10 @@ def measure(extractor, train, test, samples, only):
     for kind, damage, images in series(train.images, train.labels, test.images, samples):
         if only not in (None, kind) and sound is not None:
             continue
-        assessment = metrics.ScoreAccumulator(reference, len(images))
+        accumulator = metrics.ScoreAccumulator(reference, len(images))
         for part in images.split(1000):
-            assessment.update(part)
-        m = assessment.measures()
+            accumulator.update(part)
+        m = accumulator.measures()
         sound = sound or m
         before = before if kind == last else sound
         last = kind

@@ -19,10 +19,9 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import maximum_mean_discrepancy
 
 from fewstep import metrics
-from fewstep.metrics.inception import InceptionNetwork
-from fewstep.metrics.networks import Published
-from fewstep.metrics.resize import resized
-from fewstep.metrics.resnet import ResNet56
+from fewstep.metrics.extractors.inception import Inception, InceptionNetwork
+from fewstep.metrics.extractors.resize import resize_images
+from fewstep.metrics.extractors.resnet import ResNet56, ResNet56Cifar10
 
 
 class Flat(torch.nn.Module):
@@ -49,10 +48,10 @@ def alternating(rounds, **ways):
     return {name: statistics.median(each) for name, each in times.items()}
 
 
-def row(what, took, ours="ours", theirs="theirs"):
+def row(what, seconds, ours="ours", theirs="theirs"):
     print(
-        f"| {what} | {1000 * took[ours]:.1f} | {1000 * took[theirs]:.1f} "
-        f"| {took[theirs] / took[ours]:.2f} |",
+        f"| {what} | {1000 * seconds[ours]:.1f} | {1000 * seconds[theirs]:.1f} "
+        f"| {seconds[theirs] / seconds[ours]:.2f} |",
         flush=True,
     )
 
@@ -114,7 +113,7 @@ def precision(n, d, rounds):
     row(f"precision and recall, 2 x {n:,} x {d}", alternating(rounds, ours=ours, theirs=theirs))
 
 
-def features(name, network, size, how, images, rounds):
+def features(kind, network, images, rounds):
     """From uint8 images to moments, and the bare network on floats of its own size."""
     for parameter in network.state_dict().values():
         if parameter.is_floating_point():
@@ -122,28 +121,28 @@ def features(name, network, size, how, images, rounds):
     for key, value in network.state_dict().items():
         if key.endswith("running_var"):
             value.fill_(1.0)
-    extractor = Published(name, network, size=size, resize=how)
-    fitted = resized(images.float(), size, how)
+    extractor = kind(network)
+    resized = resize_images(images.float(), kind.size, kind.standard_resize)
 
     @torch.no_grad()
     def bare():
-        return network(fitted)
+        return network(resized)
 
     def ours():
         moments = metrics.Moments(bare_width)
         moments.update(extractor(images))
 
     with torch.no_grad():
-        bare_width = network(fitted[:1]).features.shape[1]
-    took = alternating(rounds, ours=ours, theirs=bare)
-    what = f"{name}, {len(images)} images of {images.shape[-1]}, share of the bare network"
-    row(what, took)
+        bare_width = network(resized[:1]).features.shape[1]
+    seconds = alternating(rounds, ours=ours, theirs=bare)
+    what = f"{kind.name}, {len(images)} images of {images.shape[-1]}, share of the bare network"
+    row(what, seconds)
 
 
 def main():
-    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    asked.add_argument("--rounds", type=int, default=7)
-    rounds = asked.parse_args().rounds
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, eager, {rounds} rounds\n")
     print("| what | ours, ms | theirs, ms | theirs / ours |\n|---|---|---|---|")
@@ -155,8 +154,8 @@ def main():
     precision(5_000, 64, rounds)
     precision(2_000, 2048, rounds)
     images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8)
-    features("resnet56-cifar10", ResNet56(), 32, "clean-bicubic", images, rounds)
-    features("inception", InceptionNetwork(), 299, "tf1-bilinear", images[:16], rounds)
+    features(ResNet56Cifar10, ResNet56(), images, rounds)
+    features(Inception, InceptionNetwork(), images[:16], rounds)
 
 
 if __name__ == "__main__":

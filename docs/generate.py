@@ -50,7 +50,8 @@ def expand(pattern):
     if package == pattern:
         return [pattern]
     path = import_module(f"fewstep.{package}").__path__
-    return [package, *(f"{package}.{child.name}" for child in pkgutil.iter_modules(path))]
+    modules = pkgutil.walk_packages(path, f"fewstep.{package}.")
+    return [package, *(module.name.removeprefix("fewstep.") for module in modules)]
 
 
 def is_package(name):

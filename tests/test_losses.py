@@ -15,7 +15,8 @@ from fewstep.losses import (
     squared_error,
 )
 from fewstep.methods.kstep import Kstep, KstepConfig
-from fewstep.metrics.trunks import TRUNKS
+from fewstep.metrics.extractors.classifier import classifier_for
+from fewstep.metrics.extractors.trunks import TRUNKS
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
 
@@ -87,7 +88,7 @@ def classifier_file(tmp_path_factory):
     labels = torch.arange(200) % 2
     bright = (labels.view(-1, 1, 1, 1) * 120 + torch.randint(0, 100, (200, 1, 8, 8))).byte()
     cache = tmp_path_factory.mktemp("cache")
-    metrics.classifier_for(bright, labels, fingerprint="a", cache=cache)
+    classifier_for(bright, labels, fingerprint="a", cache=cache)
     return metrics.classifier_file("a", cache)
 
 
@@ -113,7 +114,7 @@ def test_features_of_a_classifier_are_its_maps_unweighted(classifier_file):
 def test_features_without_a_classifier_say_what_is_missing():
     with pytest.raises(InputError, match="needs weights"):
         Features()(images(), images())
-    with pytest.raises(InputError, match="no published network 'squeeze'; did you mean"):
+    with pytest.raises(InputError, match="unknown extractor 'squeeze'; did you mean"):
         Features(extractor="squeeze")(images(), images())
 
 

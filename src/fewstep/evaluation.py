@@ -34,13 +34,7 @@ class Evaluator:
         self.images = images
         self.protocol = protocol
         self.extractor = metrics.make_extractor(
-            protocol.extractor,
-            resize=protocol.resize,
-            set_name=images.name,
-            images=images.images,
-            labels=images.labels,
-            fingerprint=images.fingerprint,
-            cache=cache(),
+            protocol.extractor, images, resize=protocol.resize, cache=cache()
         )
         self._reference: metrics.Reference | None = None
 
@@ -48,11 +42,7 @@ class Evaluator:
         """See the real images, or find what was kept of them; yields how many are done."""
         if self._reference is None:
             self._reference = yield from metrics.build_reference(
-                self.extractor,
-                self.images.images,
-                name=self.images.name,
-                fingerprint=self.images.fingerprint,
-                cache=cache(),
+                self.extractor, self.images, cache=cache()
             )
         return self._reference
 

@@ -152,13 +152,13 @@ def perceptual_hash(config: Any, shape: tuple[int, ...]) -> str | None:
 @lru_cache(maxsize=4)
 def _lpips(trunk: str, size: int | None, device: str) -> metrics.Lpips:
     """Loaded once: its weights are constants, and no part of a run's state."""
-    return metrics.published_lpips(trunk, size=size).to(device)
+    return metrics.load_lpips(trunk, size=size).to(device)
 
 
 @lru_cache(maxsize=4)
 def _features(extractor: str, weights: str | None) -> metrics.Extractor:
     if extractor != "classifier":
-        return metrics.load_pretrained(extractor)
+        return metrics.make_extractor(extractor)
     if weights is None:
         raise InputError("a features loss of a classifier needs weights: its file")
     return metrics.read_classifier(Path(weights))

@@ -21,7 +21,7 @@ from fewstep import methods
 from fewstep.errors import InputError, did_you_mean
 from fewstep.generator import AnyBackbone
 from fewstep.metrics import EvalProtocol, protocol
-from fewstep.metrics.resize import Resize
+from fewstep.metrics.extractors.resize import Resize
 from fewstep.parametrization import AnyParametrization
 from fewstep.process import AnyProcess
 from fewstep.trainer import FitConfig

@@ -96,13 +96,7 @@ def _classifier(images: ImageSet) -> Path:
             f"method.loss features: {images.name} has no classes to train a classifier by; "
             f'give its extractor="squeezenet", or another published network'
         )
-    metrics.make_extractor(
-        "classifier",
-        images=images.images,
-        labels=images.labels,
-        fingerprint=images.fingerprint,
-        cache=cache(),
-    )
+    metrics.make_extractor("classifier", images, cache=cache())
     return metrics.classifier_file(images.fingerprint, cache())
 
 

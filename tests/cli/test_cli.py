@@ -174,7 +174,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
         ([*sample, "--seed", "-1"], "seed"),
         (["evaluate", teacher, "--steps", "two"], "numbers with commas"),
         ([*sample, "--label", "3 4"], "numbers with commas"),
-        (["evaluate", teacher, "--extractor", "inceptoin"], "no extractor"),
+        (["evaluate", teacher, "--extractor", "inceptoin"], "unknown extractor"),
         (
             ["train", "digits-flow", "data.name=folder", f"data.path={pictures}"],
             "broken.png",

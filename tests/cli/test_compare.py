@@ -125,10 +125,10 @@ def test_weights_files_are_compared_too(teacher, tmp_path, capsys):
         ([], "compare needs runs"),
         (["{teacher}", "{teacher}/"], "a run is named twice"),
         (["{teacher}", "--out", "{teacher}"], "cannot be written: Is a directory"),
-        (["{teacher}", "--resize", "tf1-bilinear"], "classifier takes images as they are"),
+        (["{teacher}", "--resize", "tf1-bilinear"], "classifier does not resize images"),
         (["{teacher}", "nowhere"], "there is no run folder or weights file nowhere"),
         (["{teacher}", "--baseline", "teacha"], "--baseline teacha is none of the runs"),
-        (["{teacher}", "--protocol", "fid5k"], "no protocol 'fid5k'"),
+        (["{teacher}", "--protocol", "fid5k"], "unknown evaluation protocol 'fid5k'"),
         (["{teacher}", "--steps", "one"], "--steps one"),
         (["{teacher}", "--samples", "1"], "at least 2 samples"),
         (["{teacher}", "--weights", "best"], "holds no best.safetensors"),
@@ -158,7 +158,7 @@ def test_guidance_is_said(teacher, capsys):
 @pytest.mark.parametrize(
     ("told", "line"),
     [
-        ('evaluate.protocol="fid5k"', "no protocol 'fid5k'"),
+        ('evaluate.protocol="fid5k"', "unknown evaluation protocol 'fid5k'"),
         ("evaluate.steps=[]", "counts of at least 1 step"),
         ("evaluate.every=-5", "evaluate.every is -5"),
         ("evaluate.samples=1", "at least 2 samples"),
@@ -185,7 +185,7 @@ def test_a_loss_that_cannot_see_the_images_is_told_before_anything_is_trained(
     loss = 'method.loss={name="features", extractor="pixel"}'
     out = tmp_path / "run"
     line = fails(capsys, "distill", "digits-regress", *told, loss, "--out", str(out))
-    assert "no published network 'pixel'" in line and not out.exists()
+    assert "unknown extractor 'pixel'" in line and not out.exists()
 
 
 def test_missing_inception_weights_are_told_before_any_sampling(teacher, capsys, monkeypatch, home):

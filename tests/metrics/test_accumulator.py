@@ -6,13 +6,14 @@ import sys
 import pytest
 import torch
 
+from fewstep.data import ImageSet
 from fewstep.evaluation import exhaust
 from fewstep.metrics import accumulator as module
 from fewstep.metrics.accumulator import ScoreAccumulator
-from fewstep.metrics.coverage import density_coverage, precision_recall
-from fewstep.metrics.features import Extractor, ExtractorOutput, Pixels
-from fewstep.metrics.frechet import Parts, frechet_estimate
-from fewstep.metrics.kernel import kernel_distance
+from fewstep.metrics.distances.coverage import density_coverage, precision_recall
+from fewstep.metrics.distances.frechet import MomentBlocks, frechet_estimate
+from fewstep.metrics.distances.kernel import kernel_distance
+from fewstep.metrics.extractors import Extractor, ExtractorOutput, Pixels
 from fewstep.metrics.reference import build_reference
 
 
@@ -21,7 +22,7 @@ class Sorted(Extractor):
 
     name, hash, classifies = "sorted", "0", True
 
-    def seen(self, images):
+    def extract(self, images):
         halves = images.flatten(1).unflatten(1, (2, -1)).mean(2)
         return ExtractorOutput(halves / 255, halves)
 
@@ -32,7 +33,8 @@ def images(n, seed=0, size=4):
 
 
 def reference(extractor, n=600):
-    return exhaust(build_reference(extractor, images(n), name="toys", fingerprint="f", cache=None))
+    real = ImageSet("toys", images(n))
+    return exhaust(build_reference(extractor, real, cache=None))
 
 
 def measured(extractor, real, made, *, batch, labels=None):
@@ -47,9 +49,9 @@ def test_each_measure_is_its_functions_own():
     real, made = reference(Pixels()), images(400, seed=1)
     found = measured(Pixels(), real, made, batch=64)
     rows = Pixels()(made)
-    parts = Parts(16, 400)
-    parts.update(rows)
-    frechet = frechet_estimate(parts, real.moments)
+    blocks = MomentBlocks(16, 400)
+    blocks.update(rows)
+    frechet = frechet_estimate(blocks, real.moments)
     kernel = kernel_distance(rows, real.features)
     precise = precision_recall(real.features[:400], rows)
     dense = density_coverage(real.features[:400], rows)
@@ -96,7 +98,7 @@ def test_copies_of_the_training_set_are_found_and_fresh_images_are_not():
 
 
 def test_rows_that_are_kept_are_the_first_ones_and_no_more(monkeypatch):
-    monkeypatch.setattr(module, "KEPT", 100)
+    monkeypatch.setattr(module, "MAX_ROWS", 100)
     real, made = reference(Pixels()), images(300, seed=1)
     found = measured(Pixels(), real, made, batch=64)
     rows = Pixels()(made)
@@ -117,13 +119,14 @@ def test_few_images_are_told_what_they_can_tell():
 
 MEMORY = """
 import resource, sys, torch
+from fewstep.data import ImageSet
 from fewstep.evaluation import exhaust
 from fewstep.metrics import ScoreAccumulator, Pixels, build_reference
 torch.set_num_threads(1)
 def images(n, seed):
     return torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8,
                          generator=torch.Generator().manual_seed(seed))
-real = exhaust(build_reference(Pixels(), images(2000, 0), name="t", fingerprint="f", cache=None))
+real = exhaust(build_reference(Pixels(), ImageSet("t", images(2000, 0)), cache=None))
 total = int(sys.argv[1])
 seen = ScoreAccumulator(real, total)
 for first in range(0, total, 500):

@@ -23,7 +23,9 @@ def test_what_is_given_takes_the_place_of_the_protocols_own():
 
 
 def test_what_is_no_protocol_is_refused():
-    with pytest.raises(InputError, match="no protocol 'fid5k'; did you mean fid50k"):
+    with pytest.raises(
+        InputError, match="unknown evaluation protocol 'fid5k'; did you mean fid50k"
+    ):
         protocol("fid5k")
     with pytest.raises(InputError, match="at least 2 samples, not 1"):
         protocol("quick").changed(**NOTHING | {"samples": 1})

@@ -1,6 +1,7 @@
 """References: the moments and features of all images, kept with what they are of."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import save
 
 import fewstep.metrics.reference as module
 from fewstep.evaluation import exhaust
-from fewstep.metrics.features import Extractor, ExtractorOutput, Pixels
+from fewstep.metrics.extractors import Extractor, ExtractorOutput, Pixels
 from fewstep.metrics.reference import build_reference
 
 IMAGES = torch.randint(
@@ -25,13 +26,21 @@ class Watched(Extractor):
     def __init__(self):
         self.images = 0
 
-    def seen(self, images):
+    def extract(self, images):
         self.images += len(images)
         return ExtractorOutput(images.flatten(1) / 255)
 
 
-def made(extractor, images=IMAGES, *, cache=None, fingerprint="f"):
-    work = build_reference(extractor, images, name="toys", fingerprint=fingerprint, cache=cache)
+@dataclass
+class Images:
+    name: str
+    images: torch.Tensor
+    fingerprint: str
+    labels: torch.Tensor | None = None
+
+
+def made(extractor, *, cache=None, fingerprint="f"):
+    work = build_reference(extractor, Images("toys", IMAGES, fingerprint), cache=cache)
     told = []
     return exhaust(work, told.append), told
 
@@ -104,7 +113,7 @@ def test_a_cache_that_cannot_be_written_is_no_loss(tmp_path):
 
 
 def test_of_a_large_set_a_seeded_choice_is_kept(monkeypatch):
-    monkeypatch.setattr(module, "LARGEST", 4 * 9 * 500)
+    monkeypatch.setattr(module, "MAX_BYTES", 4 * 9 * 500)
     found, _ = made(Pixels())
     assert found.features.shape == (500, 9) and len(set(found.rows.tolist())) == 500
     assert torch.equal(found.features, Pixels()(IMAGES)[found.rows])

@@ -44,7 +44,7 @@ def report() -> Iterator[tuple[str, str]]:
 
     from fewstep.distributed import device, hardware
     from fewstep.download import home
-    from fewstep.metrics import weights
+    from fewstep.metrics.extractors import weights
 
     yield "fewstep", __version__
     yield "python", f"{platform.python_version()} on {platform.machine()}"
@@ -57,7 +57,7 @@ def report() -> Iterator[tuple[str, str]]:
     for name, file in FILES.items():
         yield name, "present" if (home() / file).exists() else _missing("data")
     for name in weights.PUBLISHED:
-        path = weights.there(name)
+        path = weights.find_weights(name)
         yield name, path.name if path else _missing("weights")
     for extra, modules in EXTRAS.items():
         missing = [module for module in modules if find_spec(module) is None]

@@ -1,4 +1,4 @@
-"""Images, batch by batch, into every score there is; the memory does not grow with them."""
+"""`ScoreAccumulator`: all measures of images that arrive in batches, in bounded memory."""
 
 import math
 
@@ -6,86 +6,85 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from fewstep.metrics.classes import ClassScore
-from fewstep.metrics.coverage import density_coverage, precision_recall
-from fewstep.metrics.frechet import Parts, frechet_estimate
-from fewstep.metrics.kernel import kernel_distance
+from fewstep.metrics.distances.class_score import ClassScore
+from fewstep.metrics.distances.coverage import density_coverage, precision_recall
+from fewstep.metrics.distances.frechet import MomentBlocks, frechet_estimate
+from fewstep.metrics.distances.kernel import kernel_distance
 from fewstep.metrics.measures import Measures
 from fewstep.metrics.reference import Reference
 
-VERSION = 1  # raise it when a measure changes: kept scores of another version are not used
-KEPT = 10_000  # rows of features that are kept for the metrics that compare row with row
-ASKED = 2_000  # rows that are looked up among all training images
+VERSION = 1  # increase it when a measure changes: cached scores of another version are not used
+MAX_ROWS = 10_000  # rows of features that are stored for the measures that compare rows
+COPY_ROWS = 2_000  # rows that are searched for among all training images
 
 
 class ScoreAccumulator:
-    """Takes `total` images, batch by batch and in order; then tells their measures.
+    """Computes the measures of `total` images that arrive in order, in batches of any size.
 
-    `cycle` is after how many images their classes repeat.
+    `cycle` is the number of images after which their classes repeat.
     """
 
     def __init__(self, reference: Reference, total: int, *, cycle: int = 1) -> None:
         self.reference = reference
         self.total = total
         dim = reference.moments.mean.numel()
-        self.parts = Parts(dim, total, cycle=cycle)
-        self.features = torch.empty(min(total, KEPT), dim)
-        self.score: ClassScore | None = None
-        self.seen = self.right = self.asked = 0
+        self.blocks = MomentBlocks(dim, total, cycle=cycle)
+        self.features = torch.empty(min(total, MAX_ROWS), dim)
+        self.class_score: ClassScore | None = None
+        self.count = self.correct = self.labelled = 0
 
     def update(
         self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"] | None = None
     ) -> None:
-        """Join the images that come next, with the classes that were asked for, if any were."""
-        first = 0
-        for seen in self.reference.extractor.see(images):
-            features = seen.features.cpu()
-            self.parts.update(features)
-            kept = features[: max(len(self.features) - self.seen, 0)]
-            self.features[self.seen : self.seen + len(kept)] = kept
-            self.seen += len(features)
-            if seen.logits is not None:
-                self.score = self.score or ClassScore()
-                self.score.update(seen.logits)
+        """Add the next images; `labels` are the requested classes of conditional samples."""
+        start = 0
+        for output in self.reference.extractor.iter_outputs(images):
+            features = output.features.cpu()
+            self.blocks.update(features)
+            rows = features[: max(len(self.features) - self.count, 0)]
+            self.features[self.count : self.count + len(rows)] = rows
+            self.count += len(features)
+            if output.logits is not None:
+                self.class_score = self.class_score or ClassScore()
+                self.class_score.update(output.logits)
                 if labels is not None and self.reference.extractor.classifies:
-                    mine = labels[first : first + len(features)].to(seen.logits.device)
-                    self.right += int((seen.logits.argmax(1) == mine).sum())
-                    self.asked += len(mine)
-            first += len(features)
+                    requested = labels[start : start + len(features)].to(output.logits.device)
+                    self.correct += int((output.logits.argmax(1) == requested).sum())
+                    self.labelled += len(requested)
+            start += len(features)
 
     def measures(self) -> Measures:
-        """Once all images are there."""
-        assert self.seen == self.total, (self.seen, self.total)
-        distance = frechet_estimate(self.parts, self.reference.moments)
+        """The measures, after all images were added."""
+        assert self.count == self.total, (self.count, self.total)
+        distance = frechet_estimate(self.blocks, self.reference.moments)
         return Measures(
             frechet=distance.value,
             frechet_low=distance.low,
             frechet_high=distance.high,
             frechet_infinite=distance.infinite,
-            **self._rowwise(),
-            class_score=self.score.value if self.score else None,
-            accuracy=self.right / self.asked if self.asked else None,
+            **self._row_measures(),
+            class_score=self.class_score.value if self.class_score else None,
+            accuracy=self.correct / self.labelled if self.labelled else None,
         )
 
-    def _rowwise(self) -> dict[str, float | None]:
-        """The measures that compare row with row, of the rows that were kept."""
-        real, fake = self.reference.features[:KEPT], self.features
-        told: dict[str, float | None] = {}
+    def _row_measures(self) -> dict[str, float | None]:
+        """The measures that compare rows, from the first rows of both sets."""
+        real, fake = self.reference.features[:MAX_ROWS], self.features
+        values: dict[str, float | None] = {}
         if len(real) > 1:
             kernel = kernel_distance(fake, real)
-            told = {"kernel": kernel.value, "copies": self._copies()}
+            values = {"kernel": kernel.value, "copies": self._copies()}
             if math.isfinite(kernel.low):
-                told |= {"kernel_low": kernel.low, "kernel_high": kernel.high}
-        # radii shrink as rows are added, so both sets have the same number
+                values |= {"kernel_low": kernel.low, "kernel_high": kernel.high}
+        # radii shrink as rows are added, so both sets must have the same number
         even = min(len(real), len(fake))
         if even > 5:
-            precise = precision_recall(real[:even], fake[:even])
-            dense = density_coverage(real[:even], fake[:even])
-            told |= {**precise._asdict(), **dense._asdict()}
-        return told
+            values |= precision_recall(real[:even], fake[:even])._asdict()
+            values |= density_coverage(real[:even], fake[:even])._asdict()
+        return values
 
     def _copies(self) -> float | None:
         if math.isnan(self.reference.copy_radius):
             return None
-        near = self.reference.nearest(self.features[:ASKED]).distances[:, 0]
-        return (near <= self.reference.copy_radius).double().mean().item()
+        distances = self.reference.nearest(self.features[:COPY_ROWS]).distances[:, 0]
+        return (distances <= self.reference.copy_radius).double().mean().item()

@@ -1,4 +1,4 @@
-"""A set of real images in an extractor's features: made once, kept, and compared with any other."""
+"""`Reference`: features of the real images, computed once and cached."""
 
 import hashlib
 import json
@@ -16,21 +16,22 @@ from torch import Tensor
 
 from fewstep import __version__
 from fewstep.files import atomic_write, tensor_digest
-from fewstep.metrics.features import Extractor
-from fewstep.metrics.frechet import Moments
-from fewstep.metrics.neighbours import Nearest, copy_radius, nearest
+from fewstep.metrics.distances.frechet import Moments
+from fewstep.metrics.distances.neighbours import Nearest, copy_radius, nearest
+from fewstep.metrics.extractors.base import Extractor, ReferenceImages
 
-LAYOUT = 2  # raise it when the file or what stands in it changes
-LARGEST = 512 * 2**20  # bytes of features that are kept; a seeded choice of rows beyond
+LAYOUT = 2  # increase it when the content of the file changes
+MAX_BYTES = 512 * 2**20  # of stored features; larger sets store a seeded choice of rows
 BLOCK = 4096
-ASKED = 2000  # rows whose nearest neighbours set the radius of copies
+RADIUS_ROWS = 2000  # rows whose nearest neighbours determine the copy radius
 
 
 class Reference:
-    """Moments of all images, and the features of all or of a seeded choice of them, shuffled.
+    """Moments of the features of all real images, and the features of all or some of them.
 
-    `about` is where it comes from: the set's name, fingerprint and count, the extractor's name,
-    hash and resizing, and the version that made it.
+    The rows of `features` are shuffled with a fixed seed; `rows` are their numbers in the set.
+    `about` describes the set (name, fingerprint, count), the extractor (name, hash, resize) and
+    the version of fewstep.
     """
 
     def __init__(
@@ -44,92 +45,86 @@ class Reference:
         self.features: Float[Tensor, "m d"] = tensors["features"]
         self.rows = tensors["rows"]
         self.copy_radius = float(tensors["copy_radius"])
-        """Within it 1 % of the set have another image; NaN in sets too small to tell."""
+        """Distance within which 1 % of the images have another one; NaN for very small sets."""
 
     def __len__(self) -> int:
         return self.about["count"]
 
     def nearest(self, features: Float[Tensor, "n d"], *, k: int = 1) -> Nearest:
-        """The k nearest kept images of each row, by their row numbers in the set."""
-        found = nearest(features, self.features.split(BLOCK), k=k)
-        return Nearest(found.distances, self.rows[found.rows])
+        """The k nearest real images of each row, as row numbers in the set."""
+        result = nearest(features, self.features.split(BLOCK), k=k)
+        return Nearest(result.distances, self.rows[result.rows])
 
 
 def build_reference(
-    extractor: Extractor,
-    images: UInt8[Tensor, "n c h w"],
-    *,
-    name: str,
-    fingerprint: str,
-    cache: Path | None,
+    extractor: Extractor, images: ReferenceImages, *, cache: Path | None
 ) -> Generator[int, None, Reference]:
-    """The reference of a set, from `cache` or made and kept there; yields images done so far.
+    """The reference of a set, read from `cache` or computed and saved there.
 
-    A kept file that is damaged, or that says something else of itself, is made anew.
+    Yields the number of images done so far. A saved file that is damaged, or does not describe
+    this set and extractor, is replaced.
     """
     about = {
         "layout": LAYOUT,
-        "set": name,
-        "fingerprint": fingerprint,
-        "count": len(images),
+        "set": images.name,
+        "fingerprint": images.fingerprint,
+        "count": len(images.images),
         "extractor": extractor.name,
         "hash": extractor.hash,
         "resize": extractor.resize,
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"reference-{key}.safetensors" if cache else None
-    kept = _read(path, about) if path else None
-    if kept is not None:
-        yield len(images)
-        return Reference(extractor, *kept)
-    tensors = yield from _made(extractor, images)
+    saved = _read(path, about) if path else None
+    if saved is not None:
+        yield len(images.images)
+        return Reference(extractor, *saved)
+    tensors = yield from _compute(extractor, images.images)
     about |= {"version": __version__, "digest": tensor_digest(tensors)}
     if path:
-        with (
-            suppress(OSError),
-            atomic_write(path) as file,
-        ):  # only a cache
+        with suppress(OSError), atomic_write(path) as file:  # the cache is optional
             file.write(save(tensors, {"fewstep": json.dumps(about, sort_keys=True)}))
     return Reference(extractor, about, tensors)
 
 
-def _made(
+def _compute(
     extractor: Extractor, images: UInt8[Tensor, "n c h w"]
 ) -> Generator[int, None, dict[str, Tensor]]:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    kept, moments, done = torch.empty(0, 0), Moments(0), 0
-    place = torch.empty(0, dtype=torch.long)
-    for part in images.split(BLOCK // 4):
-        features = extractor(part).cpu()
+    stored, moments, done = torch.empty(0, 0), Moments(0), 0
+    position = torch.empty(0, dtype=torch.long)  # of each image in `stored`; -1 if it is not there
+    for batch in images.split(BLOCK // 4):
+        features = extractor(batch).cpu()
         if done == 0:
             moments = Moments(features.shape[1])
-            order = order[: max(2, LARGEST // (4 * features.shape[1]))]
-            kept = torch.empty(len(order), features.shape[1])
-            place = torch.full((len(images),), -1).scatter(0, order, torch.arange(len(order)))
+            order = order[: max(2, MAX_BYTES // (4 * features.shape[1]))]
+            stored = torch.empty(len(order), features.shape[1])
+            position = torch.full((len(images),), -1).scatter(0, order, torch.arange(len(order)))
         moments.update(features)
-        mine = place[done : done + len(part)]
-        kept[mine[mine >= 0]] = features[mine >= 0]
-        done += len(part)
+        rows = position[done : done + len(batch)]
+        stored[rows[rows >= 0]] = features[rows >= 0]
+        done += len(batch)
         yield done
-    asked = torch.arange(min(ASKED, len(order)))
-    # fewer rows than that have no nearest 1 %
+    sample = torch.arange(min(RADIUS_ROWS, len(order)))
+    # with fewer rows there is no nearest 1 %
     enough = len(order) >= 100
-    radius = copy_radius(kept[asked], asked, kept.split(BLOCK)) if enough else math.nan
+    radius = copy_radius(stored[sample], sample, stored.split(BLOCK)) if enough else math.nan
     return {
         "mean": moments.mean,
         "scatter": moments.scatter,
-        "features": kept,
+        "features": stored,
         "rows": order,
         "copy_radius": torch.tensor(radius, dtype=torch.float64),
     }
 
 
 def _read(path: Path, about: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Description and tensors of a saved reference; None if it is damaged or of something else."""
     try:
         with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {})["fewstep"])
+            note = json.loads((file.metadata() or {})["fewstep"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        sound = about.items() <= told.items() and told["digest"] == tensor_digest(tensors)
+        sound = about.items() <= note.items() and note["digest"] == tensor_digest(tensors)
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError, AttributeError):
         return None
-    return (told, tensors) if sound else None
+    return (note, tensors) if sound else None

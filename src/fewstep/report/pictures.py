@@ -18,7 +18,7 @@ from fewstep.evaluation import Evaluator
 from fewstep.formatting import quantity
 from fewstep.generator import SampleSpec
 from fewstep.images import to_uint8
-from fewstep.metrics.accumulator import ASKED
+from fewstep.metrics.accumulator import COPY_ROWS
 from fewstep.report.exhibits import Entry
 from fewstep.report.ranking import best, fastest, rank
 from fewstep.report.rendering import render
@@ -170,7 +170,7 @@ def neighbours(entries: Sequence[Entry], evaluator: Evaluator | None) -> Markup:
         images=images,
         candidates=len(evaluator.reference.features),
         extractor=evaluator.extractor.name,
-        copies_of=ASKED,
+        copies_of=COPY_ROWS,
         baseline=_baseline_name(entries),
     )
 

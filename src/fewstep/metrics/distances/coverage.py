@@ -1,0 +1,106 @@
+"""Precision, recall, density and coverage: how much two sets of features overlap.
+
+The support of a set is estimated as the union of balls, one around each row, with the distance to
+its k-th nearest other row as radius. All four measures are shares or means of counts of rows in
+balls. The counts are exact (see `neighbours`), so duplicates, ties, the order of rows and the block
+size do not change them.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from fewstep.errors import InputError
+from fewstep.metrics.distances.neighbours import (
+    TILE,
+    Tile,
+    centre_of,
+    nearest,
+    pair_distances,
+    squared_distances,
+)
+
+
+class PrecisionRecall(NamedTuple):
+    """Both in [0, 1]."""
+
+    precision: float
+    recall: float
+
+
+class DensityCoverage(NamedTuple):
+    """Density is at least 0, about 1 for equal distributions, and larger where fake rows crowd.
+    Coverage is in [0, 1]."""
+
+    density: float
+    coverage: float
+
+
+def precision_recall(
+    real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = 3
+) -> PrecisionRecall:
+    """The share of fake rows inside real balls, and of real rows inside fake balls.
+
+    precision = mean_j 1[min_i |y_j - x_i| - r_i <= 0], where r_i is the distance from x_i to its
+    k-th nearest other row; recall is the same with the sets exchanged (Kynkäänniemi et al. 2019,
+    arXiv:1904.06991). Balls are closed: a set against itself has precision and recall 1, with or
+    without duplicates. Both depend on the numbers of rows; compare values of equal numbers only.
+
+    Raises: InputError for a set of k rows or fewer.
+    """
+    within_real, _ = _counts(fake, real, _radii(real, k, "real"))
+    within_fake, _ = _counts(real, fake, _radii(fake, k, "fake"))
+    return PrecisionRecall(_share(within_real), _share(within_fake))
+
+
+def density_coverage(
+    real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = 5
+) -> DensityCoverage:
+    """How many real balls contain a fake row on average, and the share of real balls with any.
+
+    density = sum_ij 1[|y_j - x_i| <= r_i] / (k m) and coverage = mean_i 1[min_j |y_j - x_i| <= r_i]
+    (Naeem et al. 2020, arXiv:2002.09797), where r_i is the distance from x_i to its k-th nearest
+    other real row. Balls are closed, while those of the authors' code are open. This matters only
+    for copies and ties: real rows against themselves have density (k + 1) / k.
+
+    Raises: InputError for k real rows or fewer, or no fake rows.
+    """
+    if len(fake) == 0:
+        raise InputError("there are no fake rows to measure; give at least one")
+    per_fake, per_ball = _counts(fake, real, _radii(real, k, "real"))
+    return DensityCoverage(per_fake.sum().item() / (k * len(fake)), _share(per_ball))
+
+
+def _share(counts: Int64[Tensor, " n"]) -> float:
+    return (counts > 0).sum().item() / len(counts)
+
+
+def _radii(rows: Float[Tensor, "n d"], k: int, which: str) -> Float64[Tensor, " n"]:
+    """Each row's distance to its k-th nearest other row."""
+    if len(rows) <= k:
+        raise InputError(f"k = {k} needs at least {k + 1} {which} rows, not {len(rows)}")
+    return nearest(rows, [rows], k=k, exclude=torch.arange(len(rows))).distances[:, -1]
+
+
+def _counts(
+    points: Float[Tensor, "n d"], centres: Float[Tensor, "m d"], radii: Float64[Tensor, " m"]
+) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " m"]]:
+    """The number of balls that contain each point, and of points that each ball contains."""
+    middle = centre_of(centres)
+    by_point = torch.zeros(len(points), dtype=torch.int64)
+    by_ball = torch.zeros(len(centres), dtype=torch.int64)
+    for columns in (slice(start, start + TILE) for start in range(0, len(centres), TILE)):
+        ball, radius = Tile(centres[columns], middle), radii[columns]
+        for rows in (slice(start, start + TILE) for start in range(0, len(points), TILE)):
+            point = Tile(points[rows], middle)
+            rough, error = squared_distances(point, ball)
+            rough -= radius.square()
+            inside = rough <= -error
+            # pairs within the rounding error are decided by their exact distance
+            i, j, exact = pair_distances(point, ball, (rough <= error) & ~inside)
+            inside[i, j] = exact <= radius[j]
+            by_point[rows] += inside.sum(1)
+            by_ball[columns] += inside.sum(0)
+    return by_point, by_ball

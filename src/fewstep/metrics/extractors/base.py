@@ -1,0 +1,91 @@
+"""`Extractor`, the interface of networks and functions that turn images into features."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Float32, Int64, UInt8
+from torch import Tensor
+
+from fewstep.errors import InputError
+from fewstep.metrics.extractors.resize import Resize
+
+BATCH = 256  # images per forward pass: bounds the memory and does not change the result
+
+
+@runtime_checkable
+class ReferenceImages(Protocol):
+    """The real images that scores are measured against, such as a `data.ImageSet`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def images(self) -> UInt8[Tensor, "n c h w"]: ...
+    @property
+    def labels(self) -> Int64[Tensor, " n"] | None: ...
+    @property
+    def fingerprint(self) -> Any:  # a str, but pyright rejects a cached_property for it
+        """Hash of images and labels."""
+
+
+class ExtractorOutput(NamedTuple):
+    """Features of a batch of images, one row per image, and class logits if there are any."""
+
+    features: Tensor
+    logits: Tensor | None = None
+
+
+class Extractor(ABC):
+    """Maps uint8 images to a float32 matrix of features with one row per image.
+
+    To write one, set `name` and `hash`, and define `extract`. Both are stored with each score,
+    and only scores with the same name, hash and resize are compared, so `hash` must change with
+    anything that changes the features. The work is done on the device of the images.
+    """
+
+    name: str
+    hash: str
+    resize: str = "none"
+    """How images are resized to the input size of the network."""
+    classifies: bool = False
+    """Whether the logits are for the classes of the set that is measured."""
+
+    @classmethod
+    def create(
+        cls,
+        images: ReferenceImages | None = None,
+        *,
+        resize: Resize | None = None,
+        cache: Path | None = None,
+    ) -> "Extractor":
+        """The extractor for measuring against `images`; without them, for any images.
+
+        By default it is constructed without arguments. `resize` is for networks with a fixed
+        input size. `cache` is a folder for weights that are trained.
+
+        Raises: InputError if it cannot be made for these images or with this `resize`.
+        """
+        if resize:
+            raise InputError(f"{cls.name} does not resize images; leave out the resize {resize!r}")
+        return cls()
+
+    def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Float32[Tensor, "n d"]:
+        """Features of any number of images, computed in batches and without gradients."""
+        return torch.cat([output.features for output in self.iter_outputs(images)])
+
+    def iter_outputs(self, images: UInt8[Tensor, "n c h w"]) -> Iterator[ExtractorOutput]:
+        """Yield features and logits batch by batch, without gradients."""
+        for batch in images.split(BATCH):
+            with torch.no_grad():
+                output = self.extract(batch.float())
+            yield output
+
+    @abstractmethod
+    def extract(self, images: Float[Tensor, "n c h w"]) -> ExtractorOutput:
+        """Features of one batch of float images in [0, 255]; gradients reach the images."""
+
+    def feature_maps(self, images: Float[Tensor, "n c h w"]) -> list[Tensor]:
+        """Activations (n, d, h, w) for a perceptual distance, of float images in [0, 255]."""
+        return [self.extract(images).features[..., None, None]]

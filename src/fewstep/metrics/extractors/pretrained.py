@@ -1,0 +1,103 @@
+"""`PretrainedExtractor`: a network with published weights and a fixed input size."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fewstep.errors import InputError
+from fewstep.metrics.extractors.base import Extractor, ExtractorOutput, ReferenceImages
+from fewstep.metrics.extractors.resize import Resize, resize_images
+from fewstep.metrics.extractors.weights import weights_digest
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # pixels in [0, 1]
+
+
+class PretrainedExtractor(Extractor):
+    """A network behind the resize to its input size. Grey images are repeated to three channels.
+
+    A subclass sets the class variables and loads its network. `network` maps float images in
+    [0, 255] of that size to `ExtractorOutput`; it may have `feature_maps(images)`, too.
+    """
+
+    size: ClassVar[int]
+    """Height and width of the network's input."""
+    standard_resize: ClassVar[Resize]
+    """The resize used by published scores."""
+    class_set: ClassVar[str | None] = None
+    """Name of the data set whose classes the logits are for."""
+
+    def __init__(
+        self, network: nn.Module, *, resize: Resize | None = None, hash: str | None = None
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.hash = hash or weights_digest(network, self.name)
+        self.method: Resize = resize or self.standard_resize
+        self.resize = f"{self.method} to {self.size}"
+
+    @classmethod
+    @abstractmethod
+    def load_network(cls) -> nn.Module:
+        """The network with its published weights.
+
+        Raises: InputError if weights or packages are missing.
+        """
+
+    @classmethod
+    def create(
+        cls,
+        images: ReferenceImages | None = None,
+        *,
+        resize: Resize | None = None,
+        cache: Path | None = None,
+    ) -> "PretrainedExtractor":
+        """The extractor with its published weights.
+
+        Raises: InputError if these are missing, or `images` are neither grey nor colour.
+        """
+        if images is not None and images.images.shape[1] not in (1, 3):
+            channels = images.images.shape[1]
+            raise InputError(f"{cls.name} takes images of 1 or 3 channels, not {channels}")
+        extractor = cls(cls.load_network(), resize=resize)
+        extractor.classifies = images is not None and images.name == cls.class_set
+        return extractor
+
+    def extract(self, images: Float[Tensor, "n c h w"]) -> ExtractorOutput:
+        # TF32, the default of convolutions on a GPU, would change features by 1e-3
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            resized = self._resized(images)
+            # as clean-fid does: bicubic overshoots at edges
+            resized = resized.clamp(0, 255) if self.method == "clean-bicubic" else resized
+            return self.network.to(images.device)(resized)
+
+    def feature_maps(self, images: Float[Tensor, "n c h w"]) -> list[Tensor]:
+        network: Any = self.network.to(images.device)
+        if not hasattr(network, "feature_maps"):
+            return super().feature_maps(images)
+        return network.feature_maps(self._resized(images))
+
+    def _resized(self, images: Tensor) -> Tensor:
+        return resize_images(as_colour(images), self.size, self.method)
+
+
+class Normalize(nn.Module):
+    """Maps images in [0, 255] to the input of ImageNet classifiers: mean 0, deviation 1."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, moment in [("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)]:
+            self.register_buffer(name, 255 * torch.tensor(moment).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+        return (images - self.mean) / self.std
+
+
+def as_colour(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Grey images with their channel repeated three times; colour images unchanged."""
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
