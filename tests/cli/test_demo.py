@@ -1,6 +1,7 @@
-"""The demo from end to end, each training cut to two steps."""
+"""The demo from end to end, each training cut to two steps, and its jobs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,31 @@ def test_it_ends_in_a_report_that_says_what_was_left(short, tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
     assert main(["demo", "--out", str(out)]) == 0  # nothing is done again
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+
+
+def test_its_runs_are_those_of_single_commands(short, tmp_path, capsys):
+    """Side by side, in processes of one thread, or by hand one after the other: the same bytes."""
+    out, alone = tmp_path / "demo", tmp_path / "alone"
+    assert main(["demo", "--out", str(out)]) == 0
+    made = demo.Demo(out, all=False)
+    for name in ("teacher", "regress", "meanflow"):
+        words = ["train", made.preset(name), *made.overrides(name), "--out", str(alone / name)]
+        assert main(words) == 0
+        model = Path(name) / "model.safetensors"
+        assert (out / model).read_bytes() == (alone / model).read_bytes()
+
+
+def test_a_failed_training_is_one_line_and_the_demo_resumes(short, tmp_path, monkeypatch, capsys):
+    out, quick = str(tmp_path / "demo"), demo.QUICK
+    broken = {**quick, "meanflow": ("fit.steps=2", "fit.lr=1e18", "fit.clip=0", "fit.batch=4")}
+    monkeypatch.setattr(demo, "QUICK", {**broken, "meanflow": (*broken["meanflow"], "fit.steps=9")})
+    assert main(["demo", "--out", out]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("fewstep: meanflow: ") and "lower fit.lr" in error
+    assert (Path(out) / "teacher" / "model.safetensors").exists()
+    shutil.rmtree(Path(out) / "meanflow")
+    monkeypatch.setattr(demo, "QUICK", quick)
+    assert main(["demo", "--out", out]) == 0
 
 
 def test_every_method_of_it_is_a_preset_that_reads_the_demos_own_runs():

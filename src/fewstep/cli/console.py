@@ -3,8 +3,9 @@
 import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -95,9 +96,9 @@ class _Rate(ProgressColumn):
 
 @runtime_checkable
 class Update(Protocol):
-    """Moves a progress bar to `done`, with a note beside it; `total` corrects the total."""
+    """Moves a progress bar to `done` of `total`, with a note beside it."""
 
-    def __call__(self, done: int, note: str = "", total: int | None = None) -> None: ...
+    def __call__(self, done: int, note: str = ..., total: int = ...) -> None: ...
 
 
 class Bars:
@@ -115,11 +116,11 @@ class Bars:
             disable=QUIET,
         )
 
-    def add(self, name: str, total: int, done: int = 0) -> Update:
+    def add(self, name: str, total: int) -> Update:
         """A bar, shown from its first update on: an error before that leaves none behind."""
-        task = self._progress.add_task(name, total=total, completed=done, note="", visible=False)
+        task = self._progress.add_task(name, total=total, note="", visible=False)
 
-        def update(done: int, note: str = "", total: int | None = None) -> None:
+        def update(done: int, note: str = "", total: int = total) -> None:
             self._progress.start()
             self._progress.update(task, completed=done, note=note, total=total, visible=True)
 
@@ -134,30 +135,42 @@ class Bars:
 
 
 @contextmanager
-def bar(name: str, total: int, done: int = 0) -> Generator[Update]:
-    """A single progress bar; call it with (done, note)."""
+def bar(name: str, total: int, *, stoppable: bool = False) -> Generator[Update]:
+    """A single progress bar; call it with (done, note).
+
+    With `stoppable`, the first Ctrl-C makes the next call raise Stopped, unless all is done.
+    """
     with Bars() as bars:
-        yield bars.add(name, total, done)
+        update = bars.add(name, total)
+        if not stoppable:
+            yield update
+            return
+        with stop_requests() as requested:
+
+            def stoppable_update(done: int, note: str = "", total: int = total) -> None:
+                update(done, note, total)
+                if requested() and done < total:
+                    raise Stopped
+
+            yield stoppable_update
 
 
-class Stop:
-    """Whether the user wants to stop."""
-
-    requested = False
+class Stopped(Exception):
+    """The user stopped the work between two steps; the same command resumes it."""
 
 
 @contextmanager
-def stopping() -> Generator[Stop]:
-    """The first Ctrl-C asks to stop at the next whole step; a second one interrupts at once."""
-    stop = Stop()
+def stop_requests() -> Generator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed. The first one only asks; a second one interrupts at once."""
+    requested = threading.Event()
 
     def handler(number: int, frame: FrameType | None) -> None:
-        stop.requested = True
+        requested.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = signal.signal(signal.SIGINT, handler)
     try:
-        yield stop
+        yield requested.is_set
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -3,16 +3,22 @@
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import tyro
 
-from fewstep.cli import console, evaluate, record, train
+from fewstep.cli import console, evaluate, jobs, record, train
 
 if TYPE_CHECKING:
+    from fewstep.comparison import Exhibit, LoadedRun
     from fewstep.evaluation import Evaluator
+    from fewstep.generator import Generator
+    from fewstep.metrics import EvalProtocol
+    from fewstep.recording import Recording
     from fewstep.scores import Score
 
 QUICK = {
@@ -22,49 +28,49 @@ QUICK = {
     "meanflow": ("fit.steps=110",),
     "consistency": ("fit.steps=90",),
 }
-"""What is shortened of the recipes for three minutes: one student of each of four families."""
+"""The runs of the short demo, one student of each of four families, and what shortens them."""
 REST = (
     *("cd", "ict", "scm", "progressive", "sfd", "sfd-one-step", "dmd2", "sid", "sida"),
     *("circuit", "residual-sum"),
 )
-"""The students that take longer: `--all`."""
+"""The students that take longer, for `--all`."""
 PAIRS = {"quick": 6144, "all": 16384}
 PAIR_STEPS = 8
 PAIR_SAMPLER = "multistep"
 RINGS = {"count": 16384, "steps": 8, "chunks": 8}
-"""What is recorded of the circuit, for its sum."""
-LEFT = (
-    "These students had seconds each. Longer trainings, and "
-    f"{', '.join(REST[:-1])} and {REST[-1]}, are left to `fewstep demo --all`."
+"""Recording of the circuit, for its one-step network."""
+NOTE = (
+    "These students trained for seconds. `fewstep demo --all` trains them longer, and also "
+    f"{', '.join(REST[:-1])} and {REST[-1]}."
 )
 TEACHER = {
     "quick": {"transfer": (1, 2, 4, 16)},
     "all": {"transfer": (1, 2, 4, 8, 16), "heun": (10,)},
 }
-"""By what sampler and in how many steps the teacher is measured."""
+"""Samplers and numbers of steps that the teacher is measured with."""
 STUDENT_STEPS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
 class Options:
-    """From real images to one-step students and a report, in about three minutes."""
+    """Train a teacher and one-step students on real images, and write a report, in minutes."""
 
     all: bool = False
-    """Every distillation of a diffusion, each for as long as its recipe says: over an hour."""
+    """Train every distillation method, each as long as its recipe says: over an hour."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """The folder of its runs, runs/demo or runs/demo-all; what is there is not done again."""
+    """Folder of the runs, by default runs/demo or runs/demo-all; the same command resumes there."""
 
 
 class Recorded(NamedTuple):
-    """Whose answers, how many and in how many steps, by what sampler."""
+    """A store of the demo: which run records it, with which settings and sampler."""
 
     source: str
-    told: dict[str, int]
+    settings: dict[str, int]
     sampler: str
 
 
 class Demo(NamedTuple):
-    """What is made, where."""
+    """The runs of the demo, and where they are."""
 
     out: Path
     all: bool
@@ -75,162 +81,198 @@ class Demo(NamedTuple):
         return (*quick, *REST) if self.all else quick
 
     @property
-    def pairs(self) -> int:
-        return PAIRS[self.kind]
-
-    @property
     def kind(self) -> str:
         return "all" if self.all else "quick"
 
-    def recorded(self, kind: str) -> Recorded:
-        """What is recorded as `pairs`, of the teacher, or as `rings`, of the circuit."""
-        if kind == "rings":
+    def recorded(self, store: str) -> Recorded:
+        """How `pairs` (of the teacher) or `rings` (of the circuit) are recorded."""
+        if store == "rings":
             return Recorded("circuit", RINGS, "ring")
-        return Recorded("teacher", {"count": self.pairs, "steps": PAIR_STEPS}, PAIR_SAMPLER)
+        settings = {"count": PAIRS[self.kind], "steps": PAIR_STEPS}
+        return Recorded("teacher", settings, PAIR_SAMPLER)
 
     def preset(self, name: str) -> str:
         return "digits-flow" if name == "teacher" else f"digits-{name}"
 
-    def store(self, name: str) -> str | None:
-        """Whether a run reads `pairs` or `rings`, or nothing recorded."""
-        from fewstep.recipe import read
-
-        recorded = read(self.preset(name)).pairs
-        return recorded and self._run(recorded.load)
-
-    def overrides(self, name: str) -> list[str]:
-        """What changes of the preset: where teacher, pairs and first weights lie; its length."""
+    def inputs(self, name: str) -> dict[str, str]:
+        """The demo's runs and stores that a run reads, by the recipe key that names them."""
         from fewstep.recipe import read
 
         recipe = read(self.preset(name))
-        told = {
+        addresses = {
             "teacher.load": recipe.teacher and recipe.teacher.load,
             "pairs.load": recipe.pairs and recipe.pairs.load,
             "student.init": recipe.student.init,
         }
-        return [
-            f"{key}={json.dumps(str(self.out / self._run(value)))}"
-            for key, value in told.items()
-            if value and value.startswith("runs/digits-")
-        ] + [*(() if self.all else QUICK.get(name, ()))]
+        prefix = "runs/digits-"
+        names = {
+            key: address.removeprefix(prefix)
+            for key, address in addresses.items()
+            if address and address.startswith(prefix)
+        }
+        return {key: "teacher" if name == "flow" else name for key, name in names.items()}
 
-    def _run(self, address: str) -> str:
-        """The demo's own folder for a run that a preset names."""
-        name = address.removeprefix("runs/digits-")
-        return "teacher" if name == "flow" else name
+    def overrides(self, name: str) -> list[str]:
+        """Changes to the preset: where its inputs are, and its length."""
+        inputs = self.inputs(name).items()
+        paths = [f"{key}={json.dumps(str(self.out / run))}" for key, run in inputs]
+        return [*paths, *(() if self.all else QUICK.get(name, ()))]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train, record, distil, measure, report; 0 when all is there."""
-    told = console.options(Options, "demo", argv)
-    demo = Demo(told.out or Path("runs/demo-all" if told.all else "runs/demo"), told.all)
-    done, recorded = _train("teacher", demo), set[str]()
-    for name in demo.students:
-        kind = demo.store(name)
-        if done and kind and kind not in recorded:
-            done = _record(kind, demo)
-            recorded.add(kind)
-        done = done and _train(name, demo)
-    if not done:
+    """Run `fewstep demo`. Returns the exit code."""
+    options = console.options(Options, "demo", argv)
+    jobs.preload(["fewstep.cli.demo", "fewstep.runner", "fewstep.comparison"])
+    folder = Path("runs/demo-all" if options.all else "runs/demo")
+    demo = Demo(options.out or folder, options.all)
+    from fewstep import metrics
+
+    protocol = metrics.protocol("quick")
+    try:
+        jobs.run_jobs(make_jobs(demo, protocol), workers=jobs.cores())
+    except console.Stopped:
         again = "fewstep demo --all" if demo.all else "fewstep demo"
         console.out.print(f"stopped; to resume: {again} --out {demo.out}")
         return 0
-    from fewstep import metrics
-    from fewstep.comparison import load_run, reference_images
-    from fewstep.evaluation import Evaluator
-
-    out = demo.out
-    images = reference_images(load_run(out / "teacher"))
-    evaluator = Evaluator(images, metrics.protocol("quick"))
-    scores = _measure(demo, evaluator)
-    results = {
-        name: [score.table() for who, score in scores if who == name]
-        for name in ("teacher", *demo.students)
-    }
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    _report(demo, scores, evaluator)
-    evaluate.show(scores)
-    if not demo.all:
-        console.out.print(LEFT)
-    console.out.print(f"report: {out / 'report.html'}")
+    write_results(demo, protocol)
     return 0
 
 
-def _train(name: str, demo: Demo) -> bool:
+def make_jobs(demo: Demo, protocol: "EvalProtocol") -> list[jobs.Job]:
+    """Everything to train, record and measure, with what each needs, the longest work first."""
+    from fewstep.recipe import read
+    from fewstep.recording import Recording
+
+    real = jobs.Job("real images", 1, partial(_prepare, demo, protocol))
+    trainings: list[jobs.Job] = []
+    recordings: dict[str, jobs.Job] = {}
+    measurings: list[jobs.Job] = []
+    for name in ("teacher", *demo.students):
+        overrides, inputs = demo.overrides(name), frozenset(demo.inputs(name).values())
+        total = read(demo.preset(name), overrides).fit.steps
+        run = partial(_train, demo.preset(name), overrides, demo.out / name)
+        trainings.append(jobs.Job(name, total, run, inputs))
+        for store in inputs & {"pairs", "rings"} - recordings.keys():
+            source, settings, sampler = demo.recorded(store)
+            chunks = settings.get("chunks", 0)
+            wanted = Recording(settings["count"], settings["steps"], chunks=chunks)
+            run = partial(_record, demo.out / source, demo.out / store, wanted, sampler)
+            recordings[store] = jobs.Job(store, wanted.count, run, frozenset({source}))
+        run = partial(_measure, demo, name, protocol)
+        after = frozenset({name, real.name})
+        measurings.append(jobs.Job(f"{name}, measured", 1, run, after))
+    return [trainings[0], real, *recordings.values(), *trainings[1:], *measurings]
+
+
+def _evaluator(demo: Demo, protocol: "EvalProtocol") -> "Evaluator":
+    from fewstep.evaluation import Evaluator
+    from fewstep.recipe import read
+    from fewstep.runner import read_data
+
+    return Evaluator(read_data(read(demo.preset("teacher"))), protocol)
+
+
+def _prepare(demo: Demo, protocol: "EvalProtocol", update: console.Update) -> None:
+    from fewstep.evaluation import exhaust
+
+    evaluator = _evaluator(demo, protocol)
+    exhaust(evaluator.prepare(), partial(update, total=len(evaluator.images)))
+
+
+def _train(preset: str, overrides: Sequence[str], folder: Path, update: console.Update) -> None:
     from fewstep.recipe import read
     from fewstep.runner import finished
 
-    recipe, folder = read(demo.preset(name), demo.overrides(name)), demo.out / name
-    return finished(recipe, folder) or train.train_with_bar(recipe, folder)
+    recipe = read(preset, overrides)
+    if not finished(recipe, folder):
+        train.train(recipe, folder, update)
 
 
-def _record(kind: str, demo: Demo) -> bool:
-    from fewstep.recording import Recording
-
-    source, told, sampler = demo.recorded(kind)
-    wanted = Recording(told["count"], told["steps"], chunks=told.get("chunks", 0))
-    with console.bar("record", told["count"]) as update, console.stopping() as stop:
-        source = str(demo.out / source)
-        return record.run(source, demo.out / kind, wanted, update, stop, sampler=sampler)
+def _record(
+    source: Path, folder: Path, recording: "Recording", sampler: str, update: console.Update
+) -> None:
+    record.run(str(source), folder, recording, update, sampler=sampler)
 
 
-def _measure(demo: Demo, evaluator: "Evaluator") -> list[tuple[str, "Score"]]:
-    from fewstep import runs
-    from fewstep.sampling import named_step
+def _measure(demo: Demo, name: str, protocol: "EvalProtocol", update: console.Update) -> None:
+    from fewstep.comparison import load_run
 
-    teacher = runs.load(demo.out / "teacher")
-    ways = [
-        ("teacher", teacher.with_sampler(step=named_step(sampler)), steps)
-        for sampler, counts in TEACHER[demo.kind].items()
-        for steps in counts
-    ]
-    for name in demo.students:
-        student = runs.load(demo.out / name)
-        counts = student.grid.counts or STUDENT_STEPS
-        few = [steps for steps in counts if steps in (*STUDENT_STEPS, RINGS["steps"])]
-        ways += [(name, student, steps) for steps in few]
-    scores: list[tuple[str, Score]] = []
-    with console.bar("measure", len(ways)) as bar:
-        for name, generator, steps in ways:
-            bar(len(scores), f"{name}, {steps} steps")
-            scores.append((name, evaluator.score(generator, steps=steps)))
-        bar(len(scores))
+    _scores(demo, load_run(demo.out / name), _evaluator(demo, protocol), update)
+
+
+def _scores(
+    demo: Demo, run: "LoadedRun", evaluator: "Evaluator", update: console.Update | None = None
+) -> list["Score"]:
+    """Scores of a run, measured or read from its folder, where they are kept."""
+    from fewstep.comparison import measure
+
+    settings = _sampler_settings(demo, run)
+    scores: list[Score] = []
+    for index, (generator, steps) in enumerate(settings):
+
+        def report(done: int, index: int = index, steps: int = steps) -> None:
+            samples = evaluator.protocol.samples
+            if update:
+                update(index * samples + done, f"{steps} steps", total=len(settings) * samples)
+
+        bar = lambda description, total, report=report: nullcontext(report)  # noqa: E731
+        scores.append(measure(evaluator, generator, run.address, steps, bar=bar))
     return scores
 
 
-def _report(demo: Demo, scores: list[tuple[str, "Score"]], evaluator: "Evaluator") -> None:
+def _sampler_settings(demo: Demo, run: "LoadedRun") -> list[tuple["Generator", int]]:
+    """What is measured of a run: generators with their samplers, and numbers of steps."""
+    from fewstep.sampling import named_step
+
+    if run.name == "teacher":
+        return [
+            (run.generator.with_sampler(step=named_step(sampler)), steps)
+            for sampler, counts in TEACHER[demo.kind].items()
+            for steps in counts
+        ]
+    counts = run.generator.grid.counts or STUDENT_STEPS
+    return [(run.generator, steps) for steps in counts if steps in (*STUDENT_STEPS, RINGS["steps"])]
+
+
+def write_results(demo: Demo, protocol: "EvalProtocol") -> None:
+    """Write results.json and report.html, and print the table of scores."""
+    import torch
+
     from fewstep.comparison import load_run, make_exhibit
     from fewstep.report import write_report
 
-    out = demo.out
-    exhibits = [
-        make_exhibit(
-            load_run(out / name),
-            [score for who, score in scores if who == name],
-            baseline=name == "teacher",
-            commands=_commands(name, demo, [s.steps for who, s in scores if who == name]),
-        )
-        for name in ("teacher", *demo.students)
-    ]
-    title = "fewstep demo: handwritten digits"
-    notes = [] if demo.all else [LEFT]
-    write_report(out / "report.html", exhibits, title=title, notes=notes, evaluator=evaluator)
+    torch.set_num_threads(1)  # as the scores were taken; images are timed here
+    evaluator = _evaluator(demo, protocol)
+    exhibits: list[Exhibit] = []
+    for name in ("teacher", *demo.students):
+        run = load_run(demo.out / name)
+        scores = _scores(demo, run, evaluator)
+        commands = _commands(demo, name, [score.steps for score in scores])
+        is_teacher = name == "teacher"
+        exhibits.append(make_exhibit(run, scores, baseline=is_teacher, commands=commands))
+    tables = {e.name: [score.table() for score in e.scores] for e in exhibits}
+    (demo.out / "results.json").write_text(json.dumps(tables, indent=2) + "\n")
+    title, notes = "fewstep demo: handwritten digits", [] if demo.all else [NOTE]
+    report = demo.out / "report.html"
+    write_report(report, exhibits, title=title, notes=notes, evaluator=evaluator)
+    evaluate.show((e.name, score) for e in exhibits for score in e.scores)
+    for note in notes:
+        console.out.print(note)
+    console.out.print(f"report: {report}")
 
 
-def _commands(name: str, demo: Demo, measured: list[int]) -> list[str]:
-    """What would make this run by hand, and measure it."""
-    from fewstep.recipe import read
-
-    verb = "distill" if read(demo.preset(name)).teacher else "train"
-    run, kind = str(demo.out / name), demo.store(name)
-    told = demo.overrides(name)
-    commands = [shlex.join(["fewstep", verb, demo.preset(name), *told, "--out", run])]
-    if kind:
-        source, numbers, sampler = demo.recorded(kind)
-        how = ["record", str(demo.out / source), "--out", str(demo.out / kind)]
-        for key, number in numbers.items():
-            how += ["-n" if key == "count" else f"--{key}", str(number)]
-        commands.insert(0, shlex.join(["fewstep", *how, "--sampler", sampler]))
-    counts = TEACHER[demo.kind]["transfer"] if name == "teacher" else measured
-    steps = ",".join(map(str, counts))
-    return [*commands, shlex.join(["fewstep", "evaluate", run, "--steps", steps])]
+def _commands(demo: Demo, name: str, steps: Sequence[int]) -> list[str]:
+    """Commands that make this run by hand, and measure it."""
+    inputs, run = demo.inputs(name), str(demo.out / name)
+    commands: list[list[str]] = []
+    for store in {"pairs", "rings"} & set(inputs.values()):
+        source, settings, sampler = demo.recorded(store)
+        options = {"-n" if key == "count" else f"--{key}": n for key, n in settings.items()}
+        words = [word for key, n in options.items() for word in (key, str(n))]
+        places = [str(demo.out / source), "--out", str(demo.out / store)]
+        commands.append(["fewstep", "record", *places, *words, "--sampler", sampler])
+    verb = "distill" if "teacher.load" in inputs else "train"
+    commands.append(["fewstep", verb, demo.preset(name), *demo.overrides(name), "--out", run])
+    counts = TEACHER[demo.kind]["transfer"] if name == "teacher" else steps
+    commands.append(["fewstep", "evaluate", run, "--steps", ",".join(map(str, counts))])
+    return [shlex.join(command) for command in commands]

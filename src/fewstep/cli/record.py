@@ -84,18 +84,18 @@ def main(argv: Sequence[str]) -> int:
     recording = Recording(
         options.count, options.steps, options.states, options.codec, options.chunks, options.seed
     )
-    with console.bar("record", options.count) as update, console.stopping() as stop:
-        complete = run(
-            options.run,
-            options.out,
-            recording,
-            update,
-            stop,
-            sampler=options.sampler,
-            guidance=options.guidance,
-            batch=options.batch,
-        )
-    if not complete:
+    try:
+        with console.bar("record", options.count, stoppable=True) as update:
+            run(
+                options.run,
+                options.out,
+                recording,
+                update,
+                sampler=options.sampler,
+                guidance=options.guidance,
+                batch=options.batch,
+            )
+    except console.Stopped:
         console.out.print("stopped; the same command resumes")
         return 0
     console.out.print(f"{options.out}: {options.count} pairs")
@@ -107,13 +107,12 @@ def run(
     folder: str | Path,
     recording: "Recording",
     update: console.Update,
-    stop: console.Stop,
     *,
     sampler: str,
     guidance: float = 1.0,
     batch: int | None = None,
-) -> bool:
-    """Record to the end, reporting progress to `update`. Returns False if stopped before it."""
+) -> None:
+    """Record to the end, reporting progress to `update`, which may raise to stop the recording."""
     from fewstep import runs
     from fewstep.distributed import device
     from fewstep.recording import record
@@ -128,9 +127,6 @@ def run(
     with closing(record(generator, folder, recording, teacher=teacher, batch=batch)) as rows:
         for progress in rows:
             update(progress.done, total=progress.total)
-            if stop.requested and progress.done < progress.total:
-                return False
-    return True
 
 
 def _verify(folder: str) -> int:

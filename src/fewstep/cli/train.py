@@ -55,7 +55,9 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     if finished(recipe, folder):
         console.out.print(f"{folder} is finished: {recipe.fit.steps} steps")
         return 0
-    if not train_with_bar(recipe, folder, options.track):
+    try:
+        _train_with_bar(recipe, folder, options.track)
+    except console.Stopped:
         console.out.print(f"stopped; to resume: {command}")
         return 0
     from fewstep.distributed import first_rank
@@ -67,26 +69,20 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     return 0
 
 
-def train_with_bar(recipe: "Recipe", folder: Path, trackers: Sequence[str] = ()) -> bool:
-    """Train with a progress bar. Returns False if the user stopped it."""
+def _train_with_bar(recipe: "Recipe", folder: Path, trackers: Sequence[str]) -> None:
     from fewstep.trackers import Tracking
 
     with (
         closing(Tracking(folder, trackers, console.out.print)) as tracking,
-        console.bar(folder.name, recipe.fit.steps) as update,
-        console.stopping() as stop,
+        console.bar(folder.name, recipe.fit.steps, stoppable=True) as update,
     ):
-        return train(recipe, folder, update, stop, tracking)
+        train(recipe, folder, update, tracking)
 
 
 def train(
-    recipe: "Recipe",
-    folder: Path,
-    update: console.Update,
-    stop: console.Stop,
-    tracking: "Tracking | None" = None,
-) -> bool:
-    """Train to the end, reporting each step to `update`. Returns False if stopped before it."""
+    recipe: "Recipe", folder: Path, update: console.Update, tracking: "Tracking | None" = None
+) -> None:
+    """Train to the end, reporting each step to `update`, which may raise to stop the training."""
     from fewstep.runner import run_recipe
 
     with closing(run_recipe(recipe, folder)) as steps:
@@ -95,9 +91,6 @@ def train(
                 tracking.forward(progress.step)
             loss = progress.numbers.get("student/loss")
             update(progress.step, "" if loss is None else f"loss {loss:.4g}")
-            if stop.requested and progress.step < recipe.fit.steps:
-                return False
-    return True
 
 
 def _options_beside_help(argv: Sequence[str], verb: str) -> Options | None:
