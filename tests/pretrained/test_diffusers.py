@@ -371,7 +371,7 @@ def test_whether_images_are_clipped_is_the_schedulers_word(folder):
     for name in ("DPMSolverMultistepScheduler", "PNDMScheduler"):  # which never clip
         assert step(_class_name=name) == {"name": "transfer"}
     edit(scheduler, thresholding=True)
-    with pytest.warns(UserWarning, match="thresholding is on, and not done"):
+    with pytest.warns(UserWarning, match="thresholding is on, but not supported"):
         read_diffusers(str(folder))
 
 
@@ -421,8 +421,8 @@ def test_a_network_that_ours_cannot_be_is_named_by_its_key(folder, changes):
         ({"norm_num_groups": 5}, "groups = 5 does not fit"),
         ({"attention_head_dim": 12}, "head_dim = 12 must divide"),
         ({"sample_size": 7}, "7x7 pixels cannot be halved"),
-        ({"block_out_channels": [16, 64]}, "is (32,) there, and (64,) in a network"),
-        ({"layers_per_block": 2}, "is missing there"),
+        ({"block_out_channels": [16, 64]}, "is (32,) in the file, but (64,) in a network"),
+        ({"layers_per_block": 2}, "is missing in the file"),
         ({"add_attention": False}, "missing in a network"),
     ],
 )
@@ -451,7 +451,7 @@ def test_a_scheduler_that_we_have_not_is_named_by_its_key(folder, changes):
 
 def test_betas_that_make_no_table(folder):
     edit(folder / "scheduler" / "scheduler_config.json", trained_betas=[0.1, 0.0, 0.3])
-    assert "its betas make no table" in refusal(folder)
+    assert "its betas are no noise schedule" in refusal(folder)
 
 
 def test_damaged_and_missing_files_are_named(folder):
@@ -473,11 +473,11 @@ def test_damaged_and_missing_files_are_named(folder):
     torch.save(Spoiler(), pickled)
     assert f"{pickled} is damaged" in refusal(folder)
     weights.write_bytes(whole)
-    for content, told in (("{", "damaged or no JSON"), ("[]", "holds no settings")):
+    for content, told in (("{", "damaged or not JSON"), ("[]", "is not a JSON object")):
         config.write_text(content)
         assert told in refusal(folder)
     config.unlink()
-    assert "is no folder of diffusers: it lacks config.json" in refusal(folder)
+    assert "is no diffusers checkpoint: it lacks config.json" in refusal(folder)
 
 
 class Spoiler:

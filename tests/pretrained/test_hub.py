@@ -11,7 +11,7 @@ import pytest
 
 from fewstep.errors import InputError
 from fewstep.pretrained import hub as hub_module
-from fewstep.pretrained.hub import AVERAGED, EMA, WEIGHTS, found
+from fewstep.pretrained.hub import AVERAGED, EMA, WEIGHTS, find_folder
 
 GOOGLE = "google/ddpm-cifar10-32"
 
@@ -25,7 +25,7 @@ def weights(home):
 
 def refusal(name):
     with pytest.raises(InputError) as told:
-        found(name)
+        find_folder(name)
     assert "\n" not in str(told.value)
     return str(told.value)
 
@@ -55,32 +55,43 @@ def hub(monkeypatch, tmp_path):
 def test_a_path_comes_first(hub, weights, tmp_path, monkeypatch):
     (tmp_path / "google" / "ddpm-cifar10-32").mkdir(parents=True)
     (weights / GOOGLE).mkdir(parents=True)
-    assert found(str(tmp_path / "google")) == tmp_path / "google"
+    assert find_folder(str(tmp_path / "google")) == tmp_path / "google"
     monkeypatch.chdir(tmp_path)
-    assert found(GOOGLE) == Path(GOOGLE)
+    assert find_folder(GOOGLE) == Path(GOOGLE)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert found("~/google") == tmp_path / "google"
+    assert find_folder("~/google") == tmp_path / "google"
     assert not hub.asked
+
+
+def put(folder):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
 
 
 def test_then_a_folder_of_that_name_among_the_weights(hub, weights):
     for name in ("mine", GOOGLE):
-        (weights / name).mkdir(parents=True)
-        assert found(name) == weights / name
+        put(weights / name)
+        assert find_folder(name) == weights / name
     assert not hub.asked
+
+
+def test_empty_folders_among_the_weights_hold_no_network(hub, weights):
+    (weights / GOOGLE).mkdir(parents=True)
+    (weights / EMA).mkdir()
+    assert find_folder(GOOGLE) == hub.cached
 
 
 def test_averaged_weights_are_taken_for_the_raw_ones_and_it_is_said(hub, weights, capsys):
     assert AVERAGED == {GOOGLE: EMA}
-    (weights / GOOGLE).mkdir(parents=True)
-    (weights / EMA).mkdir()
-    assert found(GOOGLE) == found(EMA) == weights / EMA
-    assert f"taking the averaged weights in {weights / EMA}" in capsys.readouterr().err
-    assert found("google") == weights / "google" and not hub.asked
+    put(weights / GOOGLE)
+    put(weights / EMA)
+    assert find_folder(GOOGLE) == find_folder(EMA) == weights / EMA
+    assert f"using the averaged weights in {weights / EMA}" in capsys.readouterr().err
+    assert find_folder("google") == weights / "google" and not hub.asked
 
 
 def test_the_hub_is_asked_for_settings_and_one_file_of_weights(hub, weights):
-    assert found(GOOGLE) == hub.cached
+    assert find_folder(GOOGLE) == hub.cached
     assert len(hub.asked) == 1
     there = {path.name for path in hub.cached.iterdir()}
     assert there == {"config.json", "scheduler_config.json", WEIGHTS[0]}
@@ -89,14 +100,14 @@ def test_the_hub_is_asked_for_settings_and_one_file_of_weights(hub, weights):
 @pytest.mark.parametrize("file", [f"unet/{WEIGHTS[0]}", WEIGHTS[1], f"unet/{WEIGHTS[1]}"])
 def test_other_layouts_of_the_hub(hub, weights, file):
     hub.files = ["unet/config.json", "scheduler/scheduler_config.json", "vae/config.json", file]
-    assert found(GOOGLE) == hub.cached
+    assert find_folder(GOOGLE) == hub.cached
     assert (hub.cached / file).exists() and not (hub.cached / "vae").exists()
     assert (hub.cached / "scheduler" / "scheduler_config.json").exists()
 
 
 def test_a_network_without_weights_says_so(hub, weights):
     hub.files = ["config.json", "model.ckpt"]
-    assert f"cannot be had (it holds neither {WEIGHTS[0]} nor {WEIGHTS[1]})" in refusal(GOOGLE)
+    assert f"failed (it holds neither {WEIGHTS[0]} nor {WEIGHTS[1]})" in refusal(GOOGLE)
 
 
 @pytest.fixture
@@ -112,10 +123,10 @@ def offline(monkeypatch, tmp_path):
 def test_without_a_network_one_line_says_what_goes_where(weights, offline):
     line = refusal(GOOGLE)
     assert line.startswith(
-        f"there is no folder {GOOGLE}, and huggingface.co/{GOOGLE} cannot be had"
+        f"there is no folder {GOOGLE}, and downloading huggingface.co/{GOOGLE} failed"
     )
     assert line.endswith(f"go online, or put its folder at {weights / GOOGLE}")
-    assert "cannot be had" in refusal("a--b/c")  # what the client takes for no name at all
+    assert "failed" in refusal("a--b/c")  # what the client takes for no name at all
 
 
 def test_without_the_hubs_client_one_line_says_how_to_install_it(weights, monkeypatch):
@@ -138,7 +149,7 @@ def test_what_the_hubs_client_has_kept_is_found_without_a_network(weights, offli
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert found(GOOGLE) == snapshot
+    assert find_folder(GOOGLE) == snapshot
 
 
 @pytest.mark.parametrize("name", ["nothing", "./a/b", "/no/such/place", "a/b/c", "../x/y"])
@@ -176,7 +187,7 @@ GOOD = {
 
 def test_the_release_is_downloaded_and_unpacked(weights, monkeypatch, capsys):
     release(monkeypatch, {**GOOD, "../../evil.bin": "x", "/etc/config.json/evil": "x"})
-    assert found(EMA) == weights / EMA
+    assert find_folder(EMA) == weights / EMA
     there = {str(p.relative_to(weights)) for p in weights.parent.rglob("*") if p.is_file()}
     assert there == {
         f"{EMA}/unet/config.json",
@@ -184,9 +195,9 @@ def test_the_release_is_downloaded_and_unpacked(weights, monkeypatch, capsys):
         f"{EMA}/scheduler/scheduler_config.json",
     }
     told = capsys.readouterr().err
-    assert "has SHA256 " in told and "none is known to compare it with" in told
+    assert "has SHA256 " in told and "none was published to compare it with" in told
     release(monkeypatch, None)
-    assert found(GOOGLE) == weights / EMA
+    assert find_folder(GOOGLE) == weights / EMA
 
 
 def test_paths_of_the_archive_are_not_trusted(weights, monkeypatch):
@@ -196,7 +207,7 @@ def test_paths_of_the_archive_are_not_trusted(weights, monkeypatch):
         "C:\\x\\config.json": "{}",
     }
     release(monkeypatch, bad)
-    folder = found(EMA)
+    folder = find_folder(EMA)
     there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert there == {f"unet/{WEIGHTS[0]}", "config.json"}
     assert {p.name for p in weights.iterdir()} == {EMA}

@@ -1,4 +1,4 @@
-"""Other people's checkpoints, one source a file: each is read into a `Generator`."""
+"""Checkpoints of other projects, one source per file, loaded as a `Generator`."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,6 @@ from fewstep.generator import Generator
 from fewstep.pretrained.diffusers import read_diffusers
 
 SCHEMES: dict[str, Callable[[str], Generator]] = {"diffusers": read_diffusers}
-"""What reads an address, by the word before its colon; each is given what follows it."""
+"""Readers of addresses `scheme:rest` by scheme; each is called with the rest."""
 
 __all__ = ["SCHEMES", "read_diffusers"]

@@ -1,11 +1,10 @@
-"""Unconditional DDPMs as diffusers keeps them: a folder, or a name on the Hugging Face hub.
+"""Unconditional DDPMs in the format of diffusers: a folder, or a name on the Hugging Face hub.
 
-    FOLDER/config.json, diffusion_pytorch_model.safetensors or .bin     both may lie in unet/
-    FOLDER/scheduler_config.json                                        may lie in scheduler/
+    FOLDER/config.json, diffusion_pytorch_model.safetensors or .bin     both may be in unet/
+    FOLDER/scheduler_config.json                                        may be in scheduler/
 
 Step i of a T-step table is t = i/(T − 1), and x_t = √abar_i·x0 + √(1 − abar_i)·eps.  Ho et al.
-2020, arXiv:2006.11239. diffusers itself is not imported: what it would build is our own U-Net,
-weight by weight.
+2020, arXiv:2006.11239. diffusers itself is not needed: the weights are loaded into our own U-Net.
 """
 
 import json
@@ -29,7 +28,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import Clean, Eps, V
-from fewstep.pretrained.hub import CONFIG, SCHEDULER, WEIGHTS, found
+from fewstep.pretrained.hub import CONFIG, SCHEDULER, WEIGHTS, find_folder
 from fewstep.process import AnyProcess, LinearBetas, Table
 from fewstep.sampling import transfer
 
@@ -39,10 +38,10 @@ SCHEDULERS = {
     "PNDMScheduler": False,
     "DPMSolverMultistepScheduler": False,
 }
-"""Schedulers of DDPM's tables, and whether they keep the predicted image within its range."""
+"""Supported schedulers, and whether they clip the predicted image by default."""
 PREDICTIONS = {"epsilon": Eps, "v_prediction": V, "sample": Clean}
 ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names of weights in old checkpoints, and what they are called since."""
+"""Names of weights in old checkpoints, and their present names."""
 
 _UNREADABLE = (
     OSError,
@@ -50,7 +49,7 @@ _UNREADABLE = (
     RuntimeError,
     EOFError,
     pickle.UnpicklingError,
-    AttributeError,  # a pickle of something else than named tensors
+    AttributeError,  # a pickle of other objects
 )
 
 Settings = TypeVar("Settings")
@@ -61,7 +60,7 @@ Up = Literal["UpBlock2D", "AttnUpBlock2D", "UNetResUpBlock2D", "UNetResAttnUpBlo
 
 @dataclass(frozen=True)
 class Network:
-    """A UNet2DModel's settings with diffusers' defaults, where our U-Net has what they ask for."""
+    """Settings of a UNet2DModel that our U-Net supports, with diffusers' defaults."""
 
     sample_size: PositiveInt | tuple[PositiveInt, PositiveInt]
     in_channels: PositiveInt = 3
@@ -108,11 +107,12 @@ class Network:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images."""
         size = self.sample_size
         return (self.in_channels, *((size, size) if isinstance(size, int) else size))
 
-    def misfit(self) -> tuple[str, str] | None:
-        """The first setting that does not go with the others in our U-Net, and what would."""
+    def find_misfit(self) -> tuple[str, str] | None:
+        """The first setting that does not fit the others in our U-Net, and what it must be."""
         widths, attends = self.block_out_channels, ["Attn" in b for b in self.down_block_types]
         mirrored = ["Attn" in block for block in reversed(self.up_block_types)]
         rules = {
@@ -128,10 +128,10 @@ class Network:
                 "as many as norm_num_groups",
             ),
         }
-        return next(((key, why) for key, (fits, why) in rules.items() if not fits), None)
+        return next(((key, rule) for key, (fits, rule) in rules.items() if not fits), None)
 
     def unet(self) -> UNetConfig:
-        """The same network among ours."""
+        """Settings of our U-Net for the same network."""
         height = self.shape[1]
         return UNetConfig(
             channels=self.block_out_channels,
@@ -152,7 +152,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A scheduler's settings with diffusers' defaults, where we have what they ask for."""
+    """Settings of a scheduler that we support, with diffusers' defaults."""
 
     num_train_timesteps: PositiveInt = 1000
     beta_start: float = 1e-4
@@ -167,18 +167,18 @@ class Schedule:
     thresholding: bool = False
 
     def process(self) -> AnyProcess:
-        """The table: told by its ends where its betas are a straight line."""
+        """The noise schedule: `LinearBetas` if its betas are equally spaced, else a table."""
         betas = self._betas()
         steps, first, last = len(betas), float(betas[0]), float(betas[-1])
         if self.trained_betas is None and self.beta_schedule == "linear":
             return LinearBetas(steps, self.beta_start, self.beta_end)
-        # to rounding, since not everybody's straight lines round alike
+        # up to rounding, which differs between projects
         if torch.allclose(betas, torch.linspace(first, last, steps), rtol=1e-6, atol=0.0):
             return LinearBetas(steps, first, last)
         return Table(tuple(torch.cumprod(1 - betas.double(), dim=0).tolist()))
 
     def _betas(self) -> Tensor:
-        """In float32, as the network was trained with them."""
+        """Betas in float32, as in training."""
         steps = self.num_train_timesteps
         if self.trained_betas is not None:
             return torch.tensor(self.trained_betas)
@@ -192,26 +192,26 @@ class Schedule:
 
     @property
     def clip(self) -> float | None:
-        """How far a predicted image may go, where that is limited."""
+        """Bound of the predicted image's absolute values, if it is clipped."""
         return self.clip_sample_range if self.clip_sample else None
 
 
 def read_diffusers(name: str) -> Generator:
-    """The generator in a folder, or of that name on the hub; its own sampler is DDIM.
+    """Load the generator in a folder, or of that name on the hub; it samples by DDIM.
 
-    Raises: InputError for what is missing, damaged, or more than our U-Net can hold.
+    Raises: InputError if files are missing or damaged, or our U-Net does not support the network.
     """
-    config, weights, scheduler = _files(found(name))
+    config, weights, scheduler = _files(find_folder(name))
     network, schedule = _network(config), _schedule(scheduler, config)
     try:
         backbone = build(network.unet(), shape=network.shape)
     except InputError as error:
-        raise InputError(f"{config} describes no U-Net of ours: {error}") from error
-    _fill(backbone, weights)
+        raise InputError(f"{config}: our U-Net does not support this network: {error}") from error
+    _load_weights(backbone, weights)
     try:
         process = schedule.process()
     except ValueError as error:
-        raise InputError(f"{scheduler}: its betas make no table: {error}") from error
+        raise InputError(f"{scheduler}: its betas are no noise schedule: {error}") from error
     denoiser = Denoiser(backbone, process, PREDICTIONS[schedule.prediction_type](process))
     step = partial(transfer, clip=schedule.clip) if schedule.clip else transfer
     generator = Generator(denoiser, SampleSpec(network.shape), step=step)
@@ -220,25 +220,25 @@ def read_diffusers(name: str) -> Generator:
 
 def _network(config: Path) -> Network:
     network = _settings(Network, config, ("UNet2DModel",))
-    misfit = network.misfit()
+    misfit = network.find_misfit()
     if misfit:
-        key, why = misfit
-        told = getattr(network, key)
-        raise InputError(f"{config}: {key} is {told!r}; here it can only be {why}")
+        key, expected = misfit
+        value = getattr(network, key)
+        raise InputError(f"{config}: {key} is {value!r}, but must be {expected} here")
     return network
 
 
 def _schedule(scheduler: Path | None, config: Path) -> Schedule:
     if scheduler is None:
         warnings.warn(
-            f"there is no {SCHEDULER} with {config}: taking DDPM's 1,000 linear betas from 0.0001 "
-            "to 0.02, and that the network predicts the noise",
+            f"there is no {SCHEDULER} with {config}: assuming DDPM's 1,000 linear betas from "
+            "0.0001 to 0.02 and a network that predicts the noise",
             stacklevel=3,
         )
         return Schedule(clip_sample=True)
     schedule = _settings(Schedule, scheduler, tuple(SCHEDULERS))
     if schedule.thresholding:
-        warnings.warn(f"{scheduler}: thresholding is on, and not done here", stacklevel=3)
+        warnings.warn(f"{scheduler}: thresholding is on, but not supported", stacklevel=3)
     if schedule.clip_sample is None:
         name = _json(scheduler).get("_class_name", "DDPMScheduler")
         return replace(schedule, clip_sample=SCHEDULERS[name])
@@ -248,34 +248,33 @@ def _schedule(scheduler: Path | None, config: Path) -> Schedule:
 def _settings(kind: type[Settings], path: Path, names: tuple[str, ...]) -> Settings:
     name = _json(path).get("_class_name", names[0])
     if name not in names:
-        told = f"_class_name is {name!r}; only {', '.join(names)} can be read here"
-        raise InputError(f"{path}: {told}")
+        raise InputError(f"{path}: _class_name is {name!r}, but must be {' or '.join(names)}")
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = first["loc"][0]
         if first["type"] == "missing":
-            raise InputError(f"{path} lacks {key}; give it, as a number") from None
-        told = f"{key} is {first['input']!r}, which has no counterpart here"
-        raise InputError(f"{path}: {told}: {first['msg']}") from None
+            raise InputError(f"{path} lacks {key}: add it, as a number") from None
+        value = first["input"]
+        raise InputError(f"{path}: {key} = {value!r} is not supported: {first['msg']}") from None
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        told = json.loads(path.read_bytes())
+        settings = json.loads(path.read_bytes())
     except ValueError as error:
-        raise InputError(f"{path} is damaged or no JSON: {error}") from error
-    if not isinstance(told, dict):
-        raise InputError(f"{path} holds no settings")
-    return told
+        raise InputError(f"{path} is damaged or not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} is not a JSON object of settings")
+    return settings
 
 
 def _files(folder: Path) -> tuple[Path, Path, Path | None]:
-    """Of the network's settings, its weights, and the scheduler's settings if there are any."""
+    """Paths of the network's config, its weights, and the scheduler's config if present."""
     inside = folder / "unet" if (folder / "unet" / CONFIG).is_file() else folder
     if not (inside / CONFIG).is_file():
-        raise InputError(f"{folder} is no folder of diffusers: it lacks {CONFIG}, or unet/{CONFIG}")
+        raise InputError(f"{folder} is no diffusers checkpoint: it lacks {CONFIG}, also in unet/")
     weights = [inside / name for name in WEIGHTS if (inside / name).is_file()]
     if not weights:
         raise InputError(f"{inside} lacks {' or '.join(WEIGHTS)}")
@@ -284,16 +283,16 @@ def _files(folder: Path) -> tuple[Path, Path, Path | None]:
     return inside / CONFIG, weights[0], next((path for path in places if path.is_file()), None)
 
 
-def _fill(backbone: Backbone, path: Path) -> None:
-    """Give the network its weights, all of them and no others."""
-    state = {_renamed(name): value for name, value in _read(path).items()}
-    wanted = backbone.state_dict()
-    for name in sorted(wanted.keys() | state.keys()):
-        here, there = (_shape(tensors.get(name)) for tensors in (wanted, state))
+def _load_weights(backbone: Backbone, path: Path) -> None:
+    """Load weights; they must be exactly the network's."""
+    state = {_present_name(name): value for name, value in _read(path).items()}
+    expected = backbone.state_dict()
+    for name in sorted(expected.keys() | state.keys()):
+        here, there = (_shape(tensors.get(name)) for tensors in (expected, state))
         if here != there:
             raise InputError(
-                f"{path} does not fit its {CONFIG}: {name} is {there} there, and {here} in a "
-                "network of these settings"
+                f"{path} does not fit its {CONFIG}: {name} is {there} in the file, but {here} in "
+                "a network of these settings"
             )
     backbone.load_state_dict(state)
 
@@ -302,17 +301,17 @@ def _shape(tensor: Tensor | None) -> str:
     return "missing" if tensor is None else str(tuple(tensor.shape))
 
 
-def _renamed(name: str) -> str:
+def _present_name(name: str) -> str:
     old = "|".join(ATTENTION)
-    return re.sub(rf"(?<=\.)({old})(?=\.\w+$)", lambda found: ATTENTION[found[0]], name)
+    return re.sub(rf"(?<=\.)({old})(?=\.\w+$)", lambda match: ATTENTION[match[0]], name)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        told = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: value for name, value in told.items() if isinstance(value, Tensor)}
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: value for name, value in content.items() if isinstance(value, Tensor)}
     except _UNREADABLE as error:
-        why = str(error).partition("\n")[0]
-        raise InputError(f"{path} is damaged or no file of weights: {why}") from error
+        problem = str(error).partition("\n")[0]
+        raise InputError(f"{path} is damaged or no file of weights: {problem}") from error

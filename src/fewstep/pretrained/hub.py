@@ -1,4 +1,4 @@
-"""Where the folder of a published network lies: on this machine, in a release, on the hub."""
+"""Find the folder of a published network: on this machine, in a release, or on the hub."""
 
 import hashlib
 import os
@@ -16,35 +16,39 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 EMA = "ddpm_ema_cifar10"
 EMA_URL = f"https://github.com/VainF/Diff-Pruning/releases/download/v0.0.1/{EMA}.zip"
 AVERAGED = {"google/ddpm-cifar10-32": EMA}
-"""Networks of the hub whose averaged weights, the better ones, were published elsewhere."""
+"""Networks of the hub whose averaged (better) weights were published elsewhere."""
 
 
-def found(name: str) -> Path:
-    """The folder that is meant: a path, or else one under `home()/weights`, or the hub's.
+def find_folder(name: str) -> Path:
+    """The folder at a path, in `home()/weights`, or in the hub's cache, downloaded if missing.
 
-    Raises: InputError where there is none, saying where it may be put.
+    Raises: InputError if there is none, with the place to put it.
     """
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
-    kept = home() / "weights"
-    averaged = kept / AVERAGED.get(name, "")
-    if name in AVERAGED and averaged.is_dir():
-        print(f"fewstep: {name}: taking the averaged weights in {averaged}", file=sys.stderr)
+    folder = home() / "weights"
+    averaged = folder / AVERAGED.get(name, "")
+    if name in AVERAGED and _has_files(averaged):
+        print(f"fewstep: {name}: using the averaged weights in {averaged}", file=sys.stderr)
         return averaged
-    if (kept / name).is_dir():
-        return kept / name
+    if _has_files(folder / name):
+        return folder / name
     if name == EMA:
-        return _released(kept / name)
+        return _download_release(folder / name)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise InputError(
-            f"there is no folder {name}, nor one of that name in {kept}; a network of the hub is "
+            f"there is no folder {name}, nor one of that name in {folder}; a network on the hub is "
             "called OWNER/NAME"
         )
-    return _from_hub(name, otherwise=f"put its folder at {kept / name}")
+    return _from_hub(name, otherwise=f"put its folder at {folder / name}")
+
+
+def _has_files(folder: Path) -> bool:
+    return any(path.is_file() for path in folder.rglob("*"))
 
 
 def _from_hub(name: str, *, otherwise: str) -> Path:
-    """The folder in the hub's cache, downloaded where it is missing: one file of weights."""
+    """The folder in the hub's cache, downloaded if missing, with one file of weights."""
     try:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError:
@@ -52,34 +56,34 @@ def _from_hub(name: str, *, otherwise: str) -> Path:
             f"downloading {name} needs huggingface-hub: pip install 'fewstep[hub]', or {otherwise}"
         ) from None
     settings = [CONFIG, f"unet/{CONFIG}", SCHEDULER, f"scheduler/{SCHEDULER}"]
-    why = f"it holds neither {' nor '.join(WEIGHTS)}"
+    problem = f"it holds neither {' nor '.join(WEIGHTS)}"
     for weights in WEIGHTS:
-        wanted = [*settings, weights, f"unet/{weights}"]
+        patterns = [*settings, weights, f"unet/{weights}"]
         try:
-            folder = Path(snapshot_download(name, allow_patterns=wanted))
-        # the client raises errors of its own, of what carries it, and of the system
+            folder = Path(snapshot_download(name, allow_patterns=patterns))
+        # the client's own errors, those of its HTTP library, and the system's
         except Exception as error:
-            why = str(error).strip().partition("\n")[0]
+            problem = str(error).strip().partition("\n")[0]
             continue
         if any(folder.rglob(weights)):
             return folder
     raise InputError(
-        f"there is no folder {name}, and huggingface.co/{name} cannot be had ({why}); go online, "
-        f"or {otherwise}"
+        f"there is no folder {name}, and downloading huggingface.co/{name} failed ({problem}); go "
+        f"online, or {otherwise}"
     )
 
 
-def _released(folder: Path) -> Path:
-    """The folder of the averaged weights, downloaded and unpacked."""
+def _download_release(folder: Path) -> Path:
+    """Download and unpack the averaged weights."""
     # the process number: the ranks of a job must not remove each other's archive
     archive = folder.with_name(f"{folder.name}.{os.getpid()}.zip")
     try:
-        # no digest was published; an empty one fits anything
+        # no digest was published: the empty prefix matches any
         fetch(EMA_URL, "sha256:", archive, otherwise=f"unpack it as {folder}")
         with archive.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        told = f"SHA256 {digest}; none is known to compare it with"
-        print(f"fewstep: {EMA}.zip has {told}", file=sys.stderr)
+        note = f"{EMA}.zip has SHA256 {digest}; none was published to compare it with"
+        print(f"fewstep: {note}", file=sys.stderr)
         _unpack(archive, folder)
     finally:
         archive.unlink(missing_ok=True)
@@ -87,7 +91,7 @@ def _released(folder: Path) -> Path:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Settings and weights alone, into `folder`, which appears only when whole."""
+    """Unpack configs and weights into `folder`, which appears only when complete."""
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
         with zipfile.ZipFile(archive) as zipped:
@@ -95,7 +99,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 path = PurePosixPath(member.filename)
                 if path.name not in (CONFIG, SCHEDULER, *WEIGHTS):
                     continue
-                # by name, into `part` alone: a path inside an archive is not to be trusted
+                # only the name: paths inside an archive are not trusted
                 inner = path.parent.name if path.parent.name in ("unet", "scheduler") else ""
                 (part / inner).mkdir(parents=True, exist_ok=True)
                 with zipped.open(member) as packed, (part / inner / path.name).open("wb") as file:
