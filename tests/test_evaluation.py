@@ -73,7 +73,7 @@ def test_a_score_is_the_distance_of_its_samples_and_says_what_it_depends_on(digi
     assert score.sampler == "transfer" and score.accuracy is None
     assert score.extractor_hash == metrics.Pixels.hash
     assert digits.fingerprint[:12] in score.reference and "1797" in score.reference
-    assert score.protocol == evaluator.described
+    assert score.protocol == evaluator.protocol_key
     assert (score.resize, score.features, score.caveats) == ("none", 64, [])
     table = score.table()
     assert table.keys() >= {"frechet", "kernel_low", "accuracy", "seconds_per_image", "device"}
@@ -103,7 +103,7 @@ def test_a_set_with_uneven_classes_is_asked_for_in_its_own_shares(digits):
 
 def test_fewer_samples_than_features_are_warned_of(digits):
     few = Evaluator(digits, EvalProtocol(64, "pixels")).score(generator(), steps=1)
-    assert "64 samples span fewer directions than pixels has features (64)" in few.caveats[0]
+    assert "64 samples are too few for 64 features of pixels" in few.caveats[0]
 
 
 def test_only_the_standard_inception_is_called_fid(digits):

@@ -1,4 +1,4 @@
-"""A generator into scores, each with all that it depends on beside it."""
+"""Measure generators: scores against real images, evaluations, time, parameters, straightness."""
 
 import statistics
 import time
@@ -28,7 +28,10 @@ from fewstep.scores import Score, score_from
 
 
 class Evaluator:
-    """A reference set in an extractor's features: made once, then any generator against it."""
+    """Scores any number of generators against one set of real images, by one protocol.
+
+    Raises: InputError if the protocol's extractor cannot be made for these images.
+    """
 
     def __init__(self, images: ImageSet, protocol: EvalProtocol) -> None:
         self.images = images
@@ -39,7 +42,10 @@ class Evaluator:
         self._reference: metrics.Reference | None = None
 
     def prepare(self) -> Pull[int, None, metrics.Reference]:
-        """See the real images, or find what was kept of them; yields how many are done."""
+        """Compute the features of the real images, or read them from the cache.
+
+        Yields the number of images done so far.
+        """
         if self._reference is None:
             self._reference = yield from metrics.build_reference(
                 self.extractor, self.images, cache=cache()
@@ -48,12 +54,13 @@ class Evaluator:
 
     @property
     def reference(self) -> metrics.Reference:
-        """The real images as the extractor sees them."""
+        """The features of the real images."""
         return exhaust(self.prepare())
 
     @cached_property
     def labels(self) -> list[int] | None:
-        """Classes to ask for in the set's own shares, shuffled; None where these are even."""
+        """The set's own labels, shuffled, to request its class frequencies. None if the set has no
+        labels, or its classes are equally frequent to within a tenth."""
         labels = self.images.labels
         if labels is None:
             return None
@@ -64,47 +71,53 @@ class Evaluator:
         return labels[order].tolist()
 
     @property
-    def against(self) -> str:
-        """The reference set in words."""
+    def reference_name(self) -> str:
+        """Name, size and fingerprint of the set of real images."""
         return f"{self.images.name} ({len(self.images)}, {self.images.fingerprint[:12]})"
 
     @property
-    def described(self) -> tuple[object, ...]:
-        """What the `protocol` of its scores is."""
+    def protocol_key(self) -> tuple[object, ...]:
+        """`Score.protocol` of its scores."""
         x = self.extractor
-        return self.protocol.samples, x.name, x.hash, x.resize, self.against
+        return self.protocol.samples, x.name, x.hash, x.resize, self.reference_name
 
     def score(self, generator: Generator, *, steps: int, seed: int = 0, batch: int = 500) -> Score:
-        """The generator's score, its classes in turn, or in the set's shares where these differ."""
+        """Score a generator at `steps` sampling steps.
+
+        Conditional samples take the classes in turn, or as often as the set has them if its
+        classes are not equally frequent.
+
+        Raises: InputError if the generator makes images of another shape.
+        """
         return exhaust(self.iter_score(generator, steps=steps, seed=seed, batch=batch))
 
     def iter_score(
         self, generator: Generator, *, steps: int, seed: int = 0, batch: int = 500
     ) -> Pull[int, None, Score]:
-        """As `score`, but yields how many samples are done."""
+        """As `score`; yields the number of samples done so far."""
         if generator.spec.shape != self.images.shape:
             raise InputError(
-                f"the generator makes {generator.spec.shape}, the reference set "
-                f"{self.images.name} holds {self.images.shape}"
+                f"the generator makes {generator.spec.shape}, but the reference set "
+                f"{self.images.name} has {self.images.shape}"
             )
         samples, classes = self.protocol.samples, generator.spec.classes
         own = self.labels if classes == self.images.classes else None
-        asked = own or range(classes)
-        # a part of the samples is like any other where each shows all classes alike
+        requested = own or range(classes)
+        # blocks of samples are comparable if each has all classes equally often
         cycle = 1 if own else max(classes, 1)
-        assessment = metrics.ScoreAccumulator(self.reference, samples, cycle=cycle)
+        accumulator = metrics.ScoreAccumulator(self.reference, samples, cycle=cycle)
         work = generate(generator, samples, steps=steps, seed=seed, batch=batch, labels=own)
         for rows, images in work:
-            labels = torch.tensor([asked[row % len(asked)] for row in rows]) if classes else None
-            assessment.update(images, labels)
+            labels = [requested[row % len(requested)] for row in rows] if classes else None
+            accumulator.update(images, None if labels is None else torch.tensor(labels))
             yield rows.stop
         how = "as in the set" if own else "in turn" if classes else "none"
-        return self._told(generator, steps, seed, how, assessment.measures())
+        return self._make_score(generator, steps, seed, how, accumulator.measures())
 
-    def _told(
+    def _make_score(
         self, generator: Generator, steps: int, seed: int, labels: str, measures: Measures
     ) -> Score:
-        """Measures with all that they depend on."""
+        """The measures with everything that they depend on."""
         backbone = generator.denoiser.backbone
         return Score(
             steps=steps,
@@ -118,7 +131,7 @@ class Evaluator:
             extractor_hash=self.extractor.hash,
             features=len(self.reference.moments.mean),
             resize=self.extractor.resize,
-            reference=self.against,
+            reference=self.reference_name,
             real=len(self.images),
             seed=seed,
             seconds_per_image=seconds_per_image(generator, steps),
@@ -146,13 +159,13 @@ def exhaust(work: Pull[int, None, Result], update: Callable[[int], object] | Non
 def straightness(
     generator: Generator, *, samples: int = 500, steps: int = 32, seed: int = 0
 ) -> float:
-    """How far the paths from noise to image are from straight lines at even speed: 0 for lines.
+    """How much the paths from noise to image differ from straight lines; 0 for straight lines.
 
         S = ∫ E|velocity − (x_1 − x_0)|² dt / E|x_1 − x_0|²
 
-    The integral is Liu et al.'s straightness (2022, arXiv:2209.03003, section 2.2), here a share of
-    the lines' own length. It is taken under `Flow`, whatever the network's clock, by `steps` Euler
-    steps, whose mean velocity is x_1 − x_0.
+    The integral is the straightness of Liu et al. (2022, arXiv:2209.03003, section 2.2), here
+    divided by the squared length of the lines. It is measured under `Flow`, whatever the process of
+    the network, with `steps` Euler steps, whose mean velocity is x_1 − x_0.
     """
     flow = Generator(generator.denoiser.under(Flow()), generator.spec)
     times = flow.grid(steps, flow.denoiser).tolist()
@@ -172,7 +185,7 @@ def straightness(
 
 @torch.inference_mode()
 def count_evaluations(generator: Generator, steps: int) -> int:
-    """How often one image asks the network, counted on one image."""
+    """The number of network evaluations per image, counted on one image; guidance counts twice."""
     backbone = generator.denoiser.backbone
     each = 1
     if isinstance(backbone, Guided):
@@ -193,7 +206,7 @@ def count_evaluations(generator: Generator, steps: int) -> int:
 
 @torch.inference_mode()
 def seconds_per_image(generator: Generator, steps: int, *, repeats: int = 9) -> float:
-    """The median time of one image at batch 1, after a warm-up."""
+    """The median time of one image at batch size 1, after a warm-up."""
     _one_image(generator, steps)
     times: list[float] = []
     for _ in range(repeats):
@@ -209,25 +222,25 @@ def _one_image(generator: Generator, steps: int) -> None:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """How many numbers it has learnt."""
+    """The number of parameters."""
     return sum(p.numel() for p in module.parameters())
 
 
 def cached_score(
     address: str | Path, evaluator: Evaluator, generator: Generator, *, steps: int, seed: int
 ) -> Score | None:
-    """What was measured before of just these weights, sampled in this way, by this protocol.
+    """The saved score of the same weights, sampler and protocol in a run folder; None without one.
 
-    The time of an image is measured again: it is of this machine and this moment.
+    The time per image is measured again on this machine.
     """
     if not Path(address).is_dir():
         return None
-    mine = (weights_hash(generator)[:16], *evaluator.described, steps, seed)
+    key = (weights_hash(generator)[:16], *evaluator.protocol_key, steps, seed)
     for line in reversed(Run(address).scores()):
         if line.get("version") != metrics.VERSION or "score" not in line:
             continue
         score = score_from(line["score"])
-        if (score.weights, *score.protocol, score.steps, score.seed) == mine:
+        if (score.weights, *score.protocol, score.steps, score.seed) == key:
             device, seconds = hardware(generator.device), seconds_per_image(generator, steps)
             return replace(score, device=device, seconds_per_image=seconds)
     return None

@@ -1,4 +1,4 @@
-"""A score: one generator's measures, with all that they depend on, and where they are kept."""
+"""`Score`: the measures of one generator, with everything that they depend on."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,34 +13,34 @@ from fewstep.runs import Run
 
 @dataclass(frozen=True)
 class Score:
-    """One generator at one number of steps, and all that the numbers depend on."""
+    """Measures of one generator at one number of steps, and everything that they depend on."""
 
     steps: int
     sampler: str
     evaluations: int
-    """Calls of the network for one image; guidance counts twice."""
+    """Network evaluations per image; guidance counts twice."""
     guidance: float
-    """Weight of classifier-free guidance; 1: none."""
+    """Weight of classifier-free guidance; 1 is without."""
     weights: str
-    """Which weights: the first digits of their hash, which covers the way of sampling too."""
+    """The first digits of the hash of the weights and the sampler settings."""
     samples: int
     labels: str
-    """Which classes were asked for: "in turn", "as in the set", or "none"."""
+    """How classes were requested: "in turn", "as in the set", or "none"."""
     extractor: str
     extractor_hash: str
     features: int
-    """How many numbers the extractor makes of an image."""
+    """Number of features per image."""
     resize: str
-    """How images were brought to the extractor's size."""
+    """How images were resized for the extractor."""
     reference: str
-    """The real images: name of the set, their number and fingerprint."""
+    """Name, size and fingerprint of the set of real images."""
     real: int
-    """How many there are."""
+    """Number of real images."""
     seed: int
     seconds_per_image: float
-    """Batch of 1, median."""
+    """Median time at batch size 1."""
     device: str
-    """What `seconds_per_image` was measured on."""
+    """Hardware on which `seconds_per_image` was measured."""
     measures: Measures
 
     @property
@@ -53,7 +53,7 @@ class Score:
 
     @property
     def protocol(self) -> tuple[object, ...]:
-        """What must be equal for two scores to be compared."""
+        """Scores are comparable only if this is equal."""
         return self.samples, self.extractor, self.extractor_hash, self.resize, self.reference
 
     @property
@@ -70,31 +70,31 @@ class Score:
 
     @property
     def caveats(self) -> list[str]:
-        """What a reader must know before believing the numbers."""
+        """Warnings about the numbers, one sentence each."""
         few = min(self.samples, self.real)
         if few > self.features:
             return []
-        whose = "samples" if few == self.samples else "real images"
+        noun = "samples" if few == self.samples else "real images"
         return [
-            f"{few:,} {whose} span fewer directions than {self.extractor} has features "
-            f"({self.features:,}): the Fréchet distance is far too high; the kernel distance is not"
+            f"{few:,} {noun} are too few for {self.features:,} features of {self.extractor}: the "
+            "Fréchet distance is far too high; the kernel distance has no such bias"
         ]
 
     def table(self) -> dict[str, Any]:
-        """As `fewstep evaluate --json` prints it: one level, the measures last."""
-        told = asdict(self)
-        return told | told.pop("measures")
+        """A flat table, as `fewstep evaluate --json` prints it, with the measures last."""
+        table = asdict(self)
+        return table | table.pop("measures")
 
 
 def score_from(table: Mapping[str, Any]) -> Score:
-    """What `Score.table` told."""
+    """The score from its `table`."""
     names = {field.name for field in fields(Measures)}
     own = {key: value for key, value in table.items() if key not in names}
     return Score(**own, measures=Measures(**{k: v for k, v in table.items() if k in names}))
 
 
 def append_score(address: str | Path, score: Score) -> None:
-    """Keep it in the run's folder, if it is one that may be written to."""
+    """Append the score to scores.jsonl, if `address` is a run folder that can be written to."""
     if Path(address).is_dir():
         with suppress(OSError):
             Run(address).append_score({"version": metrics.VERSION, "score": score.table()})

@@ -73,13 +73,13 @@ class Network(nn.Module):
 
     def feature_maps(self, images: Float32[Tensor, "n c h w"]) -> list[Tensor]:
         """The activations after each ReLU of the trunk."""
-        found: list[Tensor] = []
+        maps: list[Tensor] = []
         x = from_uint8(images)
         for layer in self.trunk:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
-                found.append(x)
-        return found
+                maps.append(x)
+        return maps
 
 
 class Classifier(Extractor):
