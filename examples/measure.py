@@ -11,9 +11,8 @@ from fewstep.evaluation import exhaust
 digits = data.load("digits")
 real, rest = digits.images[::2], digits.images[1::2]
 extractor = metrics.train_classifier(real, digits.labels[::2], steps=300)
-reference = exhaust(
-    metrics.build_reference(extractor, real, name="half of the digits", fingerprint="", cache=None)
-)
+half = data.ImageSet("half of the digits", real)
+reference = exhaust(metrics.build_reference(extractor, half, cache=None))
 
 print("noise  Fréchet           kernel  precision  recall  copies")
 for level in (0, 20, 40, 80):
