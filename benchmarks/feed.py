@@ -3,7 +3,7 @@
     python benchmarks/feed.py PAIRS [--threads 2] [--steps 20] [--rounds 7]
 
 One process, alternating, medians; eager, f32. PAIRS is a store of images, of one channel or three.
-The network is that of `fashion-flow`, at batch 64; "no reading ahead" reads each batch when asked.
+The network is that of `fashion-flow`, at batch 64; "no reading ahead" reads a batch when needed.
 """
 
 import argparse
@@ -21,29 +21,29 @@ from fewstep.trainer import Training
 
 
 class Memory:
-    """Pairs that were read before the clock started."""
+    """Pairs that are read before the timing starts."""
 
     def __init__(self, stream, count):
         rows = torch.arange(min(count, len(stream)))
-        self.kept = stream.rows(rows, torch.zeros(len(rows)), torch.device("cpu"))
+        self.batch = stream.rows(rows, torch.zeros(len(rows)), torch.device("cpu"))
 
     def __len__(self):
-        return len(self.kept.x0)
+        return len(self.batch.x0)
 
     def rows(self, index, coin, device):
-        cond = self.kept.cond and type(self.kept.cond)(self.kept.cond.label[index])
-        return type(self.kept)(self.kept.noise[index], self.kept.x0[index], cond)
+        cond = self.batch.cond and type(self.batch.cond)(self.batch.cond.label[index])
+        return type(self.batch)(self.batch.noise[index], self.batch.x0[index], cond)
 
 
 class OneByOne(Batches):
-    """Reads each batch when it is asked for."""
+    """Reads each batch when it is needed."""
 
     def step(self, step, micro_batch=0):
         return self._read(step, micro_batch, 0, 1)
 
 
-def trained(kind, stream, shape, classes):
-    """A training of its own, ready for its next steps."""
+def start_training(kind, stream, shape, classes):
+    """A new training, ready for its next steps."""
     spec = SampleSpec(shape, classes)
     torch.manual_seed(0)
     config = UNetConfig(channels=(32, 64), layers=1, attention=(), groups=8)
@@ -58,26 +58,28 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=7)
-    told = parser.parse_args()
-    torch.set_num_threads(told.threads)
-    stream = PairStream(store.Reader(told.pairs))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    stream = PairStream(store.Reader(options.pairs))
     labels = stream.reader[:1000].get("label", torch.tensor([-1]))
-    ways = {
+    feeds = {
         "memory": (Batches, Memory(stream, 8192)),
         "store": (Batches, stream),
         "store, no reading ahead": (OneByOne, stream),
     }
     classes = int(labels.max()) + 1
-    runs = {name: trained(*way, stream.shape, classes) for name, way in ways.items()}
-    times = {name: [] for name in ways}
-    for number in range(told.rounds + 1):
+    runs = {name: start_training(*feed, stream.shape, classes) for name, feed in feeds.items()}
+    times = {name: [] for name in feeds}
+    for number in range(options.rounds + 1):
         for name, run in list(runs.items())[:: 1 if number % 2 else -1]:
             start = time.perf_counter()
-            for _ in range(told.steps):
+            for _ in range(options.steps):
                 run.advance()
             if number:  # the first round warms up
-                times[name].append((time.perf_counter() - start) / told.steps)
-    print(f"{told.threads} threads, batch 64 of {stream.shape}, medians of {told.rounds} rounds")
+                times[name].append((time.perf_counter() - start) / options.steps)
+    print(
+        f"{options.threads} threads, batch 64 of {stream.shape}, medians of {options.rounds} rounds"
+    )
     print("| fed from | ms a step | of memory's time |\n|---|---|---|")
     for name, each in times.items():
         share = median(a / b for a, b in zip(each, times["memory"], strict=True))

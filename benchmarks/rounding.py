@@ -1,9 +1,9 @@
-"""How far a row's output depends on the batch that it is in, and what a row's noise costs.
+"""How much a row's output depends on the rest of its batch, and the time to draw its noise.
 
     OMP_NUM_THREADS=1 python benchmarks/rounding.py
 
 One process, eager, f32; the network is that of `fashion-flow` with random weights, none of them
-zero, asked once. Timings are medians of alternating rounds.
+zero, called once. Timings are medians of alternating rounds.
 """
 
 import time
@@ -38,7 +38,7 @@ def new_philox(seed):
     np.random.Generator(bits).standard_normal(IMAGE, dtype=np.float32)
 
 
-def torchs(seed, generator=torch.Generator()):  # noqa: B008
+def torch_generator(seed, generator=torch.Generator()):  # noqa: B008
     torch.randn(IMAGE, generator=generator.manual_seed(seed))
 
 
@@ -47,20 +47,24 @@ def main():
         f"{torch.get_num_threads()} threads, torch {torch.__version__}; {ROWS} rows of 256 values"
     )
     print("| rows at once | values that differ from 64 at once | by at most |\n|---|---|---|")
-    whole = outputs(ROWS)
+    reference = outputs(ROWS)
     for batch in (1, 2, 7, 16, 32):
-        error = (outputs(batch) - whole).abs()
-        print(f"| {batch} | {int(error.gt(0).sum()):,} of {whole.numel():,} | {error.max():.1e} |")
-    ways = {
-        "ours, one Philox keyed anew for each row": lambda: noise_from_seeds(range(200), IMAGE),
+        error = (outputs(batch) - reference).abs()
+        print(
+            f"| {batch} | {int(error.gt(0).sum()):,} of {reference.numel():,} | {error.max():.1e} |"
+        )
+    methods = {
+        "ours, one Philox with a new key for each row": lambda: noise_from_seeds(range(200), IMAGE),
         "a new Philox for each row": lambda: [new_philox(seed) for seed in range(200)],
-        "torch's generator, seeded for each row": lambda: [torchs(seed) for seed in range(200)],
+        "torch's generator, seeded for each row": lambda: [
+            torch_generator(seed) for seed in range(200)
+        ],
     }
-    times = {name: [] for name in ways}
+    times = {name: [] for name in methods}
     for _ in range(15):
-        for name, way in ways.items():
+        for name, draw in methods.items():
             start = time.perf_counter()
-            way()
+            draw()
             times[name].append((time.perf_counter() - start) / 200 * 1e6)
     print("\n| noise of a CIFAR image | µs |\n|---|---|")
     for name, each in times.items():

@@ -4,10 +4,10 @@
 
 One process; the layouts take turns and medians are compared. Eager, f32; pages are cached.
 
-- ours: `fewstep.store`; of pairs it keeps image, label and seed, and makes the noise when they are
-  read ("no noise": it does not). Every shard is forced to the disk (fsync);
-- per sample: an .npz a sample, of float16 tensors (latents: int8 codes, float16 scales), in one
-  zstd frame of level 10; no fsync;
+- ours: `fewstep.store`; of pairs it stores image, label and seed, and draws the noise when they are
+  read ("no noise": it does not). Every shard is flushed to the disk (fsync);
+- per sample: an .npz per sample, of float16 tensors (states of circuits: int8 codes and float16
+  scales), in one zstd frame of level 10; no fsync;
 - torch: float32 tensors in one `torch.save`, mapped and indexed; no fsync.
 
 `feed` is a training feed with no training beside it: ours reads ahead in two threads, the others
@@ -45,7 +45,10 @@ from fewstep.streams import PairStream
 
 IMAGE = (3, 32, 32)
 HALVES = {"noise": "x_T_f16", "x0": "x0_teacher_f16"}  # names in a file per sample
-CODES = {"rin0": 1, "r_chunks": 2}  # what is quantised, and its leading sizes that have scales
+CODES = {
+    "rin0": 1,
+    "r_chunks": 2,
+}  # quantised tensors, and their leading dimensions that have scales
 CLOCK = {"T": np.array([1000], np.int16), "chunk_size": np.array([100], np.int16)}
 FEED = 128  # rows of a training batch
 HEAD = """\
@@ -55,11 +58,11 @@ HEAD = """\
 
 Samples = dict[str, Tensor]
 Read = Callable[[Tensor], Samples]
-Told = dict[str, dict[str, list[float]]]  # by layout, by measure: one number a round
+Times = dict[str, dict[str, list[float]]]  # by layout, by measure: one number a round
 
 
 class Kind(NamedTuple):
-    """One kind of data: all its samples, how ours stores them, and what is measured."""
+    """One kind of data: its samples, how ours stores them, and the layouts to measure."""
 
     name: str
     samples: Samples
@@ -70,7 +73,7 @@ class Kind(NamedTuple):
 
     @property
     def floats(self) -> Samples:
-        """What a student needs, and all that the other layouts keep."""
+        """Tensors that a student needs, and that the other layouts store."""
         return {k: values for k, values in self.samples.items() if values.is_floating_point()}
 
     @property
@@ -100,10 +103,10 @@ class Ours:
         reader = Reader(folder)
 
         def read(index: Tensor) -> Samples:
-            kept = reader[index]
-            if self.noise and "seed" in kept:
-                kept["noise"] = noise_from_seeds(kept["seed"].tolist(), IMAGE)
-            return kept
+            records = reader[index]
+            if self.noise and "seed" in records:
+                records["noise"] = noise_from_seeds(records["seed"].tolist(), IMAGE)
+            return records
 
         return read
 
@@ -131,11 +134,11 @@ class PerSample(Plain):
             values = {name: tensor[row].numpy() for name, tensor in kind.floats.items()}
             arrays = {HALVES[name]: values[name].astype(np.float16) for name in HALVES}
             for name in list(values)[len(HALVES) :]:
-                arrays[f"{name}_q"], arrays[f"{name}_scale_f16"] = quantised(values[name])
+                arrays[f"{name}_q"], arrays[f"{name}_scale_f16"] = quantise(values[name])
             buffer = io.BytesIO()
             np.savez(buffer, **arrays, **(CLOCK if "r_chunks" in values else {}))
-            whole = compressor.compress(buffer.getvalue())
-            (folder / f"sample_{row:08d}.zst").write_bytes(whole)
+            frame = compressor.compress(buffer.getvalue())
+            (folder / f"sample_{row:08d}.zst").write_bytes(frame)
 
     def open(self, folder: Path) -> Read:
         decompressor = zstandard.ZstdDecompressor()
@@ -143,7 +146,7 @@ class PerSample(Plain):
         def sample(row: int) -> Samples:
             raw = decompressor.decompress((folder / f"sample_{row:08d}.zst").read_bytes())
             arrays = np.load(io.BytesIO(raw))
-            values = {name: arrays[there].astype(np.float32) for name, there in HALVES.items()}
+            values = {name: arrays[key].astype(np.float32) for name, key in HALVES.items()}
             for name in CODES if "T" in arrays else ():
                 scale = arrays[f"{name}_scale_f16"].astype(np.float32)[..., None, None]
                 values[name] = arrays[f"{name}_q"].astype(np.float32) * scale
@@ -173,7 +176,7 @@ LAYOUTS = (Ours(), PerSample(), Torch())
 NO_NOISE = Ours("ours, no noise", noise=False)
 
 
-def quantised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Codes and scales of each channel: its 99.5th percentile of |x| becomes code 127."""
     bound = np.percentile(np.abs(values), 99.5, axis=(-2, -1), keepdims=True)
     scale = np.maximum(bound / 127, 1e-8, dtype=np.float32)
@@ -182,27 +185,27 @@ def quantised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pairs(count: int) -> tuple[Kind, str]:
-    """Pairs of seeded noise and CIFAR-10 images, or what stands in for them; and which it is."""
+    """Pairs of seeded noise and CIFAR-10 images, or noise instead of images; and their source."""
     try:
-        images, told = load("cifar10").images[:count], "CIFAR-10 images"
+        images, source = load("cifar10").images[:count], "CIFAR-10 images"
     except InputError as error:
         images = torch.randint(0, 256, (count, *IMAGE), dtype=torch.uint8)
-        told = f"uniform noise for images ({error})"
-    keys = seeds(0, range(len(images)), first=FIRST_SEED)
-    samples = {"noise": noise_from_seeds(keys, IMAGE), "x0": from_uint8(images)}
-    samples |= {"label": torch.arange(len(images)) % 10, "seed": torch.tensor(keys)}
+        source = f"uniform noise for images ({error})"
+    row_seeds = seeds(0, range(len(images)), first=FIRST_SEED)
+    samples = {"noise": noise_from_seeds(row_seeds, IMAGE), "x0": from_uint8(images)}
+    samples |= {"label": torch.arange(len(images)) % 10, "seed": torch.tensor(row_seeds)}
     schema = {"x0": U8(IMAGE), "label": Raw(torch.int64), "seed": Raw(torch.int64)}
-    return Kind("pairs", samples, schema, 256, (*LAYOUTS, NO_NOISE), fed=LAYOUTS), told
+    return Kind("pairs", samples, schema, 256, (*LAYOUTS, NO_NOISE), fed=LAYOUTS), source
 
 
 def synthetic_rings(count: int) -> Kind:
     """The teacher data of "Denoising Circuits": normal numbers, channels of different scale."""
-    drawn = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     shapes = {"noise": IMAGE, "x0": IMAGE, "rin0": (128, 32, 32), "r_chunks": (10, 128, 32, 32)}
     samples: Samples = {}
     for name, shape in shapes.items():
-        scale = torch.empty(*shape[:-2], 1, 1).uniform_(0.5, 2, generator=drawn)
-        samples[name] = torch.randn(count, *shape, generator=drawn) * scale
+        scale = torch.empty(*shape[:-2], 1, 1).uniform_(0.5, 2, generator=generator)
+        samples[name] = torch.randn(count, *shape, generator=generator) * scale
     schema: dict[str, Codec] = {"noise": F16(IMAGE), "x0": F16(IMAGE)}
     for name, channels in CODES.items():
         schema[name] = Int8(shapes[name], channels=channels, percentile=99.5)
@@ -210,10 +213,10 @@ def synthetic_rings(count: int) -> Kind:
 
 
 def rings(folder: str, count: int) -> Kind:
-    """Real latents: the first rings of a store of `record --chunks`."""
+    """The first rings of a store of `record --chunks`."""
     reader = Reader(folder)
-    kept = reader[torch.arange(min(count, len(reader)))]
-    samples = {name: kept[name] for name in (*HALVES, *CODES)}
+    records = reader[torch.arange(min(count, len(reader)))]
+    samples = {name: records[name] for name in (*HALVES, *CODES)}
     schema = {name: reader.schema[name] for name in samples}
     return Kind("rings", samples, schema, 64, LAYOUTS)
 
@@ -230,48 +233,48 @@ def seconds(do: Callable[[], object]) -> float:
 
 
 def turn(layout: Layout, kind: Kind, order: Tensor, folder: Path) -> dict[str, float]:
-    """One layout's bytes a sample and its rates, from a fresh folder that is then removed."""
-    os.sync()  # lest its fsync wait for what another layout has left to the system
-    told = {"write": kind.count / seconds(lambda: layout.write(folder, kind))}
-    told["bytes"] = sum(file.stat().st_size for file in folder.iterdir()) / kind.count
+    """Bytes per sample and rates of one layout, in a new folder that is then removed."""
+    os.sync()  # or its fsync would also wait for another layout's data
+    measures = {"write": kind.count / seconds(lambda: layout.write(folder, kind))}
+    measures["bytes"] = sum(file.stat().st_size for file in folder.iterdir()) / kind.count
     read = layout.open(folder)
     loop(read, order, kind.batch)  # from here on the files are cached, the pages mapped
-    told["read"] = kind.count / seconds(lambda: loop(read, order, kind.batch))
+    measures["read"] = kind.count / seconds(lambda: loop(read, order, kind.batch))
     if layout in kind.fed:
         batch = min(FEED, kind.count)
-        told["feed"] = kind.count // batch / seconds(lambda: layout.feed(folder, order, batch))
+        measures["feed"] = kind.count // batch / seconds(lambda: layout.feed(folder, order, batch))
     shutil.rmtree(folder)
-    return told
+    return measures
 
 
 def check(kind: Kind, folder: Path) -> None:
-    """All layouts return the same tensors, but for what half precision and codes round off."""
+    """Check that all layouts return the same tensors, up to rounding to half precision or codes."""
     index = torch.arange(0, kind.count, max(1, kind.count // 8))
     for layout in LAYOUTS:
         layout.write(folder, kind)
-        found = layout.open(folder)(index)
+        samples = layout.open(folder)(index)
         for name, values in kind.floats.items():
-            error = (found[name] - values[index]).norm() / values[index].norm()
-            if found[name].dtype != torch.float32 or error > 0.05:
-                raise SystemExit(f"{layout.name} does not return the {name} that it was given")
+            error = (samples[name] - values[index]).norm() / values[index].norm()
+            if samples[name].dtype != torch.float32 or error > 0.05:
+                raise SystemExit(f"{layout.name} does not return the {name} that was written")
         shutil.rmtree(folder)
 
 
-def compare(kind: Kind, rounds: int, root: Path) -> Told:
-    """What each layout measures in every round, by its name."""
+def compare(kind: Kind, rounds: int, root: Path) -> Times:
+    """Measures of each layout in every round."""
     check(kind, root / "checked")
-    told: Told = {layout.name: {} for layout in kind.layouts}
+    times: Times = {layout.name: {} for layout in kind.layouts}
     for number in range(rounds):
         order = torch.randperm(kind.count, generator=torch.Generator().manual_seed(number))
         for layout in kind.layouts[:: 1 if number % 2 else -1]:
             for key, value in turn(layout, kind, order, root / "turn").items():
-                told[layout.name].setdefault(key, []).append(value)
-    return told
+                times[layout.name].setdefault(key, []).append(value)
+    return times
 
 
-def ratio(told: Told, key: str, other: str, one: str = "ours") -> float:
-    """One layout's over another's: the median of what the rounds say."""
-    return median(map(truediv, told[one][key], told[other][key]))
+def ratio(times: Times, key: str, other: str, one: str = "ours") -> float:
+    """Median over rounds of one layout's measure over another's."""
+    return median(map(truediv, times[one][key], times[other][key]))
 
 
 def teacher() -> fewstep.Generator:
@@ -287,11 +290,11 @@ def recording(rounds: int, count: int, root: Path) -> tuple[float, float, float]
     """Images a second of sampling alone and of recording, and the median ratio of their times."""
     generator, folder = teacher(), root / "recorded"
 
-    def recorded() -> list[int]:
-        told = Recording(count, 8, shard=128)
-        return [at.done for at in record(generator, folder, told, teacher="random weights")]
+    def record_all() -> list[int]:
+        settings = Recording(count, 8, shard=128)
+        return [at.done for at in record(generator, folder, settings, teacher="random weights")]
 
-    tile = recorded()[1]  # so many rows at once, first from 0
+    tile = record_all()[1]  # rows computed at once
 
     @torch.inference_mode()
     def bare() -> None:
@@ -299,37 +302,37 @@ def recording(rounds: int, count: int, root: Path) -> tuple[float, float, float]
             noise = torch.randn(len(rows), *generator.spec.shape)
             generator(noise, steps=8, cond=fewstep.Condition(rows % 10))
 
-    times: dict[Callable[[], object], list[float]] = {bare: [], recorded: []}
+    times: dict[Callable[[], object], list[float]] = {bare: [], record_all: []}
     for number in range(rounds):
-        for do in (bare, recorded)[:: 1 if number % 2 else -1]:
+        for do in (bare, record_all)[:: 1 if number % 2 else -1]:
             shutil.rmtree(folder, ignore_errors=True)
             os.sync()
             times[do].append(seconds(do))
-    each = [count / median(times[do]) for do in (bare, recorded)]
-    return *each, median(map(truediv, times[bare], times[recorded]))
+    each = [count / median(times[do]) for do in (bare, record_all)]
+    return *each, median(map(truediv, times[bare], times[record_all]))
 
 
-def show(kind: Kind, told: Told) -> None:
-    """The rows of one kind: medians, and how many times faster ours is."""
+def show(kind: Kind, times: Times) -> None:
+    """Print the rows of one kind: medians, and how many times faster ours is."""
     for layout in kind.layouts:
-        mine = {key: median(values) for key, values in told[layout.name].items()}
+        mine = {key: median(values) for key, values in times[layout.name].items()}
         line = f"| {kind.name} | {layout.name} | {mine['bytes']:,.0f} "
         line += f"| {mine['write'] * kind.payload / 1e6:,.0f} | {mine['write']:,.0f} "
         line += f"| {layout.synced} | {mine['read']:,.0f} "
-        line += f"| {ratio(told, 'read', layout.name):.2f} |"
+        line += f"| {ratio(times, 'read', layout.name):.2f} |"
         if layout in kind.fed:
-            line += f" {mine['feed']:,.1f} | {ratio(told, 'feed', layout.name):.2f} |"
+            line += f" {mine['feed']:,.1f} | {ratio(times, 'feed', layout.name):.2f} |"
         print(line if layout in kind.fed else f"{line} | |", flush=True)
 
 
-def goals(small: Told, large: Told, share: float) -> None:
-    """Each goal beside what was measured."""
+def goals(small: Times, large: Times, share: float) -> None:
+    """Print each goal and its measured value."""
     size, smaller = median(small["ours"]["bytes"]), ratio(large, "bytes", "per sample")
     reads, alone = (ratio(small, "read", "per sample", one) for one in ("ours", NO_NOISE.name))
     rows = [("pairs: at most 3,300 bytes", f"{size:,.0f}", size <= 3300)]
     rows += [("pairs: reads at least 10 x per sample", f"{reads:.2f}", reads >= 10)]
-    rows += [("the same, if ours makes no noise", f"{alone:.2f}", alone >= 10)]
-    rows += [("latents: at most 1 x the bytes per sample", f"{smaller:.4f}", smaller <= 1)]
+    rows += [("the same, if ours draws no noise", f"{alone:.2f}", alone >= 10)]
+    rows += [("states: at most 1 x the bytes per sample", f"{smaller:.4f}", smaller <= 1)]
     rows += [("recording: at least 0.90 x the bare speed", f"{share:.3f}", share >= 0.9)]
     print("\n| goal | measured | |\n|---|---|---|")
     for text, value, met in rows:
@@ -340,25 +343,29 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--records", type=int, default=4096, help="pairs")
-    parser.add_argument("--latents", type=int, default=24, help="records of latents")
-    parser.add_argument("--rings", metavar="STORE", help="of real latents: measured too")
+    parser.add_argument("--states", type=int, default=24, help="records of states")
+    parser.add_argument("--rings", metavar="STORE", help="real rings, measured too")
     parser.add_argument("--images", type=int, default=512, help="to record; tiles of 128")
     parser.add_argument("--rounds", type=int, default=7)
-    told = parser.parse_args()
-    torch.set_num_threads(told.threads)
-    (paired, source), wide = pairs(told.records), synthetic_rings(told.latents)
-    print(f"`python {' '.join(sys.argv)}`: {told.threads} threads, torch {torch.__version__},")
-    print(f"eager, f32, {told.rounds} rounds. {paired.count} pairs of {source}, in f32")
-    print(f"{paired.payload:,} bytes each; {wide.count} latents, {wide.payload:,} bytes each.\n")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    (small_kind, source), large_kind = pairs(options.records), synthetic_rings(options.states)
+    print(f"`python {' '.join(sys.argv)}`: {options.threads} threads, torch {torch.__version__},")
+    print(f"eager, f32, {options.rounds} rounds. {small_kind.count} pairs of {source}, in f32")
+    print(
+        f"{small_kind.payload:,} bytes each; {large_kind.count} rings, {large_kind.payload:,} bytes each.\n"
+    )
     print(HEAD)
     with TemporaryDirectory() as root:
-        show(paired, small := compare(paired, told.rounds, Path(root)))
-        show(wide, large := compare(wide, told.rounds, Path(root)))
-        if told.rings:
-            real = rings(told.rings, told.records)
-            show(real, compare(real, told.rounds, Path(root)))
-        bare, kept, share = recording(told.rounds, told.images, Path(root))
-    print(f"\nImages a second, {told.images} of them: sampled {bare:.1f}, recorded {kept:.1f}.")
+        show(small_kind, small := compare(small_kind, options.rounds, Path(root)))
+        show(large_kind, large := compare(large_kind, options.rounds, Path(root)))
+        if options.rings:
+            real = rings(options.rings, options.records)
+            show(real, compare(real, options.rounds, Path(root)))
+        bare, recording_rate, share = recording(options.rounds, options.images, Path(root))
+    print(
+        f"\nImages a second, {options.images} of them: sampled {bare:.1f}, recorded {recording_rate:.1f}."
+    )
     goals(small, large, share)
 
 

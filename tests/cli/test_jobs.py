@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.cli import console, jobs
+from fewstep.cli import jobs
 from fewstep.errors import InputError
 
 HERE = Path(__file__)
