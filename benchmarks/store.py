@@ -353,7 +353,7 @@ def main():
     print(f"`python {' '.join(sys.argv)}`: {options.threads} threads, torch {torch.__version__},")
     print(f"eager, f32, {options.rounds} rounds. {small_kind.count} pairs of {source}, in f32")
     print(
-        f"{small_kind.payload:,} bytes each; {large_kind.count} rings, {large_kind.payload:,} bytes each.\n"
+        f"{small_kind.payload:,} bytes each; {large_kind.count} rings, {large_kind.payload:,} bytes.\n"
     )
     print(HEAD)
     with TemporaryDirectory() as root:
