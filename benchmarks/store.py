@@ -352,9 +352,7 @@ def main():
     (small_kind, source), large_kind = pairs(options.records), synthetic_rings(options.states)
     print(f"`python {' '.join(sys.argv)}`: {options.threads} threads, torch {torch.__version__},")
     print(f"eager, f32, {options.rounds} rounds. {small_kind.count} pairs of {source}, in f32")
-    print(
-        f"{small_kind.payload:,} bytes each; {large_kind.count} rings, {large_kind.payload:,} bytes.\n"
-    )
+    print(f"{small_kind.payload:,} bytes each; {large_kind.count} rings, {large_kind.payload:,}.\n")
     print(HEAD)
     with TemporaryDirectory() as root:
         show(small_kind, small := compare(small_kind, options.rounds, Path(root)))
@@ -362,9 +360,9 @@ def main():
         if options.rings:
             real = rings(options.rings, options.records)
             show(real, compare(real, options.rounds, Path(root)))
-        bare, recording_rate, share = recording(options.rounds, options.images, Path(root))
+        bare, recorded, share = recording(options.rounds, options.images, Path(root))
     print(
-        f"\nImages a second, {options.images} of them: sampled {bare:.1f}, recorded {recording_rate:.1f}."
+        f"\nImages a second, {options.images} of them: sampled {bare:.1f}, recorded {recorded:.1f}."
     )
     goals(small, large, share)
 
