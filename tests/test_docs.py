@@ -1,5 +1,6 @@
 """The documentation is true: code runs, commands and keys exist, links lead somewhere."""
 
+import pkgutil
 import re
 import runpy
 import shlex
@@ -169,6 +170,16 @@ def test_links_lead_somewhere(page):
             path = (ROOT / page).parent / name if name else ROOT / page
             assert path.exists(), target
             assert not anchor or anchor in anchors(path), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_names_exist(page):
+    """Python files and dotted names that a page mentions, except a reader's own `my…`."""
+    text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.S | re.M)
+    for name in re.findall(r"(?<![\w/.])(?!my)[\w/]+\.py\b", text):
+        assert any((ROOT / place / name).exists() for place in (".", "src/fewstep")), name
+    for name in re.findall(r"`(fewstep(?:\.\w+)+)`", text):
+        assert pkgutil.resolve_name(name) is not None, name
 
 
 def test_figures_of_the_readme_are_results():
