@@ -24,11 +24,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fewstep import Generator, UniformGrid, runs
-from fewstep.circuits.view import Circuit
+from fewstep.circuits.view import Circuit, Ring
 from fewstep.drawing import class_labels
 from fewstep.methods.residual_sum import parts
 from fewstep.recording import Recording, Tiles
-from fewstep.sampling import path, ring, transfer
+from fewstep.sampling import Transfer, path
 
 SEED = 1 << 20  # of rings that were never recorded
 PLOTTED = 6  # paths
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--plot", metavar="FILE")
     options = parser.parse_args()
-    teacher = runs.load(options.circuit).eval().with_sampler(step=ring, grid=UniformGrid())
+    teacher = runs.load(options.circuit).eval().with_sampler(step=Ring(), grid=UniformGrid())
     networks = {name: runs.load(run).eval()
                 for name, run in (("sum", options.sum), ("last state alone", options.last))
                 if run}  # fmt: skip
@@ -81,7 +81,7 @@ def all_paths(teacher: Generator, noise: Tensor, steps: int) -> dict[str, Tensor
     cond, model = conditions(teacher, len(noise)), teacher.denoiser
     circuit, (low, _) = Circuit(model), model.span
     times = [*UniformGrid()(steps, model).tolist(), low]
-    states = list(path(model, noise, times[:-1], step=transfer, cond=cond))
+    states = list(path(model, noise, times[:-1], step=Transfer(), cond=cond))
     paths = {
         "pixels, the sampler": states,
         RING: list(circuit.ring(noise, times, cond=cond)),

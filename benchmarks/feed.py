@@ -13,7 +13,7 @@ from statistics import median
 import torch
 
 from fewstep import Denoiser, FitConfig, Flow, SampleSpec, Velocity, store
-from fewstep.backbones import UNetConfig, build
+from fewstep.backbones import UNetConfig
 from fewstep.batching import Batches
 from fewstep.methods.regress import Regress, RegressConfig
 from fewstep.streams import PairStream
@@ -47,7 +47,7 @@ def start_training(kind, stream, shape, classes):
     spec = SampleSpec(shape, classes)
     torch.manual_seed(0)
     config = UNetConfig(channels=(32, 64), layers=1, attention=(), groups=8)
-    network = build(config, shape=shape, classes=classes)
+    network = config.build(shape=shape, classes=classes)
     method = Regress(RegressConfig(), Denoiser(network, Flow(), Velocity()), spec)
     return Training(method, kind({"pairs": stream}, spec, batch=64, seed=0), FitConfig(batch=64))
 

@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fewstep import Batches, Denoiser, FitConfig, Flow, Generator, ImageStream, SampleSpec, Velocity
 from fewstep import methods as package
-from fewstep.backbones import UNetConfig, build
+from fewstep.backbones import UNetConfig
 from fewstep.methods.base import PairBatch
 from fewstep.methods.fake_score import AdversarialConfig
 from fewstep.trainer import Training
@@ -114,7 +114,7 @@ class Ready:
 def network():
     """The U-Net, its zero layers filled: all there is to compute is computed on numbers."""
     torch.manual_seed(0)
-    net = build(NETWORK, shape=SHAPE)
+    net = NETWORK.build(shape=SHAPE)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fewstep import Condition, Denoiser, Flow, Velocity, noise_from_seeds
-from fewstep.backbones import UNetConfig, build
+from fewstep.backbones import UNetConfig
 
 ROWS, IMAGE = 64, (3, 32, 32)
 
@@ -22,7 +22,7 @@ def outputs(batch):
     """x0 of the same 64 rows, `batch` of them at a time."""
     torch.manual_seed(0)
     config = UNetConfig(channels=(32, 64), layers=1, attention=(), groups=8)
-    network = build(config, shape=(1, 16, 16), classes=10).eval()
+    network = config.build(shape=(1, 16, 16), classes=10).eval()
     for parameter in network.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)

@@ -35,7 +35,7 @@ from torch import Tensor
 
 import fewstep
 from fewstep import InputError, SampleSpec, noise_from_seeds
-from fewstep.backbones import UNetConfig, build
+from fewstep.backbones import UNetConfig
 from fewstep.data import load
 from fewstep.drawing import seeds
 from fewstep.images import from_uint8
@@ -281,9 +281,9 @@ def teacher() -> fewstep.Generator:
     torch.manual_seed(0)
     spec = SampleSpec((1, 16, 16), 10)
     config = UNetConfig(channels=(32, 64), layers=1, attention=(), groups=8)
-    network = build(config, shape=spec.shape, classes=spec.classes)
+    network = config.build(shape=spec.shape, classes=spec.classes)
     denoiser = fewstep.Denoiser(network, fewstep.Flow(), fewstep.Velocity())
-    return fewstep.Generator(denoiser, spec, step=fewstep.heun).eval()
+    return fewstep.Generator(denoiser, spec, step=fewstep.Heun()).eval()
 
 
 def recording(rounds: int, count: int, root: Path) -> tuple[float, float, float]:

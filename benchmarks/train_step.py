@@ -27,7 +27,7 @@ from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from fewstep import Batches, Denoiser, FitConfig, ImageStream, LinearBetas, SampleSpec
-from fewstep.backbones import UNetConfig, build
+from fewstep.backbones import UNetConfig
 from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.parametrization import Eps
 from fewstep.trainer import Training
@@ -67,7 +67,7 @@ def images_of(shape):
 def ours(shape, config, batch, precision="f32"):
     torch.manual_seed(0)
     table = LinearBetas()
-    student = Denoiser(build(config, shape=shape), table, Eps(table))
+    student = Denoiser(config.build(shape=shape), table, Eps(table))
     method = Denoise(DenoiseConfig(), student, SampleSpec(shape))
     streams = {"images": ImageStream(images_of(shape), None)}
     batches = Batches(streams, SampleSpec(shape), batch=batch, seed=0)
@@ -78,7 +78,7 @@ def ours(shape, config, batch, precision="f32"):
 def plain(shape, config, batch, *, fused):
     torch.manual_seed(0)
     net = theirs(shape, config)
-    net.load_state_dict(build(config, shape=shape).state_dict())
+    net.load_state_dict(config.build(shape=shape).state_dict())
     images, bars = images_of(shape), torch.tensor(LinearBetas().table.alphas_cumprod).float()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, **({"fused": True} if fused else {}))
     averages = [p.detach().clone() for p in net.parameters()]

@@ -16,7 +16,7 @@ import torch
 
 import fewstep as fs
 from fewstep import runs, store
-from fewstep.backbones import MLPConfig, build
+from fewstep.backbones import MLPConfig
 from fewstep.data.toys import eight_gaussians
 from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.methods.regress import Regress, RegressConfig
@@ -50,7 +50,7 @@ def train(method, streams):
 # A network, the process that adds the noise, and the meaning of the network's output.
 
 # %%
-network = fs.Denoiser(build(MLPConfig(width=96), shape=(2,)), fs.Flow(), fs.Velocity())
+network = fs.Denoiser(MLPConfig(width=96).build(shape=(2,)), fs.Flow(), fs.Velocity())
 teacher = train(Denoise(DenoiseConfig(), network, spec), {"images": fs.ImageStream(points, None)})
 
 # %% [markdown]
@@ -70,7 +70,7 @@ def sample(generator, steps):
     return result, f"distance {sliced_wasserstein(result, truth):.3f}"
 
 
-euler, heun = teacher, teacher.with_sampler(step=fs.heun)
+euler, heun = teacher, teacher.with_sampler(step=fs.Heun())
 panels = {f"Euler, steps={n}": sample(euler, n) for n in (1, 4, 16)}
 panels |= {f"Heun, steps={n}": sample(heun, n) for n in (4, 16)}
 

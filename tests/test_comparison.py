@@ -23,7 +23,7 @@ from fewstep.generator import Generator, SampleSpec
 from fewstep.metrics import EvalProtocol
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
-from fewstep.recipe import from_table, read
+from fewstep.recipe import parse, read
 
 SHAPE = (1, 8, 8)
 PROTOCOL = EvalProtocol(20, "pixels")
@@ -31,7 +31,7 @@ PROTOCOL = EvalProtocol(20, "pixels")
 
 def recipe(teacher=None, **data):
     table = {"data": {"name": "digits", **data}, "method": {"name": "denoise"}}
-    return from_table(table | ({"teacher": {"load": teacher}} if teacher else {}))
+    return parse(table | ({"teacher": {"load": teacher}} if teacher else {}))
 
 
 def loaded(name, by=None):
@@ -42,14 +42,13 @@ def loaded(name, by=None):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A weights file of a small untrained network, with its recipe."""
-    from fewstep import backbones
     from fewstep.denoiser import Denoiser
 
     by = read("digits-flow", ["student.backbone.channels=[8]", "student.backbone.groups=4"])
-    backbone = backbones.build(by.student.backbone, shape=SHAPE, classes=10)
+    backbone = by.student.backbone.build(shape=SHAPE, classes=10)
     generator = Generator(Denoiser(backbone, Flow(), Velocity()), SampleSpec(SHAPE, 10))
     path = tmp_path_factory.mktemp("saved") / "model.safetensors"
-    runs.save_generator(path, generator, by, {}, step=7)
+    runs.save_generator(path, generator, by.table(), {}, step=7)
     return path
 
 

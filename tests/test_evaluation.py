@@ -21,7 +21,7 @@ from fewstep.images import to_uint8
 from fewstep.metrics import EvalProtocol
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
-from fewstep.sampling import corrector, heun, multistep, noise_from_seeds, renoise, transfer
+from fewstep.sampling import Corrector, Heun, Multistep, Renoise, Transfer, noise_from_seeds
 from fewstep.scores import append_score, score_from
 
 SHAPE = (1, 8, 8)
@@ -44,7 +44,7 @@ def moments(images):
 
 def test_images_do_not_depend_on_the_batch_size():
     def whole(batch):
-        made = generate(generator(10, step=renoise), 23, steps=3, seed=4, batch=batch)
+        made = generate(generator(10, step=Renoise()), 23, steps=3, seed=4, batch=batch)
         return torch.cat([images for _, images in made])
 
     assert torch.equal(whole(23), whole(5))
@@ -53,7 +53,7 @@ def test_images_do_not_depend_on_the_batch_size():
 
 
 @pytest.mark.parametrize(
-    ("step", "calls"), [(transfer, 5), (heun, 9), (multistep, 5), (corrector, 9)]
+    ("step", "calls"), [(Transfer(), 5), (Heun(), 9), (Multistep(), 5), (Corrector(), 9)]
 )
 def test_evaluations_are_counted(step, calls):
     assert count_evaluations(generator(step=step), 5) == calls
@@ -136,7 +136,7 @@ def test_a_kept_score_is_of_these_weights_and_this_protocol(digits, tmp_path):
     assert kept() and kept(seed=7)
     assert kept(steps=1) is None and kept(seed=0) is None
     assert kept(by=Evaluator(digits, EvalProtocol(81, "pixels"))) is None
-    assert kept(made=generator(step=heun)) is None
+    assert kept(made=generator(step=Heun())) is None
     assert kept(folder=tmp_path / "model.safetensors") is None
 
 

@@ -7,20 +7,20 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec, from_description
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
-from fewstep.sampling import heun, renoise, sample
+from fewstep.sampling import Heun, Renoise, sample
 from fewstep.times import FixedGrid, KarrasGrid, UniformGrid
 
 
 def test_it_samples_as_sample_does():
     model, noise = exact(VE(80.0), EDM()), torch.randn(5, 2)
-    generator = Generator(model, SampleSpec((2,)), grid=KarrasGrid(), step=heun)
-    wanted = sample(model, noise, KarrasGrid()(6, model), step=heun)
+    generator = Generator(model, SampleSpec((2,)), grid=KarrasGrid(), step=Heun())
+    wanted = sample(model, noise, KarrasGrid()(6, model), step=Heun())
     assert torch.equal(generator(noise, steps=6), wanted)
     *states, image = generator.path(noise, steps=6)
     assert len(states) == 6 and torch.equal(image, wanted)
     assert torch.equal(
         generator.with_sampler(grid=UniformGrid())(noise, steps=2),
-        sample(model, noise, UniformGrid()(2, model), step=heun),
+        sample(model, noise, UniformGrid()(2, model), step=Heun()),
     )
 
 
@@ -50,21 +50,21 @@ def test_what_it_cannot_make_is_refused():
 
 
 def test_draws_follow_the_seeds_of_the_rows():
-    generator = Generator(exact(Flow(), Velocity()), SampleSpec((2,)), step=renoise)
+    generator = Generator(exact(Flow(), Velocity()), SampleSpec((2,)), step=Renoise())
     noise = torch.randn(4, 2)
     whole = generator(noise, steps=3, seed=[5, 6, 7, 8])
     assert torch.equal(whole[2:], generator(noise[2:], steps=3, seed=7))
 
 
 def test_description_round_trip():
-    from fewstep.backbones import MLPConfig, build
+    from fewstep.backbones import MLPConfig
     from fewstep.denoiser import Denoiser
     from fewstep.parametrization import Eps
     from fewstep.process import LinearBetas
 
     table = LinearBetas(steps=20)
-    model = Denoiser(build(MLPConfig(width=8, depth=1), shape=(2,)), table, Eps(table))
-    made = Generator(model, SampleSpec((2,)), grid=FixedGrid(((1.0,),)), step=renoise)
+    model = Denoiser(MLPConfig(width=8, depth=1).build(shape=(2,)), table, Eps(table))
+    made = Generator(model, SampleSpec((2,)), grid=FixedGrid(((1.0,),)), step=Renoise())
     read = from_description(made.describe())
     assert read.describe() == made.describe()
     read.load_state_dict(made.state_dict())

@@ -14,17 +14,19 @@ ROOT = Path(fewstep.__file__).parent
 # each layer may import those before it; names in one layer do not import each other
 LAYERS = [
     ["errors", "formatting"],
-    ["files", "images"],
+    ["files", "images", "plugins"],
+    ["tables"],
     ["download"],
     ["condition"],
     ["process"],
     ["parametrization"],
     ["backbones", "data", "store", "metrics"],
     ["denoiser"],
-    ["circuits", "times"],
+    ["times"],
     ["sampling"],
-    ["guidance"],
+    ["circuits", "guidance"],
     ["generator"],
+    ["runs"],
     ["pretrained"],
     ["losses", "ema", "distributed", "threads"],
     ["drawing"],
@@ -32,7 +34,6 @@ LAYERS = [
     ["batching", "streams"],
     ["trainer"],
     ["recipe"],
-    ["runs"],
     ["recording", "trackers"],
     ["scores"],
     ["evaluation"],
@@ -43,9 +44,12 @@ LAYERS = [
     ["__main__"],
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-TENSORS_ONLY = {"backbones": {"errors", "condition"}, "data": {"errors", "files", "download"},
-                "store": {"errors", "files", "images"},
-                "metrics": {"errors", "formatting", "files", "images", "download"}}  # fmt: skip
+TENSORS_ONLY = {
+    "backbones": {"errors", "condition", "plugins"},
+    "data": {"errors", "files", "download", "plugins"},
+    "store": {"errors", "files", "images"},
+    "metrics": {"errors", "formatting", "files", "images", "download", "plugins"},
+}
 
 
 def imported(path):

@@ -130,5 +130,5 @@ def test_a_configs_classifier_is_bound_once_it_is_needed(tmp_path):
 
 @pytest.mark.parametrize("loss", [Lpips(), Features()])
 def test_a_velocity_has_no_look(loss):
-    with pytest.raises(InputError, match='method.on="x0"'):
+    with pytest.raises(InputError, match='method.on = "x0"'):
         Kstep(KstepConfig(loss=loss), exact(Flow(), Velocity(), (2,)), toy.SPEC)

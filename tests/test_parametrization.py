@@ -9,10 +9,13 @@ from fewstep.process import VE, VP, Cosine, Flow
 every = pytest.mark.parametrize(
     "parametrization",
     PARAMETRIZATIONS,
-    ids=[f"{p.name}-{getattr(p, 'native', Flow()).name}" for p in PARAMETRIZATIONS],
+    ids=[
+        f"{type(p).__name__}-{type(getattr(p, 'native', Flow())).__name__}"
+        for p in PARAMETRIZATIONS
+    ],
 )
 processes = pytest.mark.parametrize(
-    "process", PROCESSES, ids=[f"{p.name}{i}" for i, p in enumerate(PROCESSES)]
+    "process", PROCESSES, ids=[f"{type(p).__name__}{i}" for i, p in enumerate(PROCESSES)]
 )
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from analytic import PROCESSES
 from fewstep.process import VE, VP, Cosine, Flow, LinearBetas, Table
 
-names = [f"{p.name}{i}" for i, p in enumerate(PROCESSES)]
+names = [f"{type(p).__name__}{i}" for i, p in enumerate(PROCESSES)]
 every = pytest.mark.parametrize("process", PROCESSES, ids=names)
 
 

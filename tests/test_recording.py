@@ -8,7 +8,7 @@ import torch
 import killing
 from analytic import as_flow_map, exact
 from fewstep import store
-from fewstep.backbones import UNetConfig, build
+from fewstep.backbones import UNetConfig
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
@@ -21,7 +21,7 @@ from fewstep.recording import (
     class_labels,
     record,
 )
-from fewstep.sampling import ancestral, heun, noise_from_seeds
+from fewstep.sampling import Ancestral, Heun, noise_from_seeds
 from fewstep.streams import PairStream
 from fewstep.times import KarrasGrid
 
@@ -30,7 +30,7 @@ IMAGES = (1, 4, 4)
 
 def images(**settings):
     model = exact(VE(80.0), EDM(), shape=IMAGES)
-    settings = {"grid": KarrasGrid(), "step": heun, **settings}
+    settings = {"grid": KarrasGrid(), "step": Heun(), **settings}
     return Generator(model, SampleSpec(IMAGES, 3), **settings)
 
 
@@ -54,7 +54,7 @@ def test_pairs_are_the_teachers_answers_to_their_noise(tmp_path):
 
 
 def test_points_are_kept_exactly(tmp_path):
-    plane = Generator(exact(Flow(), Velocity()), SampleSpec((2,)), step=heun)
+    plane = Generator(exact(Flow(), Velocity()), SampleSpec((2,)), step=Heun())
     recorded(plane, tmp_path / "p")
     rows = PairStream(store.Reader(tmp_path / "p")).rows(
         torch.arange(23), torch.zeros(23), torch.device("cpu")
@@ -70,10 +70,10 @@ def network():
     config = UNetConfig(channels=(8, 12), layers=1, attention=(3,), groups=4)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = build(config, shape=shape, classes=3)
+        net = config.build(shape=shape, classes=3)
         for parameter in net.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
-    return Generator(Denoiser(net.eval(), Flow(), Velocity()), SampleSpec(shape, 3), step=heun)
+    return Generator(Denoiser(net.eval(), Flow(), Velocity()), SampleSpec(shape, 3), step=Heun())
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def content(folder):
 
 def test_a_stochastic_teacher_is_refused_with_the_reason(tmp_path):
     with pytest.raises(InputError, match="ancestral draws fresh noise.*no function"):
-        recorded(images(step=ancestral), tmp_path / "p")
+        recorded(images(step=Ancestral()), tmp_path / "p")
     with pytest.raises(InputError, match="0 pairs"):
         recorded(images(), tmp_path / "p", count=0)
     with pytest.raises(InputError, match="seed -1: take one from 0 to"):
@@ -156,7 +156,7 @@ def test_a_stochastic_teacher_is_refused_with_the_reason(tmp_path):
 
 def test_states_lie_on_the_path(tmp_path):
     model = exact(Flow(), Velocity(), IMAGES)
-    teacher = Generator(model, SampleSpec(IMAGES), step=heun)
+    teacher = Generator(model, SampleSpec(IMAGES), step=Heun())
     recorded(teacher, tmp_path / "p", steps=60, states=3)
     reader = store.Reader(tmp_path / "p")
     rows = reader[:]

@@ -8,14 +8,14 @@ from safetensors.torch import save_file
 import fewstep
 from analytic import exact
 from fewstep import recipe, runs
-from fewstep.backbones import UNetConfig, build
+from fewstep.backbones import UNetConfig
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
 from fewstep.runs import Run
-from fewstep.sampling import heun
+from fewstep.sampling import Heun
 from fewstep.times import KarrasGrid
 
 SMALL = UNetConfig(channels=(8, 16), layers=1, groups=4, attention=(4,))
@@ -24,7 +24,7 @@ SPEC = SampleSpec((1, 8, 8), 3, ("a", "b", "c"))
 
 def small(seed=0, process=None, parametrization=None):
     torch.manual_seed(seed)
-    backbone = build(SMALL, shape=(1, 8, 8), classes=3)
+    backbone = SMALL.build(shape=(1, 8, 8), classes=3)
     with torch.no_grad():  # a fresh network may say zero: give every weight something to lose
         for p in backbone.parameters():
             p.add_(0.02 * torch.randn_like(p))
@@ -38,15 +38,15 @@ def digits(*overrides):
 
 def test_weights_describe_themselves(tmp_path):
     made = small(process=VE(80.0), parametrization=EDM(0.5)).with_sampler(
-        grid=KarrasGrid(), step=heun
+        grid=KarrasGrid(), step=Heun()
     )
-    runs.save_generator(tmp_path / "m.safetensors", made, digits(), {"data": "x"})
+    runs.save_generator(tmp_path / "m.safetensors", made, digits().table(), {"data": "x"})
     read = fewstep.load(tmp_path / "m.safetensors")
     noise = torch.randn(4, 1, 8, 8)
-    assert read.spec == SPEC and read.grid == KarrasGrid() and read.step is heun
+    assert read.spec == SPEC and read.grid == KarrasGrid() and read.step == Heun()
     assert torch.equal(read(noise, steps=3), made(noise, steps=3))
     told = runs.describe(tmp_path / "m.safetensors")
-    assert recipe.from_table(told["recipe"]) == digits() and told["pins"] == {"data": "x"}
+    assert recipe.parse(told["recipe"]) == digits() and told["pins"] == {"data": "x"}
 
 
 def test_a_guided_generator_is_read_back_guided(tmp_path):
@@ -57,7 +57,7 @@ def test_a_guided_generator_is_read_back_guided(tmp_path):
 def test_equal_weights_give_equal_files_with_one_metadata_key(tmp_path):
     for name in ("a", "b"):
         runs.save_generator(
-            tmp_path / f"{name}.safetensors", small(), digits(), {"z": "1", "a": "2"}
+            tmp_path / f"{name}.safetensors", small(), digits().table(), {"z": "1", "a": "2"}
         )
     a, b = ((tmp_path / f"{n}.safetensors").read_bytes() for n in "ab")
     assert a == b
@@ -102,8 +102,8 @@ def test_weights_that_do_not_fit_their_description(tmp_path):
 def test_addresses_that_lead_nowhere(tmp_path):
     for address, message in (
         ("nowhere", "no run folder or weights file nowhere"),
-        (str(tmp_path), "holds no model.safetensors"),
-        ("gopher:some/model", "no gopher:"),
+        (str(tmp_path), "has no model.safetensors"),
+        ("gopher:some/model", "no source gopher:"),
     ):
         with pytest.raises(InputError, match=message):
             runs.load(address)
@@ -113,14 +113,14 @@ def test_addresses_that_lead_nowhere(tmp_path):
 
 def test_a_folder_of_another_recipe_is_refused_with_the_difference(tmp_path):
     run = Run(tmp_path / "run")
-    run.claim(digits())
-    run.claim(digits("about.title=other"))  # what is only told may change
+    run.claim(digits().table())
+    run.claim(digits("about.title=other").table())  # what is only told may change
     with pytest.raises(InputError, match=r"fit\.steps is \d+ there and 7 here.*--out"):
-        run.claim(digits("fit.steps=7"))
+        run.claim(digits("fit.steps=7").table())
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")
     with pytest.raises(InputError, match="is not empty and is no run folder"):
-        Run(tmp_path / "full").claim(digits())
+        Run(tmp_path / "full").claim(digits().table())
 
 
 def test_a_line_cut_by_a_crash_is_left_out_and_rewound(tmp_path):

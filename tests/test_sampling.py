@@ -1,29 +1,30 @@
 import weakref
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from analytic import MEAN, SPREAD, TABLE, as_flow_map, exact
+from fewstep import plugins
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.parametrization import EDM, Eps, Velocity
 from fewstep.process import VE, VP, Cosine, Flow
 from fewstep.sampling import (
-    ancestral,
-    corrector,
-    describe_step,
-    heun,
-    multistep,
-    named_step,
+    Ancestral,
+    Corrector,
+    Heun,
+    Multistep,
+    Renoise,
+    RowNoise,
+    Step,
+    Transfer,
+    convert_step,
     noise_from_seeds,
     path,
-    renamed_step,
-    renoise,
     sample,
-    transfer,
 )
+from fewstep.tables import from_table, to_table
 from fewstep.times import KarrasGrid, UniformGrid
 
 
@@ -43,30 +44,31 @@ def order_of_convergence(step, process, parametrization=None, low=0.2, high=0.8)
     counts, errors = [128, 256, 512], []
     for n in counts:
         points = torch.linspace(high, low, n + 1, dtype=torch.float64).tolist()
-        walk, at = StepContext(model, None, RowNoise(range(10))), x
+        context, at = StepContext(model, None, RowNoise(range(10))), x
         for t, s in zip(points, points[1:], strict=False):
-            at, memory = step(walk, at, t, s)
-            walk = walk._replace(memory=memory)
+            at, context.memory = step(context, at, t, s)
         errors.append(float((at - truth).abs().max()))
     return -np.polyfit(np.log(counts), np.log(errors), 1)[0]
 
 
-clocks = pytest.mark.parametrize("process", [Flow(), VP(), Cosine(), VE()], ids=lambda p: p.name)
+clocks = pytest.mark.parametrize(
+    "process", [Flow(), VP(), Cosine(), VE()], ids=lambda p: type(p).__name__
+)
 
 
 @clocks
 def test_transfer_is_of_first_order(process):
-    assert 0.9 < order_of_convergence(transfer, process) < 1.1
+    assert 0.9 < order_of_convergence(Transfer(), process) < 1.1
 
 
 @clocks
 def test_heun_is_of_second_order(process):
-    assert 1.8 < order_of_convergence(heun, process) < 2.2
+    assert 1.8 < order_of_convergence(Heun(), process) < 2.2
 
 
 @clocks
 def test_multistep_is_of_second_order(process):
-    assert 1.8 < order_of_convergence(multistep, process) < 2.3
+    assert 1.8 < order_of_convergence(Multistep(), process) < 2.3
 
 
 def test_transfer_is_euler_under_flow_and_ve():
@@ -100,7 +102,7 @@ def test_heun_on_a_karras_grid_under_ve_is_edms_algorithm():
             x = x + (then - now) * (0.5 * d + 0.5 * (ahead - denoised(ahead, then)) / then)
         else:
             x = ahead
-    ours = sample(model, noise, KarrasGrid()(n, model), step=heun)
+    ours = sample(model, noise, KarrasGrid()(n, model), step=Heun())
     torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-9)
 
 
@@ -112,8 +114,8 @@ def ddpm_inputs():
     return exact(TABLE, Eps(TABLE)), x, z, bars
 
 
-class Fixed:
-    """Draws that give what they are told."""
+class Fixed(RowNoise):
+    """Noise that is the same at every draw."""
 
     def __init__(self, z):
         self.z = z
@@ -134,8 +136,8 @@ def test_ancestral_is_ddpm(i, variance):
     eps = model(x, i / 999).eps
     mean = (x - beta / torch.sqrt(1 - bar) * eps) / torch.sqrt(1 - beta)
     spread = torch.sqrt(beta if variance == "large" else (1 - before) / (1 - bar) * beta)
-    walk = StepContext(model, None, Fixed(z))
-    ours, _ = ancestral(walk, x, i / 999, (i - 1) / 999, variance=variance)
+    context = StepContext(model, None, Fixed(z))
+    ours, _ = Ancestral(variance=variance)(context, x, i / 999, (i - 1) / 999)
     torch.testing.assert_close(ours, mean + spread * z, rtol=1e-6, atol=1e-8)
 
 
@@ -150,7 +152,7 @@ def test_ancestral_with_eta_is_ddim(eta):
     x0 = (x - torch.sqrt(1 - bar) * eps) / torch.sqrt(bar)
     spread = eta * torch.sqrt((1 - before) / (1 - bar)) * torch.sqrt(1 - bar / before)
     wanted = torch.sqrt(before) * x0 + torch.sqrt(1 - before - spread**2) * eps + spread * z
-    ours, _ = ancestral(StepContext(model, None, Fixed(z)), x, 700 / 999, 600 / 999, eta=eta)
+    ours, _ = Ancestral(eta=eta)(StepContext(model, None, Fixed(z)), x, 700 / 999, 600 / 999)
     torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-8)
 
 
@@ -164,22 +166,21 @@ def test_a_clip_bounds_the_image_as_in_ddpm_and_ddim(i):
     beta, said = 1 - bar / before, model(x, i / 999)
     x0 = said.x0.clamp(-0.2, 0.2)
     assert (x0 != said.x0).any()
-    walk, times = StepContext(model, None, Fixed(z)), (i / 999, (i - 1) / 999)
+    context, times = StepContext(model, None, Fixed(z)), (i / 999, (i - 1) / 999)
     mean = torch.sqrt(before) * beta / (1 - bar) * x0
     mean = mean + torch.sqrt(1 - beta) * (1 - before) / (1 - bar) * x
     spread = torch.sqrt((1 - before) / (1 - bar) * beta)
-    ours, _ = ancestral(walk, x, *times, clip=0.2)
+    ours, _ = Ancestral(clip=0.2)(context, x, *times)
     torch.testing.assert_close(ours, mean + spread * z, rtol=1e-6, atol=1e-8)
-    ours, _ = transfer(walk, x, *times, clip=0.2)
+    ours, _ = Transfer(clip=0.2)(context, x, *times)
     wanted = torch.sqrt(before) * x0 + torch.sqrt(1 - before) * said.eps
     torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-8)
-    ours, _ = renoise(walk, x, *times, clip=0.2)
+    ours, _ = Renoise(clip=0.2)(context, x, *times)
     wanted = torch.sqrt(before) * x0 + torch.sqrt(1 - before) * z
     torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-8)
-    for step in (ancestral, transfer, renoise):
-        assert torch.equal(step(walk, x, i / 999, None, clip=0.2)[0], x0)
-        free = step(walk, x, *times)[0]
-        assert torch.equal(step(walk, x, *times, clip=None)[0], free)
+    for kind in (Ancestral, Transfer, Renoise):
+        assert torch.equal(kind(clip=0.2)(context, x, i / 999, None)[0], x0)
+        assert not torch.equal(kind(clip=0.2)(context, x, *times)[0], kind()(context, x, *times)[0])
 
 
 def test_renoise_is_consistency_sampling():
@@ -188,13 +189,13 @@ def test_renoise_is_consistency_sampling():
 
     model, z = exact(VE(), EDM()), torch.randn(4, 2, dtype=torch.float64)
     x = 40 * torch.randn(4, 2, dtype=torch.float64)
-    ours, _ = renoise(StepContext(model, None, Fixed(z)), x, 0.5, 0.01)
+    ours, _ = Renoise()(StepContext(model, None, Fixed(z)), x, 0.5, 0.01)
     torch.testing.assert_close(ours, model(x, 0.5).x0 + 0.8 * z)
 
 
 @pytest.mark.parametrize(
     "step",
-    [ancestral, partial(ancestral, variance="large"), corrector],
+    [Ancestral(), Ancestral(variance="large"), Corrector()],
     ids=["ancestral", "large", "corrector"],
 )
 def test_stochastic_samplers_end_in_the_data_distribution(step):
@@ -209,14 +210,15 @@ def test_a_sample_keeps_no_state_that_it_has_left_behind():
     """A thousand steps of a large batch would fill the memory with them."""
     left = []
 
-    def watched(walk, x_t, t, s):
-        left.append(weakref.ref(x_t))
-        alive = [state for state in left[:-2] if state() is not None]
-        assert not alive, f"{len(alive)} states of {len(left)} are still there"
-        return transfer(walk, x_t, t, s)
+    class Watched(Transfer):
+        def __call__(self, context, x_t, t, s):
+            left.append(weakref.ref(x_t))
+            alive = [state for state in left[:-2] if state() is not None]
+            assert not alive, f"{len(alive)} states of {len(left)} are still there"
+            return super().__call__(context, x_t, t, s)
 
     model = exact(Flow(), Velocity())
-    sample(model, noise_from_seeds(range(3), (2,)), UniformGrid()(8, model), step=watched)
+    sample(model, noise_from_seeds(range(3), (2,)), UniformGrid()(8, model), step=Watched())
     assert len(left) == 8
 
 
@@ -242,7 +244,7 @@ def test_noise_is_numpys_philox():
     assert noise_from_seeds([1 << 62, 7], (6,))[1].tolist() == wanted.tolist()
 
 
-@pytest.mark.parametrize("step", [transfer, heun, multistep])
+@pytest.mark.parametrize("step", [Transfer(), Heun(), Multistep()])
 def test_a_path_ends_in_the_sample_and_goes_through_the_flow(step):
     model, noise = exact(Flow(), Velocity()), noise_from_seeds(range(4), (2,))
     times = UniformGrid()(256, model)
@@ -253,7 +255,7 @@ def test_a_path_ends_in_the_sample_and_goes_through_the_flow(step):
         torch.testing.assert_close(x_t, wanted, atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("step", [ancestral, renoise, corrector])
+@pytest.mark.parametrize("step", [Ancestral(), Renoise(), Corrector()])
 def test_draws_belong_to_the_row_not_to_the_batch(step):
     model = exact(VP(), Velocity())
     noise = noise_from_seeds(range(6), (2,))
@@ -283,28 +285,38 @@ def test_refuses_times_that_do_not_fall_and_no_times():
         sample(model, noise, [0.5], time_steps=3)
 
 
-def test_steps_can_be_told_and_read_back():
-    half = partial(renoise, share=0.5)
-    assert describe_step(half) == {"name": "renoise", "share": 0.5}
-    assert describe_step(named_step(**describe_step(half))) == describe_step(half)
-    assert named_step("heun") is heun
-    with pytest.raises(InputError, match="no sampler 'heum'.*heun"):
-        named_step("heum")
+def test_a_step_is_a_table_of_its_settings():
+    half = Renoise(share=0.5)
+    assert to_table(half) == {"name": "renoise", "share": 0.5, "clip": None}
+    assert from_table(Step, to_table(half), "step") == half
+    with pytest.raises(InputError, match="unknown sampler 'heum'; did you mean heun"):
+        from_table(Step, {"name": "heum"}, "step")
 
 
-def test_a_step_by_another_name_keeps_the_settings_that_it_takes():
-    clipped = partial(ancestral, clip=1.0, eta=0.5)
-    assert describe_step(renamed_step(clipped, "transfer")) == {"name": "transfer", "clip": 1.0}
-    assert describe_step(renamed_step(clipped, "ancestral")) == describe_step(clipped)
-    assert renamed_step(clipped, "heun") is heun and renamed_step(heun, "transfer") is transfer
-    with pytest.raises(InputError, match="no sampler 'heum'.*heun"):
-        renamed_step(clipped, "heum")
+def test_a_converted_step_keeps_the_settings_that_it_has_too():
+    clipped = Ancestral(clip=1.0, eta=0.5)
+    assert convert_step(clipped, "transfer") == Transfer(clip=1.0)
+    assert convert_step(clipped, "ancestral") == clipped
+    assert convert_step(clipped, "heun") == Heun()
+    with pytest.raises(InputError, match="unknown sampler 'heum'; did you mean heun"):
+        convert_step(clipped, "heum")
+
+
+@pytest.mark.parametrize("name", [n for n in plugins.names("sampler") if n != "ring"])
+def test_what_a_step_says_of_itself_is_so(name):
+    """Its network calls, and whether it draws noise."""
+    step, model = plugins.resolve("sampler", name)(), exact(VP(), Velocity())
+    noise, times, calls = noise_from_seeds(range(3), (2,)), UniformGrid()(6, model), []
+    model.backbone.register_forward_pre_hook(lambda *_: calls.append(1))
+    first = sample(model, noise, times, step=step, seed=0)
+    assert len(calls) == 5 * step.evaluations + 1
+    assert torch.equal(first, sample(model, noise, times, step=step, seed=9)) == step.deterministic
 
 
 def test_float32_sampling_is_finite_from_the_very_ends():
     for process, parametrization in ((Flow(), Velocity()), (VE(), EDM()), (TABLE, Eps(TABLE))):
         model = exact(process, parametrization)
         assert isinstance(model, Denoiser)
-        for step in (transfer, heun, multistep, ancestral, renoise, corrector):
+        for step in (Transfer(), Heun(), Multistep(), Ancestral(), Renoise(), Corrector()):
             images = sample(model, torch.randn(8, 2), UniformGrid()(6, model), step=step)
-            assert images.isfinite().all(), (process.name, step)
+            assert images.isfinite().all(), (process, step)

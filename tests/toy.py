@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 
-from fewstep import backbones, metrics, runs, store
+from fewstep import metrics, runs, store
 from fewstep.backbones import MLPConfig, UNetConfig
 from fewstep.batching import Batches, ImageStream
 from fewstep.circuits.network import CircuitConfig, StateConfig
@@ -17,7 +17,7 @@ from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.parametrization import Clean, Velocity
 from fewstep.process import Flow
 from fewstep.recording import Recording, record
-from fewstep.sampling import heun, noise_from_seeds
+from fewstep.sampling import Heun, noise_from_seeds
 from fewstep.streams import PairStream, RingStream
 from fewstep.trainer import FitConfig, Training
 
@@ -34,7 +34,7 @@ def points():
 def network(seed=0, dropout=0.0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return backbones.build(MLPConfig(width=96, depth=3, pace=0.03), shape=(2,))
+        return MLPConfig(width=96, depth=3, pace=0.03).build(shape=(2,))
 
 
 def fresh(seed=0):
@@ -54,7 +54,7 @@ def circuit(seed=0):
     """A circuit's student."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = backbones.build(CIRCUIT, shape=PIXELS.shape)
+        net = CIRCUIT.build(shape=PIXELS.shape)
     return Denoiser(net, Flow(), Velocity())
 
 
@@ -63,7 +63,7 @@ def residuals(chunks=4, seed=0):
     config = ResidualsConfig(network=WIDE, state=STATE, blocks=0, chunks=chunks)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = backbones.build(config, shape=PIXELS.shape)
+        net = config.build(shape=PIXELS.shape)
     return Denoiser(net, Flow(), Clean(Flow()))
 
 
@@ -105,7 +105,7 @@ def record_rings(circuit, folder, count=4096, chunks=4):
 
 
 def record_pairs(teacher, folder, count=8192):
-    generator = teacher.with_sampler(step=heun)
+    generator = teacher.with_sampler(step=Heun())
     hashed = runs.weights_hash(teacher)
     for _ in record(generator, folder, Recording(count, steps=12), teacher=hashed):
         pass

@@ -18,7 +18,7 @@ from fewstep.errors import InputError, did_you_mean
 from fewstep.evaluation import Evaluator, cached_score, exhaust
 from fewstep.generator import Generator
 from fewstep.metrics import EvalProtocol
-from fewstep.recipe import Recipe, from_table
+from fewstep.recipe import Recipe, parse
 from fewstep.runner import read_data
 from fewstep.runs import Run, Weights
 from fewstep.scores import Score, append_score
@@ -118,7 +118,7 @@ def load_run(address: str | Path, *, name: str = "", weights: Weights = "ema") -
     name = name or Path(address).resolve().name
     if "step" in note:
         name += f" (best, step {note['step']:,})"
-    recipe = from_table(note["recipe"]) if note.get("recipe") else None
+    recipe = parse(note["recipe"]) if note.get("recipe") else None
     return LoadedRun(name, str(address), generator, recipe, note.get("step"))
 
 

@@ -21,9 +21,9 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.guidance import Guided
 from fewstep.metrics import EvalProtocol, Measures
+from fewstep.plugins import name_of
 from fewstep.process import Flow
 from fewstep.runs import Run, weights_hash
-from fewstep.sampling import describe_step
 from fewstep.scores import Score, score_from
 
 
@@ -121,7 +121,7 @@ class Evaluator:
         backbone = generator.denoiser.backbone
         return Score(
             steps=steps,
-            sampler=describe_step(generator.step)["name"],
+            sampler=name_of("sampler", type(generator.step)),
             evaluations=count_evaluations(generator, steps),
             guidance=backbone.weight if isinstance(backbone, Guided) else 1.0,
             weights=weights_hash(generator)[:16],

@@ -1,26 +1,23 @@
 """A denoiser and how it is sampled: what a run produces, what `load` returns, what is shipped."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from fewstep import backbones
-from fewstep.backbones import MLPConfig, UNetConfig
-from fewstep.circuits.network import CircuitConfig
-from fewstep.circuits.one_step import ResidualsConfig
+from fewstep import plugins, tables
+from fewstep.backbones import BackboneConfig
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.guidance import Guided, unguided
-from fewstep.parametrization import AnyParametrization
-from fewstep.process import AnyProcess
-from fewstep.sampling import Step, describe_step, named_step, path, ring, sample, transfer
-from fewstep.times import Grid, GridConfig, UniformGrid
+from fewstep.parametrization import Parametrization
+from fewstep.process import Process
+from fewstep.sampling import Step, Transfer, path, sample
+from fewstep.times import Grid, UniformGrid
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,13 @@ class Generator(nn.Module):
         spec: SampleSpec,
         *,
         grid: Grid | None = None,
-        step: Step = transfer,
+        step: Step | None = None,
     ) -> None:
         super().__init__()
         self.denoiser: Denoiser = denoiser
         self.spec = spec
         self.grid = grid or UniformGrid()
-        self.step = step
+        self.step = step or Transfer()
 
     def forward(
         self,
@@ -114,13 +111,14 @@ class Generator(nn.Module):
             )
 
     def with_sampler(self, *, grid: Grid | None = None, step: Step | None = None) -> "Generator":
-        """The same denoiser, sampled otherwise.
+        """The same denoiser with another grid or step, or both.
 
-        A ring's grid counts its updates: another step takes a uniform one, unless one is given.
+        A new step keeps the grid, but not one that suits only the old step (a circuit's ring):
+        then the default is a uniform grid.
         """
-        freed = self.step is ring and step not in (None, ring)
-        kept = UniformGrid() if freed else self.grid
-        return Generator(self.denoiser, self.spec, grid=grid or kept, step=step or self.step)
+        changes = step is not None and type(step) is not type(self.step)
+        default = UniformGrid() if changes and self.step.own_grid else self.grid
+        return Generator(self.denoiser, self.spec, grid=grid or default, step=step or self.step)
 
     def with_guidance(self, weight: float) -> "Generator":
         """The same weights under classifier-free guidance."""
@@ -139,42 +137,50 @@ class Generator(nn.Module):
         return Generator(guided, self.spec, grid=self.grid, step=self.step)
 
     def describe(self) -> dict[str, Any]:
-        """Everything but the weights, as JSON; `from_description` reads it back."""
+        """Everything but the weights, as JSON; `from_description` builds it again.
+
+        Classes from outside this package are named by their address, `package.module:Class`, and
+        `packages` holds the versions of their packages.
+        """
         backbone = self.denoiser.backbone
-        return {
+        description = {
             "spec": asdict(self.spec),
-            "backbone": asdict(backbone.config),
+            "backbone": tables.to_table(backbone.config),
             "guidance": backbone.weight if isinstance(backbone, Guided) else 1.0,
-            "process": asdict(self.denoiser.process),
-            "parametrization": asdict(self.denoiser.parametrization),
-            "step": describe_step(self.step),
-            "grid": asdict(self.grid),
-            **({"is_flow_map": True} if self.denoiser.is_flow_map else {}),
+            "process": tables.to_table(self.denoiser.process),
+            "parametrization": tables.to_table(self.denoiser.parametrization),
+            "step": tables.to_table(self.step),
+            "grid": tables.to_table(self.grid),
         }
-
-
-AnyBackbone = MLPConfig | UNetConfig | CircuitConfig | ResidualsConfig
-"""Settings of any architecture; the field `name` distinguishes them in a recipe."""
+        if self.denoiser.is_flow_map:
+            description["is_flow_map"] = True
+        packages = dict(plugins.package_version(name) for name in tables.addresses(description))
+        return {**description, "packages": packages} if packages else description
 
 
 @dataclass(frozen=True)
 class _Description:
     spec: SampleSpec
-    backbone: AnyBackbone
+    backbone: BackboneConfig
     guidance: float
-    process: AnyProcess
-    parametrization: AnyParametrization
-    step: dict[str, Any]
-    grid: GridConfig
+    process: Process
+    parametrization: Parametrization
+    step: Step
+    grid: Grid
     is_flow_map: bool = False
+    packages: dict[str, str] | None = None
 
 
-def from_description(description: dict[str, Any]) -> Generator:
-    """A generator with untrained weights, as `Generator.describe` told it."""
-    told = TypeAdapter(_Description).validate_python(description)
-    spec = told.spec
-    backbone = backbones.build(told.backbone, shape=spec.shape, classes=spec.classes)
-    denoiser = Denoiser(backbone, told.process, told.parametrization, is_flow_map=told.is_flow_map)
-    step = named_step(told.step["name"], **{k: v for k, v in told.step.items() if k != "name"})
-    generator = Generator(denoiser, spec, grid=told.grid, step=step)
-    return generator if told.guidance == 1.0 else generator.with_guidance(told.guidance)
+def from_description(
+    description: dict[str, Any], *, allow_code: Collection[str] | None = None
+) -> Generator:
+    """A generator with untrained weights, from what `Generator.describe` returned.
+
+    `allow_code` lists the modules that addresses in the description may import; None allows all.
+    Raises InputError for a description that names unknown or forbidden classes.
+    """
+    read = tables.from_table(_Description, description, "generator", allow_code=allow_code)
+    backbone = read.backbone.build(shape=read.spec.shape, classes=read.spec.classes)
+    denoiser = Denoiser(backbone, read.process, read.parametrization, is_flow_map=read.is_flow_map)
+    generator = Generator(denoiser, read.spec, grid=read.grid, step=read.step)
+    return generator if read.guidance == 1.0 else generator.with_guidance(read.guidance)

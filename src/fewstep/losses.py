@@ -1,10 +1,11 @@
 """Distances that several methods share. Each returns one number a row, of shape (b,)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,6 @@ from fewstep import metrics
 from fewstep.errors import InputError
 
 Rows = Float[Tensor, " b"]
-Distance = Callable[[Tensor, Tensor], Rows]
 
 
 def squared_error(a: Float[Tensor, "b ..."], b: Float[Tensor, "b ..."]) -> Rows:
@@ -22,34 +22,52 @@ def squared_error(a: Float[Tensor, "b ..."], b: Float[Tensor, "b ..."]) -> Rows:
     return (a - b).square().flatten(1).mean(1)
 
 
-@dataclass(frozen=True)
-class SquaredError:
-    """The mean square difference."""
+class Distance(ABC):
+    """How far two batches are apart, row by row: `distance(a, b)` maps (b, ...) twice to (b,)."""
 
-    name: Literal["mse"] = "mse"
+    noun: ClassVar[str] = "distance"
+
+    @abstractmethod
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """One number a row, of shape (b,); `a` takes the gradient."""
+
+
+class PointDistance(Distance):
+    """A distance of any numbers: images, velocities, states on the way."""
+
+
+class ImageDistance(Distance):
+    """A distance of images in [-1, 1] alone, by the features of a network."""
+
+    @property
+    @abstractmethod
+    def hash(self) -> str:
+        """SHA-256 of the network's weights."""
+
+
+@dataclass(frozen=True)
+class SquaredError(PointDistance):
+    """The mean square difference."""
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         return squared_error(a, b)
 
 
 @dataclass(frozen=True)
-class AbsoluteError:
+class AbsoluteError(PointDistance):
     """The mean absolute difference."""
-
-    name: Literal["l1"] = "l1"
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         return (a - b).abs().flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
-class PseudoHuber:
+class PseudoHuber(PointDistance):
     """√(|a − b|² + c²) − c over a row's elements, c = 0: the plain norm.
 
     Song and Dhariwal 2023, arXiv:2310.14189, whose c is 0.00054·√(elements).
     """
 
-    name: Literal["pseudo-huber"] = "pseudo-huber"
     c: float = 0.00054
     """Where the distance turns from square to linear, in units of √(elements of a row)."""
 
@@ -61,13 +79,12 @@ class PseudoHuber:
 
 
 @dataclass(frozen=True)
-class Lpips:
+class Lpips(ImageDistance):
     """LPIPS, how far apart images look to people, plus a share of the mean square difference.
 
     Zhang et al. 2018, arXiv:1801.03924. Of images alone: a velocity has no look.
     """
 
-    name: Literal["lpips"] = "lpips"
     trunk: Literal["squeeze", "alex", "vgg"] = "squeeze"
     """Whose features are compared; its weights are looked for in $FEWSTEP_HOME/weights."""
     size: int | None = None
@@ -81,19 +98,18 @@ class Lpips:
 
     @property
     def hash(self) -> str:
-        """Of its weights."""
+        """SHA-256 of the network's weights."""
         return _lpips(self.trunk, self.size, "cpu").hash
 
 
 @dataclass(frozen=True)
-class Features:
+class Features(ImageDistance):
     """As LPIPS, but all weights alike and of any extractor: for machines without LPIPS weights.
 
     `classifier` is the one that the run's own images train; it is then not LPIPS and is not called
     so. Of images alone.
     """
 
-    name: Literal["features"] = "features"
     extractor: str = "classifier"
     """classifier, squeezenet, resnet56-cifar10, inception or dinov2."""
     weights: str | None = None
@@ -110,14 +126,8 @@ class Features:
 
     @property
     def hash(self) -> str:
-        """Of its weights."""
+        """SHA-256 of the network's weights."""
         return _features(self.extractor, self.weights).hash
-
-
-PointConfig = SquaredError | AbsoluteError | PseudoHuber
-"""Distances of any numbers."""
-DistanceConfig = SquaredError | AbsoluteError | PseudoHuber | Lpips | Features
-"""Distances of images."""
 
 
 def bind_classifier(config: Any, classifier: Callable[[], Path]) -> Any:
@@ -142,7 +152,7 @@ def perceptual_hash(config: Any, shape: tuple[int, ...]) -> str | None:
     told = [getattr(config, f.name) for f in fields(config)] if is_dataclass(config) else []
     hashes: list[str] = []
     for loss in told:
-        if isinstance(loss, Lpips | Features):
+        if isinstance(loss, ImageDistance):
             image = torch.zeros(1, *shape)
             loss(image, image)
             hashes.append(loss.hash)

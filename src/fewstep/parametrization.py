@@ -9,18 +9,19 @@ trained under one process runs under any other. Conversions follow from the row 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fewstep.process import AnyProcess, Flow
+from fewstep.process import Flow, Process
 
 
 @dataclass(frozen=True)
 class Parametrization(ABC):
     """How a raw network is asked; arguments and results have the shape of `alpha` and `sigma`."""
 
+    noun: ClassVar[str] = "parametrization"
     logarithmic: ClassVar[bool] = (
         False  # levels are logarithms: the backbone's `level_scale` brings them to range
     )
@@ -53,7 +54,7 @@ class Parametrization(ABC):
 class Native(Parametrization):
     """Parametrizations of networks that were trained on one process's own x_t and times."""
 
-    native: AnyProcess
+    native: Process
 
     @property
     def ratios(self) -> tuple[float, float]:
@@ -81,8 +82,6 @@ class Native(Parametrization):
 class Eps(Native):
     """The network says the noise: row (0, 1).  Ho et al. 2020, arXiv:2006.11239."""
 
-    name: Literal["eps"] = "eps"
-
     def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(alpha), torch.ones_like(sigma)
 
@@ -94,8 +93,6 @@ class V(Native):
     Salimans and Ho 2022, arXiv:2202.00512.
     """
 
-    name: Literal["v"] = "v"
-
     def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         norm = torch.sqrt(alpha.square() + sigma.square())
         return -sigma / norm, alpha / norm
@@ -104,8 +101,6 @@ class V(Native):
 @dataclass(frozen=True)
 class Clean(Native):
     """The network says the image: its output is x0."""
-
-    name: Literal["clean"] = "clean"
 
     def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(alpha), torch.zeros_like(sigma)
@@ -120,7 +115,6 @@ class Velocity(Native):
     """The network says eps − x0, the velocity under `Flow`.  Lipman et al. 2022, 2210.02747."""
 
     native: Flow = Flow()
-    name: Literal["velocity"] = "velocity"
 
     def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return 1 / (alpha + sigma)
@@ -140,7 +134,6 @@ class EDM(Parametrization):
     sigma_data: float = 0.5
     ratio_min: float = 0.002
     ratio_max: float = 80.0
-    name: Literal["edm"] = "edm"
 
     logarithmic: ClassVar[bool] = True
 
@@ -160,6 +153,3 @@ class EDM(Parametrization):
 
     def _deviation(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return torch.sqrt(sigma.square() + (alpha * self.sigma_data).square())
-
-
-AnyParametrization = Eps | V | Clean | Velocity | EDM

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Process(ABC):
     """A noising process with continuous time in [0, 1]; see the module's equation."""
+
+    noun: ClassVar[str] = "process"
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -94,8 +96,6 @@ def _rate(scale: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 class Flow(Process):
     """Straight lines from data to noise: alpha = 1 − t, sigma = t.  Liu et al. 2022, 2209.03003."""
 
-    name: Literal["flow"] = "flow"
-
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
 
@@ -117,7 +117,6 @@ class VP(Process):
 
     beta_0: float = 0.1
     beta_1: float = 20.0
-    name: Literal["vp"] = "vp"
 
     def _integral(self, t: Tensor) -> Tensor:
         return t * (0.5 * (self.beta_1 - self.beta_0) * t + self.beta_0)
@@ -143,7 +142,6 @@ class VE(Process):
     """
 
     sigma_max: float = 80.0
-    name: Literal["ve"] = "ve"
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -163,7 +161,6 @@ class Cosine(Process):
     """
 
     sigma_data: float = 1.0
-    name: Literal["cosine"] = "cosine"
 
     def alpha(self, t: Tensor) -> Tensor:
         # cos(π/2) is slightly negative in floating point; this sine is exactly 0 at t = 1
@@ -185,7 +182,6 @@ class Table(Process):
     """
 
     alphas_cumprod: tuple[float, ...]
-    name: Literal["table"] = "table"
 
     def __post_init__(self) -> None:
         values = (1.0, *self.alphas_cumprod, 0.0)
@@ -237,7 +233,6 @@ class LinearBetas(Process):
     steps: int = 1000
     beta_0: float = 1e-4
     beta_1: float = 0.02
-    name: Literal["linear-betas"] = "linear-betas"
 
     @cached_property
     def table(self) -> Table:
@@ -257,6 +252,3 @@ class LinearBetas(Process):
 
     def time(self, ratio: Tensor) -> Tensor:
         return self.table.time(ratio)
-
-
-AnyProcess = Flow | VP | VE | Cosine | Table | LinearBetas

@@ -7,23 +7,22 @@ method's own `Config`, so a new method brings its settings without touching this
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast
 
 import tomli_w
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from fewstep import methods
+from fewstep import plugins
+from fewstep.backbones import BackboneConfig
 from fewstep.errors import InputError, did_you_mean
-from fewstep.generator import AnyBackbone
 from fewstep.metrics import EvalProtocol, protocol
 from fewstep.metrics.extractors.resize import Resize
-from fewstep.parametrization import AnyParametrization
-from fewstep.process import AnyProcess
+from fewstep.parametrization import Parametrization
+from fewstep.process import Process
+from fewstep.tables import field_docs, from_table, resolve_name, to_table
 from fewstep.trainer import FitConfig
 
 
@@ -107,11 +106,11 @@ class StudentConfig:
     """teacher, scratch, or a run whose weights to start from."""
     dropout: float | None = None
     """Of a copied network, where not as it was: published students often have 0."""
-    process: AnyProcess | None = None
+    process: Process | None = None
     """flow, vp, ve, cosine, table or linear-betas; of a network from scratch."""
-    parametrization: AnyParametrization | None = None
+    parametrization: Parametrization | None = None
     """eps, v, velocity, clean or edm; of a network from scratch."""
-    backbone: AnyBackbone | None = None
+    backbone: BackboneConfig | None = None
     """unet, mlp, circuit or residuals and its settings; of a network from scratch."""
 
 
@@ -167,10 +166,10 @@ class Recipe:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def table(self) -> dict[str, Any]:
-        """The resolved recipe as nested tables, without empty values: what a run folder keeps."""
-        told = _plain(asdict(self))
-        name, method = told.pop("method_name"), told.pop("method")
-        return {**told, "method": {"name": name, **method}}
+        """The resolved recipe as nested tables, without empty values: what a run folder holds."""
+        table = _without_none(to_table(self))
+        name, method = table.pop("method_name"), table.pop("method")
+        return {**table, "method": {"name": name, **method}}
 
     def toml(self) -> str:
         """The resolved recipe as TOML."""
@@ -217,106 +216,62 @@ def read(name: str, overrides: Iterable[str] = ()) -> Recipe:
         raise InputError(f"{name} is not TOML: {error}") from error
     for override in overrides:
         _override(table, override)
-    return from_table(table)
+    return parse(table)
 
 
-def from_table(table: Mapping[str, Any]) -> Recipe:
-    """The recipe that nested tables tell, every key checked."""
-    known = [*_SECTIONS, "method"]
+def parse(table: Mapping[str, Any], *, allow_code: Collection[str] | None = None) -> Recipe:
+    """The recipe in nested tables, with every key checked.
+
+    `allow_code` lists the modules that addresses `package.module:Class` may import; None, for a
+    recipe that the user wrote, allows all. Raises InputError for an unknown key, a missing section,
+    a value of another type, or an address that is not allowed.
+    """
+    sections = [*_SECTIONS, "method"]
     for key in table:
-        if key not in known:
-            raise InputError(f"unknown recipe key {key!r}{did_you_mean(key, known)}")
+        if key not in sections:
+            raise InputError(f"unknown recipe key {key!r}{did_you_mean(key, sections)}")
     for key in ("data", "method"):
         if key not in table:
             raise InputError(f"the recipe lacks [{key}]")
-    told = dict(table["method"])
-    name = told.pop("name", None)
-    if not isinstance(name, str):
-        raise InputError(f"[method] lacks name; there are: {', '.join(methods.names())}")
+    method = resolve_name("method", table["method"], "method", allow_code)
+    settings = {key: value for key, value in table["method"].items() if key != "name"}
     if "student" in table:
-        table = {**table, "student": _with_native(table["student"])}
-    sections = {k: _checked(k, v, _SECTIONS[k]) for k, v in table.items() if k != "method"}
-    method = _checked("method", told, methods.find(name).Config)
-    return Recipe(**sections, method=method, method_name=name)
+        table = {**table, "student": _with_native(table["student"], allow_code)}
+    values = {
+        key: from_table(kind, table[key], key, allow_code=allow_code)
+        for key, kind in _SECTIONS.items()
+        if key in table
+    }
+    return Recipe(
+        **values,
+        method=from_table(method.Config, settings, "method", allow_code=allow_code),
+        method_name=table["method"]["name"],
+    )
 
 
-def _with_native(student: Mapping[str, Any]) -> Mapping[str, Any]:
-    """eps, v and clean are native to the student's own process unless told otherwise."""
-    told, process = student.get("parametrization"), student.get("process")
-    if not told or told.get("name") not in ("eps", "v", "clean") or "native" in told:
+def _with_native(student: Any, allow_code: Collection[str] | None) -> Any:
+    """Parametrizations with a process of their own take the student's, unless one is given."""
+    table = student.get("parametrization") if isinstance(student, Mapping) else None
+    if not isinstance(table, Mapping) or "native" in table or "process" not in student:
         return student
-    return {**student, "parametrization": {**told, "native": process}}
-
-
-def _checked(section: str, value: Any, kind: Any) -> Any:
-    _check_keys(section, value, kind)
-    try:
-        # JSON mode: strict about types, yet a list may stand for a tuple
-        return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in (section, *first["loc"]))
-        got = first["input"]
-        raise InputError(f"recipe key {where} is {got!r}: {first['msg']}") from error
-
-
-def _check_keys(where: str, value: Any, kind: Any) -> None:
-    """Refuse unknown keys at any depth, naming the nearest that is known."""
-    if not isinstance(value, Mapping):
-        return
-    for option in _dataclasses(kind, value):
-        hints = get_type_hints(option, include_extras=True)
-        known = [f.name for f in fields(option)]
-        for key, inner in value.items():
-            if key not in known:
-                raise InputError(f"unknown recipe key {where}.{key}{did_you_mean(key, known)}")
-            _check_keys(f"{where}.{key}", inner, hints[key])
-        return
-    if get_origin(kind) is dict:
-        for key, inner in value.items():
-            _check_keys(f"{where}.{key}", inner, get_args(kind)[1])
-
-
-def _dataclasses(kind: Any, value: Mapping[str, Any]) -> list[Any]:
-    """The dataclass that a table is meant for: of a union, the one that bears its name."""
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    classes = [option for option in options if is_dataclass(option)]
-    named = {f.default: c for c in classes for f in fields(c) if f.name == "name"}
-    if len(classes) > 1 or value.get("name") in named:
-        if value.get("name") not in named:
-            told = value.get("name")
-            raise InputError(
-                f"name = {told!r} is not known here{did_you_mean(str(told), [*map(str, named)])}; "
-                f"there are: {', '.join(map(str, named))}"
-            )
-        return [named[value["name"]]]
-    return classes
+    kind = resolve_name("parametrization", table, "student.parametrization", allow_code)
+    native = next((f for f in fields(kind) if f.name == "native"), None)
+    if native is None or native.default is not MISSING:
+        return student
+    return {**student, "parametrization": {**table, "native": student["process"]}}
 
 
 def explained(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """(key, value, meaning) of every key that the recipe could set, the method's own first."""
-    yield "method.name", json.dumps(recipe.method_name), ", ".join(methods.names())
+    yield "method.name", json.dumps(recipe.method_name), ", ".join(plugins.names("method"))
     sections = {"method": recipe.method, **{k: getattr(recipe, k) for k in _SECTIONS}}
     for section, value in sections.items():
         kind = type(recipe.method) if section == "method" else _SECTIONS[section]
-        meanings = _meanings(kind)
+        meanings = field_docs(kind)
         for each in fields(kind):
             now = getattr(value, each.name, None)
-            shown = asdict(now) if is_dataclass(now) and not isinstance(now, type) else now
-            text = "" if shown is None else json.dumps(_plain(shown))
+            text = "" if now is None else json.dumps(_without_none(to_table(now)))
             yield f"{section}.{each.name}", text, meanings.get(each.name, "")
-
-
-def _meanings(kind: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass."""
-    config = ConfigDict(use_attribute_docstrings=True)
-    # the config of an adapter reaches a dataclass only inside another type
-    holder: Any = tuple.__class_getitem__(kind)
-    schema = TypeAdapter(holder, config=config).json_schema()
-    properties = schema["$defs"][kind.__name__].get("properties", {})
-    return {key: told.get("description", "").replace("\n", " ") for key, told in properties.items()}
 
 
 def _override(table: dict[str, Any], text: str) -> None:
@@ -341,10 +296,10 @@ def _toml_value(key: str, text: str) -> Any:
         raise InputError(f"{key}={text}: the right side is not TOML ({error})") from error
 
 
-def _plain(value: Any) -> Any:
-    """For TOML: no None, tuples as lists."""
+def _without_none(value: Any) -> Any:
+    """A table without empty values, which TOML does not have."""
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_none(v) for v in value]
     return value

@@ -23,8 +23,10 @@ from fewstep.condition import NO_LABEL
 from fewstep.drawing import class_labels, seeds
 from fewstep.errors import InputError
 from fewstep.generator import Generator
-from fewstep.sampling import DETERMINISTIC, describe_step, noise_from_seeds
+from fewstep.plugins import name_of, names, resolve
+from fewstep.sampling import noise_from_seeds
 from fewstep.store import Address
+from fewstep.tables import to_table
 
 FIRST_SEED = 1 << 62
 SHARD_BYTES = 256 << 20  # a shard is held in memory, uncompressed, while it is computed
@@ -123,15 +125,17 @@ def record(
 
 
 def _check_sampler(generator: Generator, recording: Recording) -> None:
-    name = describe_step(generator.step)["name"]
+    name = name_of("sampler", type(generator.step))
     if recording.chunks and name != "ring":
         raise InputError(f"chunks are sums of a ring; {name} has none: record with --sampler ring")
     if recording.states and name == "ring":
         raise InputError("a ring has no noisy images, which states are: record it with --chunks")
-    if name not in DETERMINISTIC:
+    if not generator.step.deterministic:
+        samplers = {name: resolve("sampler", name) for name in names("sampler")}
+        deterministic = [name for name, kind in samplers.items() if kind.deterministic]
         raise InputError(
             f"{name} draws fresh noise, so its images are no function of the starting noise and "
-            f"cannot be regressed on; record with one of: {', '.join(DETERMINISTIC)}"
+            f"cannot be regressed on; record with one of: {', '.join(deterministic)}"
         )
 
 
@@ -161,7 +165,7 @@ def _writer(
     times = generator.grid(recording.steps, generator.denoiser).tolist()
     provenance = {
         "teacher": teacher,
-        "sampler": describe_step(generator.step),
+        "sampler": to_table(generator.step),
         "times": times,
         "guidance": generator.describe()["guidance"],
         "seed": recording.seed,

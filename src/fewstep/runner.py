@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fewstep import backbones, data, distributed, methods, metrics, runs, store
+from fewstep import backbones, data, distributed, metrics, plugins, runs, store
 from fewstep.batching import Batches, ImageStream, Stream
 from fewstep.data import ImageSet
 from fewstep.denoiser import Denoiser
@@ -61,7 +61,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     if recipe.teacher:
         teacher = _teacher(recipe, spec)
         pins["teacher"] = runs.weights_hash(teacher)
-    method_class = methods.find(recipe.method_name)
+    method_class = plugins.resolve("method", recipe.method_name)
     student = _student(recipe, spec, teacher)
     config = bind_classifier(recipe.method, lambda: _classifier(images))
     seen = perceptual_hash(config, spec.shape)
@@ -162,7 +162,7 @@ def _fresh(recipe: Recipe, spec: SampleSpec, teacher: Generator | None) -> Denoi
         )
     with torch.random.fork_rng():
         torch.manual_seed(recipe.fit.seed)
-        backbone = backbones.build(told.backbone, shape=spec.shape, classes=spec.classes)
+        backbone = told.backbone.build(shape=spec.shape, classes=spec.classes)
     backbone.start(teacher and unguided(teacher.denoiser.backbone))
     return Denoiser(backbone, process, parametrization)
 
@@ -180,7 +180,7 @@ def run_recipe(
     """
     run, parts = Run(folder), assemble(recipe, device or distributed.device())
     if first_rank():  # several would race for one folder
-        run.claim(recipe)
+        run.claim(recipe.table())
     wait()
     training = Training(parts.method, parts.batches, recipe.fit)
     _resume(run, training, parts.pins)
@@ -204,7 +204,7 @@ def finished(recipe: Recipe, folder: Path | str) -> bool:
     run = Run(folder)
     if not run.recipe_file.exists():
         return False
-    run.claim(recipe)
+    run.claim(recipe.table())
     kept = run.state()
     return kept is not None and kept[1]["step"] >= recipe.fit.steps
 
@@ -268,8 +268,10 @@ class RunWriter:
         if not self.writes or training.step == self.kept or not training.sound():
             return
         generator = training.generator()
-        self.run.save_state(training, self.pins)
-        runs.save_generator(self.run.model_file, generator, self.recipe, self.pins)
+        tensors, note = training.state()
+        note |= {"pins": self.pins, "description": generator.describe()}
+        self.run.save_state(tensors, note)
+        runs.save_generator(self.run.model_file, generator, self.recipe.table(), self.pins)
         self.draw(generator, training.step)
         self.kept = training.step
 
@@ -298,4 +300,4 @@ class RunWriter:
             best = min((s.frechet for s in like), default=math.inf)
             if steps == counts[0] and score.frechet < best:
                 path, step = self.run.best_file, training.step
-                runs.save_generator(path, generator, self.recipe, self.pins, step=step)
+                runs.save_generator(path, generator, self.recipe.table(), self.pins, step=step)

@@ -1,31 +1,32 @@
-"""Run folders, self-describing weights, and what an address means.
+"""Run folders, weights files that describe themselves, and addresses of generators.
 
     runs/<name>/recipe.toml  progress.jsonl  samples/  model.safetensors  best.safetensors
                 scores.jsonl  state/  report.html
 
-`model.safetensors` holds the averaged weights and, in one metadata key, everything needed to use
-them: `load(path)` asks for nothing else. `best.safetensors` is the same of the step that scored
-best. `state/` serves resuming, and the raw weights; `scores.jsonl` what was measured afterwards.
+`model.safetensors` holds the averaged weights and, in one metadata key, everything else that
+`load(path)` needs. `best.safetensors` is the same for the step with the best score. `state/` holds
+the training state with the raw weights, and `scores.jsonl` the scores measured after training.
 """
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import tomli_w
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from fewstep import __version__
+from fewstep import __version__, plugins
 from fewstep.errors import InputError
 from fewstep.files import atomic_write, tensor_digest
 from fewstep.generator import Generator, from_description
-from fewstep.pretrained import SCHEMES
-from fewstep.recipe import Recipe
-from fewstep.trainer import Training
+from fewstep.guidance import unguided
+from fewstep.tables import from_table, to_table
 
 KEY = "fewstep"  # safetensors orders several metadata keys at random: equal weights, unequal files
 Weights = Literal["ema", "raw", "best"]
@@ -65,14 +66,13 @@ class Run:
         """The grids that were drawn in the course of training, oldest first."""
         return sorted(self.samples.glob("step-*.png"))
 
-    def claim(self, recipe: Recipe) -> None:
-        """Make this the recipe's folder, or check that it is.
+    def claim(self, recipe: Mapping[str, Any]) -> None:
+        """Write the recipe's table into this folder, or check that the folder belongs to it.
 
-        Raises: InputError when the folder belongs to another recipe, naming what differs.
+        Raises: InputError if the folder belongs to another recipe, naming the first difference.
         """
         if self.recipe_file.exists():
-            there = _flat(_read_toml(self.recipe_file))
-            here = _flat(recipe.table())
+            there, here = _flatten(_read_toml(self.recipe_file)), _flatten(recipe)
             for key in sorted(there.keys() | here.keys()):
                 if there.get(key) != here.get(key) and not key.startswith("about."):
                     raise InputError(
@@ -84,16 +84,16 @@ class Run:
             raise InputError(f"{self.folder} is not empty and is no run folder; give another --out")
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(self.recipe_file, recipe.toml().encode())
+            _replace(self.recipe_file, tomli_w.dumps(recipe).encode())
 
     def progress(self) -> list[dict[str, Any]]:
-        """The logged lines, oldest first; a line cut by a crash is left out."""
+        """The logged lines, oldest first, without a last line that a crash cut off."""
         return [line for line in _lines(self.progress_file) if isinstance(line.get("step"), int)]
 
     def rewind(self, step: int) -> None:
-        """Drop logged lines after `step`: a resumed run writes them again."""
-        kept = [line for line in self.progress() if line["step"] <= step]
-        _replace(self.progress_file, "".join(json.dumps(k) + "\n" for k in kept).encode())
+        """Remove logged lines after `step`, which a resumed run will write again."""
+        lines = [json.dumps(line) + "\n" for line in self.progress() if line["step"] <= step]
+        _replace(self.progress_file, "".join(lines).encode())
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to progress.jsonl."""
@@ -104,90 +104,127 @@ class Run:
         return self.folder / "scores.jsonl"
 
     def scores(self) -> list[dict[str, Any]]:
-        """The scores that were kept of these weights or earlier ones, oldest first."""
+        """The scores of these weights and of earlier ones, oldest first."""
         return _lines(self.scores_file)
 
     def append_score(self, line: Mapping[str, Any]) -> None:
-        """Append one score, with what it belongs to, to scores.jsonl."""
+        """Append one score to scores.jsonl."""
         _append(self.scores_file, line)
 
-    def save_state(self, training: Training, pins: Mapping[str, str]) -> None:
-        """Keep what is needed to resume, all or nothing; `pins` are hashes of what it rests on."""
-        tensors, told = training.state()
-        self.state_file.parent.mkdir(exist_ok=True)
-        description = training.method.generator().describe()
-        note = {**told, "pins": dict(pins), "description": description}
+    def save_state(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+        """Write what is needed to resume: tensors, and a JSON object beside them."""
         _save(self.state_file, tensors, note)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What `save_state` kept, or None before the first time."""
+        """What `save_state` wrote, or None if there is no state yet."""
         return _open(self.state_file) if self.state_file.exists() else None
 
-    def raw_generator(self) -> Generator:
+    def raw_generator(self, *, allow_code: Collection[str] = ()) -> Generator:
         """The student with the weights of the last step, not averaged."""
-        kept = self.state()
-        if kept is None:
-            raise InputError(f"{self.folder} holds no state/, and with it no raw weights")
-        tensors, told = kept
+        state = self.state()
+        if state is None:
+            raise InputError(f"{self.folder} has no state/, which holds the raw weights")
+        tensors, note = state
         prefix = "method.student."
         raw = {f"denoiser.{k.removeprefix(prefix)}": v for k, v in tensors.items() if prefix in k}
-        return _filled(told["description"], raw, self.state_file)
+        return _build(note["description"], raw, self.state_file, allow_code)
 
 
 def save_generator(
     path: Path,
     generator: Generator,
-    recipe: Recipe | None,
+    recipe: Mapping[str, Any] | None,
     pins: Mapping[str, str],
     *,
     step: int | None = None,
 ) -> None:
-    """Weights that describe themselves: equal weights and recipe give equal bytes. `step` is told
-    where they are not a run's last."""
+    """Write weights with their description; equal weights and recipe give equal bytes.
+
+    `recipe` is the recipe's table, `pins` are hashes of the data and the teacher, and `step` is the
+    training step, if it is not a run's last. Raises InputError for a generator that `load` could
+    not build again.
+    """
     note = {} if step is None else {"step": step}
     note |= {
-        "description": generator.describe(),
-        "recipe": recipe.table() if recipe else None,
+        "description": check_loadable(generator),
+        "recipe": None if recipe is None else dict(recipe),
         "pins": dict(pins),
         "version": __version__,
     }
     _save(path, dict(generator.state_dict()), note)
 
 
-def load(address: str | Path, *, weights: Weights = "ema") -> Generator:
-    """The generator at an address: a run folder, a weights file, or `scheme:rest`.
+def check_loadable(generator: Generator) -> dict[str, Any]:
+    """The generator's description.  Raises: InputError if `load` could not build it again."""
+    description, backbone = generator.describe(), unguided(generator.denoiser.backbone)
+    parts: dict[str, Any] = {
+        "backbone": backbone.config,
+        "process": generator.denoiser.process,
+        "parametrization": generator.denoiser.parametrization,
+        "sampler": generator.step,
+        "grid": generator.grid,
+    }
+    for noun, part in parts.items():
+        plugins.check_importable(noun, type(part))
+        if from_table(type(part), to_table(part), noun) != part:
+            raise InputError(f"the {noun} {part!r} changes when it is read back from its fields")
+    # on this device weights take no memory: their names and shapes are what is compared
+    with torch.device("meta"):
+        again = backbone.config.build(shape=backbone.shape, classes=backbone.classes)
+    if _shapes(again) != _shapes(backbone):
+        name = plugins.name_of("backbone", type(backbone.config))
+        raise InputError(
+            f"the backbone {name} builds another network from its config than the one to be saved: "
+            "all that shapes a network must be fields of its config"
+        )
+    return description
 
-    Raises: InputError for what is missing, damaged, or not ours.
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in module.state_dict().items()}
+
+
+def load(
+    address: str | Path, *, weights: Weights = "ema", allow_code: Collection[str] = ()
+) -> Generator:
+    """The generator at an address: a run folder, a weights file, or `source:rest`.
+
+    Weights may use classes from outside this package; building those runs their code, so their
+    modules or packages must be listed in `allow_code`.
+
+    Raises: InputError for what is missing, damaged, not allowed, or not a file of ours.
     """
-    if _foreign(address):
-        scheme, _, rest = str(address).partition(":")
-        if scheme not in SCHEMES:
-            known = ", ".join(f"{known}:" for known in SCHEMES)
+    if _is_foreign(address):
+        source, _, rest = str(address).partition(":")
+        if source not in plugins.names("source"):
+            sources = ", ".join(f"{name}:" for name in plugins.names("source"))
             raise InputError(
-                f"{address}: there is no file of that name, and no {scheme}: (known are {known})"
+                f"{address}: there is no such file, and no source {source}: (sources are {sources})"
             )
         if weights != "ema":
-            raise InputError(f"{weights} weights are in a run folder; {address} holds one kind")
-        return SCHEMES[scheme](rest)
+            raise InputError(f"{weights} weights need a run folder; {address} has one kind only")
+        return plugins.resolve("source", source)(rest)
     path = Path(address)
     if path.is_dir():
         run = Run(path)
         if weights == "raw":
-            return run.raw_generator()
+            return run.raw_generator(allow_code=allow_code)
         path = run.best_file if weights == "best" else run.model_file
         if not path.exists():
             why = "set evaluate.every" if weights == "best" else "has its training been started?"
-            raise InputError(f"{run.folder} holds no {path.name}; {why}")
+            raise InputError(f"{run.folder} has no {path.name}; {why}")
     elif weights != "ema":
-        raise InputError(f"{weights} weights are in a run folder; give the folder, not a file")
+        raise InputError(f"{weights} weights need a run folder; give the folder, not a file")
     tensors, note = _open(path)
-    return _filled(note["description"], tensors, path)
+    return _build(note["description"], tensors, path, allow_code)
 
 
 def describe(address: str | Path, *, weights: Weights = "ema") -> dict[str, Any]:
-    """What a weights file says of itself beside its weights: recipe, pins and version. Other
-    people's say nothing."""
-    if _foreign(address):
+    """The metadata of a weights file: description, recipe, pins and version.
+
+    Empty for a checkpoint of another source.
+    """
+    if _is_foreign(address):
         return {}
     path, run = Path(address), Run(address)
     if path.is_dir():
@@ -195,8 +232,8 @@ def describe(address: str | Path, *, weights: Weights = "ema") -> dict[str, Any]
     return _open(path)[1]
 
 
-def _foreign(address: str | Path) -> bool:
-    """Whether it is `scheme:rest` rather than a file."""
+def _is_foreign(address: str | Path) -> bool:
+    """Whether it is `source:rest` rather than a file."""
     return ":" in str(address) and not Path(address).exists()
 
 
@@ -206,8 +243,13 @@ def weights_hash(generator: Generator) -> str:
     return tensor_digest(generator.state_dict(), about=about)
 
 
-def _filled(description: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Generator:
-    generator = from_description(description)
+def _build(
+    description: dict[str, Any], tensors: dict[str, Tensor], path: Path, allow_code: Collection[str]
+) -> Generator:
+    try:
+        generator = from_description(description, allow_code=allow_code)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     try:
         generator.load_state_dict(tensors)
     except RuntimeError as error:
@@ -268,11 +310,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged: {error}") from error
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

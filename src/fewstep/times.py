@@ -21,6 +21,8 @@ from fewstep.errors import InputError
 class Density(ABC):
     """Where a method spends its training times."""
 
+    noun: ClassVar[str] = "density"
+
     @abstractmethod
     def times(self, u: Tensor, denoiser: Denoiser) -> Tensor:
         """The density's quantile at each of `u` in [0, 1), within the denoiser's span."""
@@ -30,7 +32,6 @@ class Density(ABC):
 class Uniform(Density):
     """All times alike: DDPM under a table, the plain choice under `Flow`."""
 
-    name: Literal["uniform"] = "uniform"
     low: float = 0.0
     """Where it begins, as a share of the span; distribution matching leaves 0.02 at each end."""
     high: float = 1.0
@@ -51,7 +52,6 @@ class Karras(Density):
     Karras et al. 2022, arXiv:2206.00364, eq. 5; the usual density in distilling EDM networks.
     """
 
-    name: Literal["karras"] = "karras"
     rho: float = 7.0
     """The denser towards the data end the larger this is."""
     low: float = 0.0
@@ -75,7 +75,6 @@ class LogNormal(Density):
     of time.  Karras et al. 2022, arXiv:2206.00364; Esser et al. 2024, arXiv:2403.03206.
     """
 
-    name: Literal["lognormal"] = "lognormal"
     mean: float = -1.2
     """Mean of ln(sigma/alpha)."""
     std: float = 1.2
@@ -93,9 +92,6 @@ class LogNormal(Density):
         normal = torch.special.ndtri(low + (high - low) * u.double())
         ratio = torch.exp(self.mean + self.std * normal)
         return process.time(ratio).clamp(*denoiser.span).to(u.dtype)
-
-
-DensityConfig = Uniform | LogNormal | Karras
 
 
 def karras_times(share: Tensor, rho: float, denoiser: Denoiser) -> Tensor:
@@ -119,6 +115,8 @@ def _check_shares(low: float, high: float) -> None:
 class Grid(ABC):
     """The times at which a generator asks its network."""
 
+    noun: ClassVar[str] = "grid"
+
     @property
     def counts(self) -> tuple[int, ...]:
         """The step counts that it was made for; empty: any."""
@@ -141,8 +139,6 @@ class Grid(ABC):
 class UniformGrid(Grid):
     """Equal steps in t: t_i = high − (high − low)·i/N, i = 0 … N−1."""
 
-    name: Literal["uniform"] = "uniform"
-
     def points(self, steps: int, denoiser: Denoiser) -> Tensor:
         low, high = denoiser.span
         return high - (high - low) * torch.arange(steps, dtype=torch.float64) / steps
@@ -152,7 +148,6 @@ class UniformGrid(Grid):
 class KarrasGrid(Grid):
     """Equal steps in ratio^(1/rho), both ends of the span asked.  Karras et al. 2022, eq. 5."""
 
-    name: Literal["karras"] = "karras"
     rho: float = 7.0
     """Steps are the denser at the data end the larger this is."""
 
@@ -167,7 +162,6 @@ class FixedGrid(Grid):
 
     times: tuple[tuple[float, ...], ...]
     """One falling list of times for each count."""
-    name: Literal["fixed"] = "fixed"
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -180,14 +174,30 @@ class FixedGrid(Grid):
         raise InputError(f"{steps} steps were asked for; there are grids for {self.counts}")
 
 
-GridConfig = UniformGrid | KarrasGrid | FixedGrid
+@dataclass(frozen=True)
+class Levels(ABC):
+    """The two noise levels that a consistency loss compares."""
+
+    noun: ClassVar[str] = "levels"
+
+    @property
+    @abstractmethod
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and highest sigma/alpha, within what the network is trained for."""
+
+    @abstractmethod
+    def around(self, ratio: Tensor, step: int, ends: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+        """The two ratios sigma/alpha (b,) around `ratio`, and the gap of the weight 1/gap.
+
+        `ratio` (b,) is drawn from the density, `step` counts training steps, and `ends` are the
+        ratios at the ends of the span.
+        """
 
 
 @dataclass(frozen=True)
-class EctLevels:
+class EctLevels(Levels):
     """ECT's rule: r = t·(1 − q^−(stage+1)·(1 + k·sigmoid(−b·t)))."""
 
-    name: Literal["ect"] = "ect"
     clock: Literal["ratio", "flow"] = "ratio"
     """What t and r count: sigma/alpha, or Flow's time sigma/(alpha + sigma)."""
     q: float = 2.0
@@ -198,7 +208,10 @@ class EctLevels:
     """How fast that widening fades with the level."""
     double_every: int = 0
     """Steps a stage lasts; 0: one stage throughout."""
-    ratios: ClassVar[tuple[float, float]] = (0.0, math.inf)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return 0.0, math.inf
 
     def __post_init__(self) -> None:
         if self.q <= 1 or self.double_every < 0:
@@ -215,14 +228,13 @@ class EctLevels:
 
 
 @dataclass(frozen=True)
-class DiscreteLevels:
+class DiscreteLevels(Levels):
     """N levels, evenly spaced in ratio^(1/7); the pair are those around the level drawn.
 
     With s0 = `first`, s1 = `last`, K = `length`: `double` is iCT's, min(s0·2^⌊step/K'⌋, s1) + 1,
     K' = ⌊K/(log2⌊s1/s0⌋ + 1)⌋; `root` CT's, ⌈√(step/K·((s1+1)² − s0²) + s0²) − 1⌉ + 1.
     """
 
-    name: Literal["ladder"] = "ladder"
     growth: Literal["double", "root", "fixed"] = "double"
     """How N grows; `fixed` (CD's) is N = first throughout."""
     first: int = 10
@@ -233,6 +245,10 @@ class DiscreteLevels:
     """K, the steps over which N grows."""
     ratios: tuple[float, float] = (0.002, 80.0)
     """The lowest and highest sigma/alpha, within what the network is trained for."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.ratios
 
     def __post_init__(self) -> None:
         fits = 0 < self.ratios[0] < self.ratios[1] < math.inf and self.length > 0
@@ -260,7 +276,3 @@ class DiscreteLevels:
         index = (place * last).floor().clamp(0, last - 1)
         r, t = ((low + i / last * (high - low)) ** 7 for i in (index, index + 1))
         return t.to(ratio), r.to(ratio), (t - r).to(ratio)
-
-
-LevelsConfig = EctLevels | DiscreteLevels
-"""The two levels of a consistency loss."""

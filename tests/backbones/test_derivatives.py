@@ -2,7 +2,6 @@
 
 import torch
 
-from fewstep import backbones
 from fewstep.backbones import UNetConfig
 from fewstep.backbones.derivatives import value_and_tangent
 
@@ -10,7 +9,7 @@ from fewstep.backbones.derivatives import value_and_tangent
 def unet(dropout=0.0):
     torch.manual_seed(0)
     config = UNetConfig(channels=(8, 16), layers=1, attention=(2,), groups=4, dropout=dropout)
-    network = backbones.build(config, shape=(2, 4, 4)).double()
+    network = config.build(shape=(2, 4, 4)).double()
     with torch.no_grad():  # layers that start at zero would hide the others
         for p in network.parameters():
             p.add_(0.2 * torch.randn_like(p))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import jvp, vmap
 
-from fewstep.backbones import MLPConfig, build
+from fewstep.backbones import MLPConfig
 from fewstep.backbones.embedding import Sinusoid
 from fewstep.condition import Condition
 from fewstep.errors import InputError
@@ -14,7 +14,7 @@ from fewstep.errors import InputError
 
 def scrambled(config, shape=(2,), classes=0):
     """A network in double precision in which no weight is zero."""
-    net = build(config, shape=shape, classes=classes).double()
+    net = config.build(shape=shape, classes=classes).double()
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in net.parameters():
@@ -59,7 +59,7 @@ def test_rows_are_independent_under_vmap():
     classes=st.sampled_from([0, 5]),
 )
 def test_shapes(shape, depth, classes):
-    net = build(MLPConfig(width=8, depth=depth), shape=shape, classes=classes)
+    net = MLPConfig(width=8, depth=depth).build(shape=shape, classes=classes)
     x, level = (tensor.float() for tensor in inputs(shape))
     assert torch.equal(net(x, level), torch.zeros_like(x))
     assert [tuple(each.shape) for each in net.features(x, level)] == [(4, 8)] * depth
@@ -81,7 +81,7 @@ def test_conditions_and_times():
 
 def test_a_second_time_starts_without_effect():
     teacher = scrambled(MLPConfig(width=32))
-    student = build(MLPConfig(width=32, two_times=True), shape=(2,)).double()
+    student = MLPConfig(width=32, two_times=True).build(shape=(2,)).double()
     student.load_state_dict(teacher.state_dict(), strict=False)
     x, level = inputs()
     assert torch.equal(student(x, level, level_s=0 * level), teacher(x, level))
@@ -89,7 +89,7 @@ def test_a_second_time_starts_without_effect():
 
 def test_it_learns_a_rotation_by_its_level():
     torch.manual_seed(0)
-    net = build(MLPConfig(width=64), shape=(2,))
+    net = MLPConfig(width=64).build(shape=(2,))
     optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
     draw = torch.Generator().manual_seed(0)
     for _ in range(400):
@@ -118,4 +118,4 @@ def test_the_sinusoid_is_the_published_one():
 @pytest.mark.parametrize("width", [2, 7])
 def test_impossible_networks_are_refused(width):
     with pytest.raises(InputError, match="even width"):
-        build(MLPConfig(width=width), shape=(2,))
+        MLPConfig(width=width).build(shape=(2,))

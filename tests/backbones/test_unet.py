@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import jvp, vmap
 
-from fewstep.backbones import UNetConfig, build
+from fewstep.backbones import UNetConfig
 from fewstep.backbones.blocks import Upsample
 from fewstep.condition import Condition
 from fewstep.errors import InputError
@@ -53,7 +53,7 @@ def diffusers_unet():
 
 def scrambled(config=SMALL, shape=SHAPE, classes=0, dtype=torch.float32):
     """A network in which no weight is zero, so that everything has an effect."""
-    net = build(config, shape=shape, classes=classes).to(dtype).eval()
+    net = config.build(shape=shape, classes=classes).to(dtype).eval()
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in net.parameters():
@@ -107,7 +107,7 @@ def test_outputs_and_gradients_are_those_of_diffusers(diffusers_unet, config, cl
 
 
 def test_weights_load_strictly_in_both_directions(diffusers_unet):
-    theirs, ours = diffusers_unet(SMALL, SHAPE, 10).eval(), build(SMALL, shape=SHAPE, classes=10)
+    theirs, ours = diffusers_unet(SMALL, SHAPE, 10).eval(), SMALL.build(shape=SHAPE, classes=10)
     ours.load_state_dict(theirs.state_dict())
     x, level = inputs()
     label = torch.tensor([1, 2, 3])
@@ -142,7 +142,7 @@ def test_training_keeps_less_in_memory_than_diffusers(diffusers_unet):
         assert output is not None
         return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
-    assert kept(build(config, shape=SHAPE)) < kept(diffusers_unet(config, SHAPE, 0))
+    assert kept(config.build(shape=SHAPE)) < kept(diffusers_unet(config, SHAPE, 0))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -213,7 +213,7 @@ def test_upsampling_is_its_definition():
     x = torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     twice = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(layer(x), layer.conv(twice))
-    elsewhere = build(TWO_TIMES, shape=SHAPE).to("meta")
+    elsewhere = TWO_TIMES.build(shape=SHAPE).to("meta")
     assert elsewhere(*(tensor.to("meta") for tensor in inputs())).shape == (3, *SHAPE)
 
 
@@ -231,7 +231,7 @@ def test_dropout_replays_under_the_same_seed():
 
 
 def test_a_new_network_says_zero_and_every_weight_hears_of_the_loss():
-    net = build(SMALL, shape=SHAPE, classes=4)
+    net = SMALL.build(shape=SHAPE, classes=4)
     x, level = inputs()
     assert torch.equal(net(x, level), torch.zeros_like(x))
     trained = scrambled(SMALL, classes=4)
@@ -254,7 +254,7 @@ def test_no_label_is_the_last_row():
 
 
 def test_a_second_time_starts_without_effect():
-    teacher, student = scrambled(), build(TWO_TIMES, shape=SHAPE).eval()
+    teacher, student = scrambled(), TWO_TIMES.build(shape=SHAPE).eval()
     missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
     assert {name.split(".")[0] for name in missing} == {"time_embedding_s"} and not unexpected
     x, level = inputs()
@@ -266,7 +266,7 @@ def test_a_second_time_starts_without_effect():
 
 
 def test_what_a_network_was_not_made_for_is_an_error():
-    net = build(SMALL, shape=SHAPE)
+    net = SMALL.build(shape=SHAPE)
     x, level = inputs()
     with pytest.raises(ValueError, match="two_times"):
         net(x, level, level_s=level)
@@ -282,7 +282,7 @@ def test_features_are_each_size_and_the_bottleneck(sizes, layers, middle):
         channels=widths, groups=4, attention=(), layers=layers, middle_attention=middle
     )
     x, level = inputs()
-    found = build(config, shape=SHAPE).features(x, level)
+    found = config.build(shape=SHAPE).features(x, level)
     wanted = [(3, width, 8 >> i, 8 >> i) for i, width in enumerate(widths)]
     assert [tuple(each.shape) for each in found] == [*wanted, wanted[-1]]
 
@@ -299,7 +299,7 @@ def test_features_are_each_size_and_the_bottleneck(sizes, layers, middle):
 )
 def test_impossible_networks_are_refused(change, shape, told):
     with pytest.raises(InputError, match=told) as refused:
-        build(replace(SMALL, **change), shape=shape)
+        replace(SMALL, **change).build(shape=shape)
     assert "\n" not in str(refused.value)
 
 
@@ -307,11 +307,11 @@ def in_a_plain_interpreter(body):
     """Run where no import hook checks shapes: graph capture does not go through it."""
     head = """
     import torch
-    from fewstep.backbones import UNetConfig, build
+    from fewstep.backbones import UNetConfig
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = UNetConfig(channels=(16, 32), groups=8, attention=(8, 4), layers=1, head_dim=16)
-    net = build(config, shape=(1, 8, 8)).eval()
+    net = config.build(shape=(1, 8, 8)).eval()
     with torch.no_grad():
         for weight in net.parameters():
             weight += 0.1 * torch.randn_like(weight)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.backbones import UNetConfig, build
+from fewstep.backbones import UNetConfig
 from fewstep.backbones.blocks import Attention
 from fewstep.circuits.network import CircuitConfig, StateConfig
 from fewstep.errors import InputError
@@ -20,7 +20,7 @@ def circuit(seed=0, shape=(1, 8, 8), classes=3, shake=0.0, **settings):
         **{"network": NETWORK, "state": StateConfig(12, groups=4), "blocks": 1, **settings}
     )
     torch.manual_seed(seed)
-    net = build(config, shape=shape, classes=classes)
+    net = config.build(shape=shape, classes=classes)
     for parameter in net.parameters():
         parameter.data += shake * torch.randn_like(parameter)
     return net
@@ -75,7 +75,7 @@ def test_it_says_what_its_parts_say():
 def test_the_published_sizes():
     """38.6 M, 43.3 M and 2.66 M parameters of Rin, R and a read-out, of the original's code."""
     with torch.device("meta"):
-        net = build(CircuitConfig(), shape=(3, 32, 32))
+        net = CircuitConfig().build(shape=(3, 32, 32))
     count = [
         sum(p.numel() for part in parts for p in part.parameters())
         for parts in (
@@ -91,7 +91,7 @@ def test_the_published_sizes():
 
 def test_a_pretrained_network_is_adopted_and_kept():
     torch.manual_seed(1)
-    source = build(NETWORK, shape=(1, 8, 8), classes=3)
+    source = NETWORK.build(shape=(1, 8, 8), classes=3)
     for parameter in source.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     net = circuit(lora=2)
@@ -130,11 +130,11 @@ def test_what_does_not_fit_is_refused():
     net = circuit(lora=2)
     with pytest.raises(InputError, match="there is none"):
         net.start(None)
-    with pytest.raises(InputError, match="it is a circuit"):
+    with pytest.raises(InputError, match="it is a CircuitNet"):
         net.start(circuit())
     for other in ({"channels": (16, 64)}, {"pace": 0.03}, {"flip_sin_to_cos": True}):
         with pytest.raises(InputError, match="must equal the teacher's"):
-            net.start(build(replace(NETWORK, **other), shape=(1, 8, 8), classes=3))
+            net.start(replace(NETWORK, **other).build(shape=(1, 8, 8), classes=3))
     for wrong in ({"lora": -1}, {"blocks": -1}, {"step": 0.0}):
         with pytest.raises(InputError, match="student.backbone"):
             circuit(**wrong)

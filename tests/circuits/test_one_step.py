@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from circuits.test_network import NETWORK, circuit
-from fewstep.backbones import UNetConfig, build
+from fewstep.backbones import UNetConfig
 from fewstep.circuits.network import StateConfig
 from fewstep.circuits.one_step import ResidualsConfig, split_chunks
 from fewstep.condition import Condition
@@ -18,13 +18,13 @@ def residuals(**settings):
         **{"network": NETWORK, "state": STATE, "blocks": 1, "chunks": 5, **settings}
     )
     torch.manual_seed(0)
-    return build(config, shape=(1, 8, 8), classes=3)
+    return config.build(shape=(1, 8, 8), classes=3)
 
 
 def test_the_published_size():
     """42.98 M parameters with 10 chunks, 4, 3 and 3 on 8, 16 and 32 pixels."""
     with torch.device("meta"):
-        net = build(ResidualsConfig(), shape=(3, 32, 32))
+        net = ResidualsConfig().build(shape=(3, 32, 32))
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(42.98e6, rel=2e-4)
     assert split_chunks(10, 3) == (4, 3, 3)
     expected = [(0, 0, 0), (1, 0, 0), (2, 2, 1), (3, 3, 3)]

@@ -160,7 +160,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
     cases = [
         (
             ["train", "digits-flow", "fit.stepz=3"],
-            "key fit.stepz; did you mean steps",
+            "key fit.stepz; did you mean fit.steps",
         ),
         (["train", "digits-flo"], "did you mean digits-flow"),
         (["sample", tmp_path / "cut.safetensors", *png], "cut.safetensors is damaged"),

@@ -131,7 +131,7 @@ def test_weights_files_are_compared_too(teacher, tmp_path, capsys):
         (["{teacher}", "--protocol", "fid5k"], "unknown evaluation protocol 'fid5k'"),
         (["{teacher}", "--steps", "one"], "--steps one"),
         (["{teacher}", "--samples", "1"], "at least 2 samples"),
-        (["{teacher}", "--weights", "best"], "holds no best.safetensors"),
+        (["{teacher}", "--weights", "best"], "has no best.safetensors"),
     ],
 )
 def test_bad_input_is_one_line(teacher, capsys, argv, told):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fewstep import runs, store
-from fewstep.backbones import UNetConfig, build
+from fewstep.backbones import UNetConfig
 from fewstep.circuits import sample_files
 from fewstep.cli import main
 from fewstep.denoiser import Denoiser
@@ -31,7 +31,7 @@ def teacher(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = UNetConfig(channels=(8,), layers=1, attention=(), groups=4)
-        network = build(config, shape=(1, 8, 8), classes=3)
+        network = config.build(shape=(1, 8, 8), classes=3)
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     generator = Generator(Denoiser(network, Flow(), Velocity()), SampleSpec((1, 8, 8), 3))

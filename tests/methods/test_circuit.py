@@ -7,7 +7,7 @@ import torch
 
 import toy
 from circuits.test_network import circuit
-from fewstep.circuits.view import Circuit
+from fewstep.circuits.view import Circuit, Ring
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
@@ -17,7 +17,7 @@ from fewstep.methods.base import Batch, ImageBatch
 from fewstep.methods.circuit import CircuitMethod, CircuitMethodConfig
 from fewstep.parametrization import Eps, Velocity
 from fewstep.process import Flow, LinearBetas
-from fewstep.sampling import noise_from_seeds, ring, transfer
+from fewstep.sampling import Transfer, noise_from_seeds
 
 SPEC = SampleSpec((1, 8, 8))
 
@@ -211,8 +211,8 @@ def test_the_ring_is_the_updates_and_one_reading():
             z = net.advance(z, 1 - k / 12, 1 - (k + 1) / 12)
         torch.testing.assert_close(made, net.image(z, 0.0))
         # and any sampler works on what Rout says
-        ordinary = generator.with_sampler(step=transfer)
-        assert generator.with_sampler(step=ring).grid is generator.grid
+        ordinary = generator.with_sampler(step=Transfer())
+        assert generator.with_sampler(step=Ring()).grid is generator.grid
         other = ordinary(noise, steps=5)
     # a call of either trunk is an evaluation
     assert (count_evaluations(generator, 12), count_evaluations(ordinary, 5)) == (13, 5)
@@ -284,4 +284,4 @@ def test_what_cannot_be_is_refused():
         Denoiser(circuit(), Flow(), Velocity()), SampleSpec((1, 8, 8), 3)
     ).with_guidance(2.0)
     with pytest.raises(InputError, match="guidance"):
-        guided.with_sampler(step=ring)(torch.randn(1, 1, 8, 8), steps=2)
+        guided.with_sampler(step=Ring())(torch.randn(1, 1, 8, 8), steps=2)

@@ -8,7 +8,6 @@ import torch
 
 import analytic
 import toy
-from fewstep import backbones
 from fewstep.backbones import Backbone, UNetConfig
 from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
@@ -19,7 +18,7 @@ from fewstep.methods.base import Batch
 from fewstep.methods.consistency import Consistency, ConsistencyConfig
 from fewstep.parametrization import EDM, Eps, Velocity
 from fewstep.process import VE, VP, Flow
-from fewstep.sampling import RowNoise, StepContext, heun, noise_from_seeds, transfer
+from fewstep.sampling import Heun, RowNoise, StepContext, Transfer, noise_from_seeds
 from fewstep.times import DiscreteLevels, EctLevels, FixedGrid, Karras, LogNormal
 from fewstep.trainer import FitConfig, Training
 
@@ -132,7 +131,7 @@ def test_ects_rule_is_the_formula(clock):
 
 
 @pytest.mark.parametrize("process", [VE(), Flow(), VP()])
-@pytest.mark.parametrize(("solver", "step"), [("euler", transfer), ("heun", heun)])
+@pytest.mark.parametrize(("solver", "step"), [("euler", Transfer()), ("heun", Heun())])
 def test_the_teachers_step_is_the_samplers(process, solver, step):
     guide = teacher()
     method = consistency(on_path(process, EDM()), guide, source="teacher", solver=solver)
@@ -195,7 +194,7 @@ def test_distillation_from_an_exact_teacher_ends_at_the_solvers_map(solver):
     fit = FitConfig(steps=350, batch=64, lr=0.1, schedule="cosine", ema_halflife=64, clip=0.0)
     for _ in Training(method, Batches(streams, SPEC, batch=64, seed=0), fit):
         pass
-    step = {"euler": transfer, "heun": heun}[solver]
+    step = {"euler": Transfer(), "heun": Heun()}[solver]
     walk, errors = StepContext(guide.denoiser, None, RowNoise([])), []
     for top in (1, 3, 6, 9):
         t, x_t = float(rungs[top]) / 80, rungs[top] * torch.tensor([[-1.0, 0.5], [1.5, 0.0]])
@@ -274,7 +273,7 @@ def test_the_target_follows_by_the_published_decay(levels, decays):
 def test_both_passes_see_the_same_dropout(decay):
     config = UNetConfig(channels=(8,), layers=1, attention=(), groups=4, dropout=0.5)
     spec = SampleSpec((1, 4, 4))
-    student = Denoiser(backbones.build(config, shape=spec.shape), Flow(), Velocity())
+    student = Denoiser(config.build(shape=spec.shape), Flow(), Velocity())
     settings = ConsistencyConfig(target_decay=decay)
     method = Consistency(settings, student, spec).eval()
     method.student.train()  # as the trainer leaves it

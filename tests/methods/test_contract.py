@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import toy
-from fewstep import methods
 from fewstep.methods.fake_score import AdversarialConfig
 from fewstep.times import DiscreteLevels, EctLevels, LogNormal
 from fewstep.trainer import FitConfig, Training
@@ -88,12 +87,12 @@ BEATS = {
 }
 ONE_STEP = (1, 0.35)
 
-every = pytest.mark.parametrize("name", [*methods.names(), *VARIANTS])
+every = pytest.mark.parametrize("name", [*plugins.names("method"), *VARIANTS])
 
 
 def build(name, teacher, **more):
     method, settings = VARIANTS.get(name, (name, {}))
-    kind = methods.find(method)
+    kind = plugins.resolve("method", method)
     config = kind.Config(**{**SETTINGS.get(method, {}), **settings, **more})
     fresh = STUDENTS.get(method)
     student = fresh() if fresh else deepcopy(teacher.denoiser)
@@ -182,7 +181,7 @@ def test_the_toy_is_learnt(name, source, folder, start):
     steps, share = BEATS.get(name, ONE_STEP)
     method = build(name, source, **LEARNING.get(name, {}))
     if name == "denoise":
-        method = methods.find(name)(method.config, toy.fresh(seed=1), toy.SPEC)
+        method = plugins.resolve("method", name)(method.config, toy.fresh(seed=1), toy.SPEC)
     student = toy.trained(method, folder, **{**USUAL, **FIT.get(name, {})})
     reached = toy.distance(student, steps)
     assert reached < share * start, f"{reached:.4f} of the teacher's one-step {start:.4f}"

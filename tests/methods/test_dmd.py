@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from analytic import MEAN, SPREAD, Exact, posterior_mean
-from fewstep import backbones
 from fewstep.backbones import MLPConfig
 from fewstep.batching import Batches, ImageStream
 from fewstep.condition import Condition
@@ -18,7 +17,7 @@ from fewstep.methods.dmd import Dmd, DmdConfig
 from fewstep.methods.fake_score import AdversarialConfig
 from fewstep.parametrization import EDM, Clean, Velocity
 from fewstep.process import VE, Flow
-from fewstep.sampling import renoise
+from fewstep.sampling import Renoise
 from fewstep.times import FixedGrid
 
 SPEC = SampleSpec((2,), classes=3)
@@ -56,7 +55,7 @@ def images(rows):
 def network(process=None, parametrization=None, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = backbones.build(MLPConfig(width=16, depth=2), shape=(2,), classes=3)
+        net = MLPConfig(width=16, depth=2).build(shape=(2,), classes=3)
         nn.init.normal_(net.last.weight, std=0.3)
         return Denoiser(net, process or Flow(), parametrization or Velocity())
 
@@ -216,7 +215,7 @@ def test_what_is_read_is_what_the_settings_need():
 
 def test_it_is_sampled_at_the_times_it_was_trained_at_with_fresh_noise_between():
     made = dmd(network(), steps=4).generator()
-    assert made.grid == FixedGrid(((1.0, 0.75, 0.5, 0.25),)) and made.step is renoise
+    assert made.grid == FixedGrid(((1.0, 0.75, 0.5, 0.25),)) and made.step == Renoise()
 
 
 def test_wrong_settings_are_refused():

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep import backbones
 from fewstep.backbones import MLPConfig
 from fewstep.batching import Batches, ImageStream
 from fewstep.condition import Condition
@@ -30,7 +29,7 @@ def network(process=None, parametrization=None, seed=0):
     """A small class-conditional network that says something: its last layer is not zero."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = backbones.build(MLPConfig(width=16, depth=2), shape=(2,), classes=3)
+        net = MLPConfig(width=16, depth=2).build(shape=(2,), classes=3)
         nn.init.normal_(net.last.weight, std=0.3)
         return Denoiser(net, process or Flow(), parametrization or Velocity())
 

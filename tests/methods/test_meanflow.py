@@ -8,7 +8,6 @@ import torch
 
 import analytic
 from analytic import MEAN, SPREAD
-from fewstep import backbones
 from fewstep.backbones import MLPConfig, UNetConfig
 from fewstep.batching import Batches
 from fewstep.condition import Condition
@@ -98,7 +97,7 @@ def network(shape=SHAPE, classes=0, parametrization=None, dropout=0.0):
     else:
         config = UNetConfig(channels=(8, 16), layers=1, groups=4, attention=(), dropout=dropout)
     made = Denoiser(
-        backbones.build(config, shape=shape, classes=classes), Flow(), parametrization or Velocity()
+        config.build(shape=shape, classes=classes), Flow(), parametrization or Velocity()
     ).as_flow_map()
     for weight in made.parameters():
         torch.nn.init.normal_(weight, std=0.2)

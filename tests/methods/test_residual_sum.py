@@ -7,13 +7,12 @@ import torch
 
 from circuits.test_network import circuit
 from fewstep import runs, store
-from fewstep.backbones import build
 from fewstep.backbones.unet import UNetConfig
 from fewstep.batching import Batches
 from fewstep.circuits import sample_files
 from fewstep.circuits.network import StateConfig
 from fewstep.circuits.one_step import ResidualsConfig
-from fewstep.circuits.view import Circuit
+from fewstep.circuits.view import Circuit, Ring
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
@@ -23,7 +22,7 @@ from fewstep.methods.residual_sum import ResidualSum, ResidualSumConfig, parts
 from fewstep.parametrization import Clean, Velocity
 from fewstep.process import Flow
 from fewstep.recording import Recording, Tiles, record
-from fewstep.sampling import noise_from_seeds, ring
+from fewstep.sampling import noise_from_seeds
 from fewstep.streams import PairStream, RingStream
 
 NETWORK = UNetConfig(channels=(16, 32), layers=1, attention=(4,), groups=8)
@@ -33,7 +32,7 @@ CPU = torch.device("cpu")
 
 def teacher(spec=SPEC, lora=0):
     net = circuit(classes=spec.classes, shake=0.1, lora=lora)
-    return Generator(Denoiser(net, Flow(), Velocity()), spec, step=ring).eval()
+    return Generator(Denoiser(net, Flow(), Velocity()), spec, step=Ring()).eval()
 
 
 def student(seed=0, chunks=3):
@@ -41,7 +40,7 @@ def student(seed=0, chunks=3):
     config = ResidualsConfig(
         network=NETWORK, state=StateConfig(12, groups=4), chunks=chunks, blocks=1
     )
-    return Denoiser(build(config, shape=SPEC.shape), Flow(), Clean(Flow()))
+    return Denoiser(config.build(shape=SPEC.shape), Flow(), Clean(Flow()))
 
 
 def recorded(folder, generator=None, **told):

@@ -8,7 +8,6 @@ import torch
 
 import analytic
 import toy
-from fewstep import backbones
 from fewstep.backbones import UNetConfig
 from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
@@ -33,7 +32,7 @@ def loud(network):
 
 def unet(dropout=0.0):
     config = UNetConfig(channels=(8, 16), layers=1, attention=(4,), groups=4, dropout=dropout)
-    return loud(backbones.build(config, shape=IMAGES.shape))
+    return loud(config.build(shape=IMAGES.shape))
 
 
 def batch(spec, rows=6):

@@ -18,7 +18,7 @@ from fewstep.losses import SquaredError
 from fewstep.methods.sfd import Sfd, SfdConfig
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
-from fewstep.sampling import heun, multistep, noise_from_seeds, sample, transfer
+from fewstep.sampling import Heun, Multistep, Transfer, noise_from_seeds, sample
 from fewstep.times import KarrasGrid, UniformGrid
 from fewstep.trainer import FitConfig, Training
 
@@ -80,7 +80,7 @@ def test_a_step_has_one_turn_an_interval_and_counts_take_turns():
     assert [turn.player for turn in method.turns(7)] == ["student"] * 4
 
 
-@pytest.mark.parametrize(("name", "step"), [("heun", heun), ("multistep", multistep)])
+@pytest.mark.parametrize(("name", "step"), [("heun", Heun()), ("multistep", Multistep())])
 def test_the_teachers_points_are_those_of_its_finer_path(name, step):
     method = sfd(counts=(2,), between=3, solver=name)
     (one,) = batches().step(0)
@@ -122,7 +122,7 @@ def test_the_students_own_state_is_fed_forward_from_one_noise():
 
 def test_no_gradient_goes_to_the_state_or_the_teacher():
     torch.manual_seed(0)
-    learnt = Denoiser(backbones.build(MLPConfig(width=8), shape=SHAPE), Flow(), Velocity())
+    learnt = Denoiser(MLPConfig(width=8).build(shape=SHAPE), Flow(), Velocity())
     method = sfd(teacher=Generator(learnt, SPEC), counts=(2,))
     (one,) = batches().step(0)
     first, second = losses(method, one)
@@ -138,7 +138,7 @@ def test_no_gradient_goes_to_the_state_or_the_teacher():
 def test_classes_stay_with_their_rows():
     torch.manual_seed(0)
     spec = SampleSpec(SHAPE, 3)
-    network = backbones.build(MLPConfig(width=8), shape=SHAPE, classes=3)
+    network = MLPConfig(width=8).build(shape=SHAPE, classes=3)
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     teacher = Generator(Denoiser(network, Flow(), Velocity()), spec)
@@ -166,11 +166,11 @@ def test_the_students_steps_land_on_the_teachers_points():
     noise = noise_from_seeds(range(200), SHAPE)
     for steps in (1, 2):
         walked = list(made.path(noise, steps=steps))
-        fine = list(TEACHER.with_sampler(step=heun).path(noise, steps=2 * steps))[::2]
+        fine = list(TEACHER.with_sampler(step=Heun()).path(noise, steps=2 * steps))[::2]
         for mine, theirs in zip(walked, fine, strict=True):
             torch.testing.assert_close(mine, theirs, atol=0.02, rtol=0)
     # the teacher's own strides end elsewhere
-    one_step = sample(TEACHER.denoiser, noise, [1.0], step=transfer)
+    one_step = sample(TEACHER.denoiser, noise, [1.0], step=Transfer())
     assert (one_step - MEAN - SPREAD * noise).abs().mean() > 0.2
 
 
@@ -191,7 +191,7 @@ def test_a_grid_that_asks_the_clean_end_stops_before_it():
 
 
 def test_a_second_stage_starts_from_the_first_with_other_settings():
-    first = sfd(Denoiser(backbones.build(MLPConfig(width=8), shape=SHAPE), Flow(), Velocity()))
+    first = sfd(Denoiser(MLPConfig(width=8).build(shape=SHAPE), Flow(), Velocity()))
     again = first.generator()
     kept = {name: value.clone() for name, value in again.denoiser.state_dict().items()}
     second = sfd(again.denoiser, counts=(1,), last=SquaredError())
@@ -227,7 +227,7 @@ def test_a_teacher_that_cannot_answer_everywhere_is_refused():
     with pytest.raises(InputError, match="teacher's parametrization"):
         Sfd(
             SfdConfig(),
-            Denoiser(backbones.build(MLPConfig(width=8, depth=1), shape=(2,)), Flow(), Velocity()),
+            Denoiser(MLPConfig(width=8, depth=1).build(shape=(2,)), Flow(), Velocity()),
             SPEC,
             teacher=guide,
         )

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from analytic import MEAN, SPREAD, Exact, posterior_mean
-from fewstep import backbones
 from fewstep.backbones import MLPConfig
 from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
@@ -27,7 +26,7 @@ T = torch.linspace(0.1, 0.9, 6)
 def network(process=None, parametrization=None, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = backbones.build(MLPConfig(width=16, depth=2), shape=(2,))
+        net = MLPConfig(width=16, depth=2).build(shape=(2,))
         nn.init.normal_(net.last.weight, std=0.3)
         return Denoiser(net, process or Flow(), parametrization or Velocity())
 

@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,9 @@ import fewstep
 from fewstep import runs
 from fewstep.errors import InputError
 from fewstep.parametrization import Clean, Eps, V
-from fewstep.pretrained import read_diffusers
+from fewstep.pretrained.diffusers import read_diffusers
 from fewstep.process import LinearBetas, Table
-from fewstep.sampling import RowNoise, ancestral, describe_step, transfer
+from fewstep.sampling import Ancestral, RowNoise, Transfer
 from fewstep.times import FixedGrid
 
 SIZE = 8
@@ -166,7 +165,7 @@ def test_without_a_scheduler_ddpms_is_taken_and_said(folder, published):
     with pytest.warns(UserWarning, match="no scheduler_config.json .* 1,000 linear betas"):
         generator = read_diffusers(str(folder))
     assert generator.denoiser.process == LinearBetas() and gap(generator, published[1]) < 1e-5
-    assert describe_step(generator.step) == {"name": "transfer", "clip": 1.0}
+    assert generator.step == Transfer(clip=1.0)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +268,7 @@ def test_predictions_mean_what_diffusers_means(tmp_path, told, kind):
     net = saved(tmp_path, scheduler=scheduler)
     generator = read_diffusers(str(tmp_path))
     assert generator.denoiser.parametrization == kind(generator.denoiser.process)
-    assert generator.step is transfer and gap(generator, net) < 1e-5
+    assert generator.step == Transfer() and gap(generator, net) < 1e-5
     scheduler.set_timesteps(1000)
     x = inputs()
     for i in (1, 400, 950):
@@ -318,7 +317,7 @@ def test_samples_are_those_of_diffusers_ddim(tmp_path, told, clip, spacing, coun
     ours = ours_from(generator, noise, steps)
     torch.testing.assert_close(ours, expected, rtol=0.0, atol=1e-4 * float(expected.abs().max()))
     if clip:  # it does something
-        free = ours_from(generator.with_sampler(step=transfer), noise, steps)
+        free = ours_from(generator.with_sampler(step=Transfer()), noise, steps)
         assert expected.abs().max() == 0.8 and (free - expected).abs().max() > 0.1
 
 
@@ -337,7 +336,7 @@ def test_samples_are_those_of_diffusers_ddpm(tmp_path, monkeypatch, clip, kept, 
     expected, steps = theirs_from(net, scheduler, inputs(), 10)
     settings = {"clip": 1.0} if clip else {}
     generator = read_diffusers(str(tmp_path))
-    step = partial(ancestral, variance=variance, **settings)
+    step = Ancestral(variance=variance, **settings)
     ours = ours_from(generator.with_sampler(step=step), inputs(), steps)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
@@ -362,14 +361,14 @@ def test_whether_images_are_clipped_is_the_schedulers_word(folder):
 
     def step(**changes):
         edit(scheduler, **changes)
-        return describe_step(read_diffusers(str(folder)).step)
+        return read_diffusers(str(folder)).step
 
-    assert step() == {"name": "transfer", "clip": 1.0}
-    assert step(clip_sample_range=2.5) == {"name": "transfer", "clip": 2.5}
-    assert step(clip_sample=False) == {"name": "transfer"}
-    assert step(clip_sample=None, clip_sample_range=None) == {"name": "transfer", "clip": 1.0}
+    assert step() == Transfer(clip=1.0)
+    assert step(clip_sample_range=2.5) == Transfer(clip=2.5)
+    assert step(clip_sample=False) == Transfer()
+    assert step(clip_sample=None, clip_sample_range=None) == Transfer(clip=1.0)
     for name in ("DPMSolverMultistepScheduler", "PNDMScheduler"):  # which never clip
-        assert step(_class_name=name) == {"name": "transfer"}
+        assert step(_class_name=name) == Transfer()
     edit(scheduler, thresholding=True)
     with pytest.warns(UserWarning, match="thresholding is on, but not supported"):
         read_diffusers(str(folder))
@@ -379,7 +378,7 @@ def test_a_checkpoint_kept_as_ours_is_the_same(published, tmp_path):
     generator = fewstep.load(f"diffusers:{published[0]}")
     runs.save_generator(tmp_path / "m.safetensors", generator, None, {})
     again = fewstep.load(tmp_path / "m.safetensors")
-    assert describe_step(again.step) == {"name": "transfer", "clip": 1.0}
+    assert again.step == Transfer(clip=1.0)
     assert torch.equal(again(inputs(), steps=3), generator(inputs(), steps=3))
     assert runs.weights_hash(again) == runs.weights_hash(generator)
 

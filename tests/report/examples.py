@@ -79,7 +79,7 @@ def entry(name, look, scores):
 
 
 def made_by(**sections):
-    return recipe.from_table({"data": {"name": "digits"}, "method": {"name": "denoise"}} | sections)
+    return recipe.parse({"data": {"name": "digits"}, "method": {"name": "denoise"}} | sections)
 
 
 def progress(steps=200):

@@ -13,7 +13,7 @@ from fewstep.errors import InputError
 from fewstep.images import to_uint8
 from fewstep.report import Exhibit, pictures, report_run, write_report
 from fewstep.runs import weights_hash
-from fewstep.sampling import heun, noise_from_seeds
+from fewstep.sampling import Heun, noise_from_seeds
 from fewstep.times import FixedGrid
 from report.examples import (
     HOSTILE,
@@ -74,7 +74,7 @@ def test_the_same_noise_goes_through_all(page):
     cond = Condition(torch.arange(10) % 3)
     wanted = {
         "teacher, 1 step of transfer": teacher(noise, steps=1, cond=cond),
-        "teacher, 10 steps of heun": teacher.with_sampler(step=heun)(noise, steps=10, cond=cond),
+        "teacher, 10 steps of heun": teacher.with_sampler(step=Heun())(noise, steps=10, cond=cond),
         "regress, 1 step of transfer": regress(noise, steps=1, cond=cond),
         "tuned, 1 step of transfer": tuned(noise, steps=1, cond=cond),
         "tuned, 4 steps of transfer": tuned(noise, steps=4, cond=cond),
@@ -160,7 +160,7 @@ def test_hostile_text_stays_text(tmp_path, monkeypatch):
     log = [{"step": 0, "hardware": HOSTILE}, *progress()]
     names = (HOSTILE, "b", "c")
     # a sampler of that name is not there to be drawn with
-    monkeypatch.setattr(pictures, "named_step", lambda _: heun)
+    monkeypatch.setattr(pictures, "convert_step", lambda *_: Heun())
     shown = [
         Exhibit(name, generator(0.5, names=names), scores, by, log, [HOSTILE], baseline=mine)
         for name, mine in (("teacher", True), (HOSTILE, False), ("$a$", False))

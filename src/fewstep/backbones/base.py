@@ -1,26 +1,29 @@
 """What every raw network promises: images and levels in, a tensor like the images out."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import replace
+from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
+from fewstep.errors import InputError
+from fewstep.plugins import name_of
 
 
-@runtime_checkable
-class BackboneConfig(Protocol):
-    """A frozen dataclass of an architecture's settings."""
+class BackboneConfig(ABC):
+    """Base class of an architecture's settings: a frozen dataclass that can build its network."""
 
-    @property
-    def name(self) -> str:
-        """Name of the architecture in recipes."""
-        ...
+    noun: ClassVar[str] = "backbone"
 
+    @abstractmethod
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "Backbone":
-        """Make the network, with weights drawn from torch's default generator."""
-        ...
+        """A network for images of `shape` in [-1, 1]; weights come from torch's default generator.
+
+        Raises: InputError if the settings do not fit each other or `shape`.
+        """
 
 
 class Backbone(nn.Module, ABC):
@@ -32,7 +35,7 @@ class Backbone(nn.Module, ABC):
     """
 
     config: Any
-    """The dataclass that `build` made it from: it goes into the weights' description."""
+    """The `BackboneConfig` that built it; it goes into the weights' description."""
     shape: tuple[int, ...]
     """Of one image, or one point: (3, 32, 32), or (2,)."""
     classes: int
@@ -76,3 +79,37 @@ class Backbone(nn.Module, ABC):
         cond: Condition | None = None,
     ) -> list[Float[Tensor, "b ..."]]:
         """Activations on the way, for adversarial heads; their number and widths never change."""
+
+
+def with_two_times(backbone: Backbone) -> Backbone:
+    """The same network with an input for the destination, which changes nothing at first.
+
+    Raises: InputError for an architecture whose config has no `two_times`.
+    """
+    if not hasattr(backbone.config, "two_times"):
+        name = name_of("backbone", type(backbone.config))
+        raise InputError(f"the backbone {name} cannot be a flow map: take a unet or an mlp")
+    if backbone.config.two_times:
+        return backbone
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = replace(backbone.config, two_times=True)
+        wider = config.build(shape=backbone.shape, classes=backbone.classes)
+    state = backbone.state_dict()
+    wider.load_state_dict({**wider.state_dict(), **state})
+    return wider.to(next(iter(state.values())).device)
+
+
+def set_dropout(backbone: Backbone, dropout: float) -> None:
+    """Change the share of activations dropped in training, in place.
+
+    Raises: InputError for a network without dropout, or a share outside [0, 1).
+    """
+    if not hasattr(backbone.config, "dropout") or not 0 <= dropout < 1:
+        raise InputError(
+            f"dropout = {dropout}: give a share from 0 to below 1, to a network that has dropout"
+        )
+    backbone.config = replace(backbone.config, dropout=dropout)
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout

@@ -2,23 +2,21 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.backbones.base import Backbone
+from fewstep.backbones.base import Backbone, BackboneConfig
 from fewstep.backbones.embedding import LevelEmbedding, Sinusoid, embed
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 
 
 @dataclass(frozen=True)
-class MLPConfig:
+class MLPConfig(BackboneConfig):
     """About 700,000 parameters at the defaults, which learn a toy in seconds."""
 
-    name: Literal["mlp"] = "mlp"
     width: int = 256
     """Size of the hidden layers; even, and at least 4."""
     depth: int = 3
@@ -32,7 +30,10 @@ class MLPConfig:
     keeps its derivative along time small, which MeanFlow and sCM learn from."""
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "MLP":
-        """Make a network with random weights."""
+        """A network for images of `shape` in [-1, 1]; weights come from torch's default generator.
+
+        Raises: InputError if the settings do not fit each other or `shape`.
+        """
         return MLP(self, shape=shape, classes=classes)
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.backbones.base import Backbone
+from fewstep.backbones.base import Backbone, BackboneConfig
 from fewstep.backbones.blocks import (
     Attention,
     DownBlock,
@@ -36,10 +36,9 @@ from fewstep.errors import InputError
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(BackboneConfig):
     """The defaults are those of google/ddpm-cifar10-32: 35,746,307 parameters at (3, 32, 32)."""
 
-    name: Literal["unet"] = "unet"
     channels: tuple[int, ...] = (128, 256, 256, 256)
     """Width of each size of the images; each is half as large as the one before."""
     layers: int = 2
@@ -71,7 +70,10 @@ class UNetConfig:
     keeps its derivative along time small, which MeanFlow and sCM learn from."""
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "UNet":
-        """Make a network with random weights."""
+        """A network for images of `shape` in [-1, 1]; weights come from torch's default generator.
+
+        Raises: InputError if the settings do not fit each other or `shape`.
+        """
         return UNet(self, shape=shape, classes=classes)
 
 

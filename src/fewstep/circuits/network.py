@@ -14,14 +14,14 @@ are trained, and its other weights are frozen.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.backbones.base import Backbone
+from fewstep.backbones.base import Backbone, BackboneConfig
 from fewstep.backbones.blocks import Images, viewed
 from fewstep.backbones.embedding import Sinusoid
 from fewstep.backbones.unet import UNet, UNetConfig
@@ -76,10 +76,9 @@ class StateConfig:
 
 
 @dataclass(frozen=True)
-class CircuitConfig:
+class CircuitConfig(BackboneConfig):
     """The defaults are the published ones, on the U-Net of google/ddpm-cifar10-32."""
 
-    name: Literal["circuit"] = "circuit"
     network: UNetConfig = field(default_factory=UNetConfig)
     """The U-Net of encoder and update, which have a copy each."""
     state: StateConfig = field(default_factory=StateConfig)
@@ -195,7 +194,7 @@ class CircuitNet(Backbone):
         if not self.config.lora:
             return
         if not isinstance(teacher, UNet):
-            problem = f"it is a {teacher.config.name}" if teacher else "there is none"
+            problem = f"it is a {type(teacher).__name__}" if teacher else "there is none"
             raise InputError(
                 f"student.backbone.lora needs a teacher whose network is a unet; {problem}: set "
                 "[teacher] load"

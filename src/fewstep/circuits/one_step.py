@@ -12,14 +12,13 @@ The published network has 10 chunks, 4, 3 and 3 of them at 8, 16 and 32 pixels.
 
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.backbones.base import Backbone
+from fewstep.backbones.base import Backbone, BackboneConfig
 from fewstep.backbones.blocks import Images, Norm
 from fewstep.backbones.unet import UNet, UNetConfig
 from fewstep.circuits.layers import Level, Readout, State, group_count
@@ -30,10 +29,9 @@ from fewstep.errors import InputError
 
 
 @dataclass(frozen=True)
-class ResidualsConfig:
+class ResidualsConfig(BackboneConfig):
     """The defaults are the published ones, as are the circuit's."""
 
-    name: Literal["residuals"] = "residuals"
     network: UNetConfig = field(default_factory=UNetConfig)
     """The U-Net whose way up is read."""
     state: StateConfig = field(default_factory=StateConfig)

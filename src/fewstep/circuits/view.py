@@ -1,6 +1,8 @@
 """Call the parts of a circuit in terms of times instead of noise levels."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from fewstep.circuits.network import CircuitNet
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser, Prediction
 from fewstep.errors import InputError
+from fewstep.sampling import Step, StepContext
 
 Time = Tensor | float
 
@@ -23,7 +26,7 @@ class Circuit:
         """Raises: InputError for any other backbone."""
         if not isinstance(denoiser.backbone, CircuitNet):
             raise InputError(
-                f"this network is a {denoiser.backbone.config.name}, which has no hidden state to "
+                f"this network is a {type(denoiser.backbone).__name__}, without a hidden state to "
                 "advance: it must be a circuit (docs/circuits.md), without guidance"
             )
         self.denoiser = denoiser
@@ -86,3 +89,24 @@ class Circuit:
         for t, s in zip(times, times[1:], strict=False):
             z = self.advance(z, t, s, cond=cond)
             yield z
+
+
+@dataclass(frozen=True)
+class Ring(Step):
+    """A circuit's own sampler: encode once, update the hidden state, read the image at the end.
+
+    N steps are N updates. There are no images in between: until the last step x_t is returned
+    unchanged.
+    """
+
+    deterministic: ClassVar[bool] = True
+    own_grid: ClassVar[bool] = True
+
+    def __call__(
+        self, context: StepContext, x_t: Tensor, t: float, s: float | None
+    ) -> tuple[Tensor, Any]:
+        circuit, cond = Circuit(context.model), context.cond
+        z = circuit.encode(x_t, t, cond=cond) if context.memory is None else context.memory
+        end = context.model.span[0]
+        z = circuit.advance(z, t, end if s is None else s, cond=cond)
+        return (circuit.image(z, end), None) if s is None else (x_t, z)

@@ -222,11 +222,11 @@ def _scores(
 
 def _sampler_settings(demo: Demo, run: "LoadedRun") -> list[tuple["Generator", int]]:
     """What is measured of a run: generators with their samplers, and numbers of steps."""
-    from fewstep.sampling import named_step
+    from fewstep.plugins import resolve
 
     if run.name == "teacher":
         return [
-            (run.generator.with_sampler(step=named_step(sampler)), steps)
+            (run.generator.with_sampler(step=resolve("sampler", sampler)()), steps)
             for sampler, counts in TEACHER[demo.kind].items()
             for steps in counts
         ]

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     from fewstep import comparison
     from fewstep.distributed import device
     from fewstep.evaluation import Evaluator
-    from fewstep.sampling import renamed_step
+    from fewstep.sampling import convert_step
 
     counts, protocol = console.numbers("--steps", options.steps, int), options.evaluation_protocol()
     run = comparison.load_run(options.run, weights=options.weights)
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     if options.guidance != 1:
         generator = generator.with_guidance(options.guidance)
     if options.sampler:
-        generator = generator.with_sampler(step=renamed_step(generator.step, options.sampler))
+        generator = generator.with_sampler(step=convert_step(generator.step, options.sampler))
     generator = generator.to(device())
     if options.straightness:
         return _straightness(generator, options)

@@ -116,11 +116,11 @@ def run(
     from fewstep import runs
     from fewstep.distributed import device
     from fewstep.recording import record
-    from fewstep.sampling import renamed_step
+    from fewstep.sampling import convert_step
 
     generator = runs.load(address)
     teacher = runs.weights_hash(generator)
-    step = renamed_step(generator.step, sampler)
+    step = convert_step(generator.step, sampler)
     generator = generator.with_sampler(step=step).to(device())
     if guidance != 1:
         generator = generator.with_guidance(guidance)

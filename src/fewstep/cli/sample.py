@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     from fewstep.distributed import device
     from fewstep.drawing import generate
     from fewstep.images import save_grid
-    from fewstep.sampling import renamed_step
+    from fewstep.sampling import convert_step
     from fewstep.times import FixedGrid
 
     labels = console.numbers("--label", options.label, int) if options.label else ()
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     if labels:
         generator.check_labels(torch.tensor(labels))
     if options.sampler:
-        generator = generator.with_sampler(step=renamed_step(generator.step, options.sampler))
+        generator = generator.with_sampler(step=convert_step(generator.step, options.sampler))
     steps = options.steps if options.steps is not None else min(generator.grid.counts or (8,))
     if times:
         generator = generator.with_sampler(grid=FixedGrid((times,)))

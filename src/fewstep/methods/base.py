@@ -20,6 +20,7 @@ from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import Clean, Eps
+from fewstep.plugins import name_of
 
 
 class Loss(NamedTuple):
@@ -84,7 +85,7 @@ def check_regular(student: Denoiser) -> None:
         raise InputError(
             "this method needs a network that neither forgets x_t where there is no noise nor "
             "amplifies its error where there is much: use velocity, v or edm, not "
-            f"{student.parametrization.name}"
+            f"{name_of('parametrization', type(student.parametrization))}"
         )
 
 

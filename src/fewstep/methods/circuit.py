@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fewstep import ema
-from fewstep.circuits.view import Circuit
+from fewstep.circuits.view import Circuit, Ring
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
@@ -32,7 +32,6 @@ from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import squared_error
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.parametrization import Eps
-from fewstep.sampling import ring
 from fewstep.times import FixedGrid, UniformGrid
 
 
@@ -197,4 +196,4 @@ class CircuitMethod(Method):
     def generator(self) -> Generator:
         counts = [self.config.steps // stride for stride in self.config.strides]
         grids = [tuple(UniformGrid()(count, self.student).tolist()) for count in counts]
-        return Generator(self.student, self.spec, grid=FixedGrid(tuple(grids)), step=ring)
+        return Generator(self.student, self.spec, grid=FixedGrid(tuple(grids)), step=Ring())

@@ -21,17 +21,17 @@ from fewstep import ema
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
-from fewstep.losses import DistanceConfig, PseudoHuber
+from fewstep.losses import Distance, PseudoHuber
 from fewstep.methods.base import Batch, Loss, Method, Turn, check_regular, require_teacher
 from fewstep.process import broadcast_to
-from fewstep.sampling import renoise
+from fewstep.sampling import Renoise
 from fewstep.times import (
-    DensityConfig,
+    Density,
     DiscreteLevels,
     EctLevels,
     FixedGrid,
-    GridConfig,
-    LevelsConfig,
+    Grid,
+    Levels,
     LogNormal,
     UniformGrid,
 )
@@ -43,17 +43,17 @@ class ConsistencyConfig:
     """Of x_r: `data`, the same image and noise (CT, iCT, ECT), or a step of the `teacher` (CD)."""
     solver: Literal["euler", "heun"] = "heun"
     """The teacher's step: `euler`, which is DDIM's, asks it once, `heun` twice."""
-    levels: LevelsConfig = field(default_factory=EctLevels)
+    levels: Levels = field(default_factory=EctLevels)
     """The two levels: the rule `ect`, or a `ladder`."""
-    density: DensityConfig = field(default_factory=lambda: LogNormal(mean=-1.1, std=2.0))
+    density: Density = field(default_factory=lambda: LogNormal(mean=-1.1, std=2.0))
     """Where the larger level lies; on a ladder `karras` makes all pairs equally likely."""
     weight: Literal["gap", "none"] = "gap"
     """Of the loss: `gap` is 1/(t − r) (ECT, iCT), `none` is 1 (CD, CT)."""
-    loss: DistanceConfig = field(default_factory=lambda: PseudoHuber(c=0.0))
+    loss: Distance = field(default_factory=lambda: PseudoHuber(c=0.0))
     """Distance between the two images; c = 0 makes pseudo-huber the plain norm."""
     target_decay: float = 0.0
     """Of the average that answers at r; 0: the student itself. N levels make it decay^(first/N)."""
-    grid: GridConfig = field(default_factory=UniformGrid)
+    grid: Grid = field(default_factory=UniformGrid)
     """The times at which the student is sampled, renoising in between."""
 
 
@@ -71,7 +71,7 @@ class Consistency(Method):
         check_regular(student)
         if not 0 <= config.target_decay < 1:
             raise InputError("method.target_decay must be at least 0 and below 1")
-        process, ratios = student.process, torch.tensor(config.levels.ratios, dtype=torch.float64)
+        process, ratios = student.process, torch.tensor(config.levels.bounds, dtype=torch.float64)
         spans = [student.span, process.time(ratios).tolist()]
         if config.source == "teacher":
             teacher = Generator(require_teacher(teacher).denoiser.under(process), spec)
@@ -135,4 +135,4 @@ class Consistency(Method):
         if self.narrowed:  # the network's own span, where other grids begin, ends beyond the ladder
             counts = grid.counts or (1, 2, 4, 8)
             grid = FixedGrid(tuple(tuple(grid(n, self.student).tolist()) for n in counts))
-        return Generator(self.student, self.spec, grid=grid, step=renoise)
+        return Generator(self.student, self.spec, grid=grid, step=Renoise())

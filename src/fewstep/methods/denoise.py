@@ -17,12 +17,12 @@ from fewstep.denoiser import Prediction
 from fewstep.generator import Generator
 from fewstep.losses import squared_error
 from fewstep.methods.base import Batch, Loss, Method, Turn
-from fewstep.times import DensityConfig, GridConfig, Uniform, UniformGrid
+from fewstep.times import Density, Grid, Uniform, UniformGrid
 
 
 @dataclass(frozen=True)
 class DenoiseConfig:
-    density: DensityConfig = field(default_factory=Uniform)
+    density: Density = field(default_factory=Uniform)
     """Where training times lie: `uniform`, or `lognormal` with `mean` and `std` of ln(ratio)."""
     weight: Literal["none", "snr", "min-snr"] = "none"
     """Of the loss: none, on the raw output; else SNR, or min(SNR, gamma), on the x0 error."""
@@ -30,7 +30,7 @@ class DenoiseConfig:
     """The bound of `min-snr`.  Hang et al. 2023, arXiv:2303.09556."""
     label_dropout: float = 0.1
     """Share of rows trained without their label, for classifier-free guidance."""
-    grid: GridConfig = field(default_factory=UniformGrid)
+    grid: Grid = field(default_factory=UniformGrid)
     """The times at which the trained network is sampled: `uniform` or `karras`."""
 
 

@@ -21,7 +21,7 @@ from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
-from fewstep.losses import DistanceConfig, SquaredError, squared_error
+from fewstep.losses import Distance, SquaredError, squared_error
 from fewstep.methods.base import Batch, Loss, Turn
 from fewstep.methods.fake_score import (
     AdversarialConfig,
@@ -29,24 +29,24 @@ from fewstep.methods.fake_score import (
     row_scale,
     student_images,
 )
-from fewstep.times import DensityConfig, GridConfig, Uniform, UniformGrid
+from fewstep.times import Density, Grid, Uniform, UniformGrid
 
 
 @dataclass(frozen=True)
 class DmdConfig:
     steps: int = 1
     """Steps that the student takes; with more than 1 it is trained on its own earlier steps."""
-    grid: GridConfig = field(default_factory=UniformGrid)
+    grid: Grid = field(default_factory=UniformGrid)
     """Their times; `fixed` for an earlier start, [[0.4]] say, than an eps network's last time."""
-    density: DensityConfig = field(default_factory=lambda: Uniform(low=0.02, high=0.98))
+    density: Density = field(default_factory=lambda: Uniform(low=0.02, high=0.98))
     """Where the two scores are compared: `uniform`; `karras` as published for EDM networks."""
-    fake_density: DensityConfig = field(default_factory=Uniform)
+    fake_density: Density = field(default_factory=Uniform)
     """Where the fake is trained, and where the head looks."""
     every: int = 1
     """Steps from one student turn to the next; the fake takes a turn each step. 5 in DMD2."""
     regression: float = 0.0
     """Weight of the regression; 0: no pairs are read. 0.25 as published with LPIPS."""
-    loss: DistanceConfig = field(default_factory=SquaredError)
+    loss: Distance = field(default_factory=SquaredError)
     """Distance of the regression between the student's image and the pair's."""
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     """DMD2's head on the fake; 0.003 of the student's loss and 0.01 of the fake's there."""

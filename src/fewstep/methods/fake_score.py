@@ -23,7 +23,7 @@ from fewstep.generator import Generator, SampleSpec
 from fewstep.guidance import unguided
 from fewstep.losses import squared_error
 from fewstep.methods.base import Batch, Loss, Method
-from fewstep.sampling import renoise
+from fewstep.sampling import Renoise
 from fewstep.times import Density, FixedGrid
 
 
@@ -172,7 +172,7 @@ class DistributionMatching(Method, ABC):
 
     def generator(self) -> Generator:
         grid = FixedGrid((tuple(self.times),))
-        return Generator(self.student, self.spec, grid=grid, step=renoise)
+        return Generator(self.student, self.spec, grid=grid, step=Renoise())
 
 
 def student_images(

@@ -17,7 +17,7 @@ import torch
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
-from fewstep.losses import DistanceConfig, Features, Lpips, SquaredError
+from fewstep.losses import Distance, ImageDistance, SquaredError
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.process import Flow, broadcast_to
 from fewstep.times import FixedGrid, UniformGrid
@@ -29,7 +29,7 @@ class KstepConfig:
     """Steps of the student: 1, 2, 4, 8 or any other number."""
     on: Literal["velocity", "x0"] = "velocity"
     """What the loss compares. An error of x0 at t is t times that of the velocity."""
-    loss: DistanceConfig = field(default_factory=SquaredError)
+    loss: Distance = field(default_factory=SquaredError)
     """Distance between prediction and truth: `mse` or `pseudo-huber`; of x0 also `lpips` or
     `features`."""
 
@@ -47,9 +47,9 @@ class Kstep(Method):
     ) -> None:
         if config.k < 1:
             raise InputError(f"method.k is {config.k}; a student takes at least 1 step")
-        if config.on == "velocity" and isinstance(config.loss, Lpips | Features):
+        if config.on == "velocity" and isinstance(config.loss, ImageDistance):
             raise InputError(
-                f'method.loss {config.loss.name} looks at images; with it give method.on="x0"'
+                f'{type(config.loss).__name__} compares images: with it give method.on = "x0"'
             )
         super().__init__(config, student.under(Flow()), spec, teacher=teacher)
         self.times = UniformGrid().points(config.k, self.student)

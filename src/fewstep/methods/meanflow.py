@@ -31,15 +31,15 @@ from fewstep.methods.base import (
     require_teacher,
 )
 from fewstep.process import Flow, broadcast_to
-from fewstep.times import DensityConfig, GridConfig, LogNormal, UniformGrid
+from fewstep.times import Density, Grid, LogNormal, UniformGrid
 
 
 @dataclass(frozen=True)
 class MeanflowConfig:
-    density: DensityConfig = field(default_factory=lambda: LogNormal(mean=-0.4, std=1.0))
+    density: Density = field(default_factory=lambda: LogNormal(mean=-0.4, std=1.0))
     """Where the times lie: of two draws t is the later, s the earlier; `lognormal` here is the
     logit-normal of the paper."""
-    density_s: DensityConfig | None = None
+    density_s: Density | None = None
     """Where s lies, if not as t: s is then its draw, or t where that is earlier."""
     distinct: float = 0.25
     """Share of rows with s < t; in the others s = t. Published: 0.25, on CIFAR-10 0.75."""
@@ -59,7 +59,7 @@ class MeanflowConfig:
     """Times between which it is guided."""
     label_dropout: float = 0.1
     """Share of rows that learn the velocity without a label, where there is guidance."""
-    grid: GridConfig = field(default_factory=UniformGrid)
+    grid: Grid = field(default_factory=UniformGrid)
     """The times at which the student is sampled."""
 
 

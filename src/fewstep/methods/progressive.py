@@ -30,7 +30,7 @@ from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import squared_error
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.process import broadcast_to
-from fewstep.times import FixedGrid, GridConfig, UniformGrid
+from fewstep.times import FixedGrid, Grid, UniformGrid
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ProgressiveConfig:
     """Of the x0 error: max(SNR, 1), or what turns it into that of the raw output, SNR + 1 for v."""
     bound: float = 1e4
     """Largest weight, for grids that reach almost to the image."""
-    grid: GridConfig = field(default_factory=UniformGrid)
+    grid: Grid = field(default_factory=UniformGrid)
     """The teacher's 2·first times; the student's are every second of them, every fourth, ..."""
 
 

@@ -13,19 +13,19 @@ from typing import Any
 
 from fewstep.denoiser import Denoiser
 from fewstep.generator import Generator, SampleSpec
-from fewstep.losses import PointConfig, SquaredError
+from fewstep.losses import PointDistance, SquaredError
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.process import Flow
-from fewstep.times import DensityConfig, GridConfig, Uniform, UniformGrid
+from fewstep.times import Density, Grid, Uniform, UniformGrid
 
 
 @dataclass(frozen=True)
 class ReflowConfig:
-    density: DensityConfig = field(default_factory=Uniform)
+    density: Density = field(default_factory=Uniform)
     """Where training times lie: `uniform`, or `lognormal` with `mean` and `std` of ln(ratio)."""
-    loss: PointConfig = field(default_factory=SquaredError)
+    loss: PointDistance = field(default_factory=SquaredError)
     """Distance between the two velocities: `mse` or `pseudo-huber`."""
-    grid: GridConfig = field(default_factory=UniformGrid)
+    grid: Grid = field(default_factory=UniformGrid)
     """The times at which the trained network is sampled: `uniform` or `karras`."""
 
 

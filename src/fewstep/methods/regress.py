@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fewstep.generator import Generator
-from fewstep.losses import DistanceConfig, SquaredError
+from fewstep.losses import Distance, SquaredError
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.times import FixedGrid
 
 
 @dataclass(frozen=True)
 class RegressConfig:
-    loss: DistanceConfig = field(default_factory=SquaredError)
+    loss: Distance = field(default_factory=SquaredError)
     """Distance between the student's image and the teacher's: `mse`, `pseudo-huber`, `lpips` or
     `features`."""
 

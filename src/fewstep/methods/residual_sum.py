@@ -22,7 +22,7 @@ from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
-from fewstep.losses import DistanceConfig, SquaredError, squared_error
+from fewstep.losses import Distance, SquaredError, squared_error
 from fewstep.methods.base import Batch, Loss, Method, Turn
 from fewstep.parametrization import Clean
 from fewstep.times import FixedGrid
@@ -36,7 +36,7 @@ class ResidualSumConfig:
     """Weight of the chunks' error."""
     image: float = 0.1
     """λ, weight of the image that is read from the sum."""
-    loss: DistanceConfig = field(default_factory=SquaredError)
+    loss: Distance = field(default_factory=SquaredError)
     """Distance of that image: `mse`, as published, `pseudo-huber`, `l1`, `lpips` or `features`."""
     last: float = 0.0
     """Weight of the sum's error, |rin + Σ chunks − z|². With chunks = 0 the network learns only

@@ -32,8 +32,8 @@ from fewstep.methods.base import (
     require_teacher,
 )
 from fewstep.process import Cosine, broadcast_to
-from fewstep.sampling import renoise
-from fewstep.times import DensityConfig, GridConfig, LogNormal, UniformGrid
+from fewstep.sampling import Renoise
+from fewstep.times import Density, Grid, LogNormal, UniformGrid
 
 ANGLE = 0.5 * math.pi
 """Of our whole span of time."""
@@ -45,13 +45,13 @@ class ScmConfig:
     """Of dx_t/dt: the `teacher`'s velocity (distillation), or the `data`'s own (training)."""
     sigma_data: float = 0.5
     """The data's standard deviation, by which the clock is set."""
-    density: DensityConfig = field(default_factory=lambda: LogNormal(mean=-1.0, std=1.4))
+    density: Density = field(default_factory=lambda: LogNormal(mean=-1.0, std=1.4))
     """Where training times lie, by ln(sigma/alpha)."""
     warmup: int = 10_000
     """Steps over which r, the share of the unstable half of the derivative, rises to 1."""
     c: float = 0.1
     """Added to the length of g by which it is divided."""
-    grid: GridConfig = field(default_factory=UniformGrid)
+    grid: Grid = field(default_factory=UniformGrid)
     """The times at which the student is sampled, renoising in between; of the angle, 0 … π/2, they
     are the share."""
 
@@ -114,4 +114,4 @@ class Scm(Method):
             return (alpha_rate * x0 + sigma_rate * eps) / ANGLE
 
     def generator(self) -> Generator:
-        return Generator(self.student, self.spec, grid=self.config.grid, step=renoise)
+        return Generator(self.student, self.spec, grid=self.config.grid, step=Renoise())

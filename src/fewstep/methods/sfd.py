@@ -22,10 +22,10 @@ from fewstep.condition import Condition
 from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
-from fewstep.losses import AbsoluteError, DistanceConfig, PointConfig
+from fewstep.losses import AbsoluteError, Distance, PointDistance
 from fewstep.methods.base import Batch, Loss, Method, Turn, check_spans, require_teacher
-from fewstep.sampling import RowNoise, StepContext, path, renamed_step, transfer
-from fewstep.times import FixedGrid, GridConfig, UniformGrid
+from fewstep.sampling import RowNoise, StepContext, Transfer, convert_step, path
+from fewstep.times import FixedGrid, Grid, UniformGrid
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class SfdConfig:
     """Points of the teacher between two of the student's."""
     solver: Literal["transfer", "heun", "multistep"] = "multistep"
     """The teacher's: `transfer` (Euler), `heun` at twice the cost, or `multistep`."""
-    grid: GridConfig = field(default_factory=UniformGrid)
+    grid: Grid = field(default_factory=UniformGrid)
     """The teacher's times; every (between + 1)-th is the student's."""
-    loss: PointConfig = field(default_factory=AbsoluteError)
+    loss: PointDistance = field(default_factory=AbsoluteError)
     """Distance between the student's state and the teacher's: `l1`, `mse` or `pseudo-huber`."""
-    last: DistanceConfig | None = None
+    last: Distance | None = None
     """Added at the last step, where the state is an image: `lpips`, published for one step."""
 
 
@@ -92,8 +92,8 @@ class Sfd(Method):
         t, s = [*self.times[count], None][interval : interval + 2]
         assert t is not None
         # the step that it will be sampled with
-        walk = StepContext(self.student, cond, RowNoise(()))
-        state, _ = transfer(walk, batch.carry["state"], t, s)
+        context = StepContext(self.student, cond, RowNoise(()))
+        state, _ = Transfer()(context, batch.carry["state"], t, s)
         wanted = batch.carry["points"][:, interval]
         loss = self.config.loss(state, wanted)
         if s is None and self.config.last:
@@ -107,7 +107,7 @@ class Sfd(Method):
         assert self.teacher
         noise, cond = batch.noise(), batch.cond()
         teacher = self.teacher.denoiser.under(self.student.process)
-        step = renamed_step(self.teacher.step, self.config.solver)
+        step = convert_step(self.teacher.step, self.config.solver)
         states = list(path(teacher, noise, self.fine(count), step=step, cond=cond))
         batch.carry["state"], *points = states[:: self.config.between + 1]
         batch.carry["points"] = torch.stack(points, dim=1)

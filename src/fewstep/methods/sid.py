@@ -26,7 +26,7 @@ from fewstep.methods.fake_score import (
     row_scale,
     student_images,
 )
-from fewstep.times import DensityConfig, GridConfig, Uniform, UniformGrid
+from fewstep.times import Density, Grid, Uniform, UniformGrid
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class SidConfig:
     """a: how much of |f − m|² is taken off. 1.0 in SiDA."""
     steps: int = 1
     """Steps that the student takes; with more than 1 it is trained on its own earlier steps."""
-    grid: GridConfig = field(default_factory=UniformGrid)
+    grid: Grid = field(default_factory=UniformGrid)
     """Their times; `fixed` for an earlier start: sigma 2.5 of 80 as published, [[0.03125]]."""
-    density: DensityConfig = field(default_factory=lambda: Uniform(low=0.02, high=0.98))
+    density: Density = field(default_factory=lambda: Uniform(low=0.02, high=0.98))
     """Where the scores are compared; as published for EDM networks `karras` with high = 0.8."""
-    fake_density: DensityConfig = field(default_factory=Uniform)
+    fake_density: Density = field(default_factory=Uniform)
     """Where the fake is trained, and where the head looks; published: `lognormal`, as EDM."""
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     """SiDA's head on the fake."""

@@ -13,7 +13,6 @@ import pickle
 import re
 import warnings
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -23,14 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.backbones import Backbone, UNetConfig, build
+from fewstep.backbones import Backbone, UNetConfig
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import Clean, Eps, V
 from fewstep.pretrained.hub import CONFIG, SCHEDULER, WEIGHTS, find_folder
-from fewstep.process import AnyProcess, LinearBetas, Table
-from fewstep.sampling import transfer
+from fewstep.process import LinearBetas, Process, Table
+from fewstep.sampling import Transfer
 
 SCHEDULERS = {
     "DDPMScheduler": True,
@@ -166,7 +165,7 @@ class Schedule:
     clip_sample_range: float = 1.0
     thresholding: bool = False
 
-    def process(self) -> AnyProcess:
+    def process(self) -> Process:
         """The noise schedule: `LinearBetas` if its betas are equally spaced, else a table."""
         betas = self._betas()
         steps, first, last = len(betas), float(betas[0]), float(betas[-1])
@@ -204,7 +203,7 @@ def read_diffusers(name: str) -> Generator:
     config, weights, scheduler = _files(find_folder(name))
     network, schedule = _network(config), _schedule(scheduler, config)
     try:
-        backbone = build(network.unet(), shape=network.shape)
+        backbone = network.unet().build(shape=network.shape)
     except InputError as error:
         raise InputError(f"{config}: our U-Net does not support this network: {error}") from error
     _load_weights(backbone, weights)
@@ -213,7 +212,7 @@ def read_diffusers(name: str) -> Generator:
     except ValueError as error:
         raise InputError(f"{scheduler}: its betas are no noise schedule: {error}") from error
     denoiser = Denoiser(backbone, process, PREDICTIONS[schedule.prediction_type](process))
-    step = partial(transfer, clip=schedule.clip) if schedule.clip else transfer
+    step = Transfer(clip=schedule.clip)
     generator = Generator(denoiser, SampleSpec(network.shape), step=step)
     return generator.eval().requires_grad_(False)
 

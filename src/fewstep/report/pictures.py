@@ -19,10 +19,11 @@ from fewstep.formatting import quantity
 from fewstep.generator import SampleSpec
 from fewstep.images import to_uint8
 from fewstep.metrics.accumulator import COPY_ROWS
+from fewstep.plugins import name_of
 from fewstep.report.exhibits import Entry
 from fewstep.report.ranking import best, fastest, rank
 from fewstep.report.rendering import render
-from fewstep.sampling import describe_step, named_step, noise_from_seeds
+from fewstep.sampling import convert_step, noise_from_seeds
 from fewstep.scores import Score
 
 SEED = 0
@@ -68,7 +69,7 @@ def settings(entry: Entry) -> list[Setting]:
     and the best."""
     exhibit = entry.exhibit
     if not exhibit.scores:
-        sampler = describe_step(exhibit.generator.step)["name"]
+        sampler = name_of("sampler", type(exhibit.generator.step))
         counts = exhibit.generator.grid.counts or UNSCORED_STEPS
         return [Setting(steps, sampler, None) for steps in counts]
     rows = rank([entry])[0].rows
@@ -91,8 +92,8 @@ def sample(
 ) -> UInt8[Tensor, "n c h w"]:
     """The first `n` samples of SEED; without `labels`, of each class in turn."""
     generator = entry.exhibit.generator
-    if describe_step(generator.step)["name"] != setting.sampler:
-        generator = generator.with_sampler(step=named_step(setting.sampler))
+    if name_of("sampler", type(generator.step)) != setting.sampler:
+        generator = generator.with_sampler(step=convert_step(generator.step, setting.sampler))
     images = generate(generator, n, steps=setting.steps, seed=SEED, labels=labels)
     return torch.cat([batch for _, batch in images])
 

@@ -1,0 +1,172 @@
+"""Everything that is chosen by name: processes, samplers, backbones, methods, data sets, ...
+
+Each noun has a table `name -> "module:Class"`, which is imported only when a name is resolved. An
+installed package adds to it with an entry point in the group `fewstep.NOUN`, and anything else is
+named by its address, `package.module:Class`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection
+from functools import cache
+from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, version
+from typing import Any
+
+from fewstep.errors import InputError, did_you_mean
+
+REGISTRY: dict[str, dict[str, str]] = {
+    "process": {
+        "flow": "fewstep.process:Flow",
+        "vp": "fewstep.process:VP",
+        "ve": "fewstep.process:VE",
+        "cosine": "fewstep.process:Cosine",
+        "table": "fewstep.process:Table",
+        "linear-betas": "fewstep.process:LinearBetas",
+    },
+    "parametrization": {
+        "eps": "fewstep.parametrization:Eps",
+        "v": "fewstep.parametrization:V",
+        "velocity": "fewstep.parametrization:Velocity",
+        "clean": "fewstep.parametrization:Clean",
+        "edm": "fewstep.parametrization:EDM",
+    },
+    "backbone": {
+        "mlp": "fewstep.backbones.mlp:MLPConfig",
+        "unet": "fewstep.backbones.unet:UNetConfig",
+        "circuit": "fewstep.circuits.network:CircuitConfig",
+        "residuals": "fewstep.circuits.one_step:ResidualsConfig",
+    },
+    "sampler": {
+        "transfer": "fewstep.sampling:Transfer",
+        "ancestral": "fewstep.sampling:Ancestral",
+        "renoise": "fewstep.sampling:Renoise",
+        "heun": "fewstep.sampling:Heun",
+        "multistep": "fewstep.sampling:Multistep",
+        "corrector": "fewstep.sampling:Corrector",
+        "ring": "fewstep.circuits.view:Ring",
+    },
+    "grid": {
+        "uniform": "fewstep.times:UniformGrid",
+        "karras": "fewstep.times:KarrasGrid",
+        "fixed": "fewstep.times:FixedGrid",
+    },
+    "density": {
+        "uniform": "fewstep.times:Uniform",
+        "lognormal": "fewstep.times:LogNormal",
+        "karras": "fewstep.times:Karras",
+    },
+    "levels": {
+        "ect": "fewstep.times:EctLevels",
+        "ladder": "fewstep.times:DiscreteLevels",
+    },
+    "distance": {
+        "mse": "fewstep.losses:SquaredError",
+        "l1": "fewstep.losses:AbsoluteError",
+        "pseudo-huber": "fewstep.losses:PseudoHuber",
+        "lpips": "fewstep.losses:Lpips",
+        "features": "fewstep.losses:Features",
+    },
+    "method": {
+        "circuit": "fewstep.methods.circuit:CircuitMethod",
+        "consistency": "fewstep.methods.consistency:Consistency",
+        "denoise": "fewstep.methods.denoise:Denoise",
+        "dmd": "fewstep.methods.dmd:Dmd",
+        "kstep": "fewstep.methods.kstep:Kstep",
+        "meanflow": "fewstep.methods.meanflow:Meanflow",
+        "progressive": "fewstep.methods.progressive:Progressive",
+        "reflow": "fewstep.methods.reflow:Reflow",
+        "regress": "fewstep.methods.regress:Regress",
+        "residual_sum": "fewstep.methods.residual_sum:ResidualSum",
+        "scm": "fewstep.methods.scm:Scm",
+        "sfd": "fewstep.methods.sfd:Sfd",
+        "sid": "fewstep.methods.sid:Sid",
+    },
+    "source": {"diffusers": "fewstep.pretrained.diffusers:read_diffusers"},
+}
+"""Names that the package brings, by noun."""
+
+
+def nouns() -> list[str]:
+    """The kinds of things that have names, sorted."""
+    return sorted(REGISTRY)
+
+
+def names(noun: str) -> list[str]:
+    """All registered names of a noun: the package's own, then those of installed packages."""
+    return [*REGISTRY[noun], *_entry_points(noun)]
+
+
+def resolve(noun: str, name: str, *, allow_code: Collection[str] | None = None) -> Any:
+    """Import what `name` stands for: a registered name, or an address `package.module:Class`.
+
+    `allow_code` lists the modules and packages that an address may import; None allows all, for
+    names that the user wrote. Raises InputError for an unknown name, an address that is not
+    allowed, or one that cannot be imported.
+    """
+    address = REGISTRY[noun].get(name) or _entry_points(noun).get(name)
+    if address is None:
+        if ":" not in name:
+            raise InputError(
+                f"unknown {noun} {name!r}{did_you_mean(name, names(noun))} (choose one of "
+                f"{', '.join(names(noun))}, or an address such as my_package.my_module:MyClass)"
+            )
+        if allow_code is not None and not _is_allowed(name, allow_code):
+            package = name.partition(":")[0].partition(".")[0]
+            raise InputError(
+                f"these weights use the {noun} {name}, and loading it runs code of {package!r}: if "
+                f"you trust it, allow it with --allow-code {package}, or load(…, "
+                f'allow_code=["{package}"])'
+            )
+        address = name
+    return _import(noun, address)
+
+
+def name_of(noun: str, kind: Any) -> str:
+    """The name that `resolve` turns into `kind`: a registered one, or its address."""
+    address = f"{kind.__module__}:{kind.__qualname__}"
+    for name, registered in {**_entry_points(noun), **REGISTRY[noun]}.items():
+        if registered == address:
+            return name
+    return address
+
+
+def check_importable(noun: str, kind: Any) -> None:
+    """Raise InputError unless another process can import `kind` by its name."""
+    name = name_of(noun, kind)
+    if name.startswith("__main__:") or "<locals>" in name or resolve(noun, name) is not kind:
+        raise InputError(
+            f"the {noun} {name} cannot be imported by that name, so weights that use it could not "
+            "be loaded: define it at the top level of a module that can be imported"
+        )
+
+
+def package_version(address: str) -> tuple[str, str]:
+    """(package, version) of the code at an address; an empty version if it is not installed."""
+    package = address.partition(":")[0].partition(".")[0]
+    distribution = packages_distributions().get(package, [package])[0]
+    try:
+        return distribution, version(distribution)
+    except PackageNotFoundError:
+        return package, ""
+
+
+@cache
+def _entry_points(noun: str) -> dict[str, str]:
+    return {point.name: point.value for point in entry_points(group=f"fewstep.{noun}")}
+
+
+def _is_allowed(address: str, allow_code: Collection[str]) -> bool:
+    module = address.partition(":")[0]
+    return any(module == name or module.startswith(f"{name}.") for name in allow_code)
+
+
+def _import(noun: str, address: str) -> Any:
+    module, _, attributes = address.partition(":")
+    try:
+        value: Any = importlib.import_module(module)
+        for attribute in attributes.split("."):
+            value = getattr(value, attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"cannot import the {noun} {address}: {error}") from error
+    return value

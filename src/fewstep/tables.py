@@ -1,0 +1,179 @@
+"""Frozen dataclasses as nested tables, and back: what recipes and weights hold.
+
+A field whose type is the base class of a noun, such as `Grid`, is a table with a `name`, which
+`plugins` resolves; its other keys are the fields of the class of that name. All other fields are
+checked by pydantic. Unknown keys are refused, with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from itertools import pairwise
+from textwrap import dedent
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
+
+from fewstep import plugins
+from fewstep.errors import InputError, did_you_mean
+
+
+def to_table(value: Any) -> Any:
+    """A dataclass as nested dicts and lists, with the registered `name` of what has one."""
+    if is_dataclass(value) and not isinstance(value, type):
+        table = {field.name: to_table(getattr(value, field.name)) for field in fields(value)}
+        noun = getattr(value, "noun", None)
+        return table if noun is None else {"name": plugins.name_of(noun, type(value)), **table}
+    if isinstance(value, Mapping):
+        return {key: to_table(inner) for key, inner in cast(Mapping[str, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [to_table(inner) for inner in cast(Collection[Any], value)]
+    return value
+
+
+def from_table(
+    kind: Any, value: Any, where: str, *, allow_code: Collection[str] | None = None
+) -> Any:
+    """The value of type `kind` that a table describes.
+
+    `where` is its dotted key, for messages; `allow_code` is `plugins.resolve`'s. Raises InputError
+    for an unknown key or name, a missing key, or a value of another type.
+    """
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if get_origin(kind) in (Union, UnionType):
+        options = [option for option in get_args(kind) if option is not NoneType]
+        if value is None and len(options) < len(get_args(kind)):
+            return None
+        kind = options[0] if len(options) == 1 else kind
+    if getattr(kind, "noun", None) is not None:
+        return _by_name(kind, value, where, allow_code)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _dataclass(kind, _mapping(value, where), where, allow_code)
+    inner = get_args(kind)
+    if get_origin(kind) is dict and is_dataclass(inner[1]):
+        items = _mapping(value, where).items()
+        return {
+            key: from_table(inner[1], item, f"{where}.{key}", allow_code=allow_code)
+            for key, item in items
+        }
+    if get_origin(kind) is tuple and is_dataclass(inner[0]) and isinstance(value, list):
+        return tuple(
+            from_table(inner[0], item, f"{where}.{index}", allow_code=allow_code)
+            for index, item in enumerate(cast(list[Any], value))
+        )
+    return _leaf(kind, value, where)
+
+
+def addresses(table: Any) -> list[str]:
+    """The addresses `package.module:Class` that a table names, sorted."""
+    if isinstance(table, Mapping):
+        items = cast(Mapping[str, Any], table)
+        name = items.get("name")
+        own = {name} if isinstance(name, str) and ":" in name else set[str]()
+        return sorted(own.union(*(addresses(inner) for inner in items.values())))
+    if isinstance(table, list):
+        return sorted({name for inner in cast(list[Any], table) for name in addresses(inner)})
+    return []
+
+
+def resolve_name(noun: str, table: Any, where: str, allow_code: Collection[str] | None) -> Any:
+    """The class that a table's `name` stands for.  Raises: InputError without a name."""
+    name = _mapping(table, where).get("name")
+    if not isinstance(name, str):
+        choices = ", ".join(plugins.names(noun))
+        raise InputError(f"{where} lacks a name; choose one of {choices}")
+    return plugins.resolve(noun, name, allow_code=allow_code)
+
+
+def _by_name(kind: Any, value: Any, where: str, allow_code: Collection[str] | None) -> Any:
+    if "name" not in _mapping(value, where) and not inspect.isabstract(kind):
+        return _dataclass(kind, value, where, allow_code)  # the one class that the field takes
+    chosen = resolve_name(kind.noun, value, where, allow_code)
+    if not (isinstance(chosen, type) and issubclass(chosen, kind) and is_dataclass(chosen)):
+        choices = [
+            name
+            for name in plugins.names(kind.noun)
+            if issubclass(plugins.resolve(kind.noun, name), kind)
+        ]
+        raise InputError(
+            f"{where}.name is {value['name']!r}, which is not a {kind.__name__}; choose one of "
+            f"{', '.join(choices)}"
+        )
+    table = {key: inner for key, inner in value.items() if key != "name"}
+    return _dataclass(chosen, table, where, allow_code)
+
+
+def _dataclass(
+    kind: type, table: Mapping[str, Any], where: str, allow_code: Collection[str] | None
+) -> Any:
+    hints = field_types(kind)
+    for key in table:
+        if key not in hints:
+            near = did_you_mean(f"{where}.{key}", [f"{where}.{known}" for known in hints])
+            raise InputError(f"unknown key {where}.{key}{near}")
+    values = {
+        key: from_table(hints[key], value, f"{where}.{key}", allow_code=allow_code)
+        for key, value in table.items()
+    }
+    for field in fields(kind):
+        required = field.default is MISSING and field.default_factory is MISSING
+        if required and field.name not in values:
+            raise InputError(f"{where}.{field.name} is missing: it has no default")
+    try:
+        return kind(**values)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+@cache
+def field_types(kind: Any) -> dict[str, Any]:
+    """The type of each field of a dataclass."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+@cache
+def field_docs(kind: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, on one line; from its source code."""
+    tree = ast.parse(dedent(inspect.getsource(kind)))
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef))
+    return {
+        field.target.id: " ".join(doc.value.value.split())
+        for field, doc in pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(doc, ast.Expr)
+        and isinstance(doc.value, ast.Constant)
+        and isinstance(doc.value.value, str)
+    }
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where} is {value!r}; give a table of settings")
+    return cast(Mapping[str, Any], value)
+
+
+def _leaf(kind: Any, value: Any, where: str) -> Any:
+    from pydantic import ValidationError
+
+    try:
+        # JSON mode: strict about types, yet a list may stand for a tuple
+        return _adapter(kind).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join([where, *(str(part) for part in first["loc"])])
+        raise InputError(f"{key} is {first['input']!r}: {first['msg']}") from error
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
