@@ -82,6 +82,14 @@ REGISTRY: dict[str, dict[str, str]] = {
         "sfd": "fewstep.methods.sfd:Sfd",
         "sid": "fewstep.methods.sid:Sid",
     },
+    "data": {
+        "digits": "fewstep.data.digits:read_digits",
+        "mnist": "fewstep.data.mnist:read_mnist",
+        "fashion-mnist": "fewstep.data.mnist:read_fashion_mnist",
+        "cifar10": "fewstep.data.cifar10:read_cifar10",
+        "celeba": "fewstep.data.celeba:read_celeba",
+        "folder": "fewstep.data.folder:read_folder",
+    },
     "source": {"diffusers": "fewstep.pretrained.diffusers:read_diffusers"},
 }
 """Names that the package brings, by noun."""
@@ -108,7 +116,7 @@ def resolve(noun: str, name: str, *, allow_code: Collection[str] | None = None) 
     if address is None:
         if ":" not in name:
             raise InputError(
-                f"unknown {noun} {name!r}{did_you_mean(name, names(noun))} (choose one of "
+                f"unknown {noun} {name!r}{did_you_mean(name.lower(), names(noun))} (choose one of "
                 f"{', '.join(names(noun))}, or an address such as my_package.my_module:MyClass)"
             )
         if allow_code is not None and not _is_allowed(name, allow_code):

@@ -67,7 +67,7 @@ class DataConfig:
     """The images to learn from and to be measured against."""
 
     name: str
-    """digits, mnist, fashion-mnist, cifar10, celeba or folder."""
+    """digits, mnist, fashion-mnist, cifar10, celeba, folder, or an address such as my_sets:read."""
     split: str = "train"
     """train or test; of celeba, valid too."""
     size: int | None = None

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from fewstep.data.imageset import ImageSet, resize_to_square
+from fewstep.data.imageset import ImageSet, check_split, resize_to_square
 from fewstep.download import cache, home
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
@@ -37,25 +37,23 @@ _WHERE = (
 Pixels = UInt8[np.ndarray, "n 3 size size"]
 
 
-def read_celeba(split: str, *, size: int | None, folder: Path | None = None) -> ImageSet:
+def read_celeba(split: str, *, size: int | None, path: Path | None = None) -> ImageSet:
     """162,770 (train), 19,867 (valid) or 19,962 (test) faces, unlabelled, at `size` x `size`.
 
     Resized with `resize_to_square`, and cached until a file changes.
     """
+    check_split("celeba", split, SPLITS)
     if size is None:
         raise InputError(
             "celeba needs data.size, such as 32 or 64: at full size, 178 pixels, it takes 15 GB"
         )
-    folder = (folder or home() / "data" / "celeba").expanduser()
+    folder = (path or home() / "data" / "celeba").expanduser()
     names, digest = _list_files(folder, split)
-    path = cache() / "celeba" / f"{split}-{size}-{digest}.npy"
-    images = _read_cache(path, len(names), size)
+    cached = cache() / "celeba" / f"{split}-{size}-{digest}.npy"
+    images = _read_cache(cached, len(names), size)
     if images is None:
         images = _read([folder / IMAGES / name for name in names], size)
-        with (
-            suppress(OSError),
-            atomic_write(path) as file,
-        ):  # without it, the next time takes as long
+        with suppress(OSError), atomic_write(cached) as file:  # only a cache
             np.save(file, images)
     columns = {"file_name": tuple(names)}
     return ImageSet("celeba", torch.from_numpy(images), columns=columns)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from fewstep.data.imageset import ImageSet
+from fewstep.data.imageset import ImageSet, check_split
 from fewstep.download import fetch, home
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
@@ -43,6 +43,7 @@ def read_cifar10(split: str) -> ImageSet:
     label, file name; one line per image, no header.
     """
     folder = home() / "data" / "cifar-10-batches-bin"
+    check_split("cifar10", split, _FILES)
     files = _FILES[split]
     if not all((folder / file).exists() for file in files):
         _download(folder)

@@ -15,7 +15,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fewstep.data.imageset import ImageSet, resize_to_square
+from fewstep.data.imageset import ImageSet, check_split, resize_to_square
 from fewstep.errors import InputError
 
 TABLE = "metadata.csv"
@@ -31,19 +31,24 @@ class _Listing:
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
-def read_folder(folder: Path, *, size: int | None = None) -> ImageSet:
-    """Read all images of `folder` as RGB, sorted by relative name.
+def read_folder(
+    split: str = "train", *, size: int | None = None, path: Path | None = None
+) -> ImageSet:
+    """Read all images of the folder `path` as RGB, sorted by relative name.
 
     - With a `metadata.csv`, its column `file_name` lists the images. The column `label` holds class
       names, or numbers from 0; all other columns become text columns of the set.
-    - Without one, each sub-folder is a class; or all images lie in `folder` itself, without labels.
+    - Without one, each sub-folder is a class; or all images are in `path` itself, without labels.
 
     Transparent images are put on white. Class names are sorted as numbers if all are integers, else
     as text. With `size` images are resized with `resize_to_square`; else all must have one size.
 
     Raises: InputError if there are no images, one is damaged, or they do not fit the table.
     """
-    folder = folder.expanduser()
+    check_split("folder", split, ["train"])
+    if path is None:
+        raise InputError("folder needs a path: set it to the folder of the images")
+    folder = path.expanduser()
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; set path to the folder of the images")
     listing = _from_table(folder / TABLE) if (folder / TABLE).exists() else _from_tree(folder)

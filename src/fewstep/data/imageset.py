@@ -1,7 +1,7 @@
 """`ImageSet`: images, labels and captions in memory, and how they are resized."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -76,6 +76,12 @@ class ImageSet:
         for i, plane in enumerate(self.images.reshape(-1, h, w).numpy()):
             resized[i] = np.asarray(resize_to_square(Image.fromarray(plane), size))
         return replace(self, images=torch.from_numpy(resized).reshape(n, c, size, size))
+
+
+def check_split(name: str, split: str, splits: Iterable[str]) -> None:
+    """Raises: InputError if the set `name` has no such split."""
+    if split not in splits:
+        raise InputError(f"{name} has no split {split!r}, only {', '.join(splits)}")
 
 
 def resize_to_square(image: Image.Image, size: int) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fewstep.data.imageset import ImageSet
+from fewstep.data.imageset import ImageSet, check_split
 from fewstep.download import fetch, home
 from fewstep.errors import InputError
 
@@ -57,12 +57,19 @@ SOURCES = {
 }
 
 
-def read_mnist(name: str, split: str) -> ImageSet:
-    """60,000 (train) or 10,000 (test) grey images of 28 x 28; `name` is a key of `SOURCES`.
+def read_mnist(split: str) -> ImageSet:
+    """60,000 (train) or 10,000 (test) grey digits of 28 x 28.  LeCun et al. 1998."""
+    return _read("mnist", split)
 
-    LeCun et al. 1998; Xiao et al. 2017, arXiv:1708.07747. Files in home()/data/`name` are used
-    whatever their checksum, which changes when they are compressed anew.
-    """
+
+def read_fashion_mnist(split: str) -> ImageSet:
+    """60,000 (train) or 10,000 (test) grey garments of 28 x 28.  Xiao et al. 2017, 1708.07747."""
+    return _read("fashion-mnist", split)
+
+
+def _read(name: str, split: str) -> ImageSet:
+    """Existing files may have another checksum, which depends on how they were compressed."""
+    check_split(name, split, ["train", "test"])
     folder = home() / "data" / name
     prefix = "train" if split == "train" else "t10k"
     files = (f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz")
