@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewstep.distributed import forget_peak, peak_memory
+from fewstep.distributed import peak_memory, reset_peak_memory
 
 TRAIN = """
 import sys, torch
@@ -44,11 +44,11 @@ def test_two_ranks_give_the_weights_of_one(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux tells it")
 def test_the_peak_of_memory_is_what_was_held_at_once():
     cpu = torch.device("cpu")
-    forget_peak(cpu)
+    reset_peak_memory(cpu)
     before = peak_memory(cpu)
     torch.ones(300 << 18)  # 300 MiB, let go at once
     assert 290 <= peak_memory(cpu) - before <= 330
-    forget_peak(cpu)
+    reset_peak_memory(cpu)
     assert abs(peak_memory(cpu) - before) <= 20
 
 
@@ -94,7 +94,7 @@ def told_by_the_first_of_two(script, how):
 
 def test_a_process_that_has_ended_is_one_line_for_those_that_wait(tmp_path):
     out = told_by_the_first_of_two(tmp_path / "wait.py", "ended")
-    assert out == "told: another process has ended before; the same command resumes\n"
+    assert out == "told: another process has ended early; the same command resumes\n"
 
 
 def test_a_process_that_never_started_is_one_line_for_the_others(tmp_path):

@@ -1,7 +1,7 @@
-"""Data parallelism under `torchrun`: who this process is, and the mean of gradients.
+"""Data parallelism under `torchrun`: ranks, devices, and sums over all processes.
 
-No wrapper stands between a loss and its networks; the trainer averages a player's gradients once a
-turn, after its last micro-batch.
+Networks are not wrapped. The trainer adds up the gradients of a player once per turn, after its last
+micro-batch.
 """
 
 import os
@@ -20,10 +20,10 @@ from fewstep.errors import InputError
 
 
 def world(*, patience: timedelta | None = None) -> tuple[int, int]:
-    """(rank, size) of the process group, started on first use; (0, 1) without `torchrun`.
+    """Rank and size of the process group, which is started on first use; (0, 1) without `torchrun`.
 
-    `patience` is how long one may wait for the others, by default torch's own. InputError where
-    they do not all come.
+    `patience` limits the wait for the other processes; by default torch's limit. Raises InputError
+    if they do not all start.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -35,26 +35,28 @@ def world(*, patience: timedelta | None = None) -> tuple[int, int]:
         try:
             dist.init_process_group(backend, timeout=patience)
         except RuntimeError as error:
-            told = str(error).partition("\n")[0]
-            raise InputError(f"the {size} processes did not all start: {told}") from None
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"the {size} processes did not all start: {reason}") from None
     return dist.get_rank(), dist.get_world_size()
 
 
 def device() -> torch.device:
-    """This process's GPU where there is one, else the CPU."""
+    """The GPU of this process, or the CPU if the machine has no GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if number >= there:
-        raise InputError(f"process {number} needs a GPU of its own; there are {there}")
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count:
+        raise InputError(
+            f"process {number} of this machine has no GPU: start at most {count} processes"
+        )
     return torch.device("cuda", number)
 
 
 def hardware(device: torch.device) -> str:
-    """What computes on `device`, in words: a GPU and its memory, or threads of a processor."""
+    """Description of `device`: name and memory of the GPU, or threads and model of the CPU."""
     if device.type == "cuda":
-        told = torch.cuda.get_device_properties(device)
-        each = f"{told.name}, {told.total_memory / 2**30:.0f} GiB"
+        properties = torch.cuda.get_device_properties(device)
+        each = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
         return each if world()[1] == 1 else f"{world()[1]} x {each}"
     model = re.search(r"model name\s*: (.*)", _text(Path("/proc/cpuinfo")))
     threads = world()[1] * torch.get_num_threads()
@@ -64,18 +66,18 @@ def hardware(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most MiB in use at once since `forget_peak`: of tensors on a GPU, else of this process.
+    """Largest memory in use since `reset_peak_memory`, in MiB: tensors on a GPU, else this process.
 
-    0 where the system does not tell.
+    0 if the system does not report it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) >> 20
-    told = re.search(r"VmHWM:\s*(\d+) kB", _text(Path("/proc/self/status")))
-    return int(told[1]) >> 10 if told else 0
+    match = re.search(r"VmHWM:\s*(\d+) kB", _text(Path("/proc/self/status")))
+    return int(match[1]) >> 10 if match else 0
 
 
-def forget_peak(device: torch.device) -> None:
-    """Let `peak_memory` count from now on, where the system allows it."""
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new measurement of `peak_memory`, if the system allows it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -88,21 +90,21 @@ def _text(path: Path) -> str:
 
 
 def first_rank() -> bool:
-    """Whether this process is the one that writes files."""
+    """Whether this is the process that writes files and prints."""
     return world()[0] == 0
 
 
 def wait() -> None:
-    """Until all ranks have come here. InputError where one of them has ended before."""
+    """Wait until all ranks call this. Raises InputError if one of them has ended before."""
     if world()[1] > 1:
         try:
             dist.barrier()
         except RuntimeError:
-            raise InputError("another process has ended before; the same command resumes") from None
+            raise InputError("another process has ended early; the same command resumes") from None
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up the gradients of all ranks, in place: each rank's share is already weighted."""
+    """Add up the gradients of all ranks in place; each rank has already weighted its share."""
     if world()[1] == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -115,7 +117,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def sum_numbers(numbers: Tensor) -> Tensor:
-    """The sum over ranks of a small vector, on every rank."""
+    """Sum a small vector over all ranks; every rank returns the sum."""
     if world()[1] > 1:
         dist.all_reduce(numbers)
     return numbers

@@ -1,7 +1,7 @@
-"""What a person did wrong, told in one line.
+"""The exception for everything that a user can mend.
 
-Everything that a user can cause (a wrong recipe key, a missing data set, a damaged file) is an
-`InputError`; the command line prints its message and exits with 2. Any other exception is our bug.
+A wrong recipe key, a missing data set or a damaged file raises `InputError`. The command line prints
+its message in one line and exits with 2. Any other exception is a bug of fewstep.
 """
 
 from collections.abc import Iterable
@@ -9,10 +9,10 @@ from difflib import get_close_matches
 
 
 class InputError(ValueError):
-    """The input cannot be used. The message says what came, what is allowed and what to do."""
+    """The input cannot be used. The message says what is wrong, what is allowed and what to do."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """An error's "; did you mean X?" for the nearest known word; nothing where none is near."""
-    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """The end of an error message, "; did you mean X?", or "" if no choice is similar."""
+    near = get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""

@@ -13,7 +13,7 @@ from fewstep import backbones, data, distributed, metrics, plugins, runs, store
 from fewstep.batching import Batches, ImageStream, Stream
 from fewstep.data import ImageSet
 from fewstep.denoiser import Denoiser
-from fewstep.distributed import first_rank, forget_peak, hardware, peak_memory, wait
+from fewstep.distributed import first_rank, reset_peak_memory, hardware, peak_memory, wait
 from fewstep.download import cache
 from fewstep.drawing import generate
 from fewstep.errors import InputError
@@ -239,7 +239,7 @@ class RunWriter:
         self.started = time.perf_counter()
         self.writes = first_rank()
         self.device = parts.batches.device
-        forget_peak(self.device)
+        reset_peak_memory(self.device)
         self.evaluator = parts.evaluator
         self.latest: dict[str, float] = {}
         """Numbers since the last logged line: not every player moves at every step."""

@@ -1,8 +1,9 @@
-"""The only loop that trains generators: `for progress in fit(method, batches, config)`.
+"""The training loop of all methods: `for progress in fit(method, batches, config)`.
 
-A step is one fresh global batch. The method's turns say whose optimiser moves; the trainer computes
-that turn's loss on each micro-batch, averages gradients, clips, steps, and resumes the method.
-Randomness is a function of (seed, step, ...), so a run's random state is its step number.
+Each step takes a new global batch. The method yields turns, each of which names the player to
+update; the trainer computes the turn's loss on every micro-batch, averages and clips the gradients,
+and steps that player's optimiser. Random numbers are a function of (seed, step, ...), so the step
+number is the whole random state of a run.
 """
 
 import math
@@ -24,7 +25,7 @@ from fewstep.methods.base import Batch, Loss, Method, Turn
 
 @dataclass(frozen=True)
 class PlayerConfig:
-    """One player's optimiser, where it differs from the run's."""
+    """Settings of one player's optimiser that differ from those of the run."""
 
     optimizer: Literal["adamw", "adam", "radam"] | None = None
     """adamw, adam or radam."""
@@ -33,25 +34,25 @@ class PlayerConfig:
     betas: tuple[float, float] | None = None
     """Adam's decay rates of the first and second moment."""
     weight_decay: float | None = None
-    """Of adamw: decoupled from the gradient."""
+    """Decoupled weight decay of adamw."""
     warmup: int | None = None
-    """Steps over which lr rises from 0."""
+    """Steps over which the learning rate rises from 0."""
     schedule: Literal["constant", "cosine", "linear"] | None = None
-    """After the warm-up: constant, or a cosine or a line down to 0 at the last step."""
+    """Learning rate after the warm-up: constant, or a cosine or linear decay to 0 at the last step."""
     clip: float | None = None
-    """Largest norm of the gradient; 0: no clipping."""
+    """Largest norm of the gradient; 0 is no clipping."""
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How long, on how many images at a time, by which optimiser."""
+    """Length, batch size and optimiser of a training."""
 
     steps: int = 10_000
-    """Fresh global batches to train on."""
+    """Number of training steps, each on a new global batch."""
     batch: int = 128
     """Rows of a global batch, over all micro-batches and ranks."""
     micro_batch: int = 0
-    """Rows computed at once on each rank; 0: all."""
+    """Rows computed at once on each rank; 0 is all of them."""
     optimizer: Literal["adamw", "adam", "radam"] = "adamw"
     """adamw, adam or radam."""
     lr: float = 2e-4
@@ -59,29 +60,29 @@ class FitConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
     weight_decay: float = 0.0
-    """Of adamw: decoupled from the gradient."""
+    """Decoupled weight decay of adamw."""
     warmup: int = 0
-    """Steps over which lr rises from 0."""
+    """Steps over which the learning rate rises from 0."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """After the warm-up: constant, or a cosine or a line down to 0 at the last step."""
+    """Learning rate after the warm-up: constant, or a cosine or linear decay to 0 at the last step."""
     clip: float = 1.0
-    """Largest norm of the gradient; 0: no clipping."""
+    """Largest norm of the gradient; 0 is no clipping."""
     ema_halflife: float | tuple[float, ...] = 500_000
-    """Half-life of the student's weight average, in images; several: the first is the result."""
+    """Half-life of the student's weight average, in images. Of several, the first is the result."""
     ema_rampup: float = 0.05
-    """The half-life is at most this share of the images seen so far."""
+    """The half-life is at most this fraction of the images trained on so far."""
     precision: Literal["f32", "bf16"] = "f32"
-    """What networks compute in; weights stay f32."""
+    """Number format of the computation; weights stay f32."""
     channels_last: bool = False
-    """Keep weights in the channels-last layout: often faster on large images and on GPUs."""
+    """Store weights in the channels-last layout: often faster on large images and on GPUs."""
     compile: bool = False
-    """Compile the backbones with torch.compile: minutes of start, then faster steps."""
+    """Compile the backbones with torch.compile: starts minutes later, then steps faster."""
     seed: int = 0
-    """Of all randomness of the run."""
+    """Seed of all random numbers of the run."""
     save_every: int = 1000
-    """Steps between checkpoints to resume from."""
+    """Steps between two checkpoints."""
     players: dict[str, PlayerConfig] = field(default_factory=dict[str, PlayerConfig])
-    """Optimiser settings of single players, such as [fit.players.fake]."""
+    """Optimiser settings of individual players, such as [fit.players.fake]."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "save_every"):
@@ -98,19 +99,19 @@ class FitConfig:
         return one if isinstance(one, tuple) else (one,)
 
     def player(self, name: str) -> "FitConfig":
-        """This configuration with one player's overrides."""
+        """This configuration with the overrides of one player."""
         own = self.players.get(name, PlayerConfig())
-        told = {f.name: getattr(own, f.name) for f in fields(own)}
-        return replace(self, **{key: value for key, value in told.items() if value is not None})
+        settings = {f.name: getattr(own, f.name) for f in fields(own)}
+        return replace(self, **{key: value for key, value in settings.items() if value is not None})
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A loss or gradient became NaN or infinite; nothing of that step was kept."""
+    """A loss or gradient is NaN or infinite; the weights are those before that update."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One finished step: its number (from 1), the images seen so far, and numbers to log."""
+    """A finished step: its number (from 1), images trained on so far, and numbers to log."""
 
     step: int
     images: int
@@ -119,15 +120,15 @@ class Progress:
 
 
 def fit(method: Method, batches: Batches, config: FitConfig) -> Iterator[Progress]:
-    """Train from the first step to `config.steps`, yielding after each.
+    """Train for `config.steps` steps, yielding after each.
 
-    Raises: NonFiniteLoss; the method then holds the weights of the last good step.
+    Raises: NonFiniteLoss; the method then holds the weights of the last finite step.
     """
     yield from Training(method, batches, config)
 
 
 class Training:
-    """The state of a run: method, optimisers, averages and the number of steps done."""
+    """The state of a training: method, optimisers, weight averages and number of finished steps."""
 
     def __init__(self, method: Method, batches: Batches, config: FitConfig) -> None:
         self.method = method
@@ -137,8 +138,8 @@ class Training:
         unknown = set(config.players) - set(method.players)
         if unknown:
             raise InputError(
-                f"fit.players.{sorted(unknown)[0]} is no player of this method; "
-                f"its players are: {', '.join(method.players)}"
+                f"fit.players.{sorted(unknown)[0]}: this method has no such player; "
+                f"choose one of {', '.join(method.players)}"
             )
         _prepare(method, config)
         self.optimizers = {
@@ -156,22 +157,22 @@ class Training:
             yield self.advance()
 
     def advance(self) -> Progress:
-        """One step: every turn of the method on one fresh global batch."""
+        """Do one step: all turns of the method on one new global batch."""
         micros = self.batches.step(self.step, self.config.micro_batch)
-        taken: dict[str, int] = {}
+        turn_counts: dict[str, int] = {}
         numbers: dict[str, float] = {}
         for turn in self.method.turns(self.step):
-            occurrence = taken.get(turn.player, 0)
-            taken[turn.player] = occurrence + 1
-            numbers |= self._take(turn, occurrence, micros)
+            occurrence = turn_counts.get(turn.player, 0)
+            turn_counts[turn.player] = occurrence + 1
+            numbers |= self._do_turn(turn, occurrence, micros)
         self._average()
         self.step += 1
         self._between_steps = True
         images = self.step * self.config.batch
         return Progress(step=self.step, images=images, numbers=numbers, training=self)
 
-    def _take(self, turn: Turn, occurrence: int, micros: list[Batch]) -> dict[str, float]:
-        self._give_turn(turn.player)
+    def _do_turn(self, turn: Turn, occurrence: int, micros: list[Batch]) -> dict[str, float]:
+        self._activate(turn.player)
         optimizer = self.optimizers[turn.player]
         config = self.config.player(turn.player)
         first, stop = turn.phase or (0, config.steps)
@@ -227,7 +228,7 @@ class Training:
         named = {f"{player}/{name}": value for name, value in zip(sums, values, strict=True)}
         return {**named, f"{player}/lr": rate}
 
-    def _give_turn(self, player: str) -> None:
+    def _activate(self, player: str) -> None:
         if self._moving == player:
             return
         self.method.requires_grad_(False).eval()
@@ -237,26 +238,25 @@ class Training:
     def _average(self) -> None:
         weights = [p.detach() for p in self.method.players["student"].parameters()]
         batch = self.config.batch
-        seen = (self.step + 1) * batch
+        images = (self.step + 1) * batch
         for average, halflife in zip(self.averages, self.config.halflives, strict=True):
-            ramped = min(halflife, seen * self.config.ema_rampup)
+            ramped = min(halflife, images * self.config.ema_rampup)
             ema.lerp(average, weights, decay=ema.halflife_decay(batch, ramped))
 
     def generator(self, *, average: int | None = 0) -> Generator:
-        """A copy of the student to keep, with averaged weights, or raw ones for None."""
+        """A copy of the student with the weight average of this index, or with raw weights for None."""
         generator = deepcopy(self.method.generator()).eval().requires_grad_(False)
         if average is not None:
-            for mine, kept in zip(
-                generator.denoiser.parameters(), self.averages[average], strict=True
-            ):
-                mine.copy_(kept)
+            parameters = generator.denoiser.parameters()
+            for parameter, value in zip(parameters, self.averages[average], strict=True):
+                parameter.copy_(value)
         for module in generator.modules():
             if isinstance(module, Denoiser):
                 module.autocast = None
         return generator
 
     def sound(self) -> bool:
-        """Whether there is a state to keep: no step half done, every parameter finite."""
+        """Whether the state can be saved: no step is half done, and every parameter is finite."""
         return self._between_steps and all(
             bool(p.isfinite().all())
             for player in self.method.players.values()
@@ -264,7 +264,7 @@ class Training:
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All there is to resume from: tensors by name, and a small JSON object."""
+        """Everything needed to resume: tensors by name, and a small JSON object."""
         tensors = {f"method.{name}": value for name, value in self._owned().items()}
         for name, optimizer in self.optimizers.items():
             for index, moments in optimizer.state_dict()["state"].items():
@@ -274,8 +274,8 @@ class Training:
         return tensors, {"step": self.step}
 
     @torch.no_grad()
-    def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave."""
+    def restore(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned."""
         for name, value in self._owned().items():
             value.copy_(tensors[f"method.{name}"])
         for name, optimizer in self.optimizers.items():
@@ -288,20 +288,20 @@ class Training:
         for index, average in enumerate(self.averages):
             for i, value in enumerate(average):
                 value.copy_(tensors[f"average.{index}.{i}"])
-        self.step = told["step"]
+        self.step = note["step"]
 
     def _owned(self) -> dict[str, Tensor]:
-        """The method's state but for the teacher, who never changes and is pinned by hash."""
+        """The method's state without the teacher, which does not change and is pinned by its hash."""
         state = self.method.state_dict()
         return {name: value for name, value in state.items() if not name.startswith("teacher.")}
 
 
 def learning_rate(config: FitConfig, done: int, length: int) -> float:
-    """Warm-up from 0, then constant or down to 0; `done` steps are behind, of `length`."""
+    """Learning rate after `done` of `length` steps: warm-up from 0, then the schedule."""
     rise = min((done + 1) / config.warmup, 1.0) if config.warmup else 1.0
     share = min(max(done - config.warmup, 0) / max(length - config.warmup, 1), 1.0)
-    falls = {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}
-    return config.lr * rise * falls[config.schedule]
+    decay = {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}
+    return config.lr * rise * decay[config.schedule]
 
 
 def _prepare(method: Method, config: FitConfig) -> None:
@@ -312,7 +312,7 @@ def _prepare(method: Method, config: FitConfig) -> None:
         if config.compile:
             module.backbone.compile()
     if config.channels_last:
-        # kept weights are buffers
+        # frozen weights are buffers
         for weight in (*method.parameters(), *method.buffers()):
             if weight.ndim == 4:
                 weight.data = weight.data.to(memory_format=torch.channels_last)

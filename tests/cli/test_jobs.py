@@ -102,7 +102,7 @@ def start_endless(folder):
     code = (
         f"import sys; sys.path.insert(0, {str(HERE.parent)!r})\n"
         "from functools import partial; from pathlib import Path\n"
-        "import test_jobs; from fewstep.cli import console, jobs\n"
+        "import test_jobs; from fewstep.cli import jobs\n"
         "if __name__ == '__main__':\n"
         "    try:\n"
         f"        work = partial(test_jobs.wait_forever, Path({str(folder / 'pid')!r}))\n"

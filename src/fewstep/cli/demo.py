@@ -155,9 +155,9 @@ def make_jobs(demo: Demo, protocol: "EvalProtocol") -> list[jobs.Job]:
         for store in inputs & {"pairs", "rings"} - recordings.keys():
             source, settings, sampler = demo.recorded(store)
             chunks = settings.get("chunks", 0)
-            wanted = Recording(settings["count"], settings["steps"], chunks=chunks)
-            run = partial(_record, demo.out / source, demo.out / store, wanted, sampler)
-            recordings[store] = jobs.Job(store, wanted.count, run, frozenset({source}))
+            recording = Recording(settings["count"], settings["steps"], chunks=chunks)
+            run = partial(_record, demo.out / source, demo.out / store, recording, sampler)
+            recordings[store] = jobs.Job(store, recording.count, run, frozenset({source}))
         run = partial(_measure, demo, name, protocol)
         after = frozenset({name, real.name})
         measurings.append(jobs.Job(f"{name}, measured", 1, run, after))
