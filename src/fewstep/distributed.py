@@ -1,7 +1,7 @@
 """Data parallelism under `torchrun`: ranks, devices, and sums over all processes.
 
-Networks are not wrapped. The trainer adds up the gradients of a player once per turn, after its last
-micro-batch.
+Networks are not wrapped. The trainer adds up the gradients of a player once per turn, after its
+last micro-batch.
 """
 
 import os

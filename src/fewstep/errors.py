@@ -1,7 +1,7 @@
 """The exception for everything that a user can mend.
 
-A wrong recipe key, a missing data set or a damaged file raises `InputError`. The command line prints
-its message in one line and exits with 2. Any other exception is a bug of fewstep.
+A wrong recipe key, a missing data set or a damaged file raises `InputError`. The command line
+prints its message in one line and exits with 2. Any other exception is a bug of fewstep.
 """
 
 from collections.abc import Iterable

@@ -13,7 +13,7 @@ from fewstep import backbones, data, distributed, metrics, plugins, runs, store
 from fewstep.batching import Batches, ImageStream, Stream
 from fewstep.data import ImageSet
 from fewstep.denoiser import Denoiser
-from fewstep.distributed import first_rank, reset_peak_memory, hardware, peak_memory, wait
+from fewstep.distributed import first_rank, hardware, peak_memory, reset_peak_memory, wait
 from fewstep.download import cache
 from fewstep.drawing import generate
 from fewstep.errors import InputError

@@ -38,7 +38,7 @@ class PlayerConfig:
     warmup: int | None = None
     """Steps over which the learning rate rises from 0."""
     schedule: Literal["constant", "cosine", "linear"] | None = None
-    """Learning rate after the warm-up: constant, or a cosine or linear decay to 0 at the last step."""
+    """Learning rate after the warm-up: constant, or a cosine or linear decay to 0."""
     clip: float | None = None
     """Largest norm of the gradient; 0 is no clipping."""
 
@@ -64,7 +64,7 @@ class FitConfig:
     warmup: int = 0
     """Steps over which the learning rate rises from 0."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Learning rate after the warm-up: constant, or a cosine or linear decay to 0 at the last step."""
+    """Learning rate after the warm-up: constant, or a cosine or linear decay to 0."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 is no clipping."""
     ema_halflife: float | tuple[float, ...] = 500_000
@@ -244,7 +244,7 @@ class Training:
             ema.lerp(average, weights, decay=ema.halflife_decay(batch, ramped))
 
     def generator(self, *, average: int | None = 0) -> Generator:
-        """A copy of the student with the weight average of this index, or with raw weights for None."""
+        """A copy of the student with this weight average, or with raw weights for None."""
         generator = deepcopy(self.method.generator()).eval().requires_grad_(False)
         if average is not None:
             parameters = generator.denoiser.parameters()
@@ -291,7 +291,7 @@ class Training:
         self.step = note["step"]
 
     def _owned(self) -> dict[str, Tensor]:
-        """The method's state without the teacher, which does not change and is pinned by its hash."""
+        """State of the method without the teacher, which is fixed and pinned by its hash."""
         state = self.method.state_dict()
         return {name: value for name, value in state.items() if not name.startswith("teacher.")}
 
