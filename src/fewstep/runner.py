@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from fewstep import backbones, data, distributed, metrics, plugins, runs, store
+from fewstep.allocator import keeps_freed_memory
 from fewstep.batching import Batches, ImageStream, Stream
 from fewstep.data import ImageSet
 from fewstep.denoiser import Denoiser
@@ -244,7 +245,8 @@ class RunWriter:
         self.latest: dict[str, float] = {}
         """Numbers since the last logged line: not every player moves at every step."""
         if self.writes and kept < recipe.fit.steps:
-            run.log({"step": kept, "hardware": hardware(self.device)})
+            note = {"allocator": "freed memory is kept"} if keeps_freed_memory() else {}
+            run.log({"step": kept, "hardware": hardware(self.device), **note})
 
     def note(self, progress: Progress) -> None:
         """Log, measure and keep, where this step is one to do so."""

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 
+from fewstep.allocator import keep_freed_memory
 from fewstep.cli import console
 from fewstep.errors import InputError
 
@@ -129,6 +130,7 @@ def _work(job: Job, sender: Connection, stop: Event) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    keep_freed_memory()
     torch.set_num_threads(1)  # results then do not depend on the number of cores
     last = 0.0
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from fewstep.allocator import keep_freed_memory
 from fewstep.cli import console
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     if explain:
         return _explain(explain, verb)
     options = console.options(Options, verb, argv)
+    keep_freed_memory()
     from fewstep.recipe import read
     from fewstep.runner import finished
 
