@@ -54,7 +54,7 @@ def test_the_documented_method_trains_by_its_dotted_path(tmp_path, monkeypatch):
         data = {{ name = "digits" }}
         teacher = {{ load = "{teacher}" }}
         pairs = {{ load = "{pairs}" }}
-        method = {{ name = "mymethods.jitter", jitter = 0.2 }}
+        method = {{ name = "mymethods.jitter:Jitter", jitter = 0.2 }}
         fit = {{ steps = 2, batch = 8 }}
         """
     )
