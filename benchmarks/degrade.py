@@ -14,7 +14,7 @@ import argparse
 import torch
 from torch.nn import functional as F
 
-from fewstep import data, metrics
+from fewstep import data, metrics, plugins
 from fewstep.download import cache
 from fewstep.evaluation import exhaust
 
@@ -60,7 +60,7 @@ def series(images, labels, test, samples):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("extractors", nargs="+", choices=metrics.EXTRACTORS)
+    parser.add_argument("extractors", nargs="+", choices=plugins.names("extractor"))
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--series", help="measure only this one")

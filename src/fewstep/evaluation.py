@@ -30,7 +30,7 @@ from fewstep.scores import Score, score_from
 class Evaluator:
     """Scores any number of generators against one set of real images, by one protocol.
 
-    Raises: InputError if the protocol's extractor cannot be made for these images.
+    Raises: InputError if the protocol's extractor or measures cannot be made for these images.
     """
 
     def __init__(self, images: ImageSet, protocol: EvalProtocol) -> None:
@@ -39,6 +39,7 @@ class Evaluator:
         self.extractor = metrics.make_extractor(
             protocol.extractor, images, resize=protocol.resize, cache=cache()
         )
+        self.extra = [metrics.find_measure(name) for name in protocol.measures]
         self._reference: metrics.Reference | None = None
 
     def prepare(self) -> Pull[int, None, metrics.Reference]:
@@ -105,7 +106,9 @@ class Evaluator:
         requested = own or range(classes)
         # blocks of samples are comparable if each has all classes equally often
         cycle = 1 if own else max(classes, 1)
-        accumulator = metrics.ScoreAccumulator(self.reference, samples, cycle=cycle)
+        accumulator = metrics.ScoreAccumulator(
+            self.reference, samples, cycle=cycle, extra=self.extra
+        )
         work = generate(generator, samples, steps=steps, seed=seed, batch=batch, labels=own)
         for rows, images in work:
             labels = [requested[row % len(requested)] for row in rows] if classes else None
@@ -231,6 +234,7 @@ def cached_score(
 ) -> Score | None:
     """The saved score of the same weights, sampler and protocol in a run folder; None without one.
 
+    A score that lacks an extra measure of the protocol is not used.
     The time per image is measured again on this machine.
     """
     if not Path(address).is_dir():
@@ -240,7 +244,8 @@ def cached_score(
         if line.get("version") != metrics.VERSION or "score" not in line:
             continue
         score = score_from(line["score"])
-        if (score.weights, *score.protocol, score.steps, score.seed) == key:
+        lacks = {m.key for m in evaluator.extra} - {e.measure.key for e in score.measures.extra}
+        if (score.weights, *score.protocol, score.steps, score.seed) == key and not lacks:
             device, seconds = hardware(generator.device), seconds_per_image(generator, steps)
             return replace(score, device=device, seconds_per_image=seconds)
     return None

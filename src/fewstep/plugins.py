@@ -90,6 +90,15 @@ REGISTRY: dict[str, dict[str, str]] = {
         "celeba": "fewstep.data.celeba:read_celeba",
         "folder": "fewstep.data.folder:read_folder",
     },
+    "extractor": {
+        "classifier": "fewstep.metrics.extractors.classifier:Classifier",
+        "pixels": "fewstep.metrics.extractors.pixels:Pixels",
+        "inception": "fewstep.metrics.extractors.inception:Inception",
+        "dinov2": "fewstep.metrics.extractors.dinov2:Dinov2",
+        "squeezenet": "fewstep.metrics.extractors.squeezenet:SqueezeNet",
+        "resnet56-cifar10": "fewstep.metrics.extractors.resnet:ResNet56Cifar10",
+    },
+    "measure": {"sliced-wasserstein": "fewstep.metrics.distances.sliced:SLICED_WASSERSTEIN"},
     "source": {"diffusers": "fewstep.pretrained.diffusers:read_diffusers"},
 }
 """Names that the package brings, by noun."""

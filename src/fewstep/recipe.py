@@ -134,6 +134,8 @@ class EvaluateConfig:
     squeezenet or resnet56-cifar10."""
     resize: Resize | None = None
     """How images reach the extractor's size: tf1-bilinear or clean-bicubic."""
+    measures: tuple[str, ...] = ()
+    """Extra measures: sliced-wasserstein, or addresses such as my_package.my_module:MEASURE."""
 
     def __post_init__(self) -> None:
         if self.every < 0:
@@ -145,8 +147,11 @@ class EvaluateConfig:
     @property
     def measured(self) -> EvalProtocol:
         """The protocol with what is changed of it."""
-        return protocol(self.protocol).changed(
-            samples=self.samples, extractor=self.extractor, resize=self.resize
+        return protocol(self.protocol).with_settings(
+            samples=self.samples,
+            extractor=self.extractor,
+            resize=self.resize,
+            measures=self.measures,
         )
 
 

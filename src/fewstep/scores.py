@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep import metrics
-from fewstep.metrics import Measures
+from fewstep.metrics import ExtraMeasure, Measures
 from fewstep.runs import Run
 
 
@@ -83,14 +83,19 @@ class Score:
     def table(self) -> dict[str, Any]:
         """A flat table, as `fewstep evaluate --json` prints it, with the measures last."""
         table = asdict(self)
-        return table | table.pop("measures")
+        measures = table.pop("measures")
+        extra = [measure.table() for measure in self.measures.extra]
+        del measures["extra"]
+        return table | measures | ({"extra": extra} if extra else {})
 
 
 def score_from(table: Mapping[str, Any]) -> Score:
     """The score from its `table`."""
     names = {field.name for field in fields(Measures)}
     own = {key: value for key, value in table.items() if key not in names}
-    return Score(**own, measures=Measures(**{k: v for k, v in table.items() if k in names}))
+    values = {key: value for key, value in table.items() if key in names}
+    values["extra"] = tuple(map(ExtraMeasure.from_table, values.get("extra", ())))
+    return Score(**own, measures=Measures(**values))
 
 
 def append_score(address: str | Path, score: Score) -> None:

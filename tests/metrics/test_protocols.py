@@ -2,24 +2,23 @@
 
 import pytest
 
+from fewstep import plugins
 from fewstep.errors import InputError
-from fewstep.metrics import EXTRACTORS, PROTOCOLS, EvalProtocol, protocol
-
-NOTHING = {"samples": None, "extractor": None, "resize": None}
+from fewstep.metrics import PROTOCOLS, EvalProtocol, protocol
 
 
 def test_fid_as_papers_take_it():
     assert protocol("fid50k") == EvalProtocol(50_000, "inception", "tf1-bilinear")
-    assert {told.extractor for told in PROTOCOLS.values()} <= set(EXTRACTORS)
+    assert {told.extractor for told in PROTOCOLS.values()} <= set(plugins.names("extractor"))
 
 
 def test_what_is_given_takes_the_place_of_the_protocols_own():
     fid = protocol("fid50k")
-    assert fid.changed(**NOTHING) == fid
-    assert fid.changed(**NOTHING | {"samples": 10_000}) == protocol("fid10k")
-    assert fid.changed(**NOTHING | {"resize": "clean-bicubic"}) == protocol("clean-fid50k")
+    assert fid.with_settings() == fid
+    assert fid.with_settings(samples=10_000) == protocol("fid10k")
+    assert fid.with_settings(resize="clean-bicubic") == protocol("clean-fid50k")
     # another extractor has a standard of its own
-    assert fid.changed(**NOTHING | {"extractor": "pixels"}) == EvalProtocol(50_000, "pixels")
+    assert fid.with_settings(extractor="pixels") == EvalProtocol(50_000, "pixels")
 
 
 def test_what_is_no_protocol_is_refused():
@@ -28,4 +27,4 @@ def test_what_is_no_protocol_is_refused():
     ):
         protocol("fid5k")
     with pytest.raises(InputError, match="at least 2 samples, not 1"):
-        protocol("quick").changed(**NOTHING | {"samples": 1})
+        protocol("quick").with_settings(samples=1)

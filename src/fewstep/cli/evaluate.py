@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from fewstep import plugins
 from fewstep.cli import console
 
 if TYPE_CHECKING:
@@ -15,26 +16,35 @@ if TYPE_CHECKING:
     from fewstep.scores import Score
 
 
+def names_option(noun: str, text: str) -> Any:
+    """An option that takes names of `noun`; its help lists those that are registered."""
+    registered = ", ".join(plugins.names(noun))
+    return tyro.conf.arg(help=f"{text}: {registered}, or an address package.module:NAME.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProtocolOptions:
     """Options that choose how scores are measured."""
 
     protocol: str = "quick"
     """quick (2,000 samples, a small classifier), resnet10k, fid10k, fid50k, clean-fid50k or
-    dino50k; the next three options change it."""
+    dino50k; the next options change it."""
     samples: int | None = None
     """Images to generate for each score."""
-    extractor: str | None = None
-    """classifier, pixels, inception, dinov2, squeezenet or resnet56-cifar10."""
+    extractor: Annotated[str | None, names_option("extractor", "What computes the features")] = None
     resize: Literal["tf1-bilinear", "clean-bicubic"] | None = None
     """How images are resized for the extractor; by default as its standard says."""
+    measures: Annotated[str, names_option("measure", "Extra measures, with commas between")] = ""
 
     def evaluation_protocol(self) -> "EvalProtocol":
         """The named protocol with these options' changes."""
         from fewstep import metrics
 
-        return metrics.protocol(self.protocol).changed(
-            samples=self.samples, extractor=self.extractor, resize=self.resize
+        return metrics.protocol(self.protocol).with_settings(
+            samples=self.samples,
+            extractor=self.extractor,
+            resize=self.resize,
+            measures=tuple(name.strip() for name in self.measures.split(",") if name.strip()),
         )
 
 
@@ -46,9 +56,7 @@ class Options(ProtocolOptions):
     """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
     steps: str = "1,2,4"
     """Step counts, separated by commas."""
-    sampler: str | None = None
-    """transfer, ancestral, renoise, heun, multistep or corrector, or a circuit's ring; by default
-    the run's own."""
+    sampler: Annotated[str | None, names_option("sampler", "By default the run's own")] = None
     weights: Literal["ema", "raw", "best"] = "ema"
     """Averaged weights of the last step, raw ones, or averaged ones of the best evaluation."""
     data: str | None = None
@@ -125,21 +133,20 @@ def show(scores: Iterable[tuple[str, "Score"]]) -> None:
 def _table(rows: Sequence[tuple[str, "Score"]]) -> None:
     from rich.table import Table
 
-    from fewstep.metrics import MEASURES
+    from fewstep.metrics import computed_measures
 
     first = rows[0][1]
-    texts = {m: [m.text(score.measures) for _, score in rows] for m in MEASURES[1:]}
-    columns = {m: column for m, column in texts.items() if any(column)}
+    measures = [m for m in computed_measures([s.measures for _, s in rows]) if m.key != "frechet"]
     table = Table(box=None, pad_edge=False)
     table.add_column("Run")
     table.add_column("Steps", justify="right")
     table.add_column("Sampler")
     table.add_column(first.distance, justify="right")
-    names = [m.name(standard=first.standard) for m in columns]
+    names = [m.name(standard=first.standard) for m in measures]
     for heading in (*names, "Evaluations", "ms/image"):
         table.add_column(heading, justify="right")
     notes: dict[str, None] = {}
-    for i, (name, score) in enumerate(rows):
+    for name, score in rows:
         m = score.measures
         spread = f" ± {m.frechet_high - m.frechet:.2f}" if m.frechet_high is not None else ""
         table.add_row(
@@ -147,7 +154,7 @@ def _table(rows: Sequence[tuple[str, "Score"]]) -> None:
             str(score.steps),
             score.sampler,
             f"{m.frechet:.2f}{spread}",
-            *(column[i] or "" for column in columns.values()),
+            *(measure.text(score.measures) or "" for measure in measures),
             str(score.evaluations),
             f"{1000 * score.seconds_per_image:.2f}",
         )

@@ -17,7 +17,6 @@ from fewstep.metrics.distances import (
     sliced_wasserstein,
 )
 from fewstep.metrics.extractors import (
-    EXTRACTORS,
     INCEPTION_HASH,
     Classifier,
     Extractor,
@@ -29,12 +28,18 @@ from fewstep.metrics.extractors import (
     read_classifier,
     train_classifier,
 )
-from fewstep.metrics.measures import MEASURES, Measure, Measures
+from fewstep.metrics.measures import (
+    MEASURES,
+    ExtraMeasure,
+    Measure,
+    Measures,
+    computed_measures,
+    find_measure,
+)
 from fewstep.metrics.protocols import PROTOCOLS, EvalProtocol, protocol
 from fewstep.metrics.reference import Reference, build_reference
 
 __all__ = [
-    "EXTRACTORS",
     "INCEPTION_HASH",
     "MEASURES",
     "PROTOCOLS",
@@ -42,6 +47,7 @@ __all__ = [
     "ClassScore",
     "Classifier",
     "EvalProtocol",
+    "ExtraMeasure",
     "Extractor",
     "ExtractorOutput",
     "FeatureDistance",
@@ -56,7 +62,9 @@ __all__ = [
     "ScoreAccumulator",
     "build_reference",
     "classifier_file",
+    "computed_measures",
     "density_coverage",
+    "find_measure",
     "frechet_distance",
     "frechet_estimate",
     "kernel_distance",

@@ -1,6 +1,7 @@
 """`ScoreAccumulator`: all measures of images that arrive in batches, in bounded memory."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -10,7 +11,7 @@ from fewstep.metrics.distances.class_score import ClassScore
 from fewstep.metrics.distances.coverage import density_coverage, precision_recall
 from fewstep.metrics.distances.frechet import MomentBlocks, frechet_estimate
 from fewstep.metrics.distances.kernel import kernel_distance
-from fewstep.metrics.measures import Measures
+from fewstep.metrics.measures import ExtraMeasure, Measure, Measures
 from fewstep.metrics.reference import Reference
 
 VERSION = 1  # increase it when a measure changes: cached scores of another version are not used
@@ -21,11 +22,20 @@ COPY_ROWS = 2_000  # rows that are searched for among all training images
 class ScoreAccumulator:
     """Computes the measures of `total` images that arrive in order, in batches of any size.
 
-    `cycle` is the number of images after which their classes repeat.
+    `cycle` is the number of images after which their classes repeat, `extra` are measures beyond
+    `MEASURES`.
     """
 
-    def __init__(self, reference: Reference, total: int, *, cycle: int = 1) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        total: int,
+        *,
+        cycle: int = 1,
+        extra: Sequence[Measure] = (),
+    ) -> None:
         self.reference = reference
+        self.extra = extra
         self.total = total
         dim = reference.moments.mean.numel()
         self.blocks = MomentBlocks(dim, total, cycle=cycle)
@@ -65,7 +75,13 @@ class ScoreAccumulator:
             **self._row_measures(),
             class_score=self.class_score.value if self.class_score else None,
             accuracy=self.correct / self.labelled if self.labelled else None,
+            extra=tuple(self._compute(measure) for measure in self.extra),
         )
+
+    def _compute(self, measure: Measure) -> ExtraMeasure:
+        assert measure.compute
+        value = measure.compute(self.reference.features[:MAX_ROWS], self.features)
+        return ExtraMeasure(measure, float(value))
 
     def _row_measures(self) -> dict[str, float | None]:
         """The measures that compare rows, from the first rows of both sets."""

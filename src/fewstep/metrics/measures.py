@@ -1,8 +1,13 @@
 """The measures of a set of images: their values, and how each is named, explained and printed."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from torch import Tensor
+
+from fewstep import plugins
+from fewstep.errors import InputError
 from fewstep.formatting import number, percent
 
 
@@ -29,14 +34,20 @@ class Measures:
     coverage: float | None = None
     accuracy: float | None = None
     copies: float | None = None
+    extra: tuple["ExtraMeasure", ...] = ()
+    """Measures beyond those in `MEASURES`, that the protocol names."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure: how it is named, explained and printed."""
+    """One measure: how it is named, explained and printed.
+
+    A measure of your own sets `compute`. Name it in a protocol by its address, such as
+    `my_package.my_module:MY_MEASURE`.
+    """
 
     key: str
-    """Field of `Measures`, and key in the JSON table of a score."""
+    """Field of `Measures`, or the key of an extra measure."""
     label: str
     direction: Literal["lower", "higher", "neither"]
     """Which values are better."""
@@ -45,6 +56,9 @@ class Measure:
     format: Literal["number", "percent"] = "number"
     inception_label: str | None = None
     """Name that the literature uses with the standard Inception weights, if it has one."""
+    compute: Callable[[Tensor, Tensor], float] | None = field(default=None, compare=False)
+    """Computes the value from features (n, d) of real images and (m, d) of samples, float32 on
+    the CPU. None for the measures in `MEASURES`, which `ScoreAccumulator` computes."""
 
     @property
     def arrow(self) -> str:
@@ -56,7 +70,9 @@ class Measure:
         return (standard and self.inception_label) or self.label
 
     def value(self, measures: Measures) -> float | None:
-        return getattr(measures, self.key)
+        """The value in `measures`; None if it was not computed."""
+        extra = {e.measure.key: e.value for e in measures.extra}
+        return extra[self.key] if self.key in extra else getattr(measures, self.key, None)
 
     def interval(self, measures: Measures) -> tuple[float | None, float | None]:
         """Ends of the 95 % interval, None where there is none."""
@@ -69,6 +85,31 @@ class Measure:
         if value is None:
             return None
         return percent(value) if self.format == "percent" else number(value)
+
+
+@dataclass(frozen=True)
+class ExtraMeasure:
+    """A measure beyond `MEASURES` with its value, so that reports need not import its code."""
+
+    measure: Measure
+    value: float
+
+    def table(self) -> dict[str, Any]:
+        """As it stands in the JSON table of a score."""
+        m = self.measure
+        return {
+            "key": m.key,
+            "label": m.label,
+            "direction": m.direction,
+            "meaning": m.meaning,
+            "format": m.format,
+            "value": self.value,
+        }
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> "ExtraMeasure":
+        """The inverse of `table`."""
+        return cls(Measure(**{k: v for k, v in table.items() if k != "value"}), table["value"])
 
 
 MEASURES = (
@@ -146,3 +187,23 @@ MEASURES = (
     ),
 )
 """All measures, in the order in which tables show them."""
+
+
+def computed_measures(rows: Sequence[Measures]) -> list[Measure]:
+    """The measures that were computed for any of the rows, in the order in which to show them."""
+    extra = {e.measure.key: e.measure for row in rows for e in row.extra}
+    measures = (*MEASURES, *extra.values())
+    return [m for m in measures if any(m.value(row) is not None for row in rows)]
+
+
+def find_measure(name: str) -> Measure:
+    """The extra measure of that name: a registered one, or an address `package.module:MEASURE`.
+
+    Raises: InputError for an unknown name, or one that is no measure with `compute`.
+    """
+    measure = plugins.resolve("measure", name)
+    if not isinstance(measure, Measure) or measure.compute is None:
+        raise InputError(f"{name} is not a metrics.Measure with `compute`")
+    if any(measure.key == other.key for other in MEASURES):
+        raise InputError(f"the key {measure.key!r} of {name} is taken; choose another")
+    return measure

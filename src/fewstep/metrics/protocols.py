@@ -14,16 +14,24 @@ class EvalProtocol:
     extractor: str
     resize: Resize | None = None
     """How images are resized for the extractor; None: as its standard says."""
+    measures: tuple[str, ...] = ()
+    """Names of extra measures, beyond those in `MEASURES`."""
 
-    def changed(
-        self, *, samples: int | None, extractor: str | None, resize: Resize | None
+    def with_settings(
+        self,
+        *,
+        samples: int | None = None,
+        extractor: str | None = None,
+        resize: Resize | None = None,
+        measures: tuple[str, ...] = (),
     ) -> "EvalProtocol":
-        """This protocol with those settings replaced that are not None."""
+        """This protocol with those settings replaced that are given."""
         protocol = replace(
             self,
             samples=self.samples if samples is None else samples,
             extractor=extractor or self.extractor,
             resize=resize or (None if extractor else self.resize),
+            measures=measures or self.measures,
         )
         if protocol.samples < 2:
             raise InputError(f"a score needs at least 2 samples, not {protocol.samples}")

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from fewstep.evaluation import count_parameters
 from fewstep.formatting import listing, quantity
 from fewstep.generator import Generator
-from fewstep.metrics import MEASURES
+from fewstep.metrics import computed_measures
 from fewstep.recipe import Recipe
 from fewstep.report.exhibits import Entry, training_lines, training_seconds
 from fewstep.report.ranking import Ranking, Row, best, fastest
@@ -63,8 +63,7 @@ def scores(ranking: Ranking, *, key: str) -> Markup:
 def all_measures(ranking: Ranking, *, key: str) -> Markup:
     """The measures not in the table of scores, with their meanings; empty if none was computed."""
     rows = [row.score.measures for row in ranking.rows]
-    others = [m for m in MEASURES if m.key not in ("frechet", "accuracy")]
-    measures = [m for m in others if any(m.text(row) for row in rows)]
+    measures = [m for m in computed_measures(rows) if m.key not in ("frechet", "accuracy")]
     if not measures:
         return Markup()
     return render("all_measures.html.j2", key=key, ranking=ranking, measures=measures)

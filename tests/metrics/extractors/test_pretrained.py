@@ -148,3 +148,15 @@ def test_dinov2_is_transformers_class_token(home):
         expected = model(pixel_values=normal).pooler_output  # its normed class token
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert extractor.resize == "clean-bicubic to 224" and found.shape == (2, 32)
+
+
+def test_a_folder_without_dinov2s_files_is_not_read(home, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+
+    def offline(source):
+        raise OSError("no network")
+
+    (home / "weights" / "dinov2-large").mkdir(parents=True)
+    monkeypatch.setattr(transformers.Dinov2Model, "from_pretrained", offline)
+    with pytest.raises(InputError, match=r"from facebook/dinov2-large \(no network\)"):
+        make_extractor("dinov2")

@@ -1,8 +1,10 @@
 """Extractors by name: networks and functions that turn images into features."""
 
 from pathlib import Path
+from typing import Any
 
-from fewstep.errors import InputError, did_you_mean
+from fewstep import plugins
+from fewstep.errors import InputError
 from fewstep.metrics.extractors.base import Extractor, ExtractorOutput, ReferenceImages
 from fewstep.metrics.extractors.classifier import (
     Classifier,
@@ -10,16 +12,12 @@ from fewstep.metrics.extractors.classifier import (
     read_classifier,
     train_classifier,
 )
-from fewstep.metrics.extractors.dinov2 import Dinov2
-from fewstep.metrics.extractors.inception import INCEPTION_HASH, Inception
+from fewstep.metrics.extractors.inception import INCEPTION_HASH
 from fewstep.metrics.extractors.pixels import Pixels
 from fewstep.metrics.extractors.pretrained import PretrainedExtractor
 from fewstep.metrics.extractors.resize import Resize
-from fewstep.metrics.extractors.resnet import ResNet56Cifar10
-from fewstep.metrics.extractors.squeezenet import SqueezeNet
 
 __all__ = [
-    "EXTRACTORS",
     "INCEPTION_HASH",
     "Classifier",
     "Extractor",
@@ -34,15 +32,6 @@ __all__ = [
     "train_classifier",
 ]
 
-EXTRACTORS: dict[str, type[Extractor]] = {
-    "classifier": Classifier,
-    "pixels": Pixels,
-    "inception": Inception,
-    "dinov2": Dinov2,
-    "squeezenet": SqueezeNet,
-    "resnet56-cifar10": ResNet56Cifar10,
-}
-
 
 def make_extractor(
     name: str,
@@ -53,15 +42,26 @@ def make_extractor(
 ) -> Extractor:
     """The extractor called `name`, for measuring against `images`; without them, for any images.
 
-    `resize` replaces the standard resize of a network with a fixed input size. `cache` is the
-    folder of trained classifiers.
+    `name` is registered, or the address `package.module:Class` of a subclass of `Extractor` or of
+    a function without arguments that returns an extractor. `resize` replaces the standard resize
+    of a network with a fixed input size. `cache` is the folder of trained classifiers.
 
     Raises: InputError for an unknown name, missing weights, or images or a resize that the
     extractor does not take.
     """
-    if name not in EXTRACTORS:
-        raise InputError(
-            f"unknown extractor {name!r}{did_you_mean(name, EXTRACTORS)} "
-            f"(choose one of {', '.join(EXTRACTORS)})"
-        )
-    return EXTRACTORS[name].create(images, resize=resize, cache=cache)
+    target: Any = plugins.resolve("extractor", name)
+    if isinstance(target, type) and issubclass(target, Extractor):
+        return _check(name, target.create(images, resize=resize, cache=cache))
+    if resize:
+        raise InputError(f"{name} does not resize images; leave out the resize {resize!r}")
+    return _check(name, target() if callable(target) else target)
+
+
+def _check(name: str, extractor: Any) -> Extractor:
+    if not isinstance(extractor, Extractor):
+        kind = type(extractor).__name__
+        raise InputError(f"the extractor {name} is of type {kind}, not Extractor")
+    for attribute in ("name", "hash"):
+        if not isinstance(getattr(extractor, attribute, None), str):
+            raise InputError(f"the extractor {name} must set {attribute!r}, a string")
+    return extractor
