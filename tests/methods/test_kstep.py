@@ -106,7 +106,7 @@ def test_the_right_weights_beat_the_seeds_on_a_trained_student(teacher, pairs):
 
     student = deepcopy(teacher.denoiser)
     method = Kstep(KstepConfig(k=4), student, toy.SPEC)
-    made = toy.trained(method, pairs, steps=400, batch=256, lr=1e-3)
+    made = toy.train(method, pairs, steps=200, batch=128, lr=2e-3)
     truth = toy.batches(method, pairs, batch=4000, seed=1).step(0)[0].pairs
 
     def error(generator):
