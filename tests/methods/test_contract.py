@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import toy
+from fewstep import plugins
 from fewstep.methods.fake_score import AdversarialConfig
 from fewstep.times import DiscreteLevels, EctLevels, LogNormal
 from fewstep.trainer import FitConfig, Training
