@@ -118,7 +118,7 @@ def load_run(address: str | Path, *, name: str = "", weights: Weights = "ema") -
     name = name or Path(address).resolve().name
     if "step" in note:
         name += f" (best, step {note['step']:,})"
-    recipe = parse(note["recipe"]) if note.get("recipe") else None
+    recipe = parse(note["recipe"], allow_code=()) if note.get("recipe") else None
     return LoadedRun(name, str(address), generator, recipe, note.get("step"))
 
 

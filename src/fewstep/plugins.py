@@ -8,7 +8,7 @@ named by its address, `package.module:Class`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, version
 from typing import Any
@@ -104,6 +104,14 @@ REGISTRY: dict[str, dict[str, str]] = {
 """Names that the package brings, by noun."""
 
 
+_allowed: set[str] = set()
+
+
+def allow(packages: Iterable[str]) -> None:
+    """Let weights import code of these modules and packages for the rest of this process."""
+    _allowed.update(packages)
+
+
 def nouns() -> list[str]:
     """The kinds of things that have names, sorted."""
     return sorted(REGISTRY)
@@ -117,9 +125,9 @@ def names(noun: str) -> list[str]:
 def resolve(noun: str, name: str, *, allow_code: Collection[str] | None = None) -> Any:
     """Import what `name` stands for: a registered name, or an address `package.module:Class`.
 
-    `allow_code` lists the modules and packages that an address may import; None allows all, for
-    names that the user wrote. Raises InputError for an unknown name, an address that is not
-    allowed, or one that cannot be imported.
+    `allow_code` lists the modules and packages that an address may import, besides those of
+    `allow`; None allows all, for names that the user wrote. Raises InputError for an unknown name,
+    an address that is not allowed, or one that cannot be imported.
     """
     address = REGISTRY[noun].get(name) or _entry_points(noun).get(name)
     if address is None:
@@ -128,15 +136,22 @@ def resolve(noun: str, name: str, *, allow_code: Collection[str] | None = None) 
                 f"unknown {noun} {name!r}{did_you_mean(name.lower(), names(noun))} (choose one of "
                 f"{', '.join(names(noun))}, or an address such as my_package.my_module:MyClass)"
             )
-        if allow_code is not None and not _is_allowed(name, allow_code):
-            package = name.partition(":")[0].partition(".")[0]
-            raise InputError(
-                f"these weights use the {noun} {name}, and loading it runs code of {package!r}: if "
-                f"you trust it, allow it with --allow-code {package}, or load(…, "
-                f'allow_code=["{package}"])'
-            )
+        check_allowed(noun, name, allow_code)
         address = name
     return _import(noun, address)
+
+
+def check_allowed(noun: str, name: str, allow_code: Collection[str] | None) -> None:
+    """Raise InputError if `name` is an address whose code may not be imported; see `resolve`."""
+    module, colon, _ = name.partition(":")
+    allowed = {*(allow_code or ()), *_allowed}
+    if allow_code is None or not colon or any(f"{module}.".startswith(f"{a}.") for a in allowed):
+        return
+    package = module.partition(".")[0]
+    raise InputError(
+        f"these weights use the {noun} {name}, and loading it runs code of {package!r}: if you "
+        f'trust it, allow it with --allow-code {package}, or load(…, allow_code=["{package}"])'
+    )
 
 
 def name_of(noun: str, kind: Any) -> str:
@@ -171,11 +186,6 @@ def package_version(address: str) -> tuple[str, str]:
 @cache
 def _entry_points(noun: str) -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=f"fewstep.{noun}")}
-
-
-def _is_allowed(address: str, allow_code: Collection[str]) -> bool:
-    module = address.partition(":")[0]
-    return any(module == name or module.startswith(f"{name}.") for name in allow_code)
 
 
 def _import(noun: str, address: str) -> Any:

@@ -247,11 +247,14 @@ def parse(table: Mapping[str, Any], *, allow_code: Collection[str] | None = None
         for key, kind in _SECTIONS.items()
         if key in table
     }
-    return Recipe(
+    recipe = Recipe(
         **values,
         method=from_table(method.Config, settings, "method", allow_code=allow_code),
         method_name=table["method"]["name"],
     )
+    plugins.check_allowed("data", recipe.data.name, allow_code)
+    plugins.check_allowed("extractor", recipe.evaluate.extractor or "", allow_code)
+    return recipe
 
 
 def _with_native(student: Any, allow_code: Collection[str] | None) -> Any:

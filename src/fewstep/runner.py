@@ -28,6 +28,7 @@ from fewstep.recipe import Recipe
 from fewstep.runs import Run
 from fewstep.scores import score_from
 from fewstep.streams import PairStream, RingStream
+from fewstep.tables import addresses
 from fewstep.trainer import NonFiniteLoss, Progress, Training
 
 
@@ -50,6 +51,8 @@ def read_data(recipe: Recipe) -> ImageSet:
 
 def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     """Method and batches, with everything that the recipe names loaded and checked."""
+    # the user's own words: weights that it names, and its run's state, may use the same code
+    plugins.allow(name.partition(":")[0].partition(".")[0] for name in addresses(recipe.table()))
     images = read_data(recipe)
     labelled = recipe.data.labels and images.labels is not None
     spec = SampleSpec(

@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from fewstep import __version__
+from fewstep import __version__, plugins
 from fewstep.errors import InputError, did_you_mean
 
 VERBS = {
@@ -32,6 +32,7 @@ def help_text() -> str:
         f"usage: fewstep VERB ...\n\n{verbs}\n\n"
         "fewstep VERB --help lists the options of a verb.\n"
         "fewstep train RECIPE --help lists the keys of a recipe.\n"
+        "--allow-code PACKAGE, after any verb, lets weights import classes of your own package.\n"
         "Start with: fewstep demo"
     )
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"unknown verb {verb!r}{did_you_mean(verb, VERBS)}; "
                 f"choose one of {', '.join(VERBS)}"
             )
-        return importlib.import_module(f"fewstep.cli.{verb}").main(rest)
+        return importlib.import_module(f"fewstep.cli.{verb}").main(_allow_code(rest))
     except InputError as error:
         print(f"fewstep: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -61,3 +62,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fewstep: interrupted", file=sys.stderr)
         return 130
+
+
+def _allow_code(argv: list[str]) -> list[str]:
+    """Apply `--allow-code PACKAGE`, which every verb takes. Returns the other arguments."""
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != "--allow-code":
+            rest.append(word)
+            continue
+        packages = value if equals else next(words, "")
+        if not packages or packages.startswith("-"):
+            raise InputError("--allow-code needs a package, such as --allow-code my_package")
+        plugins.allow(packages.split(","))
+    return rest

@@ -1,7 +1,7 @@
 """What a distillation method is: players, turns, losses, and the batch it is given.
 
 A method says *whose turn it is* and *what the loss is*; the trainer does the rest. See
-docs/adding-a-method.md for a method in one file.
+docs/extending.md for a method in one file.
 """
 
 import hashlib
