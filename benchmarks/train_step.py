@@ -28,6 +28,7 @@ from diffusers.training_utils import EMAModel
 
 from fewstep import Batches, Denoiser, FitConfig, ImageStream, LinearBetas, SampleSpec
 from fewstep.backbones import UNetConfig
+from fewstep.images import from_uint8
 from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.parametrization import Eps
 from fewstep.trainer import Training
@@ -86,7 +87,7 @@ def plain(shape, config, batch, *, fused):
 
     def step():
         index = torch.randint(0, len(images), (batch,))
-        x0 = images[index].float() / 127.5 - 1
+        x0 = from_uint8(images[index])
         noise, t = torch.randn_like(x0), torch.randint(0, 1000, (batch,))
         bar = bars[t].view(-1, 1, 1, 1)
         said = net(bar.sqrt() * x0 + (1 - bar).sqrt() * noise, t).sample

@@ -138,7 +138,7 @@ def test_the_updates_of_every_ring_are_learnt_down_to_the_last(monkeypatch):
     for step in range(60):
         method.student_loss(batch(rows=6, step=step))
     generator = method.generator()
-    assert generator.grid.counts == (3, 12) and generator.step is ring
+    assert generator.grid.counts == (3, 12) and generator.step == Ring()
     for steps in generator.grid.counts:
         times = [round(12 * t) for t in generator.grid(steps, generator.denoiser).tolist()] + [0]
         assert set(zip(times, times[1:], strict=False)) <= seen
