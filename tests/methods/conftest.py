@@ -1,11 +1,53 @@
+import os
+from pathlib import Path
+
 import pytest
+import torch
+from filelock import FileLock
 
 import toy
 
 
 @pytest.fixture(scope="session")
-def teacher():
-    return toy.train_teacher()
+def once(tmp_path_factory):
+    """`once(name, make)` is a path that `make` filled once for all workers of this session."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def path(name, make):
+        whole, part = folder / name, folder / f"{name}.part"
+        with FileLock(folder / f"{name}.lock"):
+            if not whole.exists():
+                make(part)
+                part.rename(whole)
+        return whole
+
+    return path
+
+
+def load(path: Path):
+    return torch.load(path, weights_only=False)
+
+
+@pytest.fixture(scope="session")
+def teacher(once):
+    return load(once("teacher", lambda path: torch.save(toy.train_teacher(), path)))
+
+
+@pytest.fixture(scope="session")
+def ring(once):
+    """A trained circuit."""
+    return load(once("ring", lambda path: torch.save(toy.train_circuit(), path)))
+
+
+@pytest.fixture(scope="session")
+def pairs(teacher, once):
+    return once("pairs", lambda path: toy.record_pairs(teacher, path))
+
+
+@pytest.fixture(scope="session")
+def rings(ring, once):
+    return once("rings", lambda path: toy.record_rings(ring, path))
 
 
 @pytest.fixture(scope="session")
@@ -14,32 +56,13 @@ def start(teacher):
     return toy.distance(teacher, 1)
 
 
-@pytest.fixture(scope="session")
-def ring():
-    return toy.train_circuit()
-
-
-@pytest.fixture(scope="session")
-def rings(ring, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rings") / "store"
-    toy.record_rings(ring, folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def pairs(teacher, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs") / "store"
-    toy.record_pairs(teacher, folder)
-    return folder
-
-
 @pytest.fixture
 def source(name, request):
-    """The teacher: of those who sum a ring, the ring's."""
+    """The teacher of the method `name`: a circuit for those who sum its ring."""
     return request.getfixturevalue("ring" if name == "residual_sum" else "teacher")
 
 
 @pytest.fixture
 def folder(name, request):
-    """What the teacher recorded."""
+    """What that teacher recorded."""
     return request.getfixturevalue("rings" if name == "residual_sum" else "pairs")

@@ -1,5 +1,8 @@
 """A k-step student: asked at exactly its k times, and stepped with the weights of its lines."""
 
+from copy import deepcopy
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -7,7 +10,7 @@ import lines
 import toy
 from fewstep.errors import InputError
 from fewstep.methods.kstep import Kstep, KstepConfig
-from fewstep.sampling import noise_from_seeds
+from fewstep.sampling import Step, noise_from_seeds
 
 
 def kstep(student=None, **settings):
@@ -72,11 +75,14 @@ def test_an_error_of_the_image_is_t_times_that_of_the_velocity():
     assert losses["x0"] == pytest.approx(float((0.25 * t).square().mean()), rel=1e-4)
 
 
-def seeds_rule(walk, x_t, t, s):
+@dataclass(frozen=True)
+class SeedsRule(Step):
     """The weights 1/4, 1/2, 3/4, 1 of the four-step student that this method corrects: it moves
     1 − s of the way to the image, not (t − s)/t."""
-    x0 = walk.ask(x_t, t).x0
-    return (x0, None) if s is None else (x_t + (1 - s) * (x0 - x_t), None)
+
+    def __call__(self, context, x_t, t, s):
+        x0 = context.predict(x_t, t).x0
+        return (x0, None) if s is None else (x_t + (1 - s) * (x0 - x_t), None)
 
 
 def test_euler_stays_on_the_line_and_the_seeds_rule_leaves_it():
@@ -98,15 +104,13 @@ def test_euler_stays_on_the_line_and_the_seeds_rule_leaves_it():
     for s in (0.75, 0.5, 0.25):
         keeps.append(keeps[-1] * s)
     assert keeps[2:] == pytest.approx([0.375, 0.09375])
-    assert shares(made.with_sampler(step=seeds_rule))[2] == pytest.approx(0.375, abs=0.03)
+    assert shares(made.with_sampler(step=SeedsRule()))[2] == pytest.approx(0.375, abs=0.03)
 
 
 def test_the_right_weights_beat_the_seeds_on_a_trained_student(teacher, pairs):
-    from copy import deepcopy
-
     student = deepcopy(teacher.denoiser)
     method = Kstep(KstepConfig(k=4), student, toy.SPEC)
-    made = toy.trained(method, pairs, steps=400, batch=256, lr=1e-3)
+    made = toy.train(method, pairs, steps=200, batch=128, lr=2e-3)
     truth = toy.batches(method, pairs, batch=4000, seed=1).step(0)[0].pairs
 
     def error(generator):
@@ -114,7 +118,7 @@ def test_the_right_weights_beat_the_seeds_on_a_trained_student(teacher, pairs):
         with torch.inference_mode():
             return float((generator(truth.noise, steps=4) - truth.x0).square().mean())
 
-    right, wrong = error(made), error(made.with_sampler(step=seeds_rule))
+    right, wrong = error(made), error(made.with_sampler(step=SeedsRule()))
     assert right < 0.8 * wrong
 
 
