@@ -15,7 +15,7 @@ ROOT = Path(fewstep.__file__).parent
 LAYERS = [
     ["errors", "allocator", "formatting"],
     ["files", "images", "plugins"],
-    ["tables"],
+    ["schema", "tables"],
     ["download"],
     ["condition"],
     ["process"],

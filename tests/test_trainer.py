@@ -281,7 +281,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm():
     before = weights(method)
     with pytest.raises(NonFiniteLoss, match="loss is nan.*step 3"):
         training.advance()
-    assert torch.equal(weights(method), before) and training.step == 2 and training.sound()
+    assert torch.equal(weights(method), before) and training.step == 2 and training.can_be_saved()
 
 
 def test_fit_yields_every_step():

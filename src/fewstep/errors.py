@@ -12,7 +12,10 @@ class InputError(ValueError):
     """The input cannot be used. The message says what is wrong, what is allowed and what to do."""
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """The end of an error message, "; did you mean X?", or "" if no choice is similar."""
+def did_you_mean(word: str, choices: Iterable[str], *, prefix: str = "") -> str:
+    """The end of an error message, "; did you mean X?", or "" if no choice is similar.
+
+    `prefix` stands before the choice in the message, and is not compared.
+    """
     near = get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {prefix}{near[0]}?" if near else ""

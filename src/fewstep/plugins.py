@@ -122,6 +122,11 @@ def names(noun: str) -> list[str]:
     return [*REGISTRY[noun], *_entry_points(noun)]
 
 
+def registered_address(noun: str, name: str) -> str | None:
+    """The address "module:Class" of a registered name; None if it is not registered."""
+    return REGISTRY[noun].get(name) or _entry_points(noun).get(name)
+
+
 def resolve(noun: str, name: str, *, allow_code: Collection[str] | None = None) -> Any:
     """Import what `name` stands for: a registered name, or an address `package.module:Class`.
 
@@ -129,7 +134,7 @@ def resolve(noun: str, name: str, *, allow_code: Collection[str] | None = None) 
     `allow`; None allows all, for names that the user wrote. Raises InputError for an unknown name,
     an address that is not allowed, or one that cannot be imported.
     """
-    address = REGISTRY[noun].get(name) or _entry_points(noun).get(name)
+    address = registered_address(noun, name)
     if address is None:
         if ":" not in name:
             raise InputError(

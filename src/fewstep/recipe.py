@@ -4,14 +4,9 @@ A key that is not known is an error that names the nearest one. `[method]` is re
 method's own `Config`, so a new method brings its settings without touching this file.
 """
 
-import json
-import re
-import tomllib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from importlib import resources
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import tomli_w
 
@@ -22,7 +17,8 @@ from fewstep.metrics import EvalProtocol, protocol
 from fewstep.metrics.extractors.resize import Resize
 from fewstep.parametrization import Parametrization
 from fewstep.process import Process
-from fewstep.tables import field_docs, from_table, resolve_name, to_table
+from fewstep.schema import read_table
+from fewstep.tables import from_table, resolve_name, to_table
 from fewstep.trainer import FitConfig
 
 
@@ -192,36 +188,12 @@ _SECTIONS: dict[str, Any] = {
 }
 
 
-def preset_names() -> list[str]:
-    """The recipes that the package ships."""
-    folder = resources.files("fewstep") / "presets"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith("toml"))
-
-
 def read(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe of a preset's name or a TOML file, with `key=value` overrides.
 
     Raises: InputError for an unknown preset, broken TOML, an unknown key or an unfit value.
     """
-    path = Path(name)
-    if path.suffix == ".toml":
-        if not path.is_file():
-            raise InputError(f"there is no recipe file {name}")
-        text = path.read_text()
-    elif name in preset_names():
-        text = (resources.files("fewstep") / "presets" / f"{name}.toml").read_text()
-    else:
-        raise InputError(
-            f"there is no recipe {name!r}{did_you_mean(name, preset_names())}; give a TOML file or "
-            f"one of: {', '.join(preset_names())}"
-        )
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{name} is not TOML: {error}") from error
-    for override in overrides:
-        _override(table, override)
-    return parse(table)
+    return parse(read_table(name, overrides))
 
 
 def parse(table: Mapping[str, Any], *, allow_code: Collection[str] | None = None) -> Recipe:
@@ -234,7 +206,7 @@ def parse(table: Mapping[str, Any], *, allow_code: Collection[str] | None = None
     sections = [*_SECTIONS, "method"]
     for key in table:
         if key not in sections:
-            raise InputError(f"unknown recipe key {key!r}{did_you_mean(key, sections)}")
+            raise InputError(f"unknown recipe key {key}{did_you_mean(key, sections)}")
     for key in ("data", "method"):
         if key not in table:
             raise InputError(f"the recipe lacks [{key}]")
@@ -267,41 +239,6 @@ def _with_native(student: Any, allow_code: Collection[str] | None) -> Any:
     if native is None or native.default is not MISSING:
         return student
     return {**student, "parametrization": {**table, "native": student["process"]}}
-
-
-def explained(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    """(key, value, meaning) of every key that the recipe could set, the method's own first."""
-    yield "method.name", json.dumps(recipe.method_name), ", ".join(plugins.names("method"))
-    sections = {"method": recipe.method, **{k: getattr(recipe, k) for k in _SECTIONS}}
-    for section, value in sections.items():
-        kind = type(recipe.method) if section == "method" else _SECTIONS[section]
-        meanings = field_docs(kind)
-        for each in fields(kind):
-            now = getattr(value, each.name, None)
-            text = "" if now is None else json.dumps(_without_none(to_table(now)))
-            yield f"{section}.{each.name}", text, meanings.get(each.name, "")
-
-
-def _override(table: dict[str, Any], text: str) -> None:
-    key, equals, right = text.partition("=")
-    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        raise InputError(f"{text!r} is no override; write key=value, such as fit.steps=100")
-    *parents, last = key.split(".")
-    for parent in parents:
-        inner: Any = table.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            raise InputError(f"{key}: {parent} is a value, not a table")
-        table = cast(dict[str, Any], inner)
-    table[last] = _toml_value(key, right)
-
-
-def _toml_value(key: str, text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as error:
-        if re.fullmatch(r"[A-Za-z./~][\w./:~-]*", text):
-            return text  # a bare word or path, which a shell user would not quote twice
-        raise InputError(f"{key}={text}: the right side is not TOML ({error})") from error
 
 
 def _without_none(value: Any) -> Any:

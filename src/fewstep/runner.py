@@ -1,4 +1,4 @@
-"""A recipe carried out in a run folder: assembled, resumed, trained, logged and kept."""
+"""Run a recipe in its run folder: assemble it, resume, train, log and save."""
 
 import math
 import time
@@ -34,24 +34,24 @@ from fewstep.trainer import NonFiniteLoss, Progress, Training
 
 @dataclass(frozen=True)
 class Assembly:
-    """What a recipe comes to: a method, its batches, and the hashes of what they rest on."""
+    """The objects that a recipe describes, and the hashes of the data and weights that they use."""
 
     method: Method
     batches: Batches
     pins: dict[str, str]
     evaluator: Evaluator | None
-    """What the run is measured by as it trains, where it is."""
+    """Measures the run during training; None if the recipe does not ask for it."""
 
 
 def read_data(recipe: Recipe) -> ImageSet:
-    """The recipe's images."""
+    """Load the images of a recipe."""
     d = recipe.data
     return data.load(d.name, split=d.split, size=d.size, path=d.path)
 
 
 def assemble(recipe: Recipe, device: torch.device) -> Assembly:
-    """Method and batches, with everything that the recipe names loaded and checked."""
-    # the user's own words: weights that it names, and its run's state, may use the same code
+    """Load and check everything that a recipe names."""
+    # the user wrote this recipe, so weights that it names may import the same packages
     plugins.allow(name.partition(":")[0].partition(".")[0] for name in addresses(recipe.table()))
     images = read_data(recipe)
     labelled = recipe.data.labels and images.labels is not None
@@ -68,17 +68,16 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     method_class = plugins.resolve("method", recipe.method_name)
     student = _student(recipe, spec, teacher)
     config = bind_classifier(recipe.method, lambda: _classifier(images))
-    seen = perceptual_hash(config, spec.shape)
-    if seen:
-        pins["loss"] = seen
-    told = recipe.evaluate
-    # before anything is trained: a mistake in how it is measured is found now
-    evaluator = Evaluator(images, told.measured) if told.every else None
+    loss_hash = perceptual_hash(config, spec.shape)
+    if loss_hash:
+        pins["loss"] = loss_hash
+    # created before the training, so that a wrong setting is an error now
+    evaluator = Evaluator(images, recipe.evaluate.measured) if recipe.evaluate.every else None
     method = method_class(config, student, spec, teacher=teacher).to(device)
     if method.fixed_steps not in (None, recipe.fit.steps):
         raise InputError(
             f"method.phases take {method.fixed_steps} training steps, and fit.steps is "
-            f"{recipe.fit.steps}: let them agree"
+            f"{recipe.fit.steps}: make them equal"
         )
     streams: dict[str, Stream] = {}
     if "images" in method.reads:
@@ -94,7 +93,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
 
 
 def _classifier(images: ImageSet) -> Path:
-    """The file of the classifier that these images train; it is trained where it is missing."""
+    """The weights file of a classifier of these images, which is trained if it is missing."""
     if not images.classes:
         raise InputError(
             f"method.loss features: {images.name} has no classes to train a classifier by; "
@@ -136,37 +135,37 @@ def _recorded(
 
 
 def _student(recipe: Recipe, spec: SampleSpec, teacher: Generator | None) -> Denoiser:
-    told = recipe.student
-    if told.init == "scratch":
+    config = recipe.student
+    if config.init == "scratch":
         return _fresh(recipe, spec, teacher)
-    if told.backbone or told.process or told.parametrization:
+    if config.backbone or config.process or config.parametrization:
         raise InputError(
-            f"student.init = {told.init!r} copies a whole network; process, parametrization and "
+            f"student.init = {config.init!r} copies a whole network; process, parametrization and "
             'backbone are for init = "scratch"'
         )
-    if told.init == "teacher" and teacher is None:
+    if config.init == "teacher" and teacher is None:
         raise InputError('student.init = "teacher" needs [teacher] load; else init = "scratch"')
-    source = teacher if told.init == "teacher" else runs.load(told.init)
+    source = teacher if config.init == "teacher" else runs.load(config.init)
     assert source
     inner = source.denoiser
     copied = deepcopy(unguided(inner.backbone))
-    if told.dropout is not None:
-        backbones.set_dropout(copied, told.dropout)
+    if config.dropout is not None:
+        backbones.set_dropout(copied, config.dropout)
     return Denoiser(copied, inner.process, inner.parametrization)
 
 
 def _fresh(recipe: Recipe, spec: SampleSpec, teacher: Generator | None) -> Denoiser:
-    told = recipe.student
-    process = told.process or (teacher and teacher.denoiser.process)
-    parametrization = told.parametrization or (teacher and teacher.denoiser.parametrization)
-    if not (process and parametrization and told.backbone):
+    config = recipe.student
+    process = config.process or (teacher and teacher.denoiser.process)
+    parametrization = config.parametrization or (teacher and teacher.denoiser.parametrization)
+    if not (process and parametrization and config.backbone):
         raise InputError(
             'student.init = "scratch" needs student.backbone, student.process and '
             "student.parametrization (the last two may come from a teacher)"
         )
     with torch.random.fork_rng():
         torch.manual_seed(recipe.fit.seed)
-        backbone = told.backbone.build(shape=spec.shape, classes=spec.classes)
+        backbone = config.backbone.build(shape=spec.shape, classes=spec.classes)
     backbone.start(teacher and unguided(teacher.denoiser.backbone))
     return Denoiser(backbone, process, parametrization)
 
@@ -174,103 +173,103 @@ def _fresh(recipe: Recipe, spec: SampleSpec, teacher: Generator | None) -> Denoi
 def run_recipe(
     recipe: Recipe, folder: Path | str, *, device: torch.device | None = None, log_every: int = 10
 ) -> Pull[Progress]:
-    """Train `recipe` in its run folder from where it stands, yielding after each step.
+    """Train `recipe` in its run folder, from its last saved step, yielding after each step.
 
-    State is kept every `fit.save_every` steps, at the end, and when the caller stops pulling. A
-    finished run yields nothing.
+    The state is saved every `fit.save_every` steps, at the end, and when the caller closes the
+    generator. A finished run yields nothing.
 
-    Raises: InputError when the folder belongs to another recipe or what it rests on has changed,
-    or the loss ceases to be finite.
+    Raises: InputError if the folder belongs to another recipe, its data or weights have changed, or
+    the loss is no longer finite.
     """
-    run, parts = Run(folder), assemble(recipe, device or distributed.device())
-    if first_rank():  # several would race for one folder
+    run, assembly = Run(folder), assemble(recipe, device or distributed.device())
+    if first_rank():  # ranks would race for the folder
         run.claim(recipe.table())
     wait()
-    training = Training(parts.method, parts.batches, recipe.fit)
-    _resume(run, training, parts.pins)
-    keeper = RunWriter(run, recipe, parts, log_every, training.step)
-    if keeper.writes and not training.step:
-        keeper.draw(training.generator(), 0)
+    training = Training(assembly.method, assembly.batches, recipe.fit)
+    _resume(run, training, assembly.pins)
+    writer = RunWriter(run, recipe, assembly, log_every, training.step)
+    if writer.writes and not training.step:
+        writer.draw(training.generator(), 0)
     try:
         for progress in training:
-            keeper.note(progress)
+            writer.update(progress)
             yield progress
     except NonFiniteLoss as error:
         raise InputError(
-            f"{error}; the last good state is kept in {folder}: lower fit.lr or raise fit.warmup"
+            f"{error}; the last finite state is in {folder}: lower fit.lr or raise fit.warmup"
         ) from error
     finally:
-        keeper.keep(training)
+        writer.save(training)
 
 
 def finished(recipe: Recipe, folder: Path | str) -> bool:
-    """Whether this recipe has been trained to its end in this folder."""
+    """Whether the recipe has been trained to its last step in this folder."""
     run = Run(folder)
     if not run.recipe_file.exists():
         return False
     run.claim(recipe.table())
-    kept = run.state()
-    return kept is not None and kept[1]["step"] >= recipe.fit.steps
+    state = run.state()
+    return state is not None and state[1]["step"] >= recipe.fit.steps
 
 
 def _resume(run: Run, training: Training, pins: dict[str, str]) -> None:
-    kept = run.state()
+    state = run.state()
     if first_rank():
-        run.rewind(kept[1]["step"] if kept else 0)
-    if kept is None:
+        run.rewind(state[1]["step"] if state else 0)
+    if state is None:
         return
-    tensors, told = kept
+    tensors, note = state
     for name, value in pins.items():
-        if told["pins"].get(name) != value:
+        if note["pins"].get(name) != value:
             raise InputError(
-                f"{run.folder} rests on another {name} than the one there is now; "
-                "give another --out, or put the old one back"
+                f"{run.folder} was trained with another {name} than the present one; "
+                "give another --out, or restore the old one"
             )
-    training.restore(tensors, told)
+    training.restore(tensors, note)
 
 
 class RunWriter:
-    """Writes a run folder as its training goes on; on the first rank alone."""
+    """Writes a run folder during its training, on the first rank only."""
 
     def __init__(
-        self, run: Run, recipe: Recipe, parts: Assembly, log_every: int, kept: int
+        self, run: Run, recipe: Recipe, assembly: Assembly, log_every: int, step: int
     ) -> None:
         self.run = run
         self.recipe = recipe
-        self.pins = parts.pins
+        self.pins = assembly.pins
         self.log_every = log_every
-        self.kept = kept
+        self.saved_step = step
         self.started = time.perf_counter()
         self.writes = first_rank()
-        self.device = parts.batches.device
+        self.device = assembly.batches.device
         reset_peak_memory(self.device)
-        self.evaluator = parts.evaluator
+        self.evaluator = assembly.evaluator
         self.latest: dict[str, float] = {}
-        """Numbers since the last logged line: not every player moves at every step."""
-        if self.writes and kept < recipe.fit.steps:
+        """The latest numbers since the last log line: not every player is updated at each step."""
+        if self.writes and step < recipe.fit.steps:
             note = {"allocator": "freed memory is kept"} if keeps_freed_memory() else {}
-            run.log({"step": kept, "hardware": hardware(self.device), **note})
+            run.log({"step": step, "hardware": hardware(self.device), **note})
 
-    def note(self, progress: Progress) -> None:
-        """Log, measure and keep, where this step is one to do so."""
+    def update(self, progress: Progress) -> None:
+        """Log, measure and save, if they are due at this step."""
         if not self.writes:
             return
         last = progress.step == self.recipe.fit.steps
         self.latest |= progress.numbers
         if last or progress.step % self.log_every == 0:
             seconds = round(time.perf_counter() - self.started, 3)
-            told = {"step": progress.step, "images": progress.images, "seconds": seconds}
-            self.run.log({**told, "memory": peak_memory(self.device), **self.latest})
+            line = {"step": progress.step, "images": progress.images, "seconds": seconds}
+            self.run.log({**line, "memory": peak_memory(self.device), **self.latest})
             self.latest = {}
         every = self.recipe.evaluate.every
         if every and progress.step % every == 0:
             self.measure(progress.training)
         if last or progress.step % self.recipe.fit.save_every == 0:
-            self.keep(progress.training)
+            self.save(progress.training)
 
-    def keep(self, training: Training) -> None:
-        """State, weights and a grid of samples; nothing where the step is half done or spoilt."""
-        if not self.writes or training.step == self.kept or not training.sound():
+    def save(self, training: Training) -> None:
+        """Save state, weights and a grid of samples, if the state is new and can be saved."""
+        if not self.writes or training.step == self.saved_step or not training.can_be_saved():
             return
         generator = training.generator()
         tensors, note = training.state()
@@ -278,10 +277,10 @@ class RunWriter:
         self.run.save_state(tensors, note)
         runs.save_generator(self.run.model_file, generator, self.recipe.table(), self.pins)
         self.draw(generator, training.step)
-        self.kept = training.step
+        self.saved_step = training.step
 
     def draw(self, generator: Generator, step: int) -> None:
-        """A grid from the same noise each time, at the largest step count of [evaluate]."""
+        """Draw a grid, always from the same noise, at the largest step count of [evaluate]."""
         steps = generator.nearest(max(self.recipe.evaluate.steps), quietly=True)
         count = 2 * (generator.spec.classes or 8)
         if len(generator.spec.shape) == 3:
@@ -289,14 +288,14 @@ class RunWriter:
             save_grid(images, self.run.samples / f"step-{step:07}.png", columns=count // 2)
 
     def measure(self, training: Training) -> None:
-        """Scores of the averaged weights, into the log; the weights are kept if none was better.
+        """Log scores of the averaged weights; save the weights if their score is the best so far.
 
-        The best so far is read from the log, which is rewound where a run resumes: so is the best.
+        The best score so far is read from the log, which is rewound when a run resumes.
         """
-        told, generator = self.recipe.evaluate, training.generator()
+        config, generator = self.recipe.evaluate, training.generator()
         assert self.evaluator
-        wanted = (told.best or told.steps[0], *told.steps)
-        counts = [generator.nearest(steps, quietly=True) for steps in wanted]
+        requested = (config.best or config.steps[0], *config.steps)
+        counts = [generator.nearest(steps, quietly=True) for steps in requested]
         logged = [score_from(line["score"]) for line in self.run.progress() if "score" in line]
         for steps in sorted(set(counts)):
             score = self.evaluator.score(generator, steps=steps)

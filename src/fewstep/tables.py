@@ -113,7 +113,7 @@ def _dataclass(
     hints = field_types(kind)
     for key in table:
         if key not in hints:
-            near = did_you_mean(f"{where}.{key}", [f"{where}.{known}" for known in hints])
+            near = did_you_mean(key, hints, prefix=f"{where}.")
             raise InputError(f"unknown key {where}.{key}{near}")
     values = {
         key: from_table(hints[key], value, f"{where}.{key}", allow_code=allow_code)

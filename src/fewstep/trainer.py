@@ -255,7 +255,7 @@ class Training:
                 module.autocast = None
         return generator
 
-    def sound(self) -> bool:
+    def can_be_saved(self) -> bool:
         """Whether the state can be saved: no step is half done, and every parameter is finite."""
         return self._between_steps and all(
             bool(p.isfinite().all())

@@ -169,7 +169,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
         ([*sample, "--label", "10"], "label 10 is out of range; the classes are 0 to 9"),
         ([*sample, "--times", "1.5,0.5"], "was trained for t in [0, 1]"),
         ([*sample, "--steps", "0"], "0 steps were asked for"),
-        ([*sample, "--sampler", "huen"], "no sampler 'huen'"),
+        ([*sample, "--sampler", "huen"], "unknown sampler 'huen'; did you mean heun?"),
         ([*sample, "-n", "0"], "at least 1"),
         ([*sample, "--seed", "-1"], "seed"),
         (["evaluate", teacher, "--steps", "two"], "numbers with commas"),
@@ -296,5 +296,5 @@ def test_a_loss_that_explodes_ends_in_one_line_with_a_state_kept(folder, capsys)
         capsys, "train", "digits-flow", *TINY, "fit.steps=50", "fit.lr=1e18", "fit.clip=0",
         "fit.save_every=1", "--out", out,
     )  # fmt: skip
-    assert "the last good state is kept" in line and "lower fit.lr" in line
+    assert "the last finite state is in" in line and "lower fit.lr" in line
     assert (out / "state" / "state.safetensors").exists()

@@ -8,7 +8,8 @@ import pytest
 
 from fewstep.cli import demo, main
 from fewstep.metrics import EvalProtocol
-from fewstep.recipe import preset_names, read
+from fewstep.recipe import read
+from fewstep.schema import preset_names
 
 
 @pytest.fixture

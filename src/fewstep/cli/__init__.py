@@ -19,6 +19,7 @@ VERBS = {
     "progress": "show how far a run is, or print its log as CSV",
     "evaluate": "score a run at several numbers of steps",
     "compare": "measure several runs into one report",
+    "list": "list recipes, methods, samplers and everything else that has a name",
     "doctor": "list what this machine has: device, threads, data sets, weights, extras",
 }
 

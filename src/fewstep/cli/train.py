@@ -12,6 +12,7 @@ import tyro
 
 from fewstep.allocator import keep_freed_memory
 from fewstep.cli import console
+from fewstep.schema import explain, read_table
 
 if TYPE_CHECKING:
     from fewstep.recipe import Recipe
@@ -47,11 +48,12 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     if explain:
         return _explain(explain, verb)
     options = console.options(Options, verb, argv)
+    table = read_table(options.recipe, options.overrides)  # a mistyped key needs no torch
     keep_freed_memory()
-    from fewstep.recipe import read
+    from fewstep.recipe import parse
     from fewstep.runner import finished
 
-    recipe = read(options.recipe, options.overrides)
+    recipe = parse(table)
     folder = options.out or Path("runs") / Path(options.recipe).stem
     command = shlex.join(["fewstep", verb, *argv])
     if finished(recipe, folder):
@@ -108,16 +110,15 @@ def _explain(options: Options, verb: str) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from fewstep.recipe import explained, read
-
-    recipe = read(options.recipe, options.overrides)
+    recipe = read_table(options.recipe, options.overrides)
+    about = recipe.get("about", {})
     console.out.print(f"fewstep {verb} {options.recipe} [key=value ...] [--out DIR]\n")
-    title = Text(recipe.about.title or options.recipe, style="bold")
-    console.out.print(title, f" {recipe.about.paper}\n")
+    title = Text(about.get("title", options.recipe), style="bold")
+    console.out.print(title, f" {about.get('paper', '')}\n")
     table = Table(box=None, pad_edge=False)
     for heading in ("key", "value here", "meaning"):
         table.add_column(heading, overflow="fold")
-    for key, value, meaning in explained(recipe):
+    for key, value, meaning in explain(recipe):
         table.add_row(key, value, meaning)
     console.out.print(table, soft_wrap=False)
     return 0

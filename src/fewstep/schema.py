@@ -1,0 +1,308 @@
+"""Recipe files as tables, and the keys that they may have, read from source code.
+
+Help of a recipe and the answer to a mistyped key must not wait for torch to be imported. So this
+module reads the dataclasses behind a recipe without importing them: names, defaults and docstrings
+of their fields. Values are checked by `recipe.parse`, which imports the classes.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+from fewstep import plugins
+from fewstep.errors import InputError, did_you_mean
+
+Table = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ClassSource:
+    """A class in source code, not imported."""
+
+    module: str
+    node: ast.ClassDef
+
+
+@dataclass(frozen=True)
+class FieldSource:
+    """A field of a dataclass in source code."""
+
+    module: str
+    annotation: ast.expr
+    default: ast.expr | None
+    doc: str
+
+
+def preset_names() -> list[str]:
+    """The recipes that the package ships."""
+    folder = resources.files("fewstep") / "presets"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith("toml"))
+
+
+def read_table(name: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The nested tables of a preset or a TOML file, with `key=value` overrides.
+
+    Raises InputError for an unknown preset, broken TOML, or an unknown key.
+    """
+    path = Path(name)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise InputError(f"there is no recipe file {name}")
+        text = path.read_text()
+    elif name in preset_names():
+        text = (resources.files("fewstep") / "presets" / f"{name}.toml").read_text()
+    else:
+        raise InputError(
+            f"there is no recipe {name!r}{did_you_mean(name, preset_names())}; give a TOML file or "
+            "a preset: `fewstep list recipes`"
+        )
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{name} is not TOML: {error}") from error
+    for override in overrides:
+        _override(table, override)
+    check_keys(table)
+    return table
+
+
+def check_keys(table: Table) -> None:
+    """Raise InputError for a key that no recipe or no class of the recipe has."""
+    for key, fields in _tables(table):
+        if fields is None:
+            continue
+        for name in _at(table, key):
+            if name not in fields and name != "name":
+                raise InputError(_unknown_key(f"{key}.{name}" if key else name, table))
+
+
+def explain(table: Table) -> Iterator[tuple[str, str, str]]:
+    """(key, value, meaning) of every key that a recipe could set, the method's own first.
+
+    A value is the recipe's, as JSON, or the default; it is empty where there is neither.
+    """
+    name, choices = table.get("method", {}).get("name"), ", ".join(plugins.names("method"))
+    yield "method.name", json.dumps(name), choices
+    sections = _sections(table)
+    for section in sorted(sections, key=lambda section: section != "method"):
+        for key, field in (sections[section] or {}).items():
+            present = table.get(section, {})
+            default = _text(field.default) if section in table or section in _REQUIRED else ""
+            yield (
+                f"{section}.{key}",
+                json.dumps(present[key]) if key in present else default,
+                field.doc,
+            )
+
+
+_RECIPE = ("fewstep.recipe", "Recipe")
+_REQUIRED = ("about", "data", "method", "student", "fit", "evaluate")
+
+
+def summary(address: str) -> str:
+    """The first sentence of the docstring at an address "module:name"; empty if there is none."""
+    module, _, name = address.partition(":")
+    for node in _parse(module).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            text = " ".join((ast.get_docstring(node) or "").split())
+            return re.split(r"(?<=[.!?]) ", text)[0]
+    return ""
+
+
+def _sections(table: Table) -> dict[str, dict[str, FieldSource] | None]:
+    """The fields of each section; None where they cannot be read."""
+    sections: dict[str, dict[str, FieldSource] | None] = {}
+    for name, field in _fields(_find_class(*_RECIPE)).items():
+        if name == "method":
+            sections[name] = _fields(_method_config(table)) or None
+        elif name != "method_name":
+            kind = _class_of(field, table.get(name, {}))
+            sections[name] = _fields(kind) or None
+    return sections
+
+
+def _tables(table: Table) -> Iterator[tuple[str, dict[str, FieldSource] | None]]:
+    """The dotted key of each table in a recipe and the fields that it may have, outermost first."""
+    sections = _sections(table)
+    yield "", cast(dict[str, FieldSource], dict.fromkeys(sections))
+    queue = [(name, sections[name], table[name]) for name in sections if name in table]
+    while queue:
+        key, fields, value = queue.pop(0)
+        if not isinstance(value, Mapping):
+            continue
+        yield key, fields
+        for name, field in (fields or {}).items():
+            inner = value.get(name)
+            if not isinstance(inner, Mapping):
+                continue
+            kind = _fields(_class_of(field, inner)) or None
+            if _is_dict(field):
+                queue += [(f"{key}.{name}.{each}", kind, inner[each]) for each in inner]
+            else:
+                queue.append((f"{key}.{name}", kind, inner))
+
+
+def _at(table: Table, key: str) -> Table:
+    for part in key.split(".") if key else ():
+        table = table[part]
+    return table
+
+
+def _unknown_key(key: str, table: Table) -> str:
+    """The message for a key, with the nearest one at its place or of its name elsewhere."""
+    parent, _, name = key.rpartition(".")
+    choices = {
+        f"{place}.{field}" if place else field: place
+        for place, fields in _tables(table)
+        for field in fields or ()
+    }
+    siblings = [choice.rpartition(".")[2] for choice, place in choices.items() if place == parent]
+    elsewhere = [choice for choice in choices if choice.rpartition(".")[2] == name]
+    hint = f"; did you mean {elsewhere[0]}?" if elsewhere else ""
+    return f"unknown recipe key {key}" + (
+        hint or did_you_mean(name, siblings, prefix=f"{parent}." if parent else "")
+    )
+
+
+def _method_config(table: Table) -> ClassSource | None:
+    """The settings class of the recipe's method: what its class calls `Config`."""
+    name = _table_name(table.get("method", {}), "method")
+    method = _find_class(*_address("method", name).split(":"))
+    for node in method.node.body if method else ():
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "Config":
+            assert method
+            return _find_class(method.module, ast.unparse(node.value))
+    return None
+
+
+def _address(noun: str, name: str) -> str:
+    address = plugins.registered_address(noun, name)
+    if address is None and ":" not in name:
+        plugins.resolve(noun, name)  # raises, with the names that there are
+    return address or name
+
+
+def _table_name(table: Any, where: str) -> str:
+    name = table.get("name") if isinstance(table, Mapping) else None
+    if not isinstance(name, str):
+        choices = ", ".join(plugins.names("method"))
+        raise InputError(f"{where} lacks a name; choose one of {choices}")
+    return name
+
+
+def _class_of(field: FieldSource, table: Table) -> ClassSource | None:
+    """The class that a table describes: the one of its name, if the field's type has a noun."""
+    names = [node.id for node in ast.walk(field.annotation) if isinstance(node, ast.Name)]
+    kinds = [kind for name in names if (kind := _find_class(field.module, name))]
+    if len(kinds) != 1:
+        return None
+    noun, name = _noun(kinds[0]), table.get("name")
+    if noun is None or not isinstance(name, str):
+        return kinds[0]
+    return _find_class(*_address(noun, name).split(":"))
+
+
+def _is_dict(field: FieldSource) -> bool:
+    return ast.unparse(field.annotation).startswith("dict[")
+
+
+def _noun(kind: ClassSource) -> str | None:
+    for each in _with_bases(kind):
+        for node in each.node.body:
+            if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "noun":
+                return ast.literal_eval(node.value) if node.value else None
+    return None
+
+
+def _fields(kind: ClassSource | None) -> dict[str, FieldSource]:
+    """The fields of a dataclass, those of its base classes first."""
+    fields: dict[str, FieldSource] = {}
+    for each in reversed(_with_bases(kind) if kind else []):
+        body = each.node.body
+        for node, following in zip(body, [*body[1:], None], strict=True):
+            if not isinstance(node, ast.AnnAssign) or "ClassVar" in ast.unparse(node.annotation):
+                continue
+            doc = ast.unparse(following) if isinstance(following, ast.Expr) else "''"
+            text = " ".join(ast.literal_eval(doc).split()) if doc[0] in "'\"" else ""
+            fields[ast.unparse(node.target)] = FieldSource(
+                each.module, node.annotation, node.value, text
+            )
+    return fields
+
+
+def _with_bases(kind: ClassSource) -> list[ClassSource]:
+    bases = [_find_class(kind.module, ast.unparse(base)) for base in kind.node.bases]
+    return [kind, *(inner for base in bases if base for inner in _with_bases(base))]
+
+
+@cache
+def _find_class(module: str, name: str) -> ClassSource | None:
+    """A class by the name that it has in a module, through imports; None if it is not found."""
+    for node in ast.walk(_parse(module)):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return ClassSource(module, node)
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _find_class(node.module, alias.name)
+    return None
+
+
+@cache
+def _parse(module: str) -> ast.Module:
+    """The syntax tree of a module, which is not imported; empty if there is no source file."""
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:
+        spec = None
+    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+    files = [folder.joinpath(*rest).with_suffix(".py") for folder in folders if rest]
+    files += [folder.joinpath(*rest) / "__init__.py" for folder in folders]
+    files += [Path(spec.origin)] if spec and spec.origin and not rest else []
+    source = next((path.read_text() for path in files if path.is_file()), "")
+    return ast.parse(source)
+
+
+def _text(default: ast.expr | None) -> str:
+    """A default as JSON, or as source code if it is not a literal; empty without one, and None."""
+    if default is None:
+        return ""
+    try:
+        value = ast.literal_eval(default)
+    except ValueError:
+        factory = re.match(r"field\(default_factory=(.*)\)$", ast.unparse(default))
+        return f"{factory[1]}()" if factory else ast.unparse(default)
+    return "" if value is None else json.dumps(value)
+
+
+def _override(table: dict[str, Any], text: str) -> None:
+    key, equals, right = text.partition("=")
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+        raise InputError(f"{text!r} is no override; write key=value, such as fit.steps=100")
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner: Any = table.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"{key}: {parent} is a value, not a table")
+        table = cast(dict[str, Any], inner)
+    table[last] = _toml_value(key, right)
+
+
+def _toml_value(key: str, text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        if re.fullmatch(r"[A-Za-z./~][\w./:~-]*", text):
+            return text  # a bare word or path, which a shell user would not quote twice
+        raise InputError(f"{key}={text}: the right side is not TOML ({error})") from error
