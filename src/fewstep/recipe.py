@@ -226,6 +226,8 @@ def parse(table: Mapping[str, Any], *, allow_code: Collection[str] | None = None
     )
     plugins.check_allowed("data", recipe.data.name, allow_code)
     plugins.check_allowed("extractor", recipe.evaluate.extractor or "", allow_code)
+    for measure in recipe.evaluate.measures:
+        plugins.check_allowed("measure", measure, allow_code)
     return recipe
 
 

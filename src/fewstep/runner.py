@@ -52,7 +52,9 @@ def read_data(recipe: Recipe) -> ImageSet:
 def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     """Load and check everything that a recipe names."""
     # the user wrote this recipe, so weights that it names may import the same packages
-    plugins.allow(name.partition(":")[0].partition(".")[0] for name in addresses(recipe.table()))
+    measuring = (recipe.evaluate.extractor or "", *recipe.evaluate.measures)
+    own = [*addresses(recipe.table()), *(name for name in measuring if ":" in name)]
+    plugins.allow(name.partition(":")[0].partition(".")[0] for name in own)
     images = read_data(recipe)
     labelled = recipe.data.labels and images.labels is not None
     spec = SampleSpec(

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from fewstep import plugins
 from fewstep.cli import main
 from fewstep.data import ImageSet
 from fewstep.errors import InputError
 from fewstep.metrics import EvalProtocol, find_measure, make_extractor
+from fewstep.recipe import parse
 from metrics.own import SHIFT, Quarters, shift
 
 QUARTERS, MEASURE = "metrics.own:Quarters", "metrics.own:SHIFT"
@@ -130,6 +132,16 @@ def test_tables_show_the_label_and_the_report_needs_no_code(run, capsys, tmp_pat
     assert main(["compare", str(run), *options, "--out", str(page)]) == 0
     assert "Shift <of> means" in capsys.readouterr().out
     assert "Distance of the means." in page.read_text()
+
+
+@pytest.mark.parametrize("evaluate", [{"extractor": QUARTERS}, {"measures": [MEASURE]}])
+def test_recipes_in_weights_name_no_code_unless_it_is_allowed(evaluate, monkeypatch):
+    monkeypatch.setattr(plugins, "_allowed", set())
+    table = {"data": {"name": "digits"}, "method": {"name": "denoise"}, "evaluate": evaluate}
+    for allow_code in (None, ["metrics"]):
+        parse(table, allow_code=allow_code)
+    with pytest.raises(InputError, match="allow it with --allow-code metrics"):
+        parse(table, allow_code=())
 
 
 def test_a_mistyped_name_is_one_line(run, capsys):
