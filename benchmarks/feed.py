@@ -15,6 +15,7 @@ import torch
 from fewstep import Denoiser, FitConfig, Flow, SampleSpec, Velocity, store
 from fewstep.backbones import UNetConfig
 from fewstep.batching import Batches
+from fewstep.methods.base import Task
 from fewstep.methods.regress import Regress, RegressConfig
 from fewstep.streams import PairStream
 from fewstep.trainer import Training
@@ -48,7 +49,7 @@ def start_training(kind, stream, shape, classes):
     torch.manual_seed(0)
     config = UNetConfig(channels=(32, 64), layers=1, attention=(), groups=8)
     network = config.build(shape=shape, classes=classes)
-    method = Regress(RegressConfig(), Denoiser(network, Flow(), Velocity()), spec)
+    method = Regress(RegressConfig(), Task(Denoiser(network, Flow(), Velocity()), spec))
     return Training(method, kind({"pairs": stream}, spec, batch=64, seed=0), FitConfig(batch=64))
 
 

@@ -32,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 from fewstep import Batches, Denoiser, FitConfig, Flow, Generator, ImageStream, SampleSpec, Velocity
 from fewstep import methods as package
 from fewstep.backbones import UNetConfig
-from fewstep.methods.base import PairBatch
+from fewstep.methods.base import PairBatch, Task
 from fewstep.methods.fake_score import AdversarialConfig
 from fewstep.trainer import Training
 
@@ -126,7 +126,7 @@ def training(told, batch):
     kind, spec = package.find(told.method), SampleSpec(SHAPE)
     student = Denoiser(network(), Flow(), Velocity())
     teacher = Generator(deepcopy(student), spec)
-    method = kind(kind.Config(**told.settings), student, spec, teacher=teacher)
+    method = kind(kind.Config(**told.settings), Task(student, spec, teacher))
     pixels = torch.randint(0, 256, (512, *SHAPE), dtype=torch.uint8)
     streams = {"images": ImageStream(pixels, None), "pairs": Ready()}
     streams = {name: stream for name, stream in streams.items() if name in method.reads}

@@ -29,6 +29,7 @@ from diffusers.training_utils import EMAModel
 from fewstep import Batches, Denoiser, FitConfig, ImageStream, LinearBetas, SampleSpec
 from fewstep.backbones import UNetConfig
 from fewstep.images import from_uint8
+from fewstep.methods.base import Task
 from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.parametrization import Eps
 from fewstep.trainer import Training
@@ -69,7 +70,7 @@ def ours(shape, config, batch, precision="f32"):
     torch.manual_seed(0)
     table = LinearBetas()
     student = Denoiser(config.build(shape=shape), table, Eps(table))
-    method = Denoise(DenoiseConfig(), student, SampleSpec(shape))
+    method = Denoise(DenoiseConfig(), Task(student, SampleSpec(shape)))
     streams = {"images": ImageStream(images_of(shape), None)}
     batches = Batches(streams, SampleSpec(shape), batch=batch, seed=0)
     fit = FitConfig(steps=10**9, batch=batch, lr=1e-5, precision=precision)

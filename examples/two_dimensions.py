@@ -51,7 +51,9 @@ def train(method, streams):
 
 # %%
 network = fs.Denoiser(MLPConfig(width=96).build(shape=(2,)), fs.Flow(), fs.Velocity())
-teacher = train(Denoise(DenoiseConfig(), network, spec), {"images": fs.ImageStream(points, None)})
+teacher = train(
+    Denoise(DenoiseConfig(), fs.Task(network, spec)), {"images": fs.ImageStream(points, None)}
+)
 
 # %% [markdown]
 # ## Samplers and steps
@@ -85,7 +87,7 @@ with tempfile.TemporaryDirectory() as folder:
     for _ in fs.record(heun, folder, plan, teacher=runs.weights_hash(teacher)):
         pass
     pairs = {"pairs": fs.PairStream(store.Reader(folder))}
-    student = train(Regress(RegressConfig(), deepcopy(teacher.denoiser), spec), pairs)
+    student = train(Regress(RegressConfig(), fs.Task(deepcopy(teacher.denoiser), spec)), pairs)
 panels["student, steps=1"] = sample(student, 1)
 
 # %%

@@ -14,6 +14,7 @@ from fewstep.losses import (
     bind_classifier,
     squared_error,
 )
+from fewstep.methods.base import Task
 from fewstep.methods.kstep import Kstep, KstepConfig
 from fewstep.metrics.extractors.classifier import classifier_for
 from fewstep.metrics.extractors.trunks import TRUNKS
@@ -131,4 +132,4 @@ def test_a_configs_classifier_is_bound_once_it_is_needed(tmp_path):
 @pytest.mark.parametrize("loss", [Lpips(), Features()])
 def test_a_velocity_has_no_look(loss):
     with pytest.raises(InputError, match='method.on = "x0"'):
-        Kstep(KstepConfig(loss=loss), exact(Flow(), Velocity(), (2,)), toy.SPEC)
+        Kstep(KstepConfig(loss=loss), Task(exact(Flow(), Velocity(), (2,)), toy.SPEC))

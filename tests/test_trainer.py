@@ -12,7 +12,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import squared_error
-from fewstep.methods.base import Loss, Method, Turn
+from fewstep.methods.base import Loss, Method, Task, Turn
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
 from fewstep.trainer import FitConfig, NonFiniteLoss, PlayerConfig, Training, fit, learning_rate
@@ -44,15 +44,14 @@ class Config:
     fake_every: int = 1
 
 
-class Duel(Method):
+class Duel(Method[Config]):
     """Two players; the fake learns twice a step and the student from what the fake left."""
 
-    Config = Config
     reads = frozenset({"images"})
     needs_teacher = False
 
-    def __init__(self, config, student, spec, *, teacher=None):
-        super().__init__(config, student, spec, teacher=teacher)
+    def __init__(self, config, task):
+        super().__init__(config, task)
         self.fake = Denoiser(Line(), Flow(), Velocity())
         self.register_buffer("after", torch.zeros(()))
         self.log = []
@@ -85,7 +84,7 @@ class Duel(Method):
 
 
 def duel(dropout=0.0):
-    return Duel(Config(), Denoiser(Line(dropout), Flow(), Velocity()), SPEC)
+    return Duel(Config(), Task(Denoiser(Line(dropout), Flow(), Velocity()), SPEC))
 
 
 def batches(size=8, seed=0):
@@ -115,8 +114,8 @@ def test_one_step_is_adam_written_out():
     """Student alone, first step of Adam: w − lr·g/(|g| + eps), from a gradient made by hand."""
     from fewstep.methods.denoise import Denoise, DenoiseConfig
 
-    method = Denoise(DenoiseConfig(), Denoiser(Line(), Flow(), Velocity()), SPEC)
-    twin = Denoise(DenoiseConfig(), Denoiser(Line(), Flow(), Velocity()), SPEC)
+    method = Denoise(DenoiseConfig(), Task(Denoiser(Line(), Flow(), Velocity()), SPEC))
+    twin = Denoise(DenoiseConfig(), Task(Denoiser(Line(), Flow(), Velocity()), SPEC))
     batch = batches().step(0)[0]
     batch.begin("student", 0)
     twin.student_loss(batch).value.backward()
@@ -178,7 +177,7 @@ def test_dropout_is_replayed_for_a_second_pass():
             seen.append(self.student(torch.ones(8, 2), 0.5).output.detach())
             return super().student_loss(batch)
 
-    method = Twice(Config(), Denoiser(Line(0.5), Flow(), Velocity()), SPEC)
+    method = Twice(Config(), Task(Denoiser(Line(0.5), Flow(), Velocity()), SPEC))
     Training(method, batches(), config()).advance()
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
     assert (seen[0] == 0).any()
@@ -256,7 +255,7 @@ def test_a_phase_forgets_moments_and_has_a_schedule_of_its_own():
                 squared_error(self.student(batch.images.x0, 0.5).x0, batch.images.x0).mean()
             )
 
-    method = Phases(Config(), Denoiser(Line(), Flow(), Velocity()), SPEC)
+    method = Phases(Config(), Task(Denoiser(Line(), Flow(), Velocity()), SPEC))
     training = Training(method, batches(), config(steps=100, schedule="linear"))
     rates = [training.advance().numbers["student/lr"] for _ in range(4)]
     assert rates == pytest.approx([0.01, 0.005, 0.01, 0.005])
@@ -275,7 +274,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm():
         def boom(self, batch):
             return Loss(self.plain(batch).value * float("nan"))
 
-    method = Bomb(Config(), Denoiser(Line(), Flow(), Velocity()), SPEC)
+    method = Bomb(Config(), Task(Denoiser(Line(), Flow(), Velocity()), SPEC))
     training = Training(method, batches(), config())
     training.advance(), training.advance()
     before = weights(method)

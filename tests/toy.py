@@ -13,6 +13,7 @@ from fewstep.circuits.one_step import ResidualsConfig
 from fewstep.data.toys import eight_gaussians
 from fewstep.denoiser import Denoiser
 from fewstep.generator import SampleSpec
+from fewstep.methods.base import Task
 from fewstep.methods.circuit import CircuitMethod, CircuitMethodConfig
 from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.parametrization import Clean, Velocity
@@ -102,11 +103,11 @@ CIRCUIT = {"steps": 200, "batch": 64, "lr": 2e-3}
 
 
 def train_teacher(seed=0):
-    return train(Denoise(DenoiseConfig(), fresh(seed), SPEC), **TEACHER, seed=seed)
+    return train(Denoise(DenoiseConfig(), Task(fresh(seed), SPEC)), **TEACHER, seed=seed)
 
 
 def train_circuit(seed=0):
-    method = CircuitMethod(CircuitMethodConfig(steps=RING), circuit(seed), PIXELS)
+    method = CircuitMethod(CircuitMethodConfig(steps=RING), Task(circuit(seed), PIXELS))
     return train(method, **CIRCUIT, seed=seed)
 
 

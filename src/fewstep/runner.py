@@ -23,7 +23,7 @@ from fewstep.generator import Generator, SampleSpec
 from fewstep.guidance import unguided
 from fewstep.images import save_grid
 from fewstep.losses import bind_classifier, perceptual_hash
-from fewstep.methods.base import Method
+from fewstep.methods.base import Method, Task
 from fewstep.recipe import Recipe
 from fewstep.runs import Run
 from fewstep.scores import score_from
@@ -75,7 +75,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         pins["loss"] = loss_hash
     # created before the training, so that a wrong setting is an error now
     evaluator = Evaluator(images, recipe.evaluate.measured) if recipe.evaluate.every else None
-    method = method_class(config, student, spec, teacher=teacher).to(device)
+    method = method_class(config, Task(student, spec, teacher)).to(device)
     if method.fixed_steps not in (None, recipe.fit.steps):
         raise InputError(
             f"method.phases take {method.fixed_steps} training steps, and fit.steps is "

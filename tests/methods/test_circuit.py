@@ -13,7 +13,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.evaluation import count_evaluations
 from fewstep.generator import Generator, SampleSpec
-from fewstep.methods.base import Batch, ImageBatch
+from fewstep.methods.base import Batch, ImageBatch, Task
 from fewstep.methods.circuit import CircuitMethod, CircuitMethodConfig
 from fewstep.parametrization import Eps, Velocity
 from fewstep.process import Flow, LinearBetas
@@ -24,7 +24,7 @@ SPEC = SampleSpec((1, 8, 8))
 
 def build(seed=0, shake=0.1, **settings):
     student = Denoiser(circuit(seed, classes=0, shake=shake), Flow(), Velocity())
-    return CircuitMethod(CircuitMethodConfig(**{"steps": 12, **settings}), student, SPEC)
+    return CircuitMethod(CircuitMethodConfig(**{"steps": 12, **settings}), Task(student, SPEC))
 
 
 def batch(rows=4, step=0):
@@ -249,7 +249,7 @@ def test_labels_are_dropped_where_asked(monkeypatch):
         config = CircuitMethodConfig(steps=4, label_dropout=share)
         seen.clear()
         told.begin("student", 0)
-        CircuitMethod(config, student, spec).student_loss(told)
+        CircuitMethod(config, Task(student, spec)).student_loss(told)
         shares = [float(none.float().mean()) for none in seen]
         assert all(abs(found - share) <= 0.2 * (share > 0) for found in shares)
         # all of a chain alike
@@ -273,13 +273,13 @@ def test_what_cannot_be_is_refused():
         CircuitMethodConfig(steps=4, decay=5.0)
     blind = Denoiser(circuit(classes=0), Flow(), Eps(Flow()))
     with pytest.raises(InputError, match="eps of pure noise"):
-        CircuitMethod(CircuitMethodConfig(steps=4), blind, SPEC)
+        CircuitMethod(CircuitMethodConfig(steps=4), Task(blind, SPEC))
     seeing = Denoiser(circuit(classes=0), LinearBetas(), Eps(LinearBetas()))
-    CircuitMethod(CircuitMethodConfig(steps=4), seeing, SPEC)
+    CircuitMethod(CircuitMethodConfig(steps=4), Task(seeing, SPEC))
     with pytest.raises(InputError, match="not all 0"):
         CircuitMethodConfig(depths=(0.0,))
     with pytest.raises(InputError, match="must be a circuit"):
-        CircuitMethod(CircuitMethodConfig(steps=4), toy.fresh(), toy.SPEC)
+        CircuitMethod(CircuitMethodConfig(steps=4), Task(toy.fresh(), toy.SPEC))
     guided = Generator(
         Denoiser(circuit(), Flow(), Velocity()), SampleSpec((1, 8, 8), 3)
     ).with_guidance(2.0)

@@ -14,7 +14,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec, from_description
 from fewstep.losses import SquaredError
-from fewstep.methods.base import Batch
+from fewstep.methods.base import Batch, Task
 from fewstep.methods.consistency import Consistency, ConsistencyConfig
 from fewstep.parametrization import EDM, Eps, Velocity
 from fewstep.process import VE, VP, Flow
@@ -46,7 +46,7 @@ def teacher(process=None, parametrization=None):
 
 
 def consistency(student, guide=None, **settings):
-    return Consistency(ConsistencyConfig(**settings), student, SPEC, teacher=guide)
+    return Consistency(ConsistencyConfig(**settings), Task(student, SPEC, guide))
 
 
 # levels
@@ -59,7 +59,7 @@ def test_a_uniform_number_of_exactly_zero_does_no_harm():
         def rand(self):
             return torch.zeros_like(super().rand())
 
-    method = Consistency(ConsistencyConfig(), toy.fresh(), toy.SPEC)
+    method = Consistency(ConsistencyConfig(), Task(toy.fresh(), toy.SPEC))
     (only,) = toy.batches(method, batch=8).step(0)
     only.__class__ = Zero
     only.begin("student", 0)
@@ -275,7 +275,7 @@ def test_both_passes_see_the_same_dropout(decay):
     spec = SampleSpec((1, 4, 4))
     student = Denoiser(config.build(shape=spec.shape), Flow(), Velocity())
     settings = ConsistencyConfig(target_decay=decay)
-    method = Consistency(settings, student, spec).eval()
+    method = Consistency(settings, Task(student, spec)).eval()
     method.student.train()  # as the trainer leaves it
     masks = []
     for module in method.modules():

@@ -10,6 +10,7 @@ import torch
 
 import toy
 from fewstep import plugins
+from fewstep.methods.base import Task
 from fewstep.methods.fake_score import AdversarialConfig
 from fewstep.times import DiscreteLevels, EctLevels, LogNormal
 from fewstep.trainer import FitConfig, Training
@@ -104,7 +105,7 @@ def build(name, teacher, seed=0, **more):
     config = kind.Config(**{**SETTINGS.get(method, {}), **settings, **more})
     fresh, spec = STUDENTS.get(method, (None, toy.SPEC))
     student = fresh(seed) if fresh else deepcopy(teacher.denoiser)
-    return kind(config, student, spec, teacher=deepcopy(teacher))
+    return kind(config, Task(student, spec, deepcopy(teacher)))
 
 
 def learn(name, teacher, folder, *, seed=0, longer=1):

@@ -12,7 +12,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import SquaredError
-from fewstep.methods.base import PairBatch
+from fewstep.methods.base import PairBatch, Task
 from fewstep.methods.dmd import Dmd, DmdConfig
 from fewstep.methods.fake_score import AdversarialConfig
 from fewstep.parametrization import EDM, Clean, Velocity
@@ -63,7 +63,7 @@ def network(process=None, parametrization=None, seed=0):
 def dmd(student, teacher=None, *, guidance=1.0, **settings):
     teacher = Generator(teacher or network(), SPEC)
     teacher = teacher if guidance == 1 else teacher.with_guidance(guidance)
-    return Dmd(DmdConfig(**settings), student, SPEC, teacher=teacher)
+    return Dmd(DmdConfig(**settings), Task(student, SPEC, teacher))
 
 
 class Recorded:
@@ -225,4 +225,4 @@ def test_wrong_settings_are_refused():
     with pytest.raises(InputError, match="2 steps were asked for"):
         dmd(images(5), steps=2, grid=FixedGrid(((0.4,),)))
     with pytest.raises(InputError, match="teacher"):
-        Dmd(DmdConfig(), images(5), SPEC)
+        Dmd(DmdConfig(), Task(images(5), SPEC))

@@ -9,12 +9,13 @@ import torch
 import lines
 import toy
 from fewstep.errors import InputError
+from fewstep.methods.base import Task
 from fewstep.methods.kstep import Kstep, KstepConfig
 from fewstep.sampling import Step, noise_from_seeds
 
 
 def kstep(student=None, **settings):
-    return Kstep(KstepConfig(**settings), student or lines.on_lines(), lines.SPEC)
+    return Kstep(KstepConfig(**settings), Task(student or lines.on_lines(), lines.SPEC))
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 8])
@@ -109,7 +110,7 @@ def test_euler_stays_on_the_line_and_the_seeds_rule_leaves_it():
 
 def test_the_right_weights_beat_the_seeds_on_a_trained_student(teacher, pairs):
     student = deepcopy(teacher.denoiser)
-    method = Kstep(KstepConfig(k=4), student, toy.SPEC)
+    method = Kstep(KstepConfig(k=4), Task(student, toy.SPEC))
     made = toy.train(method, pairs, steps=200, batch=128, lr=2e-3)
     truth = toy.batches(method, pairs, batch=4000, seed=1).step(0)[0].pairs
 

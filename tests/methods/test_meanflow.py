@@ -15,7 +15,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import squared_error
-from fewstep.methods.base import ImageBatch
+from fewstep.methods.base import ImageBatch, Task
 from fewstep.methods.meanflow import Meanflow, MeanflowConfig
 from fewstep.parametrization import EDM, Eps, V, Velocity
 from fewstep.process import VE, VP, Flow
@@ -105,7 +105,7 @@ def network(shape=SHAPE, classes=0, parametrization=None, dropout=0.0):
 
 
 def meanflow(student=None, *, spec=SPEC, teacher=TEACHER, **settings):
-    return Meanflow(MeanflowConfig(**settings), student or network(), spec, teacher=teacher)
+    return Meanflow(MeanflowConfig(**settings), Task(student or network(), spec, teacher))
 
 
 def exact():

@@ -14,7 +14,7 @@ from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
-from fewstep.methods.base import ImageBatch
+from fewstep.methods.base import ImageBatch, Task
 from fewstep.methods.progressive import Progressive, ProgressiveConfig
 from fewstep.parametrization import EDM, Clean, V, Velocity
 from fewstep.process import VE, VP, Cosine, Flow
@@ -68,7 +68,7 @@ def batch(rows=300, dtype=torch.float64, classes=0, seed=0):
 
 def progressive(student, teacher, *, spec=SPEC, **settings):
     teacher = Generator(teacher, spec)
-    return Progressive(ProgressiveConfig(**settings), student, spec, teacher=teacher)
+    return Progressive(ProgressiveConfig(**settings), Task(student, spec, teacher))
 
 
 def drawn(method, phase, only):
@@ -218,9 +218,7 @@ def test_the_student_is_trained_at_the_times_at_which_it_is_sampled():
 def trained(teacher, **fit):
     method = Progressive(
         ProgressiveConfig(first=4, phases=(2, 3, 2)),
-        deepcopy(teacher.denoiser),
-        toy.SPEC,
-        teacher=deepcopy(teacher),
+        Task(deepcopy(teacher.denoiser), toy.SPEC, deepcopy(teacher)),
     )
     config = FitConfig(**{"steps": 10, "batch": 12, "lr": 1e-3, "schedule": "linear", **fit})
     return Training(method, toy.batches(method, batch=12), config)
@@ -301,7 +299,7 @@ def test_guidance_is_folded_in_by_the_first_phase_and_never_applied_again():
     teacher = Generator(plain, spec).with_guidance(3.0)
     student = Denoiser(Labelled(0.5), Flow(), Velocity())
     method = Progressive(
-        ProgressiveConfig(first=2, phases=1, weight="output"), student, spec, teacher=teacher
+        ProgressiveConfig(first=2, phases=1, weight="output"), Task(student, spec, teacher)
     )
     only = batch(classes=3)
     label = only.images.cond.label.double()
@@ -344,4 +342,4 @@ def test_impossible_phases_are_refused(settings, told):
 
 def test_it_wants_a_teacher():
     with pytest.raises(InputError, match="teacher"):
-        Progressive(ProgressiveConfig(), toy.fresh(), toy.SPEC)
+        Progressive(ProgressiveConfig(), Task(toy.fresh(), toy.SPEC))

@@ -5,6 +5,7 @@ import torch
 
 import lines
 from fewstep.evaluation import straightness
+from fewstep.methods.base import Task
 from fewstep.methods.reflow import Reflow, ReflowConfig
 from fewstep.process import Flow
 from fewstep.sampling import noise_from_seeds
@@ -12,7 +13,7 @@ from fewstep.sampling import noise_from_seeds
 
 @pytest.mark.parametrize("student", [lines.on_lines, lines.ve])
 def test_the_exact_velocity_of_the_lines_has_no_loss(student):
-    method = Reflow(ReflowConfig(), student(), lines.SPEC)
+    method = Reflow(ReflowConfig(), Task(student(), lines.SPEC))
     assert float(method.student_loss(lines.batch()).value) < 1e-8
 
 
@@ -25,19 +26,19 @@ def test_the_loss_is_the_square_error_of_the_velocity():
 
     student = lines.on_lines()
     student.backbone.__class__ = Off
-    loss = Reflow(ReflowConfig(), student, lines.SPEC).student_loss(lines.batch())
+    loss = Reflow(ReflowConfig(), Task(student, lines.SPEC)).student_loss(lines.batch())
     assert float(loss.value) == pytest.approx(0.25**2, rel=1e-4)
 
 
 def test_times_cover_the_whole_line():
     student = lines.on_lines()
-    Reflow(ReflowConfig(), student, lines.SPEC).student_loss(lines.batch(4000))
+    Reflow(ReflowConfig(), Task(student, lines.SPEC)).student_loss(lines.batch(4000))
     t = student.backbone.asked[0]
     assert abs(float(t.mean()) - 0.5) < 0.02 and float(t.min()) < 0.01 and float(t.max()) > 0.99
 
 
 def test_any_network_is_asked_under_flows_clock_where_lines_are_straight():
-    made = Reflow(ReflowConfig(), lines.ve(), lines.SPEC).generator()
+    made = Reflow(ReflowConfig(), Task(lines.ve(), lines.SPEC)).generator()
     assert isinstance(made.denoiser.process, Flow)
     noise = noise_from_seeds(range(5), lines.SHAPE)
     wanted = lines.MEAN + lines.SPREAD * noise

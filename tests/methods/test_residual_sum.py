@@ -17,7 +17,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import PseudoHuber, SquaredError
-from fewstep.methods.base import Batch, RingBatch
+from fewstep.methods.base import Batch, RingBatch, Task
 from fewstep.methods.residual_sum import ResidualSum, ResidualSumConfig, parts
 from fewstep.parametrization import Clean, Velocity
 from fewstep.process import Flow
@@ -160,7 +160,7 @@ def test_the_loss_is_zero_where_the_parts_are_right_and_weighs_them(monkeypatch,
 
 def build_method(chunks=1.0, count=3, **settings):
     config = ResidualSumConfig(chunks=chunks, **settings)
-    return ResidualSum(config, student(chunks=count), SPEC, teacher=teacher())
+    return ResidualSum(config, Task(student(chunks=count), SPEC, teacher()))
 
 
 def test_the_read_out_is_the_circuits_at_its_end_and_stays_so():
@@ -178,7 +178,7 @@ def test_the_read_out_is_the_circuits_at_its_end_and_stays_so():
 def test_its_trunk_can_start_from_the_circuits_encoder(lora):
     source = teacher(lora=lora)
     told = ResidualSumConfig(trunk="circuit")
-    method = ResidualSum(told, student(), SPEC, teacher=source)
+    method = ResidualSum(told, Task(student(), SPEC, source))
     trunk, encoder = method.student.backbone.trunk, source.denoiser.backbone.encoder
     assert trunk.conv_in.weight.equal(encoder.conv_in.weight)
     assert all(p.requires_grad for p in trunk.parameters())
@@ -188,7 +188,7 @@ def test_its_trunk_can_start_from_the_circuits_encoder(lora):
     other = student()
     other.backbone.config = replace(other.backbone.config, network=replace(NETWORK, layers=2))
     with pytest.raises(InputError, match=r'method.trunk = "circuit" needs'):
-        ResidualSum(told, other, SPEC, teacher=teacher())
+        ResidualSum(told, Task(other, SPEC, teacher()))
 
 
 def test_the_student_is_an_ordinary_generator_of_one_step():
@@ -219,9 +219,9 @@ def test_without_chunks_it_learns_the_last_state_alone(tmp_path):
 def test_what_cannot_be_is_refused(tmp_path):
     plain = Generator(student(), SPEC)
     with pytest.raises(InputError, match="must be a circuit"):
-        ResidualSum(ResidualSumConfig(), student(), SPEC, teacher=plain)
+        ResidualSum(ResidualSumConfig(), Task(student(), SPEC, plain))
     with pytest.raises(InputError, match="residuals"):
-        ResidualSum(ResidualSumConfig(), teacher().denoiser, SPEC, teacher=teacher())
+        ResidualSum(ResidualSumConfig(), Task(teacher().denoiser, SPEC, teacher()))
     with pytest.raises(InputError, match="do not divide"):
         Recording(count=2, steps=6, chunks=4)
     with pytest.raises(InputError, match="ring"):
@@ -233,7 +233,7 @@ def test_what_cannot_be_is_refused(tmp_path):
     student_of_other_levels = student()
     student_of_other_levels.backbone.sinusoid = replace(student().backbone.sinusoid, pace=0.5)
     with pytest.raises(InputError, match="the same pace"):
-        ResidualSum(ResidualSumConfig(), student_of_other_levels, SPEC, teacher=teacher())
+        ResidualSum(ResidualSumConfig(), Task(student_of_other_levels, SPEC, teacher()))
     source = teacher()
     stream = RingStream(recorded(tmp_path / "d", source))
     own = runs.weights_hash(source)

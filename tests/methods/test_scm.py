@@ -13,6 +13,7 @@ from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec, from_description
+from fewstep.methods.base import Task
 from fewstep.methods.scm import Scm, ScmConfig
 from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
 from fewstep.process import VE, VP, Cosine, Flow
@@ -93,7 +94,7 @@ def test_loss_and_gradient_are_the_papers(network, spec, parametrization, source
     for p in guide.parameters():
         p.data.mul_(0.7)
     config = ScmConfig(source=source, sigma_data=SIGMA, warmup=10)
-    method = Scm(config, student, spec, teacher=guide)
+    method = Scm(config, Task(student, spec, guide))
     loss = method.student_loss(batch(spec), step)
     loss.value.backward()
     value, gradients, length = written_out(method, batch(spec), step)
@@ -111,17 +112,18 @@ def test_the_exact_student_of_an_exact_teacher_has_no_tangent(parametrization):
     lengths = []
     for network in (analytic.OnPath, analytic.Exact):
         student = Denoiser(network(parametrization, (2,)), Flow(), parametrization)
-        method = Scm(ScmConfig(warmup=0), student, toy.SPEC, teacher=guide)
+        method = Scm(ScmConfig(warmup=0), Task(student, toy.SPEC, guide))
         lengths.append(float(method.student_loss(batch(toy.SPEC), 0).numbers["tangent"]))
     assert lengths[0] < 1e-6 < 1e-2 < lengths[1]
 
 
 def test_the_student_is_kept_under_the_circle_and_starts_at_its_end():
-    made = Scm(ScmConfig(source="data"), toy.fresh(), toy.SPEC).generator()
+    made = Scm(ScmConfig(source="data"), Task(toy.fresh(), toy.SPEC)).generator()
     for generator in (made, from_description(made.describe())):
         assert generator.denoiser.process == Cosine(0.5)
         assert float(generator.grid(1, generator.denoiser)[0]) == 1.0
-    edm = Scm(ScmConfig(source="data"), analytic.exact(VE(), EDM(), (2,)), toy.SPEC).generator()
+    task = Task(analytic.exact(VE(), EDM(), (2,)), toy.SPEC)
+    edm = Scm(ScmConfig(source="data"), task).generator()
     wanted = 2 / math.pi * math.atan(80 / 0.5)
     assert float(edm.grid(1, edm.denoiser)[0]) == pytest.approx(wanted)
 
@@ -129,16 +131,16 @@ def test_the_student_is_kept_under_the_circle_and_starts_at_its_end():
 def test_what_cannot_work_is_refused():
     for wrong in (Eps(VP()), Clean(VP())):
         with pytest.raises(InputError, match="velocity, v or edm"):
-            Scm(ScmConfig(source="data"), analytic.exact(VP(), wrong, (2,)), toy.SPEC)
+            Scm(ScmConfig(source="data"), Task(analytic.exact(VP(), wrong, (2,)), toy.SPEC))
     with pytest.raises(InputError, match=r"needs \[teacher\] load"):
-        Scm(ScmConfig(), toy.fresh(), toy.SPEC)
+        Scm(ScmConfig(), Task(toy.fresh(), toy.SPEC))
     for wrong in ({"sigma_data": 0.0}, {"c": 0.0}, {"warmup": -1}):
         with pytest.raises(InputError, match="sigma_data"):
-            Scm(ScmConfig(source="data", **wrong), toy.fresh(), toy.SPEC)
+            Scm(ScmConfig(source="data", **wrong), Task(toy.fresh(), toy.SPEC))
 
 
 def test_a_teacher_that_cannot_answer_everywhere_is_refused():
     """EDM's network was never asked beyond a ratio of 80; a velocity student would ask there."""
     guide = Generator(analytic.exact(VE(), EDM(), (2,)), toy.SPEC)
     with pytest.raises(InputError, match="teacher's parametrization"):
-        Scm(ScmConfig(), toy.fresh(), toy.SPEC, teacher=guide)
+        Scm(ScmConfig(), Task(toy.fresh(), toy.SPEC, guide))

@@ -15,6 +15,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import SquaredError
+from fewstep.methods.base import Task
 from fewstep.methods.sfd import Sfd, SfdConfig
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
@@ -57,7 +58,7 @@ def affine():
 
 
 def sfd(student=None, teacher=TEACHER, spec=SPEC, **settings):
-    return Sfd(SfdConfig(**settings), student or affine(), spec, teacher=teacher)
+    return Sfd(SfdConfig(**settings), Task(student or affine(), spec, teacher))
 
 
 def batches(rows=64, spec=SPEC):
@@ -142,7 +143,7 @@ def test_classes_stay_with_their_rows():
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     teacher = Generator(Denoiser(network, Flow(), Velocity()), spec)
-    method = Sfd(SfdConfig(counts=(2,), solver="transfer"), teacher.denoiser, spec, teacher=teacher)
+    method = Sfd(SfdConfig(counts=(2,), solver="transfer"), Task(teacher.denoiser, spec, teacher))
     (one,) = batches(spec=spec).step(0)
     found = losses(method, one)
     one.begin("student", 0)
@@ -227,7 +228,9 @@ def test_a_teacher_that_cannot_answer_everywhere_is_refused():
     with pytest.raises(InputError, match="teacher's parametrization"):
         Sfd(
             SfdConfig(),
-            Denoiser(MLPConfig(width=8, depth=1).build(shape=(2,)), Flow(), Velocity()),
-            SPEC,
-            teacher=guide,
+            Task(
+                Denoiser(MLPConfig(width=8, depth=1).build(shape=(2,)), Flow(), Velocity()),
+                SPEC,
+                guide,
+            ),
         )

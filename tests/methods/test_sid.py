@@ -12,6 +12,7 @@ from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
+from fewstep.methods.base import Task
 from fewstep.methods.fake_score import AdversarialConfig, student_images
 from fewstep.methods.sid import Sid, SidConfig
 from fewstep.parametrization import EDM, Clean, Velocity
@@ -33,7 +34,7 @@ def network(process=None, parametrization=None, seed=0):
 
 def sid(student=None, teacher=None, **settings):
     teacher = Generator(teacher or network(), SPEC)
-    return Sid(SidConfig(**settings), student or network(seed=1), SPEC, teacher=teacher)
+    return Sid(SidConfig(**settings), Task(student or network(seed=1), SPEC, teacher))
 
 
 def batch(rows=6, step=0):
@@ -203,4 +204,4 @@ def test_it_starts_at_the_chosen_noise_level_in_training_and_sampling():
 
 def test_a_missing_teacher_is_told():
     with pytest.raises(InputError, match="teacher"):
-        Sid(SidConfig(), network(), SPEC)
+        Sid(SidConfig(), Task(network(), SPEC))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Generator as Pull
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -72,11 +72,20 @@ class RingBatch:
     cond: Condition | None
 
 
-def require_teacher(teacher: Generator | None) -> Generator:
-    """The teacher that a setting asks for.  Raises: InputError without one."""
-    if teacher is None:
+@dataclass(frozen=True)
+class Task:
+    """The networks that a method trains and learns from, and the images they generate."""
+
+    student: Denoiser
+    spec: SampleSpec
+    teacher: Generator | None = None
+
+
+def require_teacher(task: Task) -> Generator:
+    """The teacher of a task.  Raises: InputError if it has none."""
+    if task.teacher is None:
         raise InputError('method.source = "teacher" needs [teacher] load')
-    return teacher
+    return task.teacher
 
 
 def check_regular(student: Denoiser) -> None:
@@ -195,12 +204,17 @@ class Batch:
         return full[self.first : self.first + self.rows]
 
 
-class Method(nn.Module, ABC):
-    """One training algorithm. All its state lives in its parameters and buffers.
+ConfigT = TypeVar("ConfigT")
 
-    `Config`, a frozen dataclass beside the class, is its table in a recipe; `needs_teacher` says
-    that it cannot do without one. Inside a method there is no `.backward()`, optimiser, device,
-    logging or file.
+
+class Method(nn.Module, ABC, Generic[ConfigT]):
+    """Base class of training methods. All its state lives in its parameters and buffers.
+
+    A subclass names its settings once, as a frozen dataclass: `class Dmd(Method[DmdConfig])`. They
+    are the `[method]` table of a recipe, and the class keeps their type in `Config`. A method
+    computes losses only: it calls no `.backward()` and has no optimiser, device, log or file.
+
+    Raises: InputError if it needs a teacher and the task has none.
     """
 
     Config: ClassVar[type]
@@ -209,21 +223,22 @@ class Method(nn.Module, ABC):
     on the settings: then `__init__` says."""
     needs_teacher: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        config: Any,
-        student: Denoiser,
-        spec: SampleSpec,
-        *,
-        teacher: Generator | None = None,
-    ) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for base in cls.__dict__.get("__orig_bases__", ()):  # the bases as written, with arguments
+            origin, arguments = get_origin(base), get_args(base)
+            if isinstance(origin, type) and issubclass(origin, Method):
+                if not isinstance(arguments[0], TypeVar):
+                    cls.Config = arguments[0]
+
+    def __init__(self, config: ConfigT, task: Task) -> None:
         super().__init__()
-        if self.needs_teacher and teacher is None:
+        if self.needs_teacher and task.teacher is None:
             raise InputError(f"{type(self).__name__} distils a teacher: give [teacher] load")
         self.config = config
-        self.student = student
-        self.spec = spec
-        self.teacher = teacher
+        self.student = task.student
+        self.spec = task.spec
+        self.teacher = task.teacher
 
     @property
     def fixed_steps(self) -> int | None:

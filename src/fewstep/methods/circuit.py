@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,11 +26,10 @@ from torch import Tensor
 from fewstep import ema
 from fewstep.circuits.view import Circuit, Ring
 from fewstep.condition import Condition
-from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.losses import squared_error
-from fewstep.methods.base import Batch, Loss, Method, Turn
+from fewstep.methods.base import Batch, Loss, Method, Task, Turn
 from fewstep.parametrization import Eps
 from fewstep.times import FixedGrid, UniformGrid
 
@@ -83,22 +82,19 @@ class CircuitMethodConfig:
             raise InputError("method.joint trains the encoder, which method.phases freezes")
 
 
-class CircuitMethod(Method):
+class CircuitMethod(Method[CircuitMethodConfig]):
     """Train updates from state to state to agree with the sampler's steps from image to image."""
 
-    Config = CircuitMethodConfig
     reads = frozenset({"images"})
     needs_teacher = False
-    config: CircuitMethodConfig
 
-    def __init__(
-        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
-    ) -> None:
+    def __init__(self, config: CircuitMethodConfig, task: Task) -> None:
+        student = task.student
         Circuit(student)  # refuses other networks
         last = torch.tensor(student.span[1])
         if isinstance(student.parametrization, Eps) and student.process.ratio(last).isinf():
             raise InputError("eps of pure noise determines no image: use velocity or v")
-        super().__init__(config, student, spec, teacher=teacher)
+        super().__init__(config, task)
         self.target = deepcopy(student) if config.follow == "average" else None
         end = torch.tensor([student.span[0]], dtype=torch.float64)
         self.times = torch.cat([UniformGrid()(config.steps, student), end])

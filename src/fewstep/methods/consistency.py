@@ -11,18 +11,25 @@ iCT: Song and Dhariwal 2023, arXiv:2310.14189; tuning ECT: Geng et al. 2024, arX
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fewstep import ema
-from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.losses import Distance, PseudoHuber
-from fewstep.methods.base import Batch, Loss, Method, Turn, check_regular, require_teacher
+from fewstep.methods.base import (
+    Batch,
+    Loss,
+    Method,
+    Task,
+    Turn,
+    check_regular,
+    require_teacher,
+)
 from fewstep.process import broadcast_to
 from fewstep.sampling import Renoise
 from fewstep.times import (
@@ -57,28 +64,25 @@ class ConsistencyConfig:
     """The times at which the student is sampled, renoising in between."""
 
 
-class Consistency(Method):
+class Consistency(Method[ConsistencyConfig]):
     """Make the student's answer the same along each path from noise to image."""
 
-    Config = ConsistencyConfig
     reads = frozenset({"images"})
     needs_teacher = False
-    config: ConsistencyConfig
 
-    def __init__(
-        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
-    ) -> None:
+    def __init__(self, config: ConsistencyConfig, task: Task) -> None:
+        student, teacher = task.student, task.teacher
         check_regular(student)
         if not 0 <= config.target_decay < 1:
             raise InputError("method.target_decay must be at least 0 and below 1")
         process, ratios = student.process, torch.tensor(config.levels.bounds, dtype=torch.float64)
         spans = [student.span, process.time(ratios).tolist()]
         if config.source == "teacher":
-            teacher = Generator(require_teacher(teacher).denoiser.under(process), spec)
+            teacher = Generator(require_teacher(task).denoiser.under(process), task.spec)
             spans.append(teacher.denoiser.span)
         student = student.under(process)
         student.span = max(low for low, _ in spans), min(high for _, high in spans)
-        super().__init__(config, student, spec, teacher=teacher)
+        super().__init__(config, replace(task, student=student, teacher=teacher))
         self.narrowed = student.span != spans[0]
         span = torch.tensor(student.span, dtype=torch.float64)
         self.ends: list[float] = process.ratio(span).tolist()

@@ -34,13 +34,11 @@ class DenoiseConfig:
     """The times at which the trained network is sampled: `uniform` or `karras`."""
 
 
-class Denoise(Method):
+class Denoise(Method[DenoiseConfig]):
     """Predict what the parametrization asks of x_t."""
 
-    Config = DenoiseConfig
     reads = frozenset({"images"})
     needs_teacher = False
-    config: DenoiseConfig
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)

@@ -12,17 +12,14 @@ one, and an adversarial loss may take its place (DMD2, Yin et al. 2024, arXiv:24
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.condition import Condition
-from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import Distance, SquaredError, squared_error
-from fewstep.methods.base import Batch, Loss, Turn
+from fewstep.methods.base import Batch, Loss, Task, Turn
 from fewstep.methods.fake_score import (
     AdversarialConfig,
     DistributionMatching,
@@ -52,16 +49,11 @@ class DmdConfig:
     """DMD2's head on the fake; 0.003 of the student's loss and 0.01 of the fake's there."""
 
 
-class Dmd(DistributionMatching):
+class Dmd(DistributionMatching[DmdConfig]):
     """A generator whose images a score network cannot tell from the teacher's."""
 
-    Config = DmdConfig
-    config: DmdConfig
-
-    def __init__(
-        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
-    ) -> None:
-        super().__init__(config, student, spec, teacher=teacher)
+    def __init__(self, config: DmdConfig, task: Task) -> None:
+        super().__init__(config, task)
         if config.every < 1 or config.regression < 0:
             raise InputError("method.every must be 1 or more, and method.regression 0 or more")
         needs = {"pairs": config.regression, "images": config.adversarial.weight}

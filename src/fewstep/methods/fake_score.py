@@ -10,7 +10,7 @@ from abc import ABC
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,9 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.guidance import unguided
 from fewstep.losses import squared_error
-from fewstep.methods.base import Batch, Loss, Method
+from fewstep.methods.base import Batch, Loss, Method, Task
 from fewstep.sampling import Renoise
-from fewstep.times import Density, FixedGrid
+from fewstep.times import Density, FixedGrid, Grid
 
 
 @dataclass(frozen=True)
@@ -142,20 +142,32 @@ class FakeScore(nn.Module):
         return self.density.times(batch.rand(), self.score)
 
 
-class DistributionMatching(Method, ABC):
-    """A student and the fake of its images: all that methods of this kind have in common.
+@runtime_checkable
+class MatchingConfig(Protocol):
+    """Settings that every distribution matching method has."""
 
-    Their config has `steps`, `grid`, `fake_density` and `adversarial`.
-    """
+    @property
+    def steps(self) -> int: ...
+    @property
+    def grid(self) -> Grid: ...
+    @property
+    def fake_density(self) -> Density: ...
+    @property
+    def adversarial(self) -> AdversarialConfig: ...
+
+
+ConfigT = TypeVar("ConfigT", bound=MatchingConfig)
+
+
+class DistributionMatching(Method[ConfigT], ABC):
+    """Base class of methods that train a student and a fake score of its images."""
 
     teacher: Generator
 
-    def __init__(
-        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
-    ) -> None:
-        super().__init__(config, student, spec, teacher=teacher)
-        self.fake = FakeScore(self.real, spec, config.fake_density, config.adversarial)
-        self.times: list[float] = config.grid(config.steps, student).tolist()
+    def __init__(self, config: ConfigT, task: Task) -> None:
+        super().__init__(config, task)
+        self.fake = FakeScore(self.real, task.spec, config.fake_density, config.adversarial)
+        self.times: list[float] = config.grid(config.steps, task.student).tolist()
 
     @property
     def real(self) -> Denoiser:

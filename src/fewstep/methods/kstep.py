@@ -9,16 +9,15 @@ k = 1 this is regression.  Liu, Gong and Liu 2022, arXiv:2209.03003, section 2.2
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 
-from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.losses import Distance, ImageDistance, SquaredError
-from fewstep.methods.base import Batch, Loss, Method, Turn
+from fewstep.methods.base import Batch, Loss, Method, Task, Turn
 from fewstep.process import Flow, broadcast_to
 from fewstep.times import FixedGrid, UniformGrid
 
@@ -34,24 +33,20 @@ class KstepConfig:
     `features`."""
 
 
-class Kstep(Method):
+class Kstep(Method[KstepConfig]):
     """Learn the lines between recorded noise and image where the student will stand on them."""
 
-    Config = KstepConfig
     reads = frozenset({"pairs"})
     needs_teacher = False
-    config: KstepConfig
 
-    def __init__(
-        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
-    ) -> None:
+    def __init__(self, config: KstepConfig, task: Task) -> None:
         if config.k < 1:
             raise InputError(f"method.k is {config.k}; a student takes at least 1 step")
         if config.on == "velocity" and isinstance(config.loss, ImageDistance):
             raise InputError(
                 f'{type(config.loss).__name__} compares images: with it give method.on = "x0"'
             )
-        super().__init__(config, student.under(Flow()), spec, teacher=teacher)
+        super().__init__(config, replace(task, student=task.student.under(Flow())))
         self.times = UniformGrid().points(config.k, self.student)
 
     def turns(self, step: int) -> Iterator[Turn]:

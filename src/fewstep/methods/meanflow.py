@@ -10,21 +10,21 @@ Geng et al. 2025, arXiv:2505.13447.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fewstep.backbones.derivatives import value_and_tangent
 from fewstep.condition import Condition
-from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.base import (
     Batch,
     Loss,
     Method,
+    Task,
     Turn,
     check_regular,
     check_spans,
@@ -63,22 +63,19 @@ class MeanflowConfig:
     """The times at which the student is sampled."""
 
 
-class Meanflow(Method):
+class Meanflow(Method[MeanflowConfig]):
     """Learn how far and where the flow goes, not only where it points."""
 
-    Config = MeanflowConfig
     reads = frozenset({"images"})
     needs_teacher = False
-    config: MeanflowConfig
 
-    def __init__(
-        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
-    ) -> None:
-        check_regular(student)
-        _check(config, spec)
-        super().__init__(config, student.under(Flow()).as_flow_map(), spec, teacher=teacher)
+    def __init__(self, config: MeanflowConfig, task: Task) -> None:
+        check_regular(task.student)
+        _check(config, task.spec)
+        student = task.student.under(Flow()).as_flow_map()
+        super().__init__(config, replace(task, student=student))
         if config.source == "teacher":
-            check_spans(self.student, require_teacher(teacher).denoiser.under(Flow()))
+            check_spans(self.student, require_teacher(task).denoiser.under(Flow()))
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)

@@ -16,9 +16,9 @@ into the student: Meng et al. 2023, arXiv:2210.03142.
 import math
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,9 +26,9 @@ from torch import Tensor
 from fewstep import ema
 from fewstep.denoiser import Denoiser, Prediction, check_times
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.losses import squared_error
-from fewstep.methods.base import Batch, Loss, Method, Turn
+from fewstep.methods.base import Batch, Loss, Method, Task, Turn
 from fewstep.process import broadcast_to
 from fewstep.times import FixedGrid, Grid, UniformGrid
 
@@ -57,19 +57,16 @@ class Phase(NamedTuple):
     stop: int
 
 
-class Progressive(Method):
+class Progressive(Method[ProgressiveConfig]):
     """Halve the steps again and again; what it once did in more steps it forgets."""
 
-    Config = ProgressiveConfig
     reads = frozenset({"images"})
-    config: ProgressiveConfig
 
-    def __init__(
-        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
-    ) -> None:
+    def __init__(self, config: ProgressiveConfig, task: Task) -> None:
+        student, teacher = task.student, task.teacher
         if teacher:
-            teacher = Generator(teacher.denoiser.under(student.process), spec)
-        super().__init__(config, student, spec, teacher=teacher)
+            teacher = Generator(teacher.denoiser.under(student.process), task.spec)
+        super().__init__(config, replace(task, teacher=teacher))
         self.phases = _phases(config)
         self.guide = deepcopy(student)
         self.times = config.grid(2 * config.first, student)

@@ -8,13 +8,11 @@ the image that a flow makes of it do not. Pairs of the result, recorded and lear
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-from fewstep.denoiser import Denoiser
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.losses import PointDistance, SquaredError
-from fewstep.methods.base import Batch, Loss, Method, Turn
+from fewstep.methods.base import Batch, Loss, Method, Task, Turn
 from fewstep.process import Flow
 from fewstep.times import Density, Grid, Uniform, UniformGrid
 
@@ -29,19 +27,15 @@ class ReflowConfig:
     """The times at which the trained network is sampled: `uniform` or `karras`."""
 
 
-class Reflow(Method):
+class Reflow(Method[ReflowConfig]):
     """Learn the straight line between the ends of each recorded path."""
 
-    Config = ReflowConfig
     reads = frozenset({"pairs"})
     needs_teacher = False
-    config: ReflowConfig
 
-    def __init__(
-        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
-    ) -> None:
+    def __init__(self, config: ReflowConfig, task: Task) -> None:
         # lines are straight under this clock; any network can be asked under it
-        super().__init__(config, student.under(Flow()), spec, teacher=teacher)
+        super().__init__(config, replace(task, student=task.student.under(Flow())))
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)

@@ -21,13 +21,11 @@ class RegressConfig:
     `features`."""
 
 
-class Regress(Method):
+class Regress(Method[RegressConfig]):
     """Fit the teacher's noise-to-image map, asked once at the span's noisy end."""
 
-    Config = RegressConfig
     reads = frozenset({"pairs"})
     needs_teacher = False
-    config: RegressConfig
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)

@@ -21,9 +21,9 @@ from fewstep.circuits.view import Circuit
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.losses import Distance, SquaredError, squared_error
-from fewstep.methods.base import Batch, Loss, Method, Turn
+from fewstep.methods.base import Batch, Loss, Method, Task, Turn
 from fewstep.parametrization import Clean
 from fewstep.times import FixedGrid
 
@@ -45,26 +45,22 @@ class ResidualSumConfig:
     """Initial weights of the student's U-Net: its own, or those of the circuit's encoder."""
 
 
-class ResidualSum(Method):
+class ResidualSum(Method[ResidualSumConfig]):
     """Fit the recorded states of a circuit's ring, and the image of their sum."""
 
-    Config = ResidualSumConfig
     reads = frozenset({"rings"})
-    config: ResidualSumConfig
 
-    def __init__(
-        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
-    ) -> None:
-        if teacher is None:
+    def __init__(self, config: ResidualSumConfig, task: Task) -> None:
+        if task.teacher is None:
             raise InputError("residual_sum distils a circuit: set [teacher] load to its run")
-        circuit = Circuit(teacher.denoiser)
-        net = student.backbone
+        circuit = Circuit(task.teacher.denoiser)
+        student, net = task.student, task.student.backbone
         if not isinstance(net, ResidualsNet) or not isinstance(student.parametrization, Clean):
             raise InputError(
                 'residual_sum needs student.backbone.name = "residuals" and '
                 'student.parametrization.name = "clean", because the network outputs the image'
             )
-        super().__init__(config, student, spec, teacher=teacher)
+        super().__init__(config, task)
         end = circuit.denoiser.network_inputs(circuit.denoiser.span[0], net.end.expand(1, 1))[1]
         net.copy_readout(circuit.net, end.squeeze())
         if config.trunk == "circuit":

@@ -11,21 +11,21 @@ over t is left out.  Lu and Song 2024, arXiv:2410.11081 (sCM).
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fewstep.backbones.derivatives import value_and_tangent
-from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.losses import squared_error
 from fewstep.methods.base import (
     Batch,
     Loss,
     Method,
+    Task,
     Turn,
     check_regular,
     check_spans,
@@ -56,25 +56,22 @@ class ScmConfig:
     are the share."""
 
 
-class Scm(Method):
+class Scm(Method[ScmConfig]):
     """Hold the student's image still along each path from noise to image."""
 
-    Config = ScmConfig
     reads = frozenset({"images"})
     needs_teacher = False
-    config: ScmConfig
 
-    def __init__(
-        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
-    ) -> None:
-        check_regular(student)
+    def __init__(self, config: ScmConfig, task: Task) -> None:
+        check_regular(task.student)
         if not config.sigma_data > 0 or not config.c > 0 or config.warmup < 0:
             raise InputError("method.sigma_data and method.c must be above 0, warmup at least 0")
-        process = Cosine(config.sigma_data)
+        process, teacher = Cosine(config.sigma_data), task.teacher
+        student = task.student.under(process)
         if config.source == "teacher":
-            teacher = Generator(require_teacher(teacher).denoiser.under(process), spec)
-            check_spans(student.under(process), teacher.denoiser)
-        super().__init__(config, student.under(process), spec, teacher=teacher)
+            teacher = Generator(require_teacher(task).denoiser.under(process), task.spec)
+            check_spans(student, teacher.denoiser)
+        super().__init__(config, replace(task, student=student, teacher=teacher))
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", lambda batch: self.student_loss(batch, step))

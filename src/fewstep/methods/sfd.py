@@ -11,19 +11,19 @@ read.  Zhou et al. 2024, arXiv:2409.19681.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fewstep.condition import Condition
-from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
+from fewstep.denoiser import SPAN_TOLERANCE
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.losses import AbsoluteError, Distance, PointDistance
-from fewstep.methods.base import Batch, Loss, Method, Turn, check_spans, require_teacher
+from fewstep.methods.base import Batch, Loss, Method, Task, Turn, check_spans, require_teacher
 from fewstep.sampling import RowNoise, StepContext, Transfer, convert_step, path
 from fewstep.times import FixedGrid, Grid, UniformGrid
 
@@ -44,25 +44,22 @@ class SfdConfig:
     """Added at the last step, where the state is an image: `lpips`, published for one step."""
 
 
-class Sfd(Method):
+class Sfd(Method[SfdConfig]):
     """Follow a teacher's trajectory in a few strides."""
 
-    Config = SfdConfig
     reads = frozenset()
-    config: SfdConfig
 
-    def __init__(
-        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
-    ) -> None:
+    def __init__(self, config: SfdConfig, task: Task) -> None:
         if not config.counts or min(config.counts) < 1 or config.between < 0:
             raise InputError("method.counts must be 1 or more, and method.between 0 or more")
+        teacher = task.teacher
         if teacher and teacher.denoiser.is_flow_map and config.solver != "transfer":
             raise InputError(
                 "the teacher is told its destination and takes plain steps alone: "
                 'give method.solver="transfer"'
             )
-        super().__init__(config, student.as_flow_map(), spec, teacher=teacher)
-        check_spans(student, require_teacher(teacher).denoiser.under(student.process))
+        super().__init__(config, replace(task, student=task.student.as_flow_map()))
+        check_spans(self.student, require_teacher(task).denoiser.under(self.student.process))
         self.times = {
             count: self.fine(count)[:: config.between + 1].tolist() for count in config.counts
         }

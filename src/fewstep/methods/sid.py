@@ -12,14 +12,11 @@ but for an adversarial loss on the fake (SiDA, Zhou et al. 2024, arXiv:2410.1491
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
 from fewstep.condition import Condition
-from fewstep.denoiser import Denoiser
-from fewstep.generator import Generator, SampleSpec
-from fewstep.methods.base import Batch, Loss, Turn
+from fewstep.methods.base import Batch, Loss, Task, Turn
 from fewstep.methods.fake_score import (
     AdversarialConfig,
     DistributionMatching,
@@ -45,16 +42,11 @@ class SidConfig:
     """SiDA's head on the fake."""
 
 
-class Sid(DistributionMatching):
+class Sid(DistributionMatching[SidConfig]):
     """A generator at whose images the teacher's score and their own agree."""
 
-    Config = SidConfig
-    config: SidConfig
-
-    def __init__(
-        self, config: Any, student: Denoiser, spec: SampleSpec, *, teacher: Generator | None = None
-    ) -> None:
-        super().__init__(config, student, spec, teacher=teacher)
+    def __init__(self, config: SidConfig, task: Task) -> None:
+        super().__init__(config, task)
         self.reads = frozenset({"images"} if config.adversarial.weight else ())
 
     def turns(self, step: int) -> Iterator[Turn]:
