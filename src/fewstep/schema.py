@@ -175,13 +175,15 @@ def _unknown_key(key: str, table: Table) -> str:
 
 
 def _method_config(table: Table) -> ClassSource | None:
-    """The settings class of the recipe's method: what its class calls `Config`."""
+    """The settings class of the recipe's method, `DmdConfig` in `class Dmd(Method[DmdConfig])`."""
     name = _table_name(table.get("method", {}), "method")
     method = _find_class(*_address("method", name).split(":"))
-    for node in method.node.body if method else ():
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "Config":
-            assert method
-            return _find_class(method.module, ast.unparse(node.value))
+    for each in _with_bases(method) if method else ():
+        for base in each.node.bases:
+            if isinstance(base, ast.Subscript):
+                kind = _find_class(each.module, ast.unparse(base.slice))
+                if kind and _fields(kind):
+                    return kind
     return None
 
 
@@ -241,7 +243,8 @@ def _fields(kind: ClassSource | None) -> dict[str, FieldSource]:
 
 
 def _with_bases(kind: ClassSource) -> list[ClassSource]:
-    bases = [_find_class(kind.module, ast.unparse(base)) for base in kind.node.bases]
+    names = [base.value if isinstance(base, ast.Subscript) else base for base in kind.node.bases]
+    bases = [_find_class(kind.module, ast.unparse(name)) for name in names]
     return [kind, *(inner for base in bases if base for inner in _with_bases(base))]
 
 
@@ -281,8 +284,10 @@ def _text(default: ast.expr | None) -> str:
     try:
         value = ast.literal_eval(default)
     except ValueError:
-        factory = re.match(r"field\(default_factory=(.*)\)$", ast.unparse(default))
-        return f"{factory[1]}()" if factory else ast.unparse(default)
+        factory = re.match(r"field\(default_factory=(lambda: )?(.*)\)$", ast.unparse(default))
+        if factory is None:
+            return ast.unparse(default)
+        return factory[2] if factory[1] else f"{factory[2]}()"
     return "" if value is None else json.dumps(value)
 
 
