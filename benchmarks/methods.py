@@ -32,8 +32,9 @@ from torch.profiler import ProfilerActivity, profile
 from fewstep import Batches, Denoiser, FitConfig, Flow, Generator, ImageStream, SampleSpec, Velocity
 from fewstep import methods as package
 from fewstep.backbones import UNetConfig
-from fewstep.methods.base import PairBatch, Task
-from fewstep.methods.fake_score import AdversarialConfig
+from fewstep.methods.adversarial import AdversarialConfig
+from fewstep.methods.base import Task
+from fewstep.methods.batch import PairBatch
 from fewstep.trainer import Training
 
 SHAPE = (3, 32, 32)

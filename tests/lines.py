@@ -10,7 +10,7 @@ from analytic import MEAN, SPREAD, Exact
 from fewstep.batching import Batches
 from fewstep.denoiser import Denoiser
 from fewstep.generator import SampleSpec
-from fewstep.methods.base import PairBatch
+from fewstep.methods.batch import PairBatch
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
 

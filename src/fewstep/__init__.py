@@ -25,7 +25,7 @@ _HOMES = {
     "Guided": "guidance", "Condition": "condition",
     "Generator": "generator", "SampleSpec": "generator",
     "Method": "methods.base", "Turn": "methods.base", "Loss": "methods.base",
-    "Batch": "methods.base", "Task": "methods.base", "Batches": "batching",
+    "Batch": "methods.batch", "Task": "methods.base", "Batches": "batching",
     "ImageStream": "batching",
     "fit": "trainer", "FitConfig": "trainer",
     "load": "runs", "Run": "runs",

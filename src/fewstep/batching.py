@@ -15,7 +15,7 @@ from fewstep import distributed, threads
 from fewstep.condition import Condition
 from fewstep.generator import SampleSpec
 from fewstep.images import from_uint8
-from fewstep.methods.base import Batch, ImageBatch, PairBatch, RingBatch, derive_seed
+from fewstep.methods.batch import Batch, ImageBatch, PairBatch, RingBatch, derive_seed
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from torch import Tensor
 from fewstep import store
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.errors import InputError
-from fewstep.methods.base import PairBatch, RingBatch
+from fewstep.methods.batch import PairBatch, RingBatch
 from fewstep.sampling import noise_from_seeds
 
 CACHE_BYTES = 256 << 20  # of decoded pairs: a small store is read once, not every epoch

@@ -20,7 +20,8 @@ from fewstep.batching import Batches
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator
-from fewstep.methods.base import Batch, Loss, Method, Turn
+from fewstep.methods.base import Loss, Method, Turn
+from fewstep.methods.batch import Batch
 
 
 @dataclass(frozen=True)

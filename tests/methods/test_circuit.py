@@ -13,7 +13,8 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.evaluation import count_evaluations
 from fewstep.generator import Generator, SampleSpec
-from fewstep.methods.base import Batch, ImageBatch, Task
+from fewstep.methods.base import Task
+from fewstep.methods.batch import Batch, ImageBatch
 from fewstep.methods.circuit import CircuitMethod, CircuitMethodConfig
 from fewstep.parametrization import Eps, Velocity
 from fewstep.process import Flow, LinearBetas
@@ -259,9 +260,9 @@ def test_labels_are_dropped_where_asked(monkeypatch):
 def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="must divide method.steps, 10"):
         CircuitMethodConfig(steps=10, strides=(3,))
-    with pytest.raises(InputError, match="unrolls 6 of method.steps, 4"):
+    with pytest.raises(InputError, match="spans 6 steps, and method.steps 4"):
         CircuitMethodConfig(steps=4, depths=(0.0, 0.0, 0.0, 1.0), strides=(2, 4))
-    with pytest.raises(InputError, match="two counts"):
+    with pytest.raises(InputError, match="two step counts"):
         CircuitMethodConfig(steps=4, phases=(100,))
     with pytest.raises(InputError, match="freezes"):
         CircuitMethodConfig(steps=4, phases=(1, 1), joint=True)
@@ -272,7 +273,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="from 0 to 1"):
         CircuitMethodConfig(steps=4, decay=5.0)
     blind = Denoiser(circuit(classes=0), Flow(), Eps(Flow()))
-    with pytest.raises(InputError, match="eps of pure noise"):
+    with pytest.raises(InputError, match="eps network"):
         CircuitMethod(CircuitMethodConfig(steps=4), Task(blind, SPEC))
     seeing = Denoiser(circuit(classes=0), LinearBetas(), Eps(LinearBetas()))
     CircuitMethod(CircuitMethodConfig(steps=4), Task(seeing, SPEC))

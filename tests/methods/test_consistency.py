@@ -14,7 +14,8 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec, from_description
 from fewstep.losses import SquaredError
-from fewstep.methods.base import Batch, Task
+from fewstep.methods.base import Task
+from fewstep.methods.batch import Batch
 from fewstep.methods.consistency import Consistency, ConsistencyConfig
 from fewstep.parametrization import EDM, Eps, Velocity
 from fewstep.process import VE, VP, Flow
@@ -320,7 +321,7 @@ def test_a_grid_beyond_the_ladder_is_refused():
 def test_what_cannot_work_is_refused():
     with pytest.raises(InputError, match="velocity, v or edm"):
         consistency(analytic.exact(VP(), Eps(VP()), SHAPE))
-    with pytest.raises(InputError, match=r"needs \[teacher\] load"):
+    with pytest.raises(InputError, match="needs a teacher: set teacher.load"):
         consistency(toy.fresh(), source="teacher")
     with pytest.raises(InputError, match="target_decay"):
         consistency(toy.fresh(), target_decay=1.0)

@@ -10,8 +10,8 @@ import torch
 
 import toy
 from fewstep import plugins
+from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.base import Task
-from fewstep.methods.fake_score import AdversarialConfig
 from fewstep.times import DiscreteLevels, EctLevels, LogNormal
 from fewstep.trainer import FitConfig, Training
 

@@ -10,8 +10,8 @@ from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
+from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.fake_score import (
-    AdversarialConfig,
     FakeScore,
     cached_images,
     rollout,
@@ -104,16 +104,16 @@ def test_the_head_tells_the_students_images_from_real_ones_with_their_labels():
     images = torch.cat([x, given.images.x0])
     fakes, reals = told.logits(images, eps, t, Condition(both)).chunk(2)
     wanted = (torch.log(1 + fakes.exp()) + torch.log(1 + (-reals).exp())).mean()
-    torch.testing.assert_close(loss.numbers["telling"], wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss.numbers["head_loss"], wanted, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
-        loss.value, loss.numbers["denoising"] + 0.5 * loss.numbers["telling"]
+        loss.value, loss.numbers["denoising"] + 0.5 * loss.numbers["head_loss"]
     )
 
 
 @pytest.mark.parametrize("layers", ["bottleneck", "all"])
 def test_the_adversarial_gradient_reaches_head_score_and_images(layers):
     told = fake(weight=1.0, layers=layers)
-    told.loss(batch(), torch.zeros(6, 2), None).numbers["telling"].backward()
+    told.loss(batch(), torch.zeros(6, 2), None).numbers["head_loss"].backward()
     for module in (told.head, told.score.backbone.first):
         assert any(p.grad.abs().max() > 0 for p in module.parameters())
     x = torch.zeros(6, 2, requires_grad=True)
@@ -122,7 +122,7 @@ def test_the_adversarial_gradient_reaches_head_score_and_images(layers):
     assert (x.grad.abs().sum(1) > 0).all()
 
 
-def test_fooling_is_the_softplus_of_minus_the_logit():
+def test_the_generator_loss_is_the_softplus_of_minus_the_logit():
     told, x, t = fake(weight=1.0), torch.ones(6, 2), torch.full((6,), 0.4)
     eps = batch().randn_like(x)
     wanted = torch.log(1 + torch.exp(-told.logits(x, eps, t, None)))

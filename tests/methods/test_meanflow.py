@@ -15,7 +15,8 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import squared_error
-from fewstep.methods.base import ImageBatch, Task
+from fewstep.methods.base import Task
+from fewstep.methods.batch import ImageBatch
 from fewstep.methods.meanflow import Meanflow, MeanflowConfig
 from fewstep.parametrization import EDM, Eps, V, Velocity
 from fewstep.process import VE, VP, Flow
@@ -357,7 +358,7 @@ def test_the_closed_form_is_learnt_from_an_exact_teacher():
 def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="not eps"):
         meanflow(network(parametrization=Eps(VP())))
-    with pytest.raises(InputError, match=r"needs \[teacher\] load"):
+    with pytest.raises(InputError, match="needs a teacher: set teacher.load"):
         meanflow(teacher=None, source="teacher")
     with pytest.raises(InputError, match="needs classes"):
         meanflow(guidance=2.0)

@@ -14,7 +14,8 @@ from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
-from fewstep.methods.base import ImageBatch, Task
+from fewstep.methods.base import Task
+from fewstep.methods.batch import ImageBatch
 from fewstep.methods.progressive import Progressive, ProgressiveConfig
 from fewstep.parametrization import EDM, Clean, V, Velocity
 from fewstep.process import VE, VP, Cosine, Flow

@@ -17,7 +17,8 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import PseudoHuber, SquaredError
-from fewstep.methods.base import Batch, RingBatch, Task
+from fewstep.methods.base import Task
+from fewstep.methods.batch import Batch, RingBatch
 from fewstep.methods.residual_sum import ResidualSum, ResidualSumConfig, parts
 from fewstep.parametrization import Clean, Velocity
 from fewstep.process import Flow

@@ -132,7 +132,7 @@ def test_what_cannot_work_is_refused():
     for wrong in (Eps(VP()), Clean(VP())):
         with pytest.raises(InputError, match="velocity, v or edm"):
             Scm(ScmConfig(source="data"), Task(analytic.exact(VP(), wrong, (2,)), toy.SPEC))
-    with pytest.raises(InputError, match=r"needs \[teacher\] load"):
+    with pytest.raises(InputError, match="needs a teacher: set teacher.load"):
         Scm(ScmConfig(), Task(toy.fresh(), toy.SPEC))
     for wrong in ({"sigma_data": 0.0}, {"c": 0.0}, {"warmup": -1}):
         with pytest.raises(InputError, match="sigma_data"):

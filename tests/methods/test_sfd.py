@@ -188,7 +188,7 @@ def test_a_grid_that_asks_the_clean_end_stops_before_it():
         sfd(edm, counts=(count,), between=between, grid=KarrasGrid())
         for count, between in ((3, 3), (1, 2))
     )
-    assert one.fine(1).tolist() == pytest.approx(three.times[3])
+    assert one.teacher_times(1).tolist() == pytest.approx(three.times[3])
 
 
 def test_a_second_stage_starts_from_the_first_with_other_settings():
@@ -216,7 +216,7 @@ def test_what_cannot_be_is_refused():
         sfd(counts=())
     with pytest.raises(InputError, match="counts"):
         sfd(counts=(0,))
-    with pytest.raises(InputError, match='solver="transfer"'):
+    with pytest.raises(InputError, match='solver = "transfer"'):
         sfd(teacher=Generator(affine().as_flow_map(), SPEC))
     with pytest.raises(InputError, match="distils a teacher"):
         sfd(teacher=None)

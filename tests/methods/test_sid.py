@@ -12,8 +12,9 @@ from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
+from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.base import Task
-from fewstep.methods.fake_score import AdversarialConfig, student_images
+from fewstep.methods.fake_score import student_images
 from fewstep.methods.sid import Sid, SidConfig
 from fewstep.parametrization import EDM, Clean, Velocity
 from fewstep.process import VE, Flow
@@ -170,14 +171,15 @@ def test_only_the_student_collects_in_its_turn_and_only_the_fake_in_its_own():
 def test_the_adversarial_term_has_its_weight_and_reads_images():
     method = sid(adversarial=AdversarialConfig(weight=0.5))
     loss = method.student_loss(batch())
-    torch.testing.assert_close(loss.value, loss.numbers["identity"] + 0.5 * loss.numbers["fooling"])
+    numbers = loss.numbers
+    torch.testing.assert_close(loss.value, numbers["identity"] + 0.5 * numbers["generator_loss"])
     assert method.reads == {"images"} and sid().reads == set()
 
 
 def test_the_adversarial_term_is_at_the_same_noise_and_divided_alike():
     """As SiDA was published: the logit of just the x_t whose scores are compared."""
     method, only = sid(adversarial=AdversarialConfig(weight=0.5)), batch()
-    found = method.student_loss(only).numbers["fooling"]
+    found = method.student_loss(only).numbers["generator_loss"]
     again = batch()
     x, cond = student_images(method.student, method.times, again)
     t, eps = method.config.density.times(again.rand(), method.real), again.randn_like(x)

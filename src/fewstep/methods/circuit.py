@@ -1,17 +1,17 @@
 """Denoising circuits: train a recurrent update of a hidden state to follow the ordinary sampler.
 
-The network has an encoder Rin, an update R and two read-outs, Rout (the output, of any
-parametrization) and X0out (the image); docs/circuits.md. With x_0 … x_n the points of the sampler
-at n + 1 times (DDIM from x_0 = x_t, no gradient), z_0 = Rin(x_0) and z_{k+1} = R(z_k):
+The network has an encoder Rin, an update R and two read-outs: Rout gives the output, in any
+parametrization, and X0out the image (docs/circuits.md). With x_0 … x_n the points of DDIM at n + 1
+times, from x_0 = x_t and without gradient, z_0 = Rin(x_0) and z_{k+1} = R(z_k):
 
     main  = ½·(|Rout(Rin(x_t)) − target|² + mean_k |Rout(z_k) − Rout(Rin(x_k))|²)     k = 1 … n
     image = ½·(|X0out(Rin(x_t)) − x0|² + mean_k |X0out(z_k) − X0out(Rin(x_k))|²)
     chain = mean_k |z_k − Rin(x_k)|²
     loss  = main + λ_image·image + λ_chain·chain
 
-The targets of k ≥ 1 come from the network itself, or its average, without gradient. n is drawn with
-the probabilities `depths`, one for each batch; n = 0 is the plain loss, whose x_t is at any time of
-the ring. After Denoising Circuits for 1-Step Diffusion (shuntama/denoising-circuits).
+The targets for k ≥ 1 come from the network itself, or its average, without gradient. One n per
+batch is drawn with the probabilities `depths`; n = 0 is the plain loss, with x_t at any time of the
+ring. After Denoising Circuits for 1-Step Diffusion (shuntama/denoising-circuits).
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,8 @@ from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.losses import squared_error
-from fewstep.methods.base import Batch, Loss, Method, Task, Turn
+from fewstep.methods.base import Loss, Method, Task, Turn
+from fewstep.methods.batch import Batch
 from fewstep.parametrization import Eps
 from fewstep.times import FixedGrid, UniformGrid
 
@@ -37,30 +38,33 @@ from fewstep.times import FixedGrid, UniformGrid
 @dataclass(frozen=True)
 class CircuitMethodConfig:
     steps: int = 1000
-    """Equal steps of time from noise to data, the most updates of a ring."""
+    """Number of equal steps of time from noise to data, and the largest number of updates."""
     depths: tuple[float, ...] = (0.0, 1.0)
-    """Relative frequencies of unrolling 0, 1, 2, ... updates. Published: depth 1, then depth 3."""
+    """Relative frequencies of training on 0, 1, 2, … updates in a row. Published: 1, then 3."""
     strides: tuple[int, ...] = (1,)
-    """Steps of time per update, drawn evenly; the targets follow the sampler step by step."""
+    """Steps of time per update, one of these numbers per batch; the sampler of the targets takes
+    every step."""
     length: int = 0
-    """Updates of a chain, if more than the depth, and at most the ring's, which start at noise. All
-    are compared with their targets; the gradient reaches back through as many as the depth."""
+    """Least number of updates in a chain, up to those of a whole ring. All are compared with their
+    targets, but gradients pass through only as many as the depth."""
     follow: Literal["live", "average"] = "live"
-    """Network that makes the targets: the trained one, or its average."""
+    """Network that makes the targets: the trained one (`live`), or its `average`."""
     decay: float = 0.999
-    """Decay of that average per step."""
+    """Decay of that average per training step, below 1."""
     chain: float = 5.0
-    """λ_chain, weight of the states' error."""
+    """λ_chain, weight of the error of the states."""
     image: float = 1.0
     """λ_image, weight of the error of X0out."""
     label_dropout: float = 0.0
-    """Share of rows without label in training, for guidance of the ordinary sampler alone."""
+    """Share of rows, 0 to 1, trained without their label, for guidance. Only the ordinary sampler
+    can be guided, not the ring."""
     joint: bool = False
-    """Whether the updates' losses also train the encoder, as published. It then learns states that
-    hardly change, which are easy to predict and useless to a ring: docs/log.md."""
+    """Whether the losses of the updates also train the encoder, as published. It then learns states
+    that hardly change: easy to predict, and useless in a ring (docs/log.md)."""
     phases: tuple[int, ...] = ()
-    """Training steps of the plain loss, then of chains, whose targets stand still as the encoder is
-    frozen. Each phase has its own schedule; fit.steps is their sum. Empty: chains at once."""
+    """Training steps with the plain loss, then with chains and a frozen encoder, whose targets no
+    longer change. Each phase has its own schedule; fit.steps must be their sum. Empty: chains from
+    the start."""
 
     def __post_init__(self) -> None:
         if not self.depths or min(self.depths) < 0 or not sum(self.depths):
@@ -75,25 +79,25 @@ class CircuitMethodConfig:
             raise InputError(f"each of method.strides must divide method.steps, {self.steps}")
         deepest = (len(self.depths) - 1) * min(self.strides)
         if deepest > self.steps:
-            raise InputError(f"method.depths unrolls {deepest} of method.steps, {self.steps}")
+            raise InputError(f"method.depths spans {deepest} steps, and method.steps {self.steps}")
         if len(self.phases) not in (0, 2) or min(self.phases, default=1) < 1:
-            raise InputError(f"method.phases is {list(self.phases)}; give none, or two counts")
+            raise InputError(f"method.phases is {list(self.phases)}; give two step counts, or none")
         if self.phases and self.joint:
             raise InputError("method.joint trains the encoder, which method.phases freezes")
 
 
 class CircuitMethod(Method[CircuitMethodConfig]):
-    """Train updates from state to state to agree with the sampler's steps from image to image."""
+    """Train a circuit's updates to agree with the steps of the ordinary sampler."""
 
     reads = frozenset({"images"})
     needs_teacher = False
 
     def __init__(self, config: CircuitMethodConfig, task: Task) -> None:
         student = task.student
-        Circuit(student)  # refuses other networks
+        Circuit(student)  # raises InputError for other networks
         last = torch.tensor(student.span[1])
         if isinstance(student.parametrization, Eps) and student.process.ratio(last).isinf():
-            raise InputError("eps of pure noise determines no image: use velocity or v")
+            raise InputError("an eps network predicts no image from pure noise: use velocity or v")
         super().__init__(config, task)
         self.target = deepcopy(student) if config.follow == "average" else None
         end = torch.tensor([student.span[0]], dtype=torch.float64)
@@ -117,11 +121,11 @@ class CircuitMethod(Method[CircuitMethodConfig]):
             ema.follow(self.target, self.student, decay=self.config.decay)
 
     def plain_loss(self, batch: Batch) -> Loss:
-        """Errors of both read-outs on encoded images, at any time of the ring."""
+        """Errors of both read-outs on encoded images, at random times of the ring."""
         return self._weighted(self._plain(batch, encoder=True))
 
     def student_loss(self, batch: Batch) -> Loss:
-        """The plain loss and, unless the drawn depth is 0, that of a chain of updates."""
+        """The plain loss and, unless the depth is 0, that of a chain of updates."""
         depth, updates, stride = self._draw_chain(batch)
         parts = self._plain(batch, encoder=not self.config.phases)
         if depth:
@@ -135,10 +139,10 @@ class CircuitMethod(Method[CircuitMethodConfig]):
         return Loss(value, parts)
 
     def _draw_chain(self, batch: Batch) -> tuple[int, int, int]:
-        """Draw updates that the gradient passes, all updates, and steps per update."""
+        """Draw the depth (updates that gradients pass), all updates, and the steps per update."""
         config = self.config
-        place = batch.shared_rand() * sum(config.depths)
-        depth = sum(place >= below for below in accumulate(config.depths[:-1]))
+        draw = batch.shared_rand() * sum(config.depths)
+        depth = sum(draw >= bound for bound in accumulate(config.depths[:-1]))
         stride = config.strides[int(batch.shared_rand() * len(config.strides))]
         return depth, min(max(config.length, depth), config.steps // stride), stride
 
@@ -150,7 +154,7 @@ class CircuitMethod(Method[CircuitMethodConfig]):
         return self.times.to(index.device)[index].float()
 
     def _plain(self, batch: Batch, *, encoder: bool) -> dict[str, Tensor]:
-        """Errors on newly encoded images; `encoder` says whether it is trained."""
+        """Errors on encoded images; `encoder` says whether the encoder is trained."""
         circuit, x0 = Circuit(self.student), batch.images.x0
         t = self._time((batch.rand() * (self.config.steps + 1)).long())
         eps = batch.randn_like(x0)

@@ -1,12 +1,13 @@
-"""Consistency models: one step from anywhere on a path, learnt from neighbouring noise levels.
+"""Consistency models: predict one image at all noise levels, from pairs of neighbouring levels.
 
 With x_t and x_r on one path at levels r < t, and D the student's x0:
 
-    loss = w·d(D(x_t, t), sg D'(x_r, r)),   D' at the span's low end: the image itself
+    loss = w·d(D(x_t, t), sg D'(x_r, r)),   D' at the lowest level: the image itself
 
-x_r has the image and noise of x_t (training), or is one step of a teacher's ODE from it
-(distillation). Distillation CD, training CT: Song et al. 2023, arXiv:2303.01469; improved training
-iCT: Song and Dhariwal 2023, arXiv:2310.14189; tuning ECT: Geng et al. 2024, arXiv:2406.14548.
+D' is the student or its average. x_r has the image and noise of x_t (training), or is one step of a
+teacher's ODE from it (distillation). Distillation CD and training CT: Song et al. 2023,
+arXiv:2303.01469; improved training iCT: Song and Dhariwal 2023, arXiv:2310.14189; tuning ECT:
+Geng et al. 2024, arXiv:2406.14548.
 """
 
 from collections.abc import Iterator
@@ -21,15 +22,8 @@ from fewstep import ema
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.losses import Distance, PseudoHuber
-from fewstep.methods.base import (
-    Batch,
-    Loss,
-    Method,
-    Task,
-    Turn,
-    check_regular,
-    require_teacher,
-)
+from fewstep.methods.base import Loss, Method, Task, Turn, check_regular, require_teacher
+from fewstep.methods.batch import Batch
 from fewstep.process import broadcast_to
 from fewstep.sampling import Renoise
 from fewstep.times import (
@@ -47,25 +41,28 @@ from fewstep.times import (
 @dataclass(frozen=True)
 class ConsistencyConfig:
     source: Literal["data", "teacher"] = "data"
-    """Of x_r: `data`, the same image and noise (CT, iCT, ECT), or a step of the `teacher` (CD)."""
+    """Source of x_r: the image and noise of the `data` (CT, iCT, ECT), or a step of the `teacher`
+    from x_t (CD)."""
     solver: Literal["euler", "heun"] = "heun"
-    """The teacher's step: `euler`, which is DDIM's, asks it once, `heun` twice."""
+    """Step of the teacher: `euler` (DDIM, one call) or `heun` (two calls)."""
     levels: Levels = field(default_factory=EctLevels)
-    """The two levels: the rule `ect`, or a `ladder`."""
+    """How the two levels t and r are paired: by the rule of `ect`, or as neighbours on a `ladder`
+    of discrete levels."""
     density: Density = field(default_factory=lambda: LogNormal(mean=-1.1, std=2.0))
-    """Where the larger level lies; on a ladder `karras` makes all pairs equally likely."""
+    """Distribution of t, the larger level; on a ladder, `karras` makes all pairs equally likely."""
     weight: Literal["gap", "none"] = "gap"
-    """Of the loss: `gap` is 1/(t − r) (ECT, iCT), `none` is 1 (CD, CT)."""
+    """Weight of the loss: `gap` is 1/(t − r) (ECT, iCT), `none` is 1 (CD, CT)."""
     loss: Distance = field(default_factory=lambda: PseudoHuber(c=0.0))
-    """Distance between the two images; c = 0 makes pseudo-huber the plain norm."""
+    """Distance between the two images; `pseudo-huber` with c = 0 is the Euclidean norm."""
     target_decay: float = 0.0
-    """Of the average that answers at r; 0: the student itself. N levels make it decay^(first/N)."""
+    """Decay per step of the average network that predicts at r, below 1; 0 uses the student itself.
+    On a ladder that grows from `first` to N levels it becomes decay^(first/N)."""
     grid: Grid = field(default_factory=UniformGrid)
-    """The times at which the student is sampled, renoising in between."""
+    """Times at which the student is sampled, with fresh noise between them."""
 
 
 class Consistency(Method[ConsistencyConfig]):
-    """Make the student's answer the same along each path from noise to image."""
+    """Train the student to predict the same image at neighbouring levels of each path."""
 
     reads = frozenset({"images"})
     needs_teacher = False
@@ -74,7 +71,9 @@ class Consistency(Method[ConsistencyConfig]):
         student, teacher = task.student, task.teacher
         check_regular(student)
         if not 0 <= config.target_decay < 1:
-            raise InputError("method.target_decay must be at least 0 and below 1")
+            raise InputError(
+                f"method.target_decay is {config.target_decay}; it must be at least 0 and below 1"
+            )
         process, ratios = student.process, torch.tensor(config.levels.bounds, dtype=torch.float64)
         spans = [student.span, process.time(ratios).tolist()]
         if config.source == "teacher":
@@ -83,7 +82,7 @@ class Consistency(Method[ConsistencyConfig]):
         student = student.under(process)
         student.span = max(low for low, _ in spans), min(high for _, high in spans)
         super().__init__(config, replace(task, student=student, teacher=teacher))
-        self.narrowed = student.span != spans[0]
+        self.has_smaller_span = student.span != spans[0]
         span = torch.tensor(student.span, dtype=torch.float64)
         self.ends: list[float] = process.ratio(span).tolist()
         self.target = deepcopy(student) if config.target_decay else None
@@ -110,33 +109,33 @@ class Consistency(Method[ConsistencyConfig]):
                 image = x_r / process.at(r, like=x_r)[0]
             else:
                 x_r, image = process.add_noise(x0, eps, r), x0
-            answering = (self.target or student).train(student.training)
+            target_network = (self.target or student).train(student.training)
             with batch.same_dropout():
-                nearer = answering(x_r, r, cond=cond).x0
-            # with room for rounding, and far less than a level's width
-            target = torch.where(broadcast_to(r, x0) <= 1.0001 * low, image, nearer)
+                target = target_network(x_r, r, cond=cond).x0
+            # the tolerance covers rounding, and is far below the distance of two levels
+            target = torch.where(broadcast_to(r, x0) <= 1.0001 * low, image, target)
         with batch.same_dropout():
-            said = student(x_t, t, cond=cond).x0
-        loss = self.config.loss(said, target)
+            x0_student = student(x_t, t, cond=cond).x0
+        loss = self.config.loss(x0_student, target)
         if self.config.weight == "gap":
-            loss = loss / gap.clamp(min=1e-6)  # below any real gap; a uniform number may be 0
+            loss = loss / gap.clamp(min=1e-6)  # below any real gap, which a draw of 0 would make 0
         return Loss(loss.mean())
 
     def teacher_step(self, x_t: Tensor, t: Tensor, r: Tensor, batch: Batch) -> Tensor:
-        """x_r after one step of the teacher's ODE."""
+        """x_r, one step of the teacher's ODE from x_t."""
         assert self.teacher
         teacher, cond = self.teacher.denoiser, batch.images.cond
-        said = teacher(x_t, t, cond=cond)
+        prediction = teacher(x_t, t, cond=cond)
         if self.config.solver == "euler":
             alpha, sigma = teacher.process.at(r, like=x_t)
-            return alpha * said.x0 + sigma * said.eps
-        stride, slope = broadcast_to(r - t, x_t), said.velocity
-        ahead = teacher(x_t + stride * slope, r, cond=cond)
-        return x_t + 0.5 * stride * (slope + ahead.velocity)
+            return alpha * prediction.x0 + sigma * prediction.eps
+        stride, velocity = broadcast_to(r - t, x_t), prediction.velocity
+        end = teacher(x_t + stride * velocity, r, cond=cond)
+        return x_t + 0.5 * stride * (velocity + end.velocity)
 
     def generator(self) -> Generator:
         grid = self.config.grid
-        if self.narrowed:  # the network's own span, where other grids begin, ends beyond the ladder
+        if self.has_smaller_span:  # a saved grid would start at the end of the network's own span
             counts = grid.counts or (1, 2, 4, 8)
             grid = FixedGrid(tuple(tuple(grid(n, self.student).tolist()) for n in counts))
         return Generator(self.student, self.spec, grid=grid, step=Renoise())

@@ -1,4 +1,4 @@
-"""Teachers: DDPM, EDM and flow matching are one loss, told apart by process and parametrization.
+"""Train a teacher. DDPM, EDM and flow matching are one loss with different parametrizations.
 
     loss = w(t)·mean (output − (a·x0 + b·eps))²
 
@@ -16,26 +16,29 @@ from torch import Tensor
 from fewstep.denoiser import Prediction
 from fewstep.generator import Generator
 from fewstep.losses import squared_error
-from fewstep.methods.base import Batch, Loss, Method, Turn
+from fewstep.methods.base import Loss, Method, Turn
+from fewstep.methods.batch import Batch
 from fewstep.times import Density, Grid, Uniform, UniformGrid
 
 
 @dataclass(frozen=True)
 class DenoiseConfig:
     density: Density = field(default_factory=Uniform)
-    """Where training times lie: `uniform`, or `lognormal` with `mean` and `std` of ln(ratio)."""
+    """Distribution of the training times: `uniform`, or `lognormal` with `mean` and `std` of
+    ln(sigma/alpha)."""
     weight: Literal["none", "snr", "min-snr"] = "none"
-    """Of the loss: none, on the raw output; else SNR, or min(SNR, gamma), on the x0 error."""
+    """Weight of the loss: `none` (1 on the error of the raw output), or, on the error of x0, `snr`
+    or `min-snr`, which is min(SNR, gamma)."""
     gamma: float = 5.0
-    """The bound of `min-snr`.  Hang et al. 2023, arXiv:2303.09556."""
+    """Largest weight under `min-snr`; 5 as published (Hang et al. 2023, arXiv:2303.09556)."""
     label_dropout: float = 0.1
-    """Share of rows trained without their label, for classifier-free guidance."""
+    """Share of rows, 0 to 1, trained without their label, for classifier-free guidance."""
     grid: Grid = field(default_factory=UniformGrid)
-    """The times at which the trained network is sampled: `uniform` or `karras`."""
+    """Times at which the trained network is sampled: `uniform` or `karras`."""
 
 
 class Denoise(Method[DenoiseConfig]):
-    """Predict what the parametrization asks of x_t."""
+    """Train a denoiser on images with added noise."""
 
     reads = frozenset({"images"})
     needs_teacher = False
@@ -49,16 +52,17 @@ class Denoise(Method[DenoiseConfig]):
         eps = batch.randn_like(x0)
         if cond is not None and self.config.label_dropout > 0:
             cond = cond.drop(batch.rand() < self.config.label_dropout)
-        said = self.student(self.student.process.add_noise(x0, eps, t), t, cond=cond)
-        a, b = said.parametrization.row(said.alpha, said.sigma)
-        return Loss((self.weight(said) * squared_error(said.output, a * x0 + b * eps)).mean())
+        prediction = self.student(self.student.process.add_noise(x0, eps, t), t, cond=cond)
+        a, b = prediction.parametrization.row(prediction.alpha, prediction.sigma)
+        error = squared_error(prediction.output, a * x0 + b * eps)
+        return Loss((self.weight(prediction) * error).mean())
 
-    def weight(self, said: Prediction) -> Tensor | float:
-        """The weight on the raw output's error, one a row: (sigma/D)² times that of x0's error."""
+    def weight(self, prediction: Prediction) -> Tensor | float:
+        """Weight (b,) of the error of the raw output: (sigma/D)² times that of the x0 error."""
         if self.config.weight == "none":
             return 1.0
-        _, out = said.parametrization.skip_out(said.alpha, said.sigma)
-        snr = (said.alpha / said.sigma).square()
+        _, out = prediction.parametrization.skip_out(prediction.alpha, prediction.sigma)
+        snr = (prediction.alpha / prediction.sigma).square()
         if self.config.weight == "min-snr":
             snr = snr.clamp(max=self.config.gamma)
         return (snr * out.square()).flatten()

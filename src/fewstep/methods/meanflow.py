@@ -1,11 +1,11 @@
-"""MeanFlow: the average velocity along the way from t to s, learnt from its own derivative.
+"""MeanFlow: train the average velocity from time t to s by means of its own derivative.
 
     u(x_t, t, s) = (x_t − x_s)/(t − s)
     target = v − (t − s)·(v·∂u/∂x_t + ∂u/∂t),   Δ = u − sg(target)
     loss = sg(1/(|Δ|² + c)^p)·|Δ|²
 
-v is the velocity at x_t: that of the image and noise at hand, or a teacher's. One forward-mode
-derivative gives u and its slope together. Where s = t this is flow matching.
+v is the velocity at x_t: that of the batch's image and noise, or the teacher's. One pass in forward
+mode gives u and its derivative together. At s = t this is flow matching.
 Geng et al. 2025, arXiv:2505.13447.
 """
 
@@ -21,7 +21,6 @@ from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.base import (
-    Batch,
     Loss,
     Method,
     Task,
@@ -30,6 +29,7 @@ from fewstep.methods.base import (
     check_spans,
     require_teacher,
 )
+from fewstep.methods.batch import Batch
 from fewstep.process import Flow, broadcast_to
 from fewstep.times import Density, Grid, LogNormal, UniformGrid
 
@@ -37,34 +37,35 @@ from fewstep.times import Density, Grid, LogNormal, UniformGrid
 @dataclass(frozen=True)
 class MeanflowConfig:
     density: Density = field(default_factory=lambda: LogNormal(mean=-0.4, std=1.0))
-    """Where the times lie: of two draws t is the later, s the earlier; `lognormal` here is the
-    logit-normal of the paper."""
+    """Distribution of the times; of two draws the larger is t, the smaller s. `lognormal` here is
+    the logit-normal of the paper."""
     density_s: Density | None = None
-    """Where s lies, if not as t: s is then its draw, or t where that is earlier."""
+    """Distribution of s, if it differs from that of t; s is then the draw, but at most t."""
     distinct: float = 0.25
-    """Share of rows with s < t; in the others s = t. Published: 0.25, on CIFAR-10 0.75."""
+    """Share of rows, 0 to 1, with s < t; the others have s = t. Published: 0.25, on CIFAR-10
+    0.75."""
     p: float = 1.0
-    """Power of the adaptive weight; 0: none."""
+    """Power p of the adaptive weight 1/(|Δ|² + c)^p; 0 turns it off."""
     c: float = 1e-3
-    """Keeps that weight finite. |Δ|² is the sum over a row's elements, as published: the mean would
-    make the same c weigh much more on large images."""
+    """Constant c of the adaptive weight, which keeps it finite. As published, |Δ|² is the sum over
+    the elements of an image, not the mean."""
     source: Literal["data", "teacher"] = "data"
-    """Whose velocity v is: eps − x0 of the data, or the teacher's at x_t."""
+    """Velocity v: eps − x0 of the `data`, or the prediction of the `teacher` at x_t."""
     guidance: float = 1.0
-    """Guidance that the student has built in, from data; a teacher is guided by [teacher]
-    guidance."""
+    """Scale of the guidance that the student learns from data; 1 is none. A teacher is guided by
+    teacher.guidance instead."""
     kappa: float = 0.0
-    """Share of the student's own velocity in the guided one, 0 ≤ kappa < 1."""
+    """Share of the student's own velocity in the guided one, from 0 to below 1."""
     interval: tuple[float, float] = (0.0, 1.0)
-    """Times between which it is guided."""
+    """Times between which the velocity is guided."""
     label_dropout: float = 0.1
-    """Share of rows that learn the velocity without a label, where there is guidance."""
+    """Share of rows, 0 to 1, trained without their label; used only with guidance."""
     grid: Grid = field(default_factory=UniformGrid)
-    """The times at which the student is sampled."""
+    """Times at which the student is sampled."""
 
 
 class Meanflow(Method[MeanflowConfig]):
-    """Learn how far and where the flow goes, not only where it points."""
+    """Train a flow map from the average velocity between two times."""
 
     reads = frozenset({"images"})
     needs_teacher = False
@@ -85,7 +86,7 @@ class Meanflow(Method[MeanflowConfig]):
         t, s = self.times(batch)
         eps = batch.randn_like(x0)
         x_t = self.student.process.add_noise(x0, eps, t)
-        if self.guides:
+        if self.learns_guidance:
             assert cond is not None
             cond = cond.drop(batch.rand() < self.config.label_dropout)
         with torch.no_grad():
@@ -96,8 +97,8 @@ class Meanflow(Method[MeanflowConfig]):
         ):
             if len(rows):
                 rows = rows.to(x0.device)
-                some = None if cond is None else cond[rows]
-                parts.append(residual(x_t[rows], v[rows], t[rows], s[rows], some))
+                labels = None if cond is None else cond[rows]
+                parts.append(residual(x_t[rows], v[rows], t[rows], s[rows], labels))
         square = torch.cat(parts)
         weight = 1 / (square.detach() + self.config.c) ** self.config.p
         return Loss((weight * square).mean(), {"error": square.mean() / x0[0].numel()})
@@ -105,47 +106,47 @@ class Meanflow(Method[MeanflowConfig]):
     def residual(
         self, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, cond: Condition | None
     ) -> Tensor:
-        """|Δ|² by row; one pass gives u, which carries the gradient, and its slope."""
+        """|Δ|² per row (b,); one pass gives u, which takes the gradient, and its derivative."""
 
         def average(x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
             return self.student(x_t, t, s=s, cond=cond).velocity
 
         along = (v, torch.ones_like(t), torch.zeros_like(s))
-        u, slope = value_and_tangent(average, (x_t, t, s), along)
-        target = v - broadcast_to(t - s, v) * slope
+        u, derivative = value_and_tangent(average, (x_t, t, s), along)
+        target = v - broadcast_to(t - s, v) * derivative
         return (u - target).square().flatten(1).sum(1)
 
     def residual_at_rest(
         self, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, cond: Condition | None
     ) -> Tensor:
-        """|Δ|² by row where s = t: the slope has no weight, so it is not computed."""
+        """|Δ|² per row (b,) at s = t, where the derivative has no weight and is not computed."""
         u = self.student(x_t, t, s=t, cond=cond).velocity
         return (u - v).square().flatten(1).sum(1)
 
     def times(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """A later and an earlier time for each row."""
+        """Times t and s ≤ t for each row."""
         t = self.config.density.times(batch.rand(), self.student)
         second = self.config.density_s
         s = (second or self.config.density).times(batch.rand(), self.student)
         return (t if second else torch.maximum(t, s)), torch.minimum(t, s)
 
     def split(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Rows with s < t, and rows where s = t.
+        """Indices of the rows with s < t, and of those with s = t.
 
         They are spread evenly over the global batch, so that each micro-batch and rank has its
-        share of the dearer ones, and their number is the same at every step.
+        share of the more expensive ones, and their number is the same at every step.
         """
         index = torch.arange(batch.first, batch.first + batch.rows + 1, dtype=torch.float64)
-        apart = torch.floor(index * self.config.distinct).diff() > 0
-        return apart.nonzero().flatten(), (~apart).nonzero().flatten()
+        distinct = torch.floor(index * self.config.distinct).diff() > 0
+        return distinct.nonzero().flatten(), (~distinct).nonzero().flatten()
 
     @property
-    def guides(self) -> bool:
-        """Whether guidance is built in."""
+    def learns_guidance(self) -> bool:
+        """Whether the student learns a guided velocity."""
         return self.config.guidance != 1 or self.config.kappa > 0
 
     def velocity(self, plain: Tensor, x_t: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
-        """v: `plain`, which is the data's, or the teacher's in its place, or the guided one.
+        """v: the teacher's velocity, the data's (`plain`), or the guided one.
 
             guided = omega·v + kappa·u(x_t, t, t | cond) + (1 − omega − kappa)·u(x_t, t, t),
             omega = guidance·(1 − kappa)
@@ -155,14 +156,14 @@ class Meanflow(Method[MeanflowConfig]):
         if self.config.source == "teacher":
             assert self.teacher
             return self.teacher.denoiser.under(Flow())(x_t, t, cond=cond).velocity
-        if not self.guides:
+        if not self.learns_guidance:
             return plain
         assert cond is not None
         kappa = self.config.kappa
         omega = self.config.guidance * (1 - kappa)
-        asked = self.student(x_t, t, s=t, cond=cond).velocity
-        free = self.student(x_t, t, s=t, cond=cond.null()).velocity
-        guided = omega * plain + kappa * asked + (1 - omega - kappa) * free
+        conditional = self.student(x_t, t, s=t, cond=cond).velocity
+        unconditional = self.student(x_t, t, s=t, cond=cond.null()).velocity
+        guided = omega * plain + kappa * conditional + (1 - omega - kappa) * unconditional
         low, high = self.config.interval
         inside = (cond.label >= 0) & (t >= low) & (t <= high)
         return torch.where(broadcast_to(inside, plain) > 0, guided, plain)
@@ -173,13 +174,16 @@ class Meanflow(Method[MeanflowConfig]):
 
 def _check(config: MeanflowConfig, spec: SampleSpec) -> None:
     if not 0 <= config.distinct <= 1 or not 0 <= config.kappa < 1:
-        raise InputError("method.distinct must be from 0 to 1, and method.kappa from 0 to below 1")
+        raise InputError(
+            f"method.distinct is {config.distinct} and method.kappa {config.kappa}; they must be "
+            "from 0 to 1 and from 0 to below 1"
+        )
     if config.guidance == 1 and config.kappa == 0:
         return
     if config.source == "teacher":
         raise InputError(
-            "a teacher's velocity is guided by teacher.guidance; leave out method.guidance and "
-            "method.kappa"
+            "method.guidance and method.kappa guide the data's velocity; for a teacher's set "
+            "teacher.guidance and leave them out"
         )
     if not spec.classes:
-        raise InputError("method.guidance needs classes; these images have none: leave it out")
+        raise InputError("method.guidance needs classes, and these images have none: leave it out")

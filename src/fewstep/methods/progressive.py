@@ -1,16 +1,17 @@
-"""Progressive distillation: a student of N steps learns two steps of its guide in one; N halves.
+"""Progressive distillation: one step of the student learns two of its guide, again and again.
 
-From t the guide's two DDIM steps go by m to s, the next time of the student's N. The image that
-takes x_t there in one step is the mean of the guide's two, by how much signal each step gains:
+In each phase the number N of the student's steps halves. From t, two DDIM steps of the guide go
+through m to s, the next of the student's N times. The prediction that takes x_t to the same x_s in
+one step is a mean of the guide's two, weighted by the signal that each step gains:
 
     target = (x_s − (sigma_s/sigma_t)·x_t)/(alpha_s − (sigma_s/sigma_t)·alpha_t)
            = share·x0_guide(x_t) + (1 − share)·x0_guide(x_m)
     share = (signal_m − signal_t)/(signal_s − signal_t),   signal = alpha/sigma, at the image ∞
     loss = w(t)·(x0_student(x_t) − target)²
 
-The guide of the first phase is the teacher, of a later one the student at the end of the phase
-before. Salimans and Ho 2022, arXiv:2202.00512; from a guided teacher the first phase takes guidance
-into the student: Meng et al. 2023, arXiv:2210.03142.
+The guide of the first phase is the teacher, that of a later one the student at the end of the phase
+before. Salimans and Ho 2022, arXiv:2202.00512. If the teacher is guided, the student of the first
+phase learns its guidance: Meng et al. 2023, arXiv:2210.03142.
 """
 
 import math
@@ -28,7 +29,8 @@ from fewstep.denoiser import Denoiser, Prediction, check_times
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.losses import squared_error
-from fewstep.methods.base import Batch, Loss, Method, Task, Turn
+from fewstep.methods.base import Loss, Method, Task, Turn
+from fewstep.methods.batch import Batch
 from fewstep.process import broadcast_to
 from fewstep.times import FixedGrid, Grid, UniformGrid
 
@@ -40,17 +42,20 @@ class ProgressiveConfig:
     last: int = 1
     """Steps of the student in the last phase: `first` halved any number of times."""
     phases: int | tuple[int, ...] = 50_000
-    """Training steps of a phase: one number for all, or one each. fit.steps is their sum."""
+    """Training steps per phase: one number for all phases, or one for each. fit.steps must be their
+    sum."""
     weight: Literal["snr", "output"] = "snr"
-    """Of the x0 error: max(SNR, 1), or what turns it into that of the raw output, SNR + 1 for v."""
+    """Weight of the x0 error: `snr` is max(SNR, 1); `output` makes it the error of the raw output,
+    for a v network SNR + 1."""
     bound: float = 1e4
-    """Largest weight, for grids that reach almost to the image."""
+    """Largest weight; it matters for grids whose last times have almost no noise."""
     grid: Grid = field(default_factory=UniformGrid)
-    """The teacher's 2·first times; the student's are every second of them, every fourth, ..."""
+    """The 2·first times of the teacher. The student's are every second of them, then every fourth,
+    and so on."""
 
 
 class Phase(NamedTuple):
-    """A stretch of training with one guide and one count of steps."""
+    """A range [first, stop) of training steps, with one guide and a student of `steps` steps."""
 
     steps: int
     first: int
@@ -58,7 +63,7 @@ class Phase(NamedTuple):
 
 
 class Progressive(Method[ProgressiveConfig]):
-    """Halve the steps again and again; what it once did in more steps it forgets."""
+    """Halve the number of sampling steps phase by phase. Only the last number can be sampled."""
 
     reads = frozenset({"images"})
 
@@ -86,7 +91,7 @@ class Progressive(Method[ProgressiveConfig]):
             ema.follow(self.guide, self.student, decay=0.0)
 
     def guide_of(self, phase: Phase) -> Denoiser:
-        """Who is learnt from: the teacher, later the student as it was."""
+        """The network that makes a phase's targets: the teacher first, then the earlier student."""
         assert self.teacher
         return self.teacher.denoiser if phase == self.phases[0] else self.guide
 
@@ -105,16 +110,16 @@ class Progressive(Method[ProgressiveConfig]):
             late = guide(alpha * early.x0 + sigma * early.eps, middle, cond=cond)
             share = broadcast_to((at_m - at_t) / (at_s - at_t), x_t)
             target = share * early.x0 + (1 - share) * late.x0
-        said = self.student(x_t, t, cond=cond)
-        return Loss((self.weight(said) * squared_error(said.x0, target)).mean())
+        prediction = self.student(x_t, t, cond=cond)
+        return Loss((self.weight(prediction) * squared_error(prediction.x0, target)).mean())
 
-    def weight(self, said: Prediction) -> Tensor:
-        """Of the x0 error, one a row."""
+    def weight(self, prediction: Prediction) -> Tensor:
+        """Weight (b,) of the x0 error."""
         if self.config.weight == "output":
-            _, out = said.parametrization.skip_out(said.alpha, said.sigma)
+            _, out = prediction.parametrization.skip_out(prediction.alpha, prediction.sigma)
             weight = 1 / out.square()
         else:
-            weight = (said.alpha / said.sigma).square().clamp(min=1)
+            weight = (prediction.alpha / prediction.sigma).square().clamp(min=1)
         return weight.clamp(max=self.config.bound).flatten()
 
     def generator(self) -> Generator:
@@ -123,17 +128,17 @@ class Progressive(Method[ProgressiveConfig]):
 
 
 def _phases(config: ProgressiveConfig) -> list[Phase]:
-    first, last, told = config.first, config.last, config.phases
+    first, last, phases = config.first, config.last, config.phases
     halvings = (first // max(last, 1)).bit_length() - 1
     if last < 1 or last << max(halvings, 0) != first:
         raise InputError(
             f"method.first is {first} and method.last {last}; first must be last times a power of "
             "two, such as 16 and 1"
         )
-    lengths = (told,) * (halvings + 1) if isinstance(told, int) else told
+    lengths = (phases,) * (halvings + 1) if isinstance(phases, int) else phases
     if len(lengths) != halvings + 1 or min(lengths) < 1:
         raise InputError(
-            f"method.phases is {told}; from {first} steps to {last} there are {halvings + 1} "
+            f"method.phases is {phases}; from {first} steps to {last} there are {halvings + 1} "
             "phases, each of at least 1 step"
         )
     ends = [sum(lengths[:i]) for i in range(len(lengths) + 1)]

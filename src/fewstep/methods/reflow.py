@@ -1,10 +1,11 @@
-"""Straighter paths: flow matching on the two ends of the teacher's own paths.
+"""Rectified flow: flow matching on the noise and images that the teacher's ODE connects.
 
     x_t = (1 − t)·x0 + t·noise,   loss = d(velocity(x_t, t), noise − x0)
 
-Real images meet noise by chance, so the lines between them cross and the flow must bend; noise and
-the image that a flow makes of it do not. Pairs of the result, recorded and learnt again, give
-3-rectified flow.  Liu, Gong and Liu 2022, arXiv:2209.03003.
+Real images and independent noise are joined by lines that cross, so the flow between them is
+curved. The pairs of an ODE are joined by lines that cross less, so the new flow is straighter and
+needs fewer steps. Recording pairs with the result and training again gives 3-rectified flow.
+Liu, Gong and Liu 2022, arXiv:2209.03003.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from dataclasses import dataclass, field, replace
 
 from fewstep.generator import Generator
 from fewstep.losses import PointDistance, SquaredError
-from fewstep.methods.base import Batch, Loss, Method, Task, Turn
+from fewstep.methods.base import Loss, Method, Task, Turn
+from fewstep.methods.batch import Batch
 from fewstep.process import Flow
 from fewstep.times import Density, Grid, Uniform, UniformGrid
 
@@ -20,21 +22,22 @@ from fewstep.times import Density, Grid, Uniform, UniformGrid
 @dataclass(frozen=True)
 class ReflowConfig:
     density: Density = field(default_factory=Uniform)
-    """Where training times lie: `uniform`, or `lognormal` with `mean` and `std` of ln(ratio)."""
+    """Distribution of the training times: `uniform`, or `lognormal` with `mean` and `std` of
+    ln(sigma/alpha)."""
     loss: PointDistance = field(default_factory=SquaredError)
-    """Distance between the two velocities: `mse` or `pseudo-huber`."""
+    """Distance between predicted and true velocity: `mse`, `l1` or `pseudo-huber`."""
     grid: Grid = field(default_factory=UniformGrid)
-    """The times at which the trained network is sampled: `uniform` or `karras`."""
+    """Times at which the trained network is sampled: `uniform` or `karras`."""
 
 
 class Reflow(Method[ReflowConfig]):
-    """Learn the straight line between the ends of each recorded path."""
+    """Train on the straight lines between recorded noise and image."""
 
     reads = frozenset({"pairs"})
     needs_teacher = False
 
     def __init__(self, config: ReflowConfig, task: Task) -> None:
-        # lines are straight under this clock; any network can be asked under it
+        # x_t = (1 − t)·x0 + t·noise; networks trained under other processes are converted
         super().__init__(config, replace(task, student=task.student.under(Flow())))
 
     def turns(self, step: int) -> Iterator[Turn]:
@@ -44,8 +47,8 @@ class Reflow(Method[ReflowConfig]):
         pairs = batch.pairs
         t = self.config.density.times(batch.rand(), self.student)
         x_t = self.student.process.add_noise(pairs.x0, pairs.noise, t)
-        said = self.student(x_t, t, cond=pairs.cond)
-        return Loss(self.config.loss(said.velocity, pairs.noise - pairs.x0).mean())
+        prediction = self.student(x_t, t, cond=pairs.cond)
+        return Loss(self.config.loss(prediction.velocity, pairs.noise - pairs.x0).mean())
 
     def generator(self) -> Generator:
         return Generator(self.student, self.spec, grid=self.config.grid)

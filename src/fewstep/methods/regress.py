@@ -1,4 +1,4 @@
-"""One step from recorded pairs: the student says at once what the teacher's ODE ends at.
+"""Regression on recorded pairs: the student predicts the end of the teacher's ODE in one step.
 
     loss = d(x0_student(noise), x0_teacher(noise))
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from fewstep.generator import Generator
 from fewstep.losses import Distance, SquaredError
-from fewstep.methods.base import Batch, Loss, Method, Turn
+from fewstep.methods.base import Loss, Method, Turn
+from fewstep.methods.batch import Batch
 from fewstep.times import FixedGrid
 
 
@@ -22,7 +23,7 @@ class RegressConfig:
 
 
 class Regress(Method[RegressConfig]):
-    """Fit the teacher's noise-to-image map, asked once at the span's noisy end."""
+    """Fit the teacher's map from noise to image with one call at the noisiest time."""
 
     reads = frozenset({"pairs"})
     needs_teacher = False
@@ -34,8 +35,8 @@ class Regress(Method[RegressConfig]):
         pairs = batch.pairs
         start = self.student.span[1]
         _, sigma = self.student.process.at(start, like=pairs.noise)
-        said = self.student(sigma * pairs.noise, start, cond=pairs.cond)
-        return Loss(self.config.loss(said.x0, pairs.x0).mean())
+        prediction = self.student(sigma * pairs.noise, start, cond=pairs.cond)
+        return Loss(self.config.loss(prediction.x0, pairs.x0).mean())
 
     def generator(self) -> Generator:
         return Generator(self.student, self.spec, grid=FixedGrid(((self.student.span[1],),)))

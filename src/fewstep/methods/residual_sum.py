@@ -1,11 +1,11 @@
-"""One step by a sum: predict from noise what a circuit's updates add up to.
+"""Distil a circuit into one step that predicts the sum of its updates.
 
-A circuit's ring is nearly a sum: z_0 = Rin(noise) and K chunks r_k, each the sum of what 1/K of the
-updates add, give its last state exactly, z_0 + Σ r_k. Recorded beside the noise, they teach
+The last state of a circuit's ring is z_0 + Σ r_k exactly, where z_0 = Rin(noise), and each of the K
+chunks r_k is the sum of what 1/K of the updates add. From these, recorded beside the noise:
 
     loss = |rin − z_0|² + |chunks − r|² + λ·|X0out(rin + Σ chunks) − x0|²
 
-with X0out the circuit's own read-out, frozen. The student is a one-step generator. After Denoising
+with X0out the circuit's own read-out, frozen. After Denoising
 Circuits for 1-Step Diffusion (shuntama/denoising-circuits); docs/circuits.md.
 """
 
@@ -23,7 +23,8 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.losses import Distance, SquaredError, squared_error
-from fewstep.methods.base import Batch, Loss, Method, Task, Turn
+from fewstep.methods.base import Loss, Method, Task, Turn
+from fewstep.methods.batch import Batch
 from fewstep.parametrization import Clean
 from fewstep.times import FixedGrid
 
@@ -31,28 +32,28 @@ from fewstep.times import FixedGrid
 @dataclass(frozen=True)
 class ResidualSumConfig:
     first: float = 1.0
-    """Weight of the first state's error."""
+    """Weight of the error of the first state, rin."""
     chunks: float = 1.0
-    """Weight of the chunks' error."""
+    """Weight of the error of the chunks."""
     image: float = 0.1
-    """λ, weight of the image that is read from the sum."""
+    """λ, weight of the error of the image read from the sum."""
     loss: Distance = field(default_factory=SquaredError)
-    """Distance of that image: `mse`, as published, `pseudo-huber`, `l1`, `lpips` or `features`."""
+    """Distance of that image: `mse` (published), `pseudo-huber`, `l1`, `lpips` or `features`."""
     last: float = 0.0
-    """Weight of the sum's error, |rin + Σ chunks − z|². With chunks = 0 the network learns only
+    """Weight of the error of the sum, |rin + Σ chunks − z|². A network with chunks = 0 learns only
     from this and the image."""
     trunk: Literal["own", "circuit"] = "own"
     """Initial weights of the student's U-Net: its own, or those of the circuit's encoder."""
 
 
 class ResidualSum(Method[ResidualSumConfig]):
-    """Fit the recorded states of a circuit's ring, and the image of their sum."""
+    """Train a one-step network on the recorded states of a circuit's ring, and on its image."""
 
     reads = frozenset({"rings"})
 
     def __init__(self, config: ResidualSumConfig, task: Task) -> None:
         if task.teacher is None:
-            raise InputError("residual_sum distils a circuit: set [teacher] load to its run")
+            raise InputError("residual_sum distils a circuit: set teacher.load to its run")
         circuit = Circuit(task.teacher.denoiser)
         student, net = task.student, task.student.backbone
         if not isinstance(net, ResidualsNet) or not isinstance(student.parametrization, Clean):
@@ -70,12 +71,12 @@ class ResidualSum(Method[ResidualSumConfig]):
         yield Turn("student", self.student_loss)
 
     def check(self, streams: Mapping[str, Any], *, teacher: str | None) -> None:
-        """Raises: InputError for rings of another circuit, or with another number of chunks."""
+        """Raise InputError for rings of another circuit, or with another number of chunks."""
         assert isinstance(self.student.backbone, ResidualsNet)
         rings, config = streams["rings"], self.student.backbone.config
         if rings.source not in (None, teacher):
             raise InputError(
-                "the store's rings are of another circuit than the teacher: record the teacher's"
+                "the store holds rings of another circuit than the teacher: record the teacher's"
             )
         expected, actual = config.state.shape(self.spec.shape), rings.state_shape
         if actual != expected:
@@ -90,7 +91,7 @@ class ResidualSum(Method[ResidualSumConfig]):
             )
 
     def student_loss(self, batch: Batch) -> Loss:
-        """Weighted errors of first state, chunks, their sum, and its image."""
+        """Weighted errors of the first state, the chunks, their sum, and its image."""
         rings, net = batch.rings, self.student.backbone
         assert isinstance(net, ResidualsNet)
         first, chunks, last, image = parts(self.student, rings.noise, rings.cond)

@@ -1,12 +1,13 @@
-"""Continuous-time consistency: the student's image does not move along the path, by derivative.
+"""Continuous-time consistency: the derivative of the student's image along the path is zero.
 
-Under `Cosine` in its angle t (π/2 times ours), with F = −sin t·x0/σ_d + cos t·eps the student's
-velocity in units of σ_d and dx_t/dt the path's own, the loss is |F − sg(F + g/(|g| + c))|² with
+Under the process `Cosine`, with its angle as t (π/2 times the time elsewhere), let F be the
+student's velocity −sin t·x0/σ_d + cos t·eps in units of σ_d, and dx_t/dt the velocity of the path.
+The loss is |F − sg(F + g/(|g| + c))|² with
 
     g = −cos²t·(σ_d·F − dx_t/dt) − r·cos t·sin t·(x_t + σ_d·dF/dt),   r = min(1, step/warmup)
 
-At r = 1, g is cos t·dx0/dt: the prior weight 1/(σ_d·tan t) of the paper is in it. Its learnt weight
-over t is left out.  Lu and Song 2024, arXiv:2410.11081 (sCM).
+At r = 1, g is cos t·dx0/dt, which includes the prior weight 1/(σ_d·tan t) of the paper. The
+paper's adaptive weight, a second network of t, is left out. Lu and Song 2024, arXiv:2410.11081.
 """
 
 import math
@@ -22,7 +23,6 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.losses import squared_error
 from fewstep.methods.base import (
-    Batch,
     Loss,
     Method,
     Task,
@@ -31,33 +31,36 @@ from fewstep.methods.base import (
     check_spans,
     require_teacher,
 )
+from fewstep.methods.batch import Batch
 from fewstep.process import Cosine, broadcast_to
 from fewstep.sampling import Renoise
 from fewstep.times import Density, Grid, LogNormal, UniformGrid
 
 ANGLE = 0.5 * math.pi
-"""Of our whole span of time."""
+"""Angle at t = 1."""
 
 
 @dataclass(frozen=True)
 class ScmConfig:
     source: Literal["teacher", "data"] = "teacher"
-    """Of dx_t/dt: the `teacher`'s velocity (distillation), or the `data`'s own (training)."""
+    """Velocity of the path: the `teacher`'s (distillation), or that of the `data` and the noise
+    (training without a teacher)."""
     sigma_data: float = 0.5
-    """The data's standard deviation, by which the clock is set."""
+    """Standard deviation of the data, which scales the process."""
     density: Density = field(default_factory=lambda: LogNormal(mean=-1.0, std=1.4))
-    """Where training times lie, by ln(sigma/alpha)."""
+    """Distribution of the training times; `lognormal` has `mean` and `std` of ln(sigma/alpha)."""
     warmup: int = 10_000
-    """Steps over which r, the share of the unstable half of the derivative, rises to 1."""
+    """Training steps over which r, the factor of the unstable part of the derivative, rises from 0
+    to 1."""
     c: float = 0.1
-    """Added to the length of g by which it is divided."""
+    """Constant of the normalisation g/(|g| + c), above 0."""
     grid: Grid = field(default_factory=UniformGrid)
-    """The times at which the student is sampled, renoising in between; of the angle, 0 … π/2, they
-    are the share."""
+    """Times in [0, 1] at which the student is sampled, with fresh noise between them; 1 is the
+    angle π/2."""
 
 
 class Scm(Method[ScmConfig]):
-    """Hold the student's image still along each path from noise to image."""
+    """Train the student to predict the same image at all times of a path, by its derivative."""
 
     reads = frozenset({"images"})
     needs_teacher = False
@@ -65,7 +68,10 @@ class Scm(Method[ScmConfig]):
     def __init__(self, config: ScmConfig, task: Task) -> None:
         check_regular(task.student)
         if not config.sigma_data > 0 or not config.c > 0 or config.warmup < 0:
-            raise InputError("method.sigma_data and method.c must be above 0, warmup at least 0")
+            raise InputError(
+                f"method.sigma_data is {config.sigma_data}, method.c {config.c} and method.warmup "
+                f"{config.warmup}; the first two must be above 0, the last at least 0"
+            )
         process, teacher = Cosine(config.sigma_data), task.teacher
         student = task.student.under(process)
         if config.source == "teacher":
@@ -81,32 +87,33 @@ class Scm(Method[ScmConfig]):
         t = self.config.density.times(batch.rand(), self.student)
         eps = batch.randn_like(x0)
         x_t = process.add_noise(x0, eps, t)
-        slope = self.slope(x0, eps, x_t, t, batch)
+        path_velocity = self.path_velocity(x0, eps, x_t, t, batch)
         cos, sin = (broadcast_to(f(ANGLE * t), x_t) for f in (torch.cos, torch.sin))
 
-        def circling(x_t: Tensor, t: Tensor) -> Tensor:
+        def velocity(x_t: Tensor, t: Tensor) -> Tensor:
             return self.student(x_t, t, cond=batch.images.cond).velocity / ANGLE
 
-        # both derivatives times cos·sin, which keeps that of the level finite at both ends; the
-        # value has its gradient from the same pass
-        ways = (cos * sin * slope, (cos * sin).flatten() / ANGLE)
-        said, change = value_and_tangent(circling, (x_t, t), ways)
+        # the derivative times cos·sin, which keeps that of the level finite at both ends; the
+        # same pass gives the value and its gradient
+        along = (cos * sin * path_velocity, (cos * sin).flatten() / ANGLE)
+        value, derivative = value_and_tangent(velocity, (x_t, t), along)
         r = min(1.0, step / self.config.warmup) if self.config.warmup else 1.0
         with torch.no_grad():
-            g = -cos.square() * (said - slope) - r * (cos * sin * x_t + change)
-            # root mean square, not the sum's: c then means the same at every size of image
+            g = -cos.square() * (value - path_velocity) - r * (cos * sin * x_t + derivative)
+            # root mean square, not the norm: c then has the same effect at every image size
             length = broadcast_to(g.square().flatten(1).mean(1).sqrt(), g)
-            target = said / self.config.sigma_data + g / (length + self.config.c)
-        loss = squared_error(said / self.config.sigma_data, target).mean()
+            target = value / self.config.sigma_data + g / (length + self.config.c)
+        loss = squared_error(value / self.config.sigma_data, target).mean()
         return Loss(loss, {"tangent": length.mean()})
 
-    def slope(self, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """dx_t/dt of the angle along the path."""
+    def path_velocity(
+        self, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor, batch: Batch
+    ) -> Tensor:
+        """dx_t/dt along the path, with t the angle."""
         with torch.no_grad():
             if self.config.source == "teacher":
                 assert self.teacher
-                said = self.teacher.denoiser(x_t, t, cond=batch.images.cond)
-                return said.velocity / ANGLE
+                return self.teacher.denoiser(x_t, t, cond=batch.images.cond).velocity / ANGLE
             alpha_rate, sigma_rate = self.student.process.rates_at(t, like=x_t)
             return (alpha_rate * x0 + sigma_rate * eps) / ANGLE
 

@@ -1,13 +1,14 @@
-"""Simple and fast distillation: walk beside the teacher, and learn each step from where you stand.
+"""Simple and fast distillation: train each step of the student's own trajectory in turn.
 
-From the same noise the teacher walks with `between` more points in each of the student's K
-intervals. Interval by interval, one optimiser step each, with y the student's own state:
+From the same noise, the teacher samples a trajectory with `between` more points in each of the
+student's K intervals. Interval by interval, with one optimizer step each and y the student's own
+trajectory:
 
     loss = d(student(y_t, t → s), x_s_teacher),   y_s = sg student(y_t, t → s)
 
-The next state is that of before the update, as in the authors' own training: it costs no further
-pass. Told its destination, one network serves several step counts. No images and no pairs are
-read.  Zhou et al. 2024, arXiv:2409.19681.
+The next state is computed before the update, as in the authors' code, so it costs no further pass.
+The network has the destination s as an input, so it can learn several step counts at once. The
+method reads no data. Zhou et al. 2024, arXiv:2409.19681.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ from fewstep.denoiser import SPAN_TOLERANCE
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.losses import AbsoluteError, Distance, PointDistance
-from fewstep.methods.base import Batch, Loss, Method, Task, Turn, check_spans, require_teacher
+from fewstep.methods.base import Loss, Method, Task, Turn, check_spans, require_teacher
+from fewstep.methods.batch import Batch
 from fewstep.sampling import RowNoise, StepContext, Transfer, convert_step, path
 from fewstep.times import FixedGrid, Grid, UniformGrid
 
@@ -31,44 +33,50 @@ from fewstep.times import FixedGrid, Grid, UniformGrid
 @dataclass(frozen=True)
 class SfdConfig:
     counts: tuple[int, ...] = (1, 2, 4)
-    """Step counts of the student, trained in turn: one of them a step of training."""
+    """Step counts of the student. Each training step trains one of them, in turn."""
     between: int = 3
-    """Points of the teacher between two of the student's."""
+    """Points of the teacher's trajectory between two of the student's, 0 or more."""
     solver: Literal["transfer", "heun", "multistep"] = "multistep"
-    """The teacher's: `transfer` (Euler), `heun` at twice the cost, or `multistep`."""
+    """Sampler of the teacher: `transfer` (Euler, or DDIM), `heun` (two calls per step) or
+    `multistep`."""
     grid: Grid = field(default_factory=UniformGrid)
-    """The teacher's times; every (between + 1)-th is the student's."""
+    """Times of the teacher's trajectory; every (between + 1)-th is one of the student's."""
     loss: PointDistance = field(default_factory=AbsoluteError)
     """Distance between the student's state and the teacher's: `l1`, `mse` or `pseudo-huber`."""
     last: Distance | None = None
-    """Added at the last step, where the state is an image: `lpips`, published for one step."""
+    """Distance to add at the last step, where the state is an image; `lpips` is published for one
+    step."""
 
 
 class Sfd(Method[SfdConfig]):
-    """Follow a teacher's trajectory in a few strides."""
+    """Train a flow map to follow the teacher's trajectory in few steps."""
 
     reads = frozenset()
 
     def __init__(self, config: SfdConfig, task: Task) -> None:
         if not config.counts or min(config.counts) < 1 or config.between < 0:
-            raise InputError("method.counts must be 1 or more, and method.between 0 or more")
+            raise InputError(
+                f"method.counts is {list(config.counts)} and method.between {config.between}; give "
+                "counts of 1 or more, and 0 or more points between"
+            )
         teacher = task.teacher
         if teacher and teacher.denoiser.is_flow_map and config.solver != "transfer":
             raise InputError(
-                "the teacher is told its destination and takes plain steps alone: "
-                'give method.solver="transfer"'
+                "the teacher is a flow map, which takes only plain steps: "
+                'set method.solver = "transfer"'
             )
         super().__init__(config, replace(task, student=task.student.as_flow_map()))
         check_spans(self.student, require_teacher(task).denoiser.under(self.student.process))
         self.times = {
-            count: self.fine(count)[:: config.between + 1].tolist() for count in config.counts
+            count: self.teacher_times(count)[:: config.between + 1].tolist()
+            for count in config.counts
         }
 
-    def fine(self, count: int) -> Tensor:
-        """The teacher's times where the student takes `count` steps.
+    def teacher_times(self, count: int) -> Tensor:
+        """Times of the teacher for a student of `count` steps.
 
-        The last step ends at the image. A grid that asks at the span's clean end too, as Karras's
-        does, is cut before it: a step from there would have nothing left to do.
+        The last step ends at the image, so a grid that includes the clean end of the span, as
+        Karras's does, is cut before it.
         """
         steps = count * (self.config.between + 1)
         times, end = self.config.grid(steps, self.student), self.student.span[0]
@@ -83,29 +91,29 @@ class Sfd(Method[SfdConfig]):
 
     def student_loss(self, batch: Batch, *, count: int, interval: int) -> Loss:
         if interval == 0:
-            self.start(batch, count)
+            self.start_trajectories(batch, count)
         label = batch.carry.get("label")
         cond = None if label is None else Condition(label)
         t, s = [*self.times[count], None][interval : interval + 2]
         assert t is not None
-        # the step that it will be sampled with
+        # the step of the sampler at inference
         context = StepContext(self.student, cond, RowNoise(()))
         state, _ = Transfer()(context, batch.carry["state"], t, s)
-        wanted = batch.carry["points"][:, interval]
-        loss = self.config.loss(state, wanted)
+        target = batch.carry["points"][:, interval]
+        loss = self.config.loss(state, target)
         if s is None and self.config.last:
-            loss = loss + self.config.last(state, wanted)
+            loss = loss + self.config.last(state, target)
         batch.carry["state"] = state.detach()
         return Loss(loss.mean(), {f"step-{interval + 1}-of-{count}": loss.detach().mean()})
 
     @torch.no_grad()
-    def start(self, batch: Batch, count: int) -> None:
-        """Carry what all turns of this step share: noise, classes, and the teacher's points."""
+    def start_trajectories(self, batch: Batch, count: int) -> None:
+        """Put into `batch.carry` the noise, the classes and the points of the teacher."""
         assert self.teacher
         noise, cond = batch.noise(), batch.cond()
         teacher = self.teacher.denoiser.under(self.student.process)
         step = convert_step(self.teacher.step, self.config.solver)
-        states = list(path(teacher, noise, self.fine(count), step=step, cond=cond))
+        states = list(path(teacher, noise, self.teacher_times(count), step=step, cond=cond))
         batch.carry["state"], *points = states[:: self.config.between + 1]
         batch.carry["points"] = torch.stack(points, dim=1)
         if cond is not None:

@@ -1,13 +1,15 @@
-"""Score identity distillation: the two scores' difference, times an estimate of itself.
+"""Score identity distillation: minimise a distance between the scores of teacher and student.
 
-With x the student's image, x_t = alpha·x + sigma·eps, f the teacher's x0 at x_t, m the fake's:
+With x the student's image, x_t = alpha·x + sigma·eps, f the teacher's x0 at x_t, and m the fake
+score's x0 at x_t:
 
     loss = ⟨f − m, (f − x) − a·(f − m)⟩/mean|x − f|,   gradient through x_t and both networks
 
-Were m exact, m = E[x | x_t], the mean of ⟨f − m, f − x⟩ would be that of |f − m|², the distance of
-the scores; the gradients are not alike, as the fake's weights are held, and the a that takes off
-some of the second was found by trial. It reads no data (SiD, Zhou et al. 2024, arXiv:2404.04057)
-but for an adversarial loss on the fake (SiDA, Zhou et al. 2024, arXiv:2410.14919).
+If m were exact, m = E[x | x_t], then ⟨f − m, f − x⟩ and |f − m|², the distance of the scores, would
+have the same mean. Their gradients differ, because the fake's weights do not follow the student;
+the share a of |f − m|² that is subtracted was found empirically. The method reads no data (SiD,
+Zhou et al. 2024, arXiv:2404.04057) unless the fake has an adversarial head (SiDA, Zhou et al. 2024,
+arXiv:2410.14919).
 """
 
 from collections.abc import Iterator
@@ -16,34 +18,34 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fewstep.condition import Condition
-from fewstep.methods.base import Batch, Loss, Task, Turn
-from fewstep.methods.fake_score import (
-    AdversarialConfig,
-    DistributionMatching,
-    row_scale,
-    student_images,
-)
+from fewstep.methods.adversarial import AdversarialConfig
+from fewstep.methods.base import Loss, Task, Turn
+from fewstep.methods.batch import Batch
+from fewstep.methods.fake_score import DistributionMatching, row_scale, student_images
 from fewstep.times import Density, Grid, Uniform, UniformGrid
 
 
 @dataclass(frozen=True)
 class SidConfig:
     alpha: float = 1.2
-    """a: how much of |f − m|² is taken off. 1.0 in SiDA."""
+    """a, the share of the squared score distance that is subtracted; in SiD 1.2, in SiDA 1.0."""
     steps: int = 1
-    """Steps that the student takes; with more than 1 it is trained on its own earlier steps."""
+    """Number of steps of the student. With more than 1, later steps train on the student's own
+    images of the earlier ones."""
     grid: Grid = field(default_factory=UniformGrid)
-    """Their times; `fixed` for an earlier start: sigma 2.5 of 80 as published, [[0.03125]]."""
+    """Times of these steps. Published is one step from sigma = 2.5 of 80: `fixed`, [[0.03125]]."""
     density: Density = field(default_factory=lambda: Uniform(low=0.02, high=0.98))
-    """Where the scores are compared; as published for EDM networks `karras` with high = 0.8."""
+    """Distribution of the times at which the two scores are compared. Published for EDM networks:
+    `karras` with high = 0.8."""
     fake_density: Density = field(default_factory=Uniform)
-    """Where the fake is trained, and where the head looks; published: `lognormal`, as EDM."""
+    """Distribution of the times at which the fake score and its head are trained. Published:
+    `lognormal`, as for EDM."""
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
-    """SiDA's head on the fake."""
+    """Adversarial head on the fake score, as in SiDA; `weight = 0` is SiD, without a head."""
 
 
 class Sid(DistributionMatching[SidConfig]):
-    """A generator at whose images the teacher's score and their own agree."""
+    """Train a generator until the score of its images agrees with the teacher's score."""
 
     def __init__(self, config: SidConfig, task: Task) -> None:
         super().__init__(config, task)
@@ -61,17 +63,17 @@ class Sid(DistributionMatching[SidConfig]):
         if not self.config.adversarial.weight:
             return Loss(value)
         # as published: at the same x_t, and divided by the same mean|x − f|
-        fooling = (self.fake.generator_loss(x, eps, t, cond) * scale.flatten()).mean()
-        numbers = {"identity": value, "fooling": fooling}
-        return Loss(value + self.config.adversarial.weight * fooling, numbers)
+        generator_loss = (self.fake.generator_loss(x, eps, t, cond) * scale.flatten()).mean()
+        numbers = {"identity": value, "generator_loss": generator_loss}
+        return Loss(value + self.config.adversarial.weight * generator_loss, numbers)
 
     def identity(
         self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None
     ) -> tuple[Tensor, Tensor]:
-        """Rows of the loss at the student's images `x`, and the 1/mean|x − f| in it."""
+        """The loss per row (b,) at the student's images `x`, and its factor 1/mean|x − f|."""
         x_t = self.real.process.add_noise(x, eps, t)
         real = self.real(x_t, t, cond=cond).x0
-        apart = real - self.fake.score(x_t, t, cond=cond).x0
+        difference = real - self.fake.score(x_t, t, cond=cond).x0
         scale = row_scale(x, real)
-        rows = apart * (real - x - self.config.alpha * apart) * scale
+        rows = difference * (real - x - self.config.alpha * difference) * scale
         return rows.flatten(1).mean(1), scale

@@ -1,0 +1,78 @@
+"""A discriminator head on the activations of the fake score.
+
+DMD2, Yin et al. 2024, arXiv:2405.14867; SiDA, Zhou et al. 2024, arXiv:2410.14919.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.denoiser import Denoiser
+from fewstep.errors import InputError
+from fewstep.generator import SampleSpec
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """Settings of the adversarial loss, which compares the student's images with real ones."""
+
+    weight: float = 0.0
+    """Weight of the adversarial loss in the student's loss. At 0 there is no head, and no real
+    images are read."""
+    head_weight: float = 0.01
+    """Weight of the head's own loss in the fake score's loss."""
+    layers: Literal["bottleneck", "all"] = "bottleneck"
+    """Activations of the fake score that the head reads: the `bottleneck` (the last), or `all`."""
+    width: int = 64
+    """Hidden channels of the head."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or self.head_weight < 0:
+            raise InputError(
+                f"adversarial.weight is {self.weight} and adversarial.head_weight "
+                f"{self.head_weight}; both must be 0 or more"
+            )
+
+
+class Head(nn.Module):
+    """One logit per row, high for real images: the mean over layers and places of a small network.
+
+    Its initial weights are drawn from seed 0.
+    """
+
+    def __init__(self, score: Denoiser, spec: SampleSpec, config: AdversarialConfig) -> None:
+        super().__init__()
+        self.all = config.layers == "all"
+        device = next(score.parameters()).device
+        with torch.no_grad():
+            layers = self.select(score.features(torch.zeros(1, *spec.shape, device=device), 0.5))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.branches = nn.ModuleList(_branch(layer, config.width) for layer in layers)
+        self.to(device)
+
+    def select(self, features: list[Tensor]) -> list[Tensor]:
+        """The layers of `features` that the head reads."""
+        return features if self.all else features[-1:]
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Map the `features` of a denoiser to logits (b,)."""
+        pairs = zip(self.branches, self.select(features), strict=True)
+        return torch.stack([b(layer).flatten(1).mean(1) for b, layer in pairs]).mean(0)
+
+
+def _branch(layer: Tensor, width: int) -> nn.Module:
+    if layer.ndim == 2:
+        return nn.Sequential(
+            nn.Linear(layer.shape[1], width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(width, 1),
+        )  # fmt: skip
+    groups = math.gcd(width, 32)
+    return nn.Sequential(
+        nn.Conv2d(layer.shape[1], width, 3, padding=1), nn.GroupNorm(groups, width), nn.SiLU(),
+        nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(groups, width), nn.SiLU(),
+        nn.Conv2d(width, 1, 1),
+    )  # fmt: skip
