@@ -103,3 +103,15 @@ def test_the_library_brings_no_diffusers_sklearn_or_streamlit():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("name", "most"), [("load", 25), ("Generator", 15)])
+def test_the_front_doors_are_light(name, most):
+    """What is loaded needs no trainer, no store and no metrics."""
+    code = (
+        f"import sys, fewstep; fewstep.{name}; "
+        "print(*sorted(m for m in sys.modules if m.partition('.')[0] == 'fewstep'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
+    assert len(modules) <= most, modules
