@@ -1,6 +1,6 @@
 """What every method must keep to, found by its file: nobody has to write a test for a new one.
 
-A method's defaults must work on the toy within 12 s of CPU; `SETTINGS` holds what differs.
+A method's defaults must work on the toy within 5 s of CPU; `SETTINGS` holds what differs.
 """
 
 from copy import deepcopy
@@ -55,7 +55,8 @@ LEARNING = {
     "progressive": {"first": 8, "phases": (100, 100, 100, 200)},
     "meanflow": {"distinct": 0.75},
     # an average lags behind an encoder that moves
-    **dict.fromkeys(("circuit-phases", "circuit-average"), {"phases": (150, 150)}),
+    "circuit-phases": {"phases": (150, 150)},
+    "circuit-average": {"phases": (150, 100)},
 }
 # who starts from a network of its own and not from the teacher's
 STUDENTS = {
@@ -78,22 +79,30 @@ FIT = {
     **dict.fromkeys(("sfd", "sfd-two-counts"), {"steps": 200, "batch": 64, "lr": 1e-3}),
     **dict.fromkeys(("dmd", "dmd-regression", "dmd-adversarial", "sid", "sida"), TWO_PLAYERS),
     "progressive": {"steps": 500},
-    **dict.fromkeys(
-        ("circuit-phases", "circuit-average"),
-        {"steps": 300, "batch": 64, "lr": 2e-3, "warmup": 10},
-    ),
+    "circuit-phases": {"steps": 300, "batch": 64, "lr": 2e-3, "warmup": 10},
+    "circuit-average": {"steps": 250, "batch": 128, "warmup": 10},
     "residual_sum": {"steps": 150, "batch": 64},
 }
 USUAL = {"steps": 300, "batch": 128, "lr": 4e-3}
-# sampling steps, and the distance to reach as a share of the teacher's one-step distance
+# sampling steps, and the distance to reach as a share of the teacher's one-step distance: the worst
+# of three seeds and the kernels of three processors (benchmarks/toy.py), a third more, rounded up
+# to 0.05. Fresh points of the data have 0.04, a Gaussian of their mean and variance 0.30
+ONE_STEP = (1, 0.2)
 BOUNDS = {
     "denoise": (32, 0.15),
     "kstep": (4, 0.15),
-    **dict.fromkeys(("circuit", "circuit-phases", "circuit-average"), (toy.RING, 0.35)),
-    "dmd-adversarial": (2, 0.35),
-    "meanflow-teacher": (2, 0.35),  # about 0.5 in one step, and why is not known: docs/log.md
+    **dict.fromkeys(("dmd", "consistency-ict"), (1, 0.25)),
+    "dmd-adversarial": (2, 0.25),
+    **dict.fromkeys(("consistency-distillation", "scm", "scm-data", "sfd"), (1, 0.3)),
+    "sfd-two-counts": (1, 0.25),
+    # in one step this little training brings 0.2 to 0.3 from data, and from the teacher about 0.5,
+    # and why is not known: docs/log.md
+    **dict.fromkeys(("meanflow", "meanflow-teacher"), (2, 0.25)),
+    "circuit": (toy.RING, 0.25),
+    "residual_sum": (1, 0.25),
+    "circuit-phases": (toy.RING, 0.3),
+    "circuit-average": (toy.RING, 0.35),
 }
-ONE_STEP = (1, 0.35)
 
 every = pytest.mark.parametrize("name", [*plugins.names("method"), *VARIANTS])
 
