@@ -169,7 +169,7 @@ def _fresh(recipe: Recipe, spec: SampleSpec, teacher: Generator | None) -> Denoi
     with torch.random.fork_rng():
         torch.manual_seed(recipe.fit.seed)
         backbone = config.backbone.build(shape=spec.shape, classes=spec.classes)
-    backbone.start(teacher and unguided(teacher.denoiser.backbone))
+    backbone.load_teacher(teacher and unguided(teacher.denoiser.backbone))
     return Denoiser(backbone, process, parametrization)
 
 

@@ -95,7 +95,7 @@ def test_a_pretrained_network_is_adopted_and_kept():
     for parameter in source.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     net = circuit(lora=2)
-    net.start(source)
+    net.load_teacher(source)
     x, level = torch.randn(2, 1, 8, 8), levels(100.0, 700.0)
     seen = net.encoder(x, level)
     # the low-rank change is zero at first: what the source's last layer sees
@@ -126,15 +126,15 @@ def test_a_pretrained_network_is_adopted_and_kept():
 
 
 def test_what_does_not_fit_is_refused():
-    circuit().start(None)  # nothing is taken, so nothing is missed
+    circuit().load_teacher(None)  # nothing is taken, so nothing is missed
     net = circuit(lora=2)
     with pytest.raises(InputError, match="there is none"):
-        net.start(None)
+        net.load_teacher(None)
     with pytest.raises(InputError, match="it is a CircuitNet"):
-        net.start(circuit())
+        net.load_teacher(circuit())
     for other in ({"channels": (16, 64)}, {"pace": 0.03}, {"flip_sin_to_cos": True}):
         with pytest.raises(InputError, match="must equal the teacher's"):
-            net.start(replace(NETWORK, **other).build(shape=(1, 8, 8), classes=3))
+            net.load_teacher(replace(NETWORK, **other).build(shape=(1, 8, 8), classes=3))
     for wrong in ({"lora": -1}, {"blocks": -1}, {"step": 0.0}):
         with pytest.raises(InputError, match="student.backbone"):
             circuit(**wrong)

@@ -185,7 +185,9 @@ def test_its_trunk_can_start_from_the_circuits_encoder(lora):
     assert all(p.requires_grad for p in trunk.parameters())
     # it was shaken, so what was adapted is not what it was adapted from
     x, level = torch.randn(2, 1, 8, 8), torch.tensor([1000.0, 300.0])
-    torch.testing.assert_close(trunk.ascent(x, level, None), encoder.ascent(x, level, None))
+    torch.testing.assert_close(
+        trunk.decoder_features(x, level, None), encoder.decoder_features(x, level, None)
+    )
     other = student()
     other.backbone.config = replace(other.backbone.config, network=replace(NETWORK, layers=2))
     with pytest.raises(InputError, match=r'method.trunk = "circuit" needs'):

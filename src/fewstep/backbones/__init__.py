@@ -1,4 +1,4 @@
-"""Raw networks, `net(x, level) -> tensor`, without any diffusion: one architecture per file."""
+"""Networks `net(x, level) -> tensor` without any diffusion, one architecture per file."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import an architecture when it is first used: loading one network needs no others."""
+    """Import an architecture when it is first used: loading one network imports no other."""
     if name not in _HOMES:
         raise AttributeError(f"module 'fewstep.backbones' has no attribute {name!r}")
     return getattr(importlib.import_module(f"fewstep.backbones.{_HOMES[name]}"), name)

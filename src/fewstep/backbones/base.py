@@ -1,4 +1,4 @@
-"""What every raw network promises: images and levels in, a tensor like the images out."""
+"""Base classes of networks and their settings."""
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -14,45 +14,47 @@ from fewstep.plugins import name_of
 
 
 class BackboneConfig(ABC):
-    """Base class of an architecture's settings: a frozen dataclass that can build its network."""
+    """Base class of an architecture's settings: a frozen dataclass that builds its network."""
 
     noun: ClassVar[str] = "backbone"
 
     @abstractmethod
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "Backbone":
-        """A network for images of `shape` in [-1, 1]; weights come from torch's default generator.
+        """Build a network for images of `shape` in [-1, 1].
+
+        Initial weights come from torch's default generator.
 
         Raises: InputError if the settings do not fit each other or `shape`.
         """
 
 
 class Backbone(nn.Module, ABC):
-    """A network that knows no diffusion: `output = net(x, level)`, with `level` the noise level.
+    """Base class of networks.
 
-    `level` and `level_s` hold one number a row, in the units the network is trained with. A
-    `Denoiser` gives them their meaning and converts the output. Weights are drawn as a module is
-    made, from torch's default generator, so seed it before; dropout draws from it too.
+    `net(x, level)` maps a batch (b, c, h, w), or (b, d), and one noise level per row to an output
+    of the same shape; `Denoiser` gives both their meaning. Initial weights and dropout masks are
+    drawn from torch's default generator: seed it first.
     """
 
     config: Any
-    """The `BackboneConfig` that built it; it goes into the weights' description."""
+    """The `BackboneConfig` that built the network. Weights files contain it."""
     shape: tuple[int, ...]
-    """Of one image, or one point: (3, 32, 32), or (2,)."""
+    """Shape of one sample: (3, 32, 32) for images, or (2,) for points."""
     classes: int
-    """How many classes the network knows; 0 for a network that takes no condition."""
+    """Number of classes; 0 for a network without a condition."""
     level_scale: float
-    """What a logarithmic level (EDM's `ln(sigma) / 4`, about -1.55 to 1.1) is to be multiplied
-    with, so that it spans a fair part of the sinusoid's range, 0 to 1000."""
+    """Factor for logarithmic levels (EDM's `ln(sigma) / 4`, about -1.55 to 1.1), so that they span
+    a good part of the embedding's range, 0 to 1000."""
 
     @property
     def trunks(self) -> tuple[nn.Module, ...]:
-        """The networks whose calls are its evaluations: itself, unless it is asked in parts."""
+        """The modules whose calls are counted as evaluations: the network, or its large parts."""
         return (self,)
 
-    def start(self, teacher: "Backbone | None") -> None:
-        """Take from a teacher's network what a fresh one of this kind begins with: nothing.
+    def load_teacher(self, teacher: "Backbone | None") -> None:
+        """Copy initial weights from the teacher's network; most networks copy none.
 
-        Raises: InputError where that is another network than it needs.
+        Raises: InputError if a network that needs them cannot use this teacher's.
         """
 
     @abstractmethod
@@ -64,10 +66,11 @@ class Backbone(nn.Module, ABC):
         level_s: Float[Tensor, " b"] | None = None,
         cond: Condition | None = None,
     ) -> Float[Tensor, "b *shape"]:
-        """The raw output. `level_s` is the destination's level, for networks with two times.
+        """The raw output. `level_s` is the level of the destination, for networks with two times.
 
-        Without `level_s` a network with two times stays at `level`; without `cond` a network with
-        classes is unconditional. What a network was not made for raises a `ValueError`.
+        Without `level_s` the destination is `level`. Without `cond` the output is unconditional.
+
+        Raises: ValueError for a `level_s` or `cond` that the network was not built for.
         """
 
     @abstractmethod
@@ -78,17 +81,17 @@ class Backbone(nn.Module, ABC):
         *,
         cond: Condition | None = None,
     ) -> list[Float[Tensor, "b ..."]]:
-        """Activations on the way, for adversarial heads; their number and widths never change."""
+        """Intermediate activations, for adversarial heads. Their number and widths are fixed."""
 
 
 def with_two_times(backbone: Backbone) -> Backbone:
-    """The same network with an input for the destination, which changes nothing at first.
+    """Add a second input, the level of the destination, which has no effect at first.
 
     Raises: InputError for an architecture whose config has no `two_times`.
     """
     if not hasattr(backbone.config, "two_times"):
         name = name_of("backbone", type(backbone.config))
-        raise InputError(f"the backbone {name} cannot be a flow map: take a unet or an mlp")
+        raise InputError(f"the backbone {name} cannot be a flow map: use a unet or an mlp")
     if backbone.config.two_times:
         return backbone
     with torch.random.fork_rng():
@@ -101,13 +104,13 @@ def with_two_times(backbone: Backbone) -> Backbone:
 
 
 def set_dropout(backbone: Backbone, dropout: float) -> None:
-    """Change the share of activations dropped in training, in place.
+    """Change the dropout probability of a network, in place.
 
-    Raises: InputError for a network without dropout, or a share outside [0, 1).
+    Raises: InputError for a network without dropout, or a probability outside [0, 1).
     """
     if not hasattr(backbone.config, "dropout") or not 0 <= dropout < 1:
         raise InputError(
-            f"dropout = {dropout}: give a share from 0 to below 1, to a network that has dropout"
+            f"dropout is {dropout}; it must be from 0 to below 1, and the network must have dropout"
         )
     backbone.config = replace(backbone.config, dropout=dropout)
     for module in backbone.modules():

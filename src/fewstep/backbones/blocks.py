@@ -1,8 +1,8 @@
-"""The parts of the U-Net, with the parameters of diffusers' `UNet2DModel` under the same names.
+"""Blocks of the U-Net, with the same parameter names as diffusers' `UNet2DModel`.
 
-They compute what diffusers' computes with fewer operations: weights that follow one another without
-a nonlinearity are multiplied before they meet the images. Attention reads its layers' weights and
-biases and never calls the layers, so adapt them (LoRA) with `torch.nn.utils.parametrize`.
+They compute the same as diffusers' with fewer operations: where no nonlinearity separates two
+weights, their product is computed first. Attention reads its layers' weights and biases and never
+calls the layers, so adapt them (LoRA) with `torch.nn.utils.parametrize`.
 """
 
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ Embedding = Float[Tensor, "b e"]
 
 
 def forward_mode() -> bool:
-    """Whether a forward-mode derivative (`torch.func.jvp`) is being taken.
+    """Whether a forward-mode derivative (`torch.func.jvp`) is being computed.
 
-    torch publishes no such question. Asking the tensors for their tangents would miss those that
-    an inner `torch.func.grad` hides.
+    torch has no public function for this. The tangents of tensors do not show it, because an inner
+    `torch.func.grad` hides them.
     """
     return forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What the blocks of one network have in common."""
+class BlockOptions:
+    """Settings that all blocks of one network share."""
 
     embedding: int
     groups: int
@@ -42,15 +42,17 @@ class Parts:
         return Norm(self.groups, width, self.eps)
 
     def attentions(self, width: int, count: int, *, attends: bool) -> nn.ModuleList:
-        """One for each layer of a block; where the block does not attend, they do nothing."""
+        """One module per layer of a block: attention, or the identity."""
         return nn.ModuleList(
             Attention(width, self) if attends else nn.Identity() for _ in range(count)
         )
 
 
-def viewed(x: Images) -> Images:
-    """What a group normalisation is given: torch's formula for its tangent takes a view that only
-    contiguous images allow."""
+def contiguous_for_jvp(x: Images) -> Images:
+    """Make the input of a group normalisation contiguous in forward mode.
+
+    torch's formula for the tangent takes a view, which other memory formats do not allow.
+    """
     return x.contiguous() if forward_mode() else x
 
 
@@ -58,19 +60,19 @@ class Norm(nn.GroupNorm):
     """Group normalisation that has forward-mode derivatives in every memory format."""
 
     def forward(self, input: Images) -> Images:
-        return super().forward(viewed(input))
+        return super().forward(contiguous_for_jvp(input))
 
 
 class Resnet(nn.Module):
-    """Two normalised convolutions beside a shortcut, shifted by the embedding between them."""
+    """Residual block of two normalised convolutions; the embedding is added between them."""
 
-    def __init__(self, width_in: int, width: int, parts: Parts) -> None:
+    def __init__(self, width_in: int, width: int, options: BlockOptions) -> None:
         super().__init__()
-        self.norm1 = parts.norm(width_in)
+        self.norm1 = options.norm(width_in)
         self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
-        self.time_emb_proj = nn.Linear(parts.embedding, width)
-        self.norm2 = parts.norm(width)
-        self.dropout = nn.Dropout(parts.dropout)
+        self.time_emb_proj = nn.Linear(options.embedding, width)
+        self.norm2 = options.norm(width)
+        self.dropout = nn.Dropout(options.dropout)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(width_in, width, 1) if width_in != width else None
 
@@ -82,12 +84,12 @@ class Resnet(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every pixel looks at every other: `x + W_o softmax(q k^T / sqrt(d)) v`, with q, k, v of x."""
+    """Self-attention over pixels: `x + W_o softmax(q k^T / sqrt(d)) v`, with q, k, v of x."""
 
-    def __init__(self, width: int, parts: Parts) -> None:
+    def __init__(self, width: int, options: BlockOptions) -> None:
         super().__init__()
-        self.heads = width // (parts.head_dim or width)
-        self.group_norm = parts.norm(width)
+        self.heads = width // (options.head_dim or width)
+        self.group_norm = options.norm(width)
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
@@ -98,13 +100,13 @@ class Attention(nn.Module):
         return x + attend(self.group_norm(x))
 
     def _one_head(self, x: Images) -> Images:
-        """Half the work: `q k^T = (x W_q + b_q) W_k^T x^T + ...` and `W_o (P (x W_v))` need only
-        the products of weights, and x itself takes the place of keys and values."""
+        """Attention at half the cost: `q k^T = (x W_q + b_q) W_k^T x^T + ...` and `W_o (P (x W_v))`
+        need only products of weights, with x itself as keys and values."""
         q, k, v, out = self._layers()
         inward, outward = k.weight.mT, out.weight
-        # a sum of rows, since a matrix times a vector rounds otherwise with other thread counts;
-        # softmax ignores what is equal for all keys, so the keys' bias has no effect: a gradient
-        # of zero, but a gradient
+        # a sum of rows, because a matrix-vector product rounds differently at other thread counts;
+        # softmax ignores terms that are equal for all keys, so the bias of the keys has no effect,
+        # but it must have a gradient (of zero)
         bias = (k.weight * q.bias[:, None]).sum(0) + 0.0 * k.bias
         query = tokens(pointwise(x, inward @ q.weight, bias), 1)
         pixels = tokens(x, 1)
@@ -123,18 +125,18 @@ class Attention(nn.Module):
 
 
 def pointwise(x: Images, weight: Float[Tensor, "o c"], bias: Float[Tensor, " o"]) -> Images:
-    """A linear layer on the channels; as a convolution it is up to twice as fast on CPUs."""
+    """Linear layer on the channels; a convolution is up to twice as fast on CPUs as a matmul."""
     return functional.conv2d(x, weight[:, :, None, None], bias)
 
 
 def tokens(x: Images, heads: int) -> Float[Tensor, "b heads n d"]:
-    """Pixels as a sequence, channels shared out to the heads; a view of channels-last images."""
+    """Pixels as a sequence, with the channels split into heads; a view of channels-last images."""
     b, c, h, w = x.shape
     return x.permute(0, 2, 3, 1).reshape(b, h * w, heads, c // heads).transpose(1, 2)
 
 
 def images(x: Float[Tensor, "b heads n d"], *, like: Images) -> Images:
-    """Undo `tokens`."""
+    """Inverse of `tokens`; the height and width are those of `like`."""
     b, _, h, w = like.shape
     return x.transpose(1, 2).reshape(b, h, w, -1).permute(0, 3, 1, 2)
 
@@ -144,25 +146,26 @@ def attention(
     k: Float[Tensor, "b heads n d"],
     v: Float[Tensor, "b heads n d"],
 ) -> Float[Tensor, "b heads n d"]:
+    """Scaled dot-product attention."""
     if forward_mode():  # the fused kernels have no forward-mode derivative
         return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
     return functional.scaled_dot_product_attention(q, k, v)
 
 
 class Downsample(nn.Module):
-    """Half the size, by a strided convolution; padding 0 means one row and column at the end."""
+    """Halve the size by a strided convolution; padding 0 adds one row and column at the end."""
 
-    def __init__(self, width: int, parts: Parts) -> None:
+    def __init__(self, width: int, options: BlockOptions) -> None:
         super().__init__()
-        self.uneven = parts.padding == 0
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=parts.padding)
+        self.asymmetric = options.padding == 0
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=options.padding)
 
     def forward(self, x: Images) -> Images:
-        return self.conv(functional.pad(x, (0, 1, 0, 1)) if self.uneven else x)
+        return self.conv(functional.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
 
 
 class Upsample(nn.Module):
-    """Twice the size: every pixel repeated, then a convolution."""
+    """Double the size: repeat every pixel, then convolve."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -174,10 +177,10 @@ class Upsample(nn.Module):
         return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
 
     def _kernel(self) -> Float[Tensor, "i o 4 4"]:
-        """The same as one transposed convolution, with 4 products for each output instead of 9.
+        """Kernel of the equivalent transposed convolution: 4 products per output instead of 9.
 
-        Tap k of the convolution reads pixel `(o + k - 1) // 2` for output `o`: one pixel reaches
-        four outputs, and the taps by which it reaches the same output add up.
+        Tap k of the convolution reads pixel `(o + k - 1) // 2` for output `o`. Each pixel affects
+        four outputs, and the taps through which it affects the same output are added.
         """
         weight = self.conv.weight
         o, i = weight.shape[:2]
@@ -187,18 +190,18 @@ class Upsample(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """The layers of one size on the way down, then the way to the next size unless it is the last.
+    """Encoder layers at one size, then a downsampling unless this is the `last` size.
 
-    Returns what every layer gave; the last of them is what goes on.
+    Returns the output of every layer, in order; the next block takes the last.
     """
 
     def __init__(
-        self, widths_in: list[int], width: int, parts: Parts, *, attends: bool, last: bool
+        self, widths_in: list[int], width: int, options: BlockOptions, *, attends: bool, last: bool
     ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(Resnet(each, width, parts) for each in widths_in)
-        self.attentions = parts.attentions(width, len(widths_in), attends=attends)
-        self.downsamplers = nn.ModuleList([] if last else [Downsample(width, parts)])
+        self.resnets = nn.ModuleList(Resnet(each, width, options) for each in widths_in)
+        self.attentions = options.attentions(width, len(widths_in), attends=attends)
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(width, options)])
 
     def forward(self, x: Images, emb: Embedding) -> list[Images]:
         outputs: list[Tensor] = []
@@ -211,24 +214,24 @@ class DownBlock(nn.Module):
 class MidBlock(nn.Module):
     """The bottleneck: two layers, with attention between them."""
 
-    def __init__(self, width: int, parts: Parts, *, attends: bool) -> None:
+    def __init__(self, width: int, options: BlockOptions, *, attends: bool) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(Resnet(width, width, parts) for _ in range(2))
-        self.attentions = parts.attentions(width, 1, attends=attends)
+        self.resnets = nn.ModuleList(Resnet(width, width, options) for _ in range(2))
+        self.attentions = options.attentions(width, 1, attends=attends)
 
     def forward(self, x: Images, emb: Embedding) -> Images:
         return self.resnets[1](self.attentions[0](self.resnets[0](x, emb)), emb)
 
 
 class UpBlock(nn.Module):
-    """The layers of one size on the way up, each of which also sees a layer of the way down."""
+    """Decoder layers at one size, each with a skip connection from the encoder."""
 
     def __init__(
-        self, widths_in: list[int], width: int, parts: Parts, *, attends: bool, last: bool
+        self, widths_in: list[int], width: int, options: BlockOptions, *, attends: bool, last: bool
     ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(Resnet(each, width, parts) for each in widths_in)
-        self.attentions = parts.attentions(width, len(widths_in), attends=attends)
+        self.resnets = nn.ModuleList(Resnet(each, width, options) for each in widths_in)
+        self.attentions = options.attentions(width, len(widths_in), attends=attends)
         self.upsamplers = nn.ModuleList([] if last else [Upsample(width)])
 
     def forward(self, x: Images, skips: list[Images], emb: Embedding) -> Images:

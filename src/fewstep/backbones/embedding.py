@@ -1,4 +1,4 @@
-"""How a network is told the level, the destination and the class: as one vector a row."""
+"""Embedding of level, destination and class: one vector per row."""
 
 import math
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from torch.nn import functional
 
 from fewstep.condition import NO_LABEL, Condition
 
-PERIOD = 10_000  # the longest wavelength, over 2 pi
+PERIOD = 10_000  # longest wavelength / 2π
 
 
 @dataclass(frozen=True)
 class Sinusoid:
-    """Features that tell apart levels between 0 and about 1000.
+    """Sinusoidal features (b, width) of levels between 0 and about 1000.
 
     `sin(level f_k)`, then `cos(level f_k)`, with `f_k = pace 10000^(-k / (width/2 - shift))`.
     Vaswani et al. 2017, arXiv:1706.03762; a shift of 1 as in DDPM, 0 as in diffusers' default.
@@ -29,17 +29,17 @@ class Sinusoid:
 
     def __call__(self, level: Float[Tensor, " b"]) -> Float[Tensor, "b width"]:
         half = self.width // 2
-        # half precision cannot count to 1000
+        # half precision does not resolve levels up to 1000
         dtype = torch.promote_types(level.dtype, torch.float32)
         k = torch.arange(half, dtype=dtype, device=level.device)
-        slower = torch.exp(-math.log(PERIOD) * k / (half - self.shift))
-        angle = self.pace * level[:, None] * slower
+        frequency = torch.exp(-math.log(PERIOD) * k / (half - self.shift))
+        angle = self.pace * level[:, None] * frequency
         parts = [torch.sin(angle), torch.cos(angle)]
         return torch.cat(parts[::-1] if self.cosine_first else parts, dim=1)
 
 
 class LevelEmbedding(nn.Module):
-    """Two layers on the sinusoid, with a SiLU between them; named as in diffusers' checkpoints."""
+    """Two linear layers with a SiLU between them; named as in diffusers' checkpoints."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ class LevelEmbedding(nn.Module):
 
 
 @runtime_checkable
-class Informed(Protocol):
-    """What a network holds in order to be informed; the names are diffusers' own."""
+class EmbeddingModules(Protocol):
+    """Modules of a network that `embed` uses; the names are those of diffusers."""
 
     classes: int
     sinusoid: Sinusoid
@@ -63,33 +63,35 @@ class Informed(Protocol):
 
 
 def embed(
-    net: Informed,
+    net: EmbeddingModules,
     level: Float[Tensor, " b"],
     level_s: Float[Tensor, " b"] | None,
     cond: Condition | None,
 ) -> Float[Tensor, "b width"]:
-    """The sum of what `net` is told: its level, how far it is to go, and the class.
+    """Sum of the embeddings of the level, the distance to the destination, and the class.
 
-    A network with two times embeds the difference `level - level_s`, so that "stay here", the
-    instantaneous velocity, is the same input at all levels.
+    A network with two times embeds the difference `level - level_s`, so that the instantaneous
+    velocity, `level_s = level`, has the same input at all levels.
+
+    Raises: ValueError for a `level_s` or `cond` that `net` was not built for.
     """
     total = net.time_embedding(net.sinusoid(level))
     if net.time_embedding_s is not None:
         distance = torch.zeros_like(level) if level_s is None else level - level_s
         total = total + net.time_embedding_s(net.sinusoid(distance))
     elif level_s is not None:
-        raise ValueError("level_s came, but this network has one time: build it with two_times")
+        raise ValueError("level_s is given, but this network has one time: build it with two_times")
     if net.class_embedding is not None:
-        total = total + net.class_embedding(class_rows(net.classes, level, cond))
+        total = total + net.class_embedding(class_indices(net.classes, level, cond))
     elif cond is not None:
-        raise ValueError("a condition came, but this network knows no classes: build it with some")
+        raise ValueError("cond is given, but this network has no classes: build it with classes")
     return total
 
 
-def class_rows(
+def class_indices(
     classes: int, level: Float[Tensor, " b"], cond: Condition | None
 ) -> Int64[Tensor, " b"]:
-    """Which row of the embedding each image gets: its label, or the last row for none."""
+    """Index into the class embedding (b,): the label, or the last row for no label."""
     if cond is None:
         return torch.full_like(level, classes, dtype=torch.int64)
     return torch.where(cond.label == NO_LABEL, classes, cond.label)

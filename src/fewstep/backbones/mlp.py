@@ -1,4 +1,4 @@
-"""A small network for points in the plane and other vectors."""
+"""A small multilayer perceptron for points in the plane and other vectors."""
 
 import math
 from dataclasses import dataclass
@@ -15,22 +15,24 @@ from fewstep.errors import InputError
 
 @dataclass(frozen=True)
 class MLPConfig(BackboneConfig):
-    """About 700,000 parameters at the defaults, which learn a toy in seconds."""
+    """About 700,000 parameters at the defaults, which train on a toy data set in seconds."""
 
     width: int = 256
     """Size of the hidden layers; even, and at least 4."""
     depth: int = 3
     """Number of residual layers."""
     two_times: bool = False
-    """Also take a destination, for flow maps; starts out with no effect."""
+    """Whether there is an input for the destination, for flow maps; at first it has no effect."""
     level_scale: float = 250.0
-    """Factor for logarithmic levels (EDM's), so that they span the sinusoid's range."""
+    """Factor for logarithmic levels (EDM's), so that they span the range of the embedding."""
     pace: float = 1.0
-    """Factor of the frequencies by which the network is told its level. Less than 1, such as 0.03,
-    keeps its derivative along time small, which MeanFlow and sCM learn from."""
+    """Factor of the frequencies in the embedding of the level. Values below 1, such as 0.03, keep
+    the network's derivative along time small, as MeanFlow and sCM need."""
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "MLP":
-        """A network for images of `shape` in [-1, 1]; weights come from torch's default generator.
+        """Build a network for samples of `shape`.
+
+        Initial weights come from torch's default generator.
 
         Raises: InputError if the settings do not fit each other or `shape`.
         """
@@ -43,7 +45,7 @@ class Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.inner = nn.Linear(width, width)
-        self.told = nn.Linear(width, width, bias=False)
+        self.emb_proj = nn.Linear(width, width, bias=False)
         self.outer = nn.Linear(width, width)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
@@ -51,21 +53,21 @@ class Residual(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "b width"], emb: Float[Tensor, "b width"]
     ) -> Float[Tensor, "b width"]:
-        inner = self.inner(functional.silu(hidden)) + self.told(emb)
+        inner = self.inner(functional.silu(hidden)) + self.emb_proj(emb)
         return hidden + self.outer(functional.silu(inner))
 
 
 class MLP(Backbone):
-    """Predict one vector from another; inputs of any shape are taken as vectors.
+    """Residual multilayer perceptron; samples of any shape are flattened.
 
-    The output layer starts at zero, and so does the last layer of every branch.
+    The output layer is initialised to zero, and so is the last layer of every branch.
     """
 
     def __init__(self, config: MLPConfig, *, shape: tuple[int, ...], classes: int = 0) -> None:
         super().__init__()
         width = config.width
         if width % 2 or width < 4:
-            raise InputError(f"width = {width}: an mlp needs an even width of at least 4")
+            raise InputError(f"width is {width}; an mlp needs an even width of at least 4")
         self.config, self.shape, self.classes = config, shape, classes
         self.level_scale = config.level_scale
         self.sinusoid = Sinusoid(width, pace=config.pace)
@@ -75,10 +77,10 @@ class MLP(Backbone):
         self.first = nn.Linear(math.prod(shape), width)
         self.layers = nn.ModuleList(Residual(width) for _ in range(config.depth))
         self.last = nn.Linear(width, math.prod(shape))
-        silent = [self.last]
+        zero_layers = [self.last]
         if self.time_embedding_s is not None:
-            silent.append(self.time_embedding_s.linear_2)
-        for layer in silent:
+            zero_layers.append(self.time_embedding_s.linear_2)
+        for layer in zero_layers:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -100,7 +102,7 @@ class MLP(Backbone):
         *,
         cond: Condition | None = None,
     ) -> list[Float[Tensor, "b _"]]:
-        """What every residual layer gives, `config.width` wide."""
+        """Outputs (b, config.width) of the residual layers."""
         return self._hidden(x, embed(self, level, None, cond))[1:]
 
     def _hidden(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.backbones.base import Backbone, BackboneConfig
-from fewstep.backbones.blocks import Images, viewed
+from fewstep.backbones.blocks import Images, contiguous_for_jvp
 from fewstep.backbones.embedding import Sinusoid
 from fewstep.backbones.unet import UNet, UNetConfig
 from fewstep.circuits.layers import Adapter, Gate, Level, Readout, State
@@ -72,7 +72,7 @@ class StateConfig:
     def normalise(self, z: State) -> State:
         """Shift and scale each group of channels of each row to mean 0 and variance 1."""
         # the small eps keeps it exact for an encoder's small first states, and idempotent
-        return functional.group_norm(viewed(z), self.groups, eps=1e-8)
+        return functional.group_norm(contiguous_for_jvp(z), self.groups, eps=1e-8)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class CircuitNet(Backbone):
         """Copy the encoder's weights into the update's U-Net, where both have them."""
         self.update.load_state_dict(self.encoder.state_dict(), strict=False)
 
-    def start(self, teacher: Backbone | None) -> None:
+    def load_teacher(self, teacher: Backbone | None) -> None:
         """With `lora`, load a teacher's pretrained U-Net into both trunks.
 
         Raises: InputError if the teacher is missing or has another network.

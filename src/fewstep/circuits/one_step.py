@@ -62,7 +62,7 @@ class ResidualsNet(Backbone):
         network, state = config.network, config.state
         self.trunk = UNet(network, shape=shape, classes=classes)
         self.trunk.conv_norm_out = self.trunk.conv_out = nn.Identity()
-        side, widths = state.shape(shape)[2], self.trunk.ascent_widths
+        side, widths = state.shape(shape)[2], self.trunk.decoder_widths
         sizes = [shape[2] >> i for i in reversed(range(len(widths)))]
         self.chunk_counts = split_chunks(config.chunks, len(sizes))
         # the coarsest is read in any case: it also predicts the first state
@@ -106,8 +106,10 @@ class ResidualsNet(Backbone):
         self, x: Images, level: Level, cond: Condition | None = None
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k c h w"]]:
         """Predict the first state and the K sums of residuals that follow it."""
-        ascent = self.trunk.ascent(x, level, cond)
-        inputs = [branch(ascent[i]) for i, branch in zip(self.sources, self.branches, strict=True)]
+        features = self.trunk.decoder_features(x, level, cond)
+        inputs = [
+            branch(features[i]) for i, branch in zip(self.sources, self.branches, strict=True)
+        ]
         first = self.first(inputs[0])
         if self.config.chunks == 0:
             return first, first.new_zeros(len(first), 0, *first.shape[1:])
