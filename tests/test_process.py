@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analytic import PROCESSES
-from fewstep.process import VE, VP, Cosine, Flow, LinearBetas, Table
+from fewstep.process import VE, VP, Cosine, Flow, LinearBetas, Process, Table
 
 names = [f"{type(p).__name__}{i}" for i, p in enumerate(PROCESSES)]
 every = pytest.mark.parametrize("process", PROCESSES, ids=names)
@@ -38,6 +38,36 @@ def test_rates_agree_with_finite_differences(process):
         torch.testing.assert_close(
             rate, (scale(t + h) - scale(t - h)) / (2 * h), rtol=1e-5, atol=1e-6
         )
+
+
+@every
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_closed_form_rates_are_those_of_differentiation(process, dtype, close):
+    # with both ends, and with knots of the tables
+    t = torch.cat([torch.linspace(0, 1, 100, dtype=dtype), torch.rand(50, dtype=dtype)])
+    assert type(process).rates is not Process.rates
+    for actual, expected in zip(process.rates(t), Process.rates(process, t), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=close, atol=close)
+
+
+def test_rates_can_be_differentiated_themselves():
+    t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    for process in PROCESSES:
+        for i in range(2):
+            slope = torch.func.jvp(lambda t, p=process, i=i: p.rates(t)[i], (t,), (t * 0 + 1,))[1]
+            h = 1e-6
+            expected = (process.rates(t + h)[i] - process.rates(t - h)[i]) / (2 * h)
+            if not isinstance(process, Table | LinearBetas):  # whose rates jump at knots
+                torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-5)
+            assert slope.isfinite().all()
+
+
+@every
+def test_a_sample_starts_at_sigma_times_the_noise(process):
+    noise, t = torch.randn(3, 2, 4), torch.tensor([0.2, 0.5, 0.9])
+    expected = torch.stack([process.sigma(t[i]) * noise[i] for i in range(3)])
+    torch.testing.assert_close(process.start(noise, t), expected)
+    torch.testing.assert_close(process.start(noise, 0.5)[1], expected[1])
 
 
 @every

@@ -1,8 +1,8 @@
-"""Where the noise goes: `x_t = alpha(t)·x0 + sigma(t)·eps`, t from 0 (data) to 1 (noise).
+"""Noising processes: `x_t = alpha(t)·x0 + sigma(t)·eps`, with t from 0 (data) to 1 (noise).
 
-A `Process` is three functions, `alpha`, `sigma` and `time`, the inverse of the ratio sigma/alpha.
-Everything else is derived from them: the rates by forward-mode differentiation, and the shaping of
-times against images, which happens in `Process.at` and nowhere else.
+A `Process` defines `alpha`, `sigma` and `time`, the inverse of the ratio sigma/alpha. The rest
+follows from them: the time derivatives (`rates`) by forward-mode differentiation, which a subclass
+may replace by closed forms, and the broadcasting of times against images in `Process.at`.
 """
 
 import math
@@ -18,46 +18,49 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Process(ABC):
-    """A noising process with continuous time in [0, 1]; see the module's equation."""
+    """Base class of noising processes with continuous time in [0, 1].
+
+    Subclasses are frozen dataclasses. All functions map a tensor of times to one of equal shape.
+    """
 
     noun: ClassVar[str] = "process"
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """Signal scale at `t`, never negative."""
+        """Scale of the image at `t`, at least 0."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise scale at `t`."""
+        """Scale of the noise at `t`, at least 0."""
 
     @abstractmethod
     def time(self, ratio: Tensor) -> Tensor:
-        """The time whose sigma/alpha is `ratio` (0 … inf), clamped to [0, 1]."""
+        """The time at which sigma/alpha is `ratio` (0 … inf), clamped to [0, 1]."""
 
     @property
     def levels(self) -> float:
-        """Units of level from t = 0 to 1: a table's steps, or the usual sinusoid's whole range."""
+        """Noise level of a network at t = 1, in the units of its time embedding."""
         return 1000.0
 
     def ratio(self, t: Tensor) -> Tensor:
-        """sigma/alpha at `t`: grows with t; infinite where no signal is left."""
+        """sigma/alpha at `t`; it increases with t, and is infinite where alpha is 0."""
         return self.sigma(t) / self.alpha(t)
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """d alpha/dt and d sigma/dt at `t`."""
+        """(d alpha/dt, d sigma/dt) at `t`, by forward-mode differentiation."""
         return _rate(self.alpha, t), _rate(self.sigma, t)
 
     def at(self, t: Tensor | float, *, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at `t`, shaped to multiply the batch `like` (b, ...).
+        """alpha and sigma at `t`, of shape (b, 1, ...) to multiply the batch `like` (b, ...).
 
-        `t` is one number for all rows or a vector (b,). The only place that shapes times: a vector
-        against (b, 3, 32, 32) would silently run along the width when b is 32.
+        `t` is one number for all rows or a vector (b,).  Raises: ValueError for another shape.
         """
+        # a vector (32,) would broadcast along the width of (32, 3, 32, 32) without an error
         time = as_times(t, like)
         return broadcast_to(self.alpha(time), like), broadcast_to(self.sigma(time), like)
 
     def rates_at(self, t: Tensor | float, *, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The rates at `t`, shaped as `at` shapes alpha and sigma."""
+        """The rates at `t`, of the same shape as `at` returns."""
         alpha_rate, sigma_rate = self.rates(as_times(t, like))
         return broadcast_to(alpha_rate, like), broadcast_to(sigma_rate, like)
 
@@ -66,9 +69,16 @@ class Process(ABC):
         alpha, sigma = self.at(t, like=x0)
         return alpha * x0 + sigma * eps
 
+    def start(self, noise: Tensor, t: Tensor | float) -> Tensor:
+        """sigma·noise, the state at which a sample from standard normal `noise` starts at `t`."""
+        return self.at(t, like=noise)[1] * noise
+
 
 def as_times(t: Tensor | float, like: Tensor) -> Tensor:
-    """`t` as one time a row of `like`, in float32 or better."""
+    """`t` as a vector of one time for each row of `like`, in float32 or float64.
+
+    Raises: ValueError for a tensor that is neither one number nor of shape (b,).
+    """
     if not isinstance(t, Tensor):
         t = torch.tensor(float(t), dtype=torch.float64)
     time = t.to(like.device, torch.promote_types(t.dtype, torch.float32))
@@ -76,14 +86,14 @@ def as_times(t: Tensor | float, like: Tensor) -> Tensor:
         return time.repeat(like.shape[0])
     if time.ndim != 1 or time.shape[0] != like.shape[0]:
         raise ValueError(
-            f"times have shape {tuple(time.shape)}; give one number, or one for each of the "
+            f"times have shape {tuple(time.shape)}; use one number, or one for each of the "
             f"{like.shape[0]} rows"
         )
     return time
 
 
 def broadcast_to(values: Tensor, like: Tensor) -> Tensor:
-    """One value a row, as (b, 1, ...) against `like`, in float32 or the better type of `like`."""
+    """Reshape one value per row to (b, 1, ...) against `like`; in its dtype, at least float32."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     return values.to(dtype).reshape(-1, *[1] * (like.ndim - 1))
 
@@ -100,8 +110,11 @@ class Flow(Process):
         return 1 - t
 
     def sigma(self, t: Tensor) -> Tensor:
-        # not `t` itself: under jvp a function must not return its input
+        # a new tensor: under jvp a function must not return its input
         return 1 * t
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(t), torch.ones_like(t)
 
     def time(self, ratio: Tensor) -> Tensor:
         # r/(1 + r), written so that an infinite ratio gives 1
@@ -127,6 +140,10 @@ class VP(Process):
     def sigma(self, t: Tensor) -> Tensor:
         return torch.sqrt(-torch.expm1(-self._integral(t)))
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, half_beta = self.alpha(t), 0.5 * ((self.beta_1 - self.beta_0) * t + self.beta_0)
+        return -half_beta * alpha, half_beta * alpha.square() / self.sigma(t)
+
     def time(self, ratio: Tensor) -> Tensor:
         # the root of B(t) = ln(1 + r²), rationalised: no cancellation at small ratios
         integral = torch.log1p(ratio.square()).clamp(max=0.5 * (self.beta_0 + self.beta_1))
@@ -138,7 +155,7 @@ class VP(Process):
 class VE(Process):
     """Variance exploding: alpha = 1, sigma = sigma_max·t.
 
-    Linear in t, so that Heun in t is Heun in sigma; where the steps lie is the grid's business.
+    Linear in t, so that Heun's steps in t are Heun's steps in sigma; the grid spaces them.
     """
 
     sigma_max: float = 80.0
@@ -149,13 +166,16 @@ class VE(Process):
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_max * t
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), torch.full_like(t, self.sigma_max)
+
     def time(self, ratio: Tensor) -> Tensor:
         return (ratio / self.sigma_max).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Cosine(Process):
-    """A quarter circle: alpha = cos(πt/2), sigma = sigma_data·sin(πt/2); TrigFlow's clock.
+    """A quarter circle, as in TrigFlow: alpha = cos(πt/2), sigma = sigma_data·sin(πt/2).
 
     Lu and Song 2024, arXiv:2410.11081.
     """
@@ -169,16 +189,20 @@ class Cosine(Process):
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_data * torch.sin(0.5 * math.pi * t)
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha_rate = -0.5 * math.pi * torch.sin(0.5 * math.pi * t)
+        return alpha_rate, 0.5 * math.pi * self.sigma_data * self.alpha(t)
+
     def time(self, ratio: Tensor) -> Tensor:
         return (torch.atan(ratio / self.sigma_data) * (2 / math.pi)).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Table(Process):
-    """A discrete schedule made continuous: t = i/(T−1) is exactly step i of a T-step DDPM.
+    """A discrete schedule in continuous time: t = i/(T−1) is exactly step i of a T-step DDPM.
 
-    ln(sigma/alpha) is interpolated linearly at t·(T−1), variance preserving; rates at a knot are
-    the right-hand ones. `alphas_cumprod` falls strictly and lies inside (0, 1).
+    Variance preserving; ln(sigma/alpha) is interpolated linearly in t. Rates at a knot are those
+    to its right.  Raises: ValueError unless `alphas_cumprod` decreases strictly within (0, 1).
     """
 
     alphas_cumprod: tuple[float, ...]
@@ -186,7 +210,9 @@ class Table(Process):
     def __post_init__(self) -> None:
         values = (1.0, *self.alphas_cumprod, 0.0)
         if len(values) < 4 or any(a <= b for a, b in zip(values, values[1:], strict=False)):
-            raise ValueError("alphas_cumprod must hold two or more values falling from 1 to 0")
+            raise ValueError(
+                "alphas_cumprod must be two or more values that decrease within (0, 1)"
+            )
 
     @cached_property
     def _log_ratios(self) -> Tensor:
@@ -201,20 +227,27 @@ class Table(Process):
     def levels(self) -> float:
         return float(self.steps - 1)
 
-    def _log_ratio(self, t: Tensor) -> Tensor:
+    def _log_ratio(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """ln(sigma/alpha) at `t`, and its slope."""
         position = t * (self.steps - 1)
-        # t = i/(T−1) rounds to either side of its knot: count a hair below as on it
-        hair = 1e-9 if t.dtype == torch.float64 else 1e-4
-        index = torch.floor(position.detach() + hair).clamp(0, self.steps - 2).long()
+        # t = i/(T−1) rounds to either side of its knot: what is slightly below counts as on it
+        margin = 1e-9 if t.dtype == torch.float64 else 1e-4
+        index = torch.floor(position.detach() + margin).clamp(0, self.steps - 2).long()
         knots = self._log_ratios.to(t.device)
         left, right = knots[index].to(t.dtype), knots[index + 1].to(t.dtype)
-        return left + (position - index) * (right - left)
+        return left + (position - index) * (right - left), (right - left) * (self.steps - 1)
 
     def alpha(self, t: Tensor) -> Tensor:
-        return torch.sqrt(torch.sigmoid(-2 * self._log_ratio(t)))
+        return torch.sqrt(torch.sigmoid(-2 * self._log_ratio(t)[0]))
 
     def sigma(self, t: Tensor) -> Tensor:
-        return torch.sqrt(torch.sigmoid(2 * self._log_ratio(t)))
+        return torch.sqrt(torch.sigmoid(2 * self._log_ratio(t)[0]))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_ratio, slope = self._log_ratio(t)
+        alpha_square, sigma_square = torch.sigmoid(-2 * log_ratio), torch.sigmoid(2 * log_ratio)
+        alpha_rate = -slope * sigma_square * torch.sqrt(alpha_square)
+        return alpha_rate, slope * alpha_square * torch.sqrt(sigma_square)
 
     def time(self, ratio: Tensor) -> Tensor:
         knots = self._log_ratios.to(ratio.device)
@@ -228,7 +261,7 @@ class Table(Process):
 
 @dataclass(frozen=True)
 class LinearBetas(Process):
-    """DDPM's table, told by its ends: betas linear over the steps.  Ho et al. 2006.11239."""
+    """DDPM's table: betas increase linearly over the steps.  Ho et al. 2020, arXiv:2006.11239."""
 
     steps: int = 1000
     beta_0: float = 1e-4
@@ -249,6 +282,9 @@ class LinearBetas(Process):
 
     def sigma(self, t: Tensor) -> Tensor:
         return self.table.sigma(t)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.table.rates(t)
 
     def time(self, ratio: Tensor) -> Tensor:
         return self.table.time(ratio)
