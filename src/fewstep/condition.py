@@ -1,8 +1,7 @@
-"""What to generate, as one value that travels beside the images.
+"""Conditions of generation: one value that accompanies a batch of images.
 
-A `Condition` holds class labels today; captions are to become a second field. Everything between
-the data and the backbone passes the value on without looking inside, so that a new kind of
-condition is made here, given by the data, and read by the backbones that understand it.
+A `Condition` holds class labels. Only data sets, which create conditions, and backbones, which
+embed them, access its fields, so a new kind of condition needs no change elsewhere.
 """
 
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-NO_LABEL = -1  # a row without a class: what classifier-free guidance drops to
+NO_LABEL = -1  # of rows without a class
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Condition:
         return Condition(self.label.to(device))
 
     def null(self) -> "Condition":
-        """The same rows, asking for nothing in particular."""
+        """The same number of rows, all unconditional."""
         return Condition(torch.full_like(self.label, NO_LABEL))
 
     def drop(self, drop: Tensor) -> "Condition":
@@ -38,5 +37,5 @@ class Condition:
         return Condition(torch.where(drop, NO_LABEL, self.label))
 
     def concat(self, other: "Condition") -> "Condition":
-        """These rows, then the other's: guidance asks for both in one call."""
+        """These rows, followed by those of `other`."""
         return Condition(torch.cat([self.label, other.label]))

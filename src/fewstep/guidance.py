@@ -1,4 +1,4 @@
-"""Classifier-free guidance, around a backbone.  Ho and Salimans 2022, arXiv:2207.12598."""
+"""Classifier-free guidance as a wrapper of a backbone.  Ho and Salimans 2022, arXiv:2207.12598."""
 
 from torch import Tensor
 
@@ -7,10 +7,10 @@ from fewstep.condition import Condition
 
 
 class Guided(Backbone):
-    """weight·output(cond) + (1 − weight)·output(none); a weight of 1 means no guidance.
+    """weight·output(cond) + (1 − weight)·output(null); a weight of 1 means no guidance.
 
-    The weights sum to one, so they commute with the affine map from output to x0, eps or velocity:
-    guiding raw outputs guides all of them. Without a condition there is nothing to guide.
+    The weights sum to one, so the same formula holds for x0, eps and velocity, which are affine in
+    the output. Without a condition the output is not guided.
     """
 
     def __init__(self, backbone: Backbone, weight: float) -> None:
@@ -30,7 +30,7 @@ class Guided(Backbone):
         level_s: Tensor | None = None,
         cond: Condition | None = None,
     ) -> Tensor:
-        """The guided output; both halves in one call of the backbone."""
+        """The guided output, from one call of the backbone with twice the rows."""
         if cond is None or self.weight == 1:
             return self.backbone(x, level, level_s=level_s, cond=cond)
         both = self.backbone(
@@ -39,16 +39,16 @@ class Guided(Backbone):
             level_s=None if level_s is None else _twice(level_s),
             cond=cond.concat(cond.null()),
         )
-        asked, free = both.chunk(2)
-        return self.weight * asked + (1 - self.weight) * free
+        conditional, unconditional = both.chunk(2)
+        return self.weight * conditional + (1 - self.weight) * unconditional
 
     def features(self, x: Tensor, level: Tensor, *, cond: Condition | None = None) -> list[Tensor]:
-        """The conditional features: guidance speaks of outputs only."""
+        """The conditional features, without guidance."""
         return self.backbone.features(x, level, cond=cond)
 
 
 def unguided(backbone: Backbone) -> Backbone:
-    """The network itself, where it may be wrapped in guidance."""
+    """The network inside a `Guided`; any other backbone is returned as it is."""
     return backbone.backbone if isinstance(backbone, Guided) else backbone
 
 

@@ -1,4 +1,4 @@
-"""Distances that several methods share. Each returns one number a row, of shape (b,)."""
+"""Distances of images or states, which methods share; each returns one number per row."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,26 +18,26 @@ Rows = Float[Tensor, " b"]
 
 
 def squared_error(a: Float[Tensor, "b ..."], b: Float[Tensor, "b ..."]) -> Rows:
-    """The mean square difference of each row."""
+    """The mean square difference (b,) of each row."""
     return (a - b).square().flatten(1).mean(1)
 
 
 class Distance(ABC):
-    """How far two batches are apart, row by row: `distance(a, b)` maps (b, ...) twice to (b,)."""
+    """Base class of distances between the rows of two batches."""
 
     noun: ClassVar[str] = "distance"
 
     @abstractmethod
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """One number a row, of shape (b,); `a` takes the gradient."""
+        """The distances (b,) between `a` and `b`, both (b, ...); `a` takes the gradient."""
 
 
 class PointDistance(Distance):
-    """A distance of any numbers: images, velocities, states on the way."""
+    """Base class of distances of any tensors: images, velocities, states of a sample."""
 
 
 class ImageDistance(Distance):
-    """A distance of images in [-1, 1] alone, by the features of a network."""
+    """Base class of distances by the features of a network, which takes images in [-1, 1] only."""
 
     @property
     @abstractmethod
@@ -63,7 +63,7 @@ class AbsoluteError(PointDistance):
 
 @dataclass(frozen=True)
 class PseudoHuber(PointDistance):
-    """√(|a − b|² + c²) − c over a row's elements, c = 0: the plain norm.
+    """√(|a − b|² + c²) − c over a row's elements; with c = 0 the Euclidean norm.
 
     Song and Dhariwal 2023, arXiv:2310.14189, whose c is 0.00054·√(elements).
     """
@@ -74,27 +74,27 @@ class PseudoHuber(PointDistance):
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         square = (a - b).square().flatten(1).sum(1)
         width = self.c * a[0].numel() ** 0.5
-        # the plain norm has no gradient at 0: a floor below any real error keeps it finite
+        # the norm has an infinite gradient at 0; a floor below any real error keeps it finite
         return torch.sqrt(square + max(width, 1e-8) ** 2) - width
 
 
 @dataclass(frozen=True)
 class Lpips(ImageDistance):
-    """LPIPS, how far apart images look to people, plus a share of the mean square difference.
+    """LPIPS, a perceptual distance of images, plus `mse` times the mean square difference.
 
-    Zhang et al. 2018, arXiv:1801.03924. Of images alone: a velocity has no look.
+    Zhang et al. 2018, arXiv:1801.03924.
     """
 
     trunk: Literal["squeeze", "alex", "vgg"] = "squeeze"
-    """Whose features are compared; its weights are looked for in $FEWSTEP_HOME/weights."""
+    """Network whose features are compared; its weights are read from $FEWSTEP_HOME/weights."""
     size: int | None = None
-    """Side that images are resized to before; published distillations use 64 or 224 for 32."""
+    """Side to which images are resized first; published: 64 or 224 for images of 32 pixels."""
     mse: float = 0.0
     """Weight of the mean square difference beside it."""
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        seen = _lpips(self.trunk, self.size, str(a.device))
-        return seen.loss(a, b) + self.mse * squared_error(a, b)
+        lpips = _lpips(self.trunk, self.size, str(a.device))
+        return lpips.loss(a, b) + self.mse * squared_error(a, b)
 
     @property
     def hash(self) -> str:
@@ -104,22 +104,21 @@ class Lpips(ImageDistance):
 
 @dataclass(frozen=True)
 class Features(ImageDistance):
-    """As LPIPS, but all weights alike and of any extractor: for machines without LPIPS weights.
+    """A perceptual distance like LPIPS with equal weights, by the features of any extractor.
 
-    `classifier` is the one that the run's own images train; it is then not LPIPS and is not called
-    so. Of images alone.
+    It needs no LPIPS weights: the extractor may be a classifier trained on the run's own images.
     """
 
     extractor: str = "classifier"
     """classifier, squeezenet, resnet56-cifar10, inception or dinov2."""
     weights: str | None = None
-    """The classifier's file; by default that of the recipe's images."""
+    """File of the classifier; None: the one of the recipe's images."""
     mse: float = 0.0
     """Weight of the mean square difference beside it."""
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        seen = metrics.FeatureDistance(self._maps)
-        return seen.loss(a, b) + self.mse * squared_error(a, b)
+        distance = metrics.FeatureDistance(self._maps)
+        return distance.loss(a, b) + self.mse * squared_error(a, b)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         return _features(self.extractor, self.weights).feature_maps((images + 1) * 127.5)
@@ -131,27 +130,26 @@ class Features(ImageDistance):
 
 
 def bind_classifier(config: Any, classifier: Callable[[], Path]) -> Any:
-    """A method's config with `features` of the classifier bound to the file of the run's images.
+    """Set the file of a method config's `Features` losses that use a classifier and name no file.
 
-    `classifier()` is that file, asked for only where it is needed.
+    `classifier()` returns the file; it is called only if there is such a loss.
     """
     for field in fields(config) if is_dataclass(config) else ():
-        told = getattr(config, field.name)
-        if isinstance(told, Features) and told.extractor == "classifier" and not told.weights:
-            bound = replace(told, weights=str(classifier()))
+        loss = getattr(config, field.name)
+        if isinstance(loss, Features) and loss.extractor == "classifier" and not loss.weights:
+            bound = replace(loss, weights=str(classifier()))
             config = replace(config, **{field.name: bound})  # pyright: ignore
     return config
 
 
 def perceptual_hash(config: Any, shape: tuple[int, ...]) -> str | None:
-    """What the networks of a config's perceptual losses are, tried on an image of `shape`.
+    """The hashes of the networks of a config's perceptual losses; None if it has no such loss.
 
-    None where there are none.  Raises: InputError for missing weights, or images that they do not
-    take.
+    Raises: InputError if their weights are missing or do not accept images of `shape`.
     """
-    told = [getattr(config, f.name) for f in fields(config)] if is_dataclass(config) else []
+    values = [getattr(config, f.name) for f in fields(config)] if is_dataclass(config) else []
     hashes: list[str] = []
-    for loss in told:
+    for loss in values:
         if isinstance(loss, ImageDistance):
             image = torch.zeros(1, *shape)
             loss(image, image)
@@ -161,7 +159,7 @@ def perceptual_hash(config: Any, shape: tuple[int, ...]) -> str | None:
 
 @lru_cache(maxsize=4)
 def _lpips(trunk: str, size: int | None, device: str) -> metrics.Lpips:
-    """Loaded once: its weights are constants, and no part of a run's state."""
+    """The network, cached: its weights are constants, not part of a run's state."""
     return metrics.load_lpips(trunk, size=size).to(device)
 
 
@@ -170,5 +168,5 @@ def _features(extractor: str, weights: str | None) -> metrics.Extractor:
     if extractor != "classifier":
         return metrics.make_extractor(extractor)
     if weights is None:
-        raise InputError("a features loss of a classifier needs weights: its file")
+        raise InputError("a features loss with a classifier needs `weights`, the classifier's file")
     return metrics.read_classifier(Path(weights))

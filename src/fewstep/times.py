@@ -1,8 +1,7 @@
-"""Which times: densities to train under, grids to step on, and pairs of neighbouring levels.
+"""Times: densities for training, grids for sampling, and pairs of levels for consistency losses.
 
-A density turns uniform numbers into times, so that the randomness stays the batch's own. A grid
-gives the N times asked, from the span's end downwards in float64; the step after the last of them
-ends at the image.
+A density maps uniform random numbers, which the batch draws, to times. A grid returns the N times
+of an N-step sample in float64, in decreasing order; the last step leads from there to the image.
 """
 
 import math
@@ -19,23 +18,23 @@ from fewstep.errors import InputError
 
 @dataclass(frozen=True)
 class Density(ABC):
-    """Where a method spends its training times."""
+    """Base class of distributions of training times."""
 
     noun: ClassVar[str] = "density"
 
     @abstractmethod
     def times(self, u: Tensor, denoiser: Denoiser) -> Tensor:
-        """The density's quantile at each of `u` in [0, 1), within the denoiser's span."""
+        """The quantile at each of `u` (b,) in [0, 1): times (b,) within the denoiser's span."""
 
 
 @dataclass(frozen=True)
 class Uniform(Density):
-    """All times alike: DDPM under a table, the plain choice under `Flow`."""
+    """The uniform density of times, as in DDPM and flow matching."""
 
     low: float = 0.0
-    """Where it begins, as a share of the span; distribution matching leaves 0.02 at each end."""
+    """Start of the interval, as a share of the span; distribution matching uses 0.02 … 0.98."""
     high: float = 1.0
-    """Where it ends, as a share of the span."""
+    """End of the interval, as a share of the span."""
 
     def __post_init__(self) -> None:
         _check_shares(self.low, self.high)
@@ -47,17 +46,17 @@ class Uniform(Density):
 
 @dataclass(frozen=True)
 class Karras(Density):
-    """(sigma/alpha)^(1/rho) is uniform: the indices of a Karras grid, all alike.
+    """The density in which (sigma/alpha)^(1/rho) is uniform, as on a Karras grid.
 
-    Karras et al. 2022, arXiv:2206.00364, eq. 5; the usual density in distilling EDM networks.
+    Karras et al. 2022, arXiv:2206.00364, eq. 5; common in the distillation of EDM networks.
     """
 
     rho: float = 7.0
-    """The denser towards the data end the larger this is."""
+    """A larger value puts more times near the data end."""
     low: float = 0.0
-    """Where it begins, as a share of the indices from data to noise."""
+    """Start of the interval, as a share of the grid's indices from data to noise."""
     high: float = 1.0
-    """Where it ends, as a share of the indices."""
+    """End of the interval, as a share of the grid's indices."""
 
     def __post_init__(self) -> None:
         _check_shares(self.low, self.high)
@@ -69,9 +68,9 @@ class Karras(Density):
 
 @dataclass(frozen=True)
 class LogNormal(Density):
-    """ln(sigma/alpha) ~ N(mean, std²), cut to the span.
+    """ln(sigma/alpha) ~ N(mean, std²), truncated to the span.
 
-    EDM's with (−1.2, 1.2), ECT's with (−1.1, 2.0); under `Flow` this *is* the logit-normal density
+    EDM uses (mean, std) = (−1.2, 1.2), ECT (−1.1, 2.0); under `Flow` it is the logit-normal density
     of time.  Karras et al. 2022, arXiv:2206.00364; Esser et al. 2024, arXiv:2403.03206.
     """
 
@@ -82,7 +81,7 @@ class LogNormal(Density):
 
     def __post_init__(self) -> None:
         if not self.std > 0:
-            raise InputError(f"a log-normal density needs std > 0, not {self.std}")
+            raise InputError(f"a log-normal density needs std > 0, but std is {self.std}")
 
     def times(self, u: Tensor, denoiser: Denoiser) -> Tensor:
         process = denoiser.process
@@ -95,7 +94,10 @@ class LogNormal(Density):
 
 
 def karras_times(share: Tensor, rho: float, denoiser: Denoiser) -> Tensor:
-    """Times at `share` (0: the data end of the span, 1: its noisy end) of a Karras grid."""
+    """Times at `share` of a Karras grid, from 0 (the data end of the span) to 1 (its noise end).
+
+    Raises: InputError if sigma/alpha is infinite at the noise end.
+    """
     process = denoiser.process
     span = torch.tensor(denoiser.span, dtype=torch.float64)
     low, high = (process.ratio(span) ** (1 / rho)).tolist()
@@ -107,29 +109,32 @@ def karras_times(share: Tensor, rho: float, denoiser: Denoiser) -> Tensor:
 def _check_shares(low: float, high: float) -> None:
     if not 0 <= low < high <= 1:
         raise InputError(
-            f"a density from {low} to {high}: shares of the span, 0 <= low < high <= 1"
+            f"a density has low = {low} and high = {high}; it needs 0 <= low < high <= 1"
         )
 
 
 @dataclass(frozen=True)
 class Grid(ABC):
-    """The times at which a generator asks its network."""
+    """Base class of grids: the times of a sample's steps."""
 
     noun: ClassVar[str] = "grid"
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """The step counts that it was made for; empty: any."""
+        """Step counts that the grid supports; empty: any."""
         return ()
 
     @abstractmethod
     def points(self, steps: int, denoiser: Denoiser) -> Tensor:
-        """`steps` falling times."""
+        """`steps` decreasing times in float64."""
 
     def __call__(self, steps: int, denoiser: Denoiser) -> Tensor:
-        """`steps` falling times in float64 on the CPU, checked against the denoiser's span."""
+        """`steps` decreasing times in float64 on the CPU.
+
+        Raises: InputError for fewer than 1 step, or times outside the denoiser's span.
+        """
         if steps < 1:
-            raise InputError(f"{steps} steps were asked for; a sample takes at least 1")
+            raise InputError(f"a sample needs at least 1 step, not {steps} steps")
         times = self.points(steps, denoiser)
         check_times(times, denoiser.span)
         return times
@@ -146,10 +151,13 @@ class UniformGrid(Grid):
 
 @dataclass(frozen=True)
 class KarrasGrid(Grid):
-    """Equal steps in ratio^(1/rho), both ends of the span asked.  Karras et al. 2022, eq. 5."""
+    """Equal steps in ratio^(1/rho), from one end of the span to the other.
+
+    Karras et al. 2022, arXiv:2206.00364, eq. 5.
+    """
 
     rho: float = 7.0
-    """Steps are the denser at the data end the larger this is."""
+    """A larger value puts more steps near the data end."""
 
     def points(self, steps: int, denoiser: Denoiser) -> Tensor:
         share = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
@@ -158,10 +166,10 @@ class KarrasGrid(Grid):
 
 @dataclass(frozen=True)
 class FixedGrid(Grid):
-    """Chosen times for chosen counts: what a few-step student was trained at."""
+    """A list of times for each supported step count, as a few-step student was trained."""
 
     times: tuple[tuple[float, ...], ...]
-    """One falling list of times for each count."""
+    """One decreasing list of times for each step count."""
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -171,23 +179,24 @@ class FixedGrid(Grid):
         for row in self.times:
             if len(row) == steps:
                 return torch.tensor(row, dtype=torch.float64)
-        raise InputError(f"{steps} steps were asked for; there are grids for {self.counts}")
+        counts = ", ".join(map(str, self.counts))
+        raise InputError(f"this grid has no times for {steps} steps; choose from {counts}")
 
 
 @dataclass(frozen=True)
 class Levels(ABC):
-    """The two noise levels that a consistency loss compares."""
+    """Base class of rules for the two noise levels that a consistency loss compares."""
 
     noun: ClassVar[str] = "levels"
 
     @property
     @abstractmethod
     def bounds(self) -> tuple[float, float]:
-        """The lowest and highest sigma/alpha, within what the network is trained for."""
+        """The lowest and highest sigma/alpha, within those of the network's span."""
 
     @abstractmethod
     def around(self, ratio: Tensor, step: int, ends: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-        """The two ratios sigma/alpha (b,) around `ratio`, and the gap of the weight 1/gap.
+        """The upper and lower ratio sigma/alpha (b,), and the gap (b,) of the weight 1/gap.
 
         `ratio` (b,) is drawn from the density, `step` counts training steps, and `ends` are the
         ratios at the ends of the span.
@@ -199,15 +208,15 @@ class EctLevels(Levels):
     """ECT's rule: r = t·(1 − q^−(stage+1)·(1 + k·sigmoid(−b·t)))."""
 
     clock: Literal["ratio", "flow"] = "ratio"
-    """What t and r count: sigma/alpha, or Flow's time sigma/(alpha + sigma)."""
+    """Unit of t and r: sigma/alpha, or Flow's time sigma/(alpha + sigma)."""
     q: float = 2.0
-    """The gap shrinks by this factor from stage to stage; a large one starts with small gaps."""
+    """Factor by which the gap shrinks at each stage; above 1."""
     k: float = 8.0
-    """The gap's widening towards small levels."""
+    """Widening of the gap towards small levels."""
     b: float = 1.0
-    """How fast that widening fades with the level."""
+    """Rate at which that widening decays with the level."""
     double_every: int = 0
-    """Steps a stage lasts; 0: one stage throughout."""
+    """Training steps per stage; 0: a single stage."""
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -215,10 +224,12 @@ class EctLevels(Levels):
 
     def __post_init__(self) -> None:
         if self.q <= 1 or self.double_every < 0:
-            raise InputError("method.levels: q must be above 1, and double_every at least 0")
+            raise InputError(
+                f"method.levels has q = {self.q} and double_every = {self.double_every}; "
+                "q must be above 1, and double_every at least 0"
+            )
 
     def around(self, ratio: Tensor, step: int, ends: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-        """The two ratios sigma/alpha, and t − r, where the density drew `ratio` in the span."""
         flow = self.clock == "flow"
         stage = step // self.double_every if self.double_every else 0
         t = 1 / (1 + 1 / ratio) if flow else ratio
@@ -229,22 +240,22 @@ class EctLevels(Levels):
 
 @dataclass(frozen=True)
 class DiscreteLevels(Levels):
-    """N levels, evenly spaced in ratio^(1/7); the pair are those around the level drawn.
+    """N levels, evenly spaced in ratio^(1/7), of which the two around a random level are compared.
 
     With s0 = `first`, s1 = `last`, K = `length`: `double` is iCT's, min(s0·2^⌊step/K'⌋, s1) + 1,
     K' = ⌊K/(log2⌊s1/s0⌋ + 1)⌋; `root` CT's, ⌈√(step/K·((s1+1)² − s0²) + s0²) − 1⌉ + 1.
     """
 
     growth: Literal["double", "root", "fixed"] = "double"
-    """How N grows; `fixed` (CD's) is N = first throughout."""
+    """Rule by which N grows; with `fixed`, as in CD, N = first throughout."""
     first: int = 10
-    """s0: where N begins; with `double` it begins one above."""
+    """s0, the initial N; with `double` it is s0 + 1."""
     last: int = 1280
-    """s1: N ends one above it."""
+    """s1; the final N is s1 + 1."""
     length: int = 400_000
-    """K, the steps over which N grows."""
+    """K, the training steps over which N grows."""
     ratios: tuple[float, float] = (0.002, 80.0)
-    """The lowest and highest sigma/alpha, within what the network is trained for."""
+    """The lowest and highest sigma/alpha, within those of the network's span."""
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -254,11 +265,13 @@ class DiscreteLevels(Levels):
         fits = 0 < self.ratios[0] < self.ratios[1] < math.inf and self.length > 0
         if not fits or self.first < 2 or (self.last < self.first and self.growth != "fixed"):
             raise InputError(
-                "method.levels: give 2 <= first <= last, length > 0, rising ratios > 0"
+                f"method.levels has first = {self.first}, last = {self.last}, length = "
+                f"{self.length} and ratios = {list(self.ratios)}; it needs 2 <= first <= last, "
+                "length > 0 and 0 < ratios[0] < ratios[1]"
             )
 
     def count(self, step: int) -> int:
-        """N at `step`."""
+        """N at training step `step`."""
         s0, s1 = self.first, self.last
         if self.growth == "fixed":
             return s0
@@ -269,10 +282,9 @@ class DiscreteLevels(Levels):
         return min(s0 * 2 ** min(step // stretch, 64), s1) + 1
 
     def around(self, ratio: Tensor, step: int, ends: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-        """The upper and lower neighbour of `ratio` on a ladder between `ends`, and the gap."""
         low, high = (end ** (1 / 7) for end in ends)
         last = self.count(step) - 1
-        place = (ratio.double() ** (1 / 7) - low) / (high - low)
-        index = (place * last).floor().clamp(0, last - 1)
+        position = (ratio.double() ** (1 / 7) - low) / (high - low)
+        index = (position * last).floor().clamp(0, last - 1)
         r, t = ((low + i / last * (high - low)) ** 7 for i in (index, index + 1))
         return t.to(ratio), r.to(ratio), (t - r).to(ratio)

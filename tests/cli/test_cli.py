@@ -168,7 +168,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
         (["sample", tmp_path / "nowhere", *png], "no run folder or weights file"),
         ([*sample, "--label", "10"], "label 10 is out of range; the classes are 0 to 9"),
         ([*sample, "--times", "1.5,0.5"], "was trained for t in [0, 1]"),
-        ([*sample, "--steps", "0"], "0 steps were asked for"),
+        ([*sample, "--steps", "0"], "not 0 steps"),
         ([*sample, "--sampler", "huen"], "unknown sampler 'huen'; did you mean heun?"),
         ([*sample, "-n", "0"], "at least 1"),
         ([*sample, "--seed", "-1"], "seed"),
