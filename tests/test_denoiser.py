@@ -16,6 +16,53 @@ def test_span_is_where_the_network_was_trained():
     assert exact(LinearBetas(), Eps(LinearBetas())).span == pytest.approx((0, 1))
 
 
+def test_a_span_of_its_own_keeps_its_ratios_under_another_process():
+    model = exact(Flow(), Velocity()).replace(span=(0.1, 0.9))
+    ends = torch.tensor([0.1, 0.9], dtype=torch.float64)
+    other = model.under(VE())
+    torch.testing.assert_close(
+        VE().ratio(torch.tensor(other.span, dtype=torch.float64)), Flow().ratio(ends)
+    )
+    assert other.under(Flow()).span == pytest.approx((0.1, 0.9), abs=1e-12)
+    assert model.replace(autocast=torch.bfloat16).span == (0.1, 0.9)
+    assert model.natural_span == (0, 1)
+
+
+@pytest.mark.parametrize("span", [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.0, float("nan"))])
+def test_refuses_a_span_that_is_none(span):
+    with pytest.raises(InputError, match="0 <= low < high <= 1"):
+        exact(Flow(), Velocity()).replace(span=span)
+
+
+def test_a_target_is_the_output_of_the_exact_network():
+    model = exact(VP(), Velocity())
+    x0, eps, t = torch.randn(3, 2), torch.randn(3, 2), torch.tensor([0.2, 0.5, 0.8])
+    prediction = model(VP().add_noise(x0, eps, t), t)
+    torch.testing.assert_close(prediction.target(x0, eps), eps - x0)
+    torch.testing.assert_close(prediction.target(prediction.x0, prediction.eps), prediction.output)
+
+
+def test_one_time_for_all_rows_is_as_that_time_for_each():
+    """Numbers, computed in float64, and vectors of float32."""
+    for process in (Flow(), VP(), VE(), LinearBetas()):
+        for parametrization in (Velocity(), EDM(), Eps(VP())):
+            model, x = exact(process, parametrization), torch.randn(5, 2)
+            for t in (0.3, 0.7):
+                one, rows = model(x, t), model(x, torch.full((5,), t))
+                for name in ("output", "x0", "eps", "v", "score", "velocity"):
+                    actual, expected = getattr(one, name), getattr(rows, name)
+                    assert actual.dtype == torch.float32 and actual.shape == x.shape
+                    scale = float(expected.abs().max())
+                    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=2e-3 * scale)
+
+
+def test_half_precision_states_are_predicted_in_float32():
+    x = torch.ones(3, 2, dtype=torch.bfloat16)
+    for t in (0.5, torch.full((3,), 0.5)):
+        prediction = exact(Flow(), Velocity())(x, t)
+        assert prediction.x0.dtype == prediction.eps.dtype == torch.float32
+
+
 def test_check_times_allows_a_tolerance_of_1e_5():
     check_times(torch.tensor([1.000009, 0.3]), (0.3, 1.0))
     for times in ([1.00002], [0.29998]):

@@ -277,12 +277,90 @@ def test_refuses_times_outside_the_span():
 
 def test_refuses_times_that_do_not_fall_and_no_times():
     model, noise = exact(Flow(), Velocity()), torch.randn(1, 2)
-    with pytest.raises(InputError, match="must fall"):
+    with pytest.raises(InputError, match="must decrease"):
         sample(model, noise, [0.5, 0.5])
     with pytest.raises(InputError, match="at least 1"):
         sample(model, noise, [])
     with pytest.raises(TypeError):
         sample(model, noise, [0.5], time_steps=3)
+
+
+class Midpoint(Step):
+    """A step as a user of the package would write it, with a time that is not in the grid."""
+
+    def __call__(self, context, x_t, t, s):
+        if s is None:
+            return context.predict_to(x_t, t, None).x0, None
+        middle = (t + s) / 2
+        slope = context.predict(x_t, t).velocity
+        prediction = context.predict(x_t + (middle - t) * slope, middle)
+        alpha, sigma = context.at(middle, like=x_t)
+        assert alpha.shape == sigma.shape == (len(x_t), 1)
+        assert alpha.dtype == prediction.x0.dtype == x_t.dtype
+        rest = (prediction.x_t - alpha * prediction.x0) / sigma
+        torch.testing.assert_close(rest, prediction.eps, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(prediction.sigma.square(), sigma[0, 0].square())
+        return x_t + (s - t) * prediction.velocity, t
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_users_step_may_leave_the_grid(dtype):
+    model, noise = exact(VP(), Velocity()), noise_from_seeds(range(4), (2,)).to(dtype)
+    times = UniformGrid()(64, model)
+    *_, last, image = path(model, noise, times, step=Midpoint())
+    assert image.dtype == dtype
+    expected = as_flow_map(
+        noise, *(torch.tensor(end) for end in (0.0, 1.0)), *VP().at(float(times[-1]), like=noise)
+    )
+    torch.testing.assert_close(last, expected, atol=5e-3, rtol=0)
+
+
+class Counted(VP):
+    """A process that counts how often it is called."""
+
+    def alpha(self, t):
+        self.calls.append("alpha")
+        return super().alpha(t)
+
+    def rates(self, t):
+        self.calls.append("rates")
+        return super().rates(t)
+
+
+@pytest.mark.parametrize("step", [Transfer(), Heun(), Multistep(), Ancestral(), Corrector()])
+def test_coefficients_are_computed_once_a_sample(step):
+    process = Counted()
+    object.__setattr__(process, "calls", calls := [])
+    model, noise, counts = exact(process, Velocity()), torch.randn(2, 2), []
+    for steps in (3, 30):
+        calls.clear()
+        sample(model, noise, UniformGrid()(steps, model), step=step)
+        counts.append(len(calls))
+    assert counts[0] == counts[1] > 0
+    assert calls.count("rates") == isinstance(step, Heun)
+
+
+@pytest.mark.parametrize("name", [n for n in plugins.names("sampler") if n != "ring"])
+@clocks
+def test_a_step_by_itself_is_that_of_a_sample(name, process):
+    from fewstep.sampling import StepContext
+
+    step, model = plugins.resolve("sampler", name)(), exact(process, Velocity())
+    noise, times = noise_from_seeds(range(3), (2,)), UniformGrid()(4, model).tolist()
+    states = list(path(model, noise, times, step=step))
+    context = StepContext(model, None, RowNoise(range(3)))
+    for i, (t, s) in enumerate(zip(times, [*times[1:], None], strict=True)):
+        state, context.memory = step(context, states[i], t, s)
+        torch.testing.assert_close(state, states[i + 1], rtol=1e-6, atol=1e-6)
+
+
+def test_a_state_of_another_type_has_coefficients_of_its_own():
+    from fewstep.sampling import StepContext
+
+    model, single = exact(VP(), Velocity()), torch.randn(2, 2)
+    context = StepContext(model, None, RowNoise([0]), table=model.tabulate([0.3], like=single))
+    alpha, _ = context.at(0.3, like=single.double())
+    assert float(alpha[0]) == float(VP().alpha(torch.tensor(0.3, dtype=torch.float64)))
 
 
 def test_a_step_is_a_table_of_its_settings():

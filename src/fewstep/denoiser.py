@@ -1,11 +1,13 @@
-"""A backbone that knows where the noise is: teacher, student, fake score and EMA target alike.
+"""A backbone with a process and a parametrization: teachers, students, fake scores, EMA targets.
 
-`Denoiser.forward` is the one door to a network: coefficients, casts and autocast happen there, and
-nowhere else. It returns a `Prediction`, one network output seen as x0, eps, v, score or velocity.
+`Denoiser.forward` scales the input, converts times to levels, applies autocast, and returns a
+`Prediction`: the network's output, which can be read as x0, eps, v, score or velocity.
 """
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,38 +15,45 @@ from torch import Tensor, nn
 from fewstep.backbones import Backbone, with_two_times
 from fewstep.condition import Condition
 from fewstep.errors import InputError
-from fewstep.parametrization import Parametrization
+from fewstep.parametrization import Coefficients, Pair, Parametrization, tabulate
 from fewstep.process import Process, as_times
+
+Time = Tensor | float | Coefficients
+"""One time for all rows, a vector (b,) of times, or the coefficients of either."""
 
 SPAN_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network said of `x_t` at `t`; the rest is derived when asked for.
+    """A network's raw `output` (b, ...) at `x_t` (b, ...), and its meaning.
 
-    `alpha`, `sigma` are shaped against `x_t`; `output` is raw, in float32 or better.
+    Both tensors are in float32 or float64.
     """
 
     x_t: Tensor
-    t: Tensor
     output: Tensor
-    process: Process
-    parametrization: Parametrization
-    alpha: Tensor
-    sigma: Tensor
+    coefficients: Coefficients
+
+    @property
+    def alpha(self) -> Tensor:
+        """Signal scale, one number or of shape (b, 1, ...)."""
+        return self.coefficients.alpha
+
+    @property
+    def sigma(self) -> Tensor:
+        """Noise scale, one number or of shape (b, 1, ...)."""
+        return self.coefficients.sigma
 
     @property
     def x0(self) -> Tensor:
-        """The image expected behind x_t: c_skip·x_t + c_out·output."""
-        skip, out = self.parametrization.skip_out(self.alpha, self.sigma)
-        return skip * self.x_t + out * self.output
+        """The predicted image: c_skip·x_t + c_out·output."""
+        return self._combine(self.coefficients.x0)
 
     @property
     def eps(self) -> Tensor:
-        """The noise expected in x_t: (alpha·output − a·x_t)/D."""
-        a, b = self.parametrization.row(self.alpha, self.sigma)
-        return (self.alpha * self.output - a * self.x_t) / (self.alpha * b - self.sigma * a)
+        """The predicted noise: (alpha·output − a·x_t)/D."""
+        return self._combine(self.coefficients.eps)
 
     @property
     def v(self) -> Tensor:
@@ -60,15 +69,25 @@ class Prediction:
     @property
     def velocity(self) -> Tensor:
         """dx_t/dt along the probability-flow ODE: alpha'·x0 + sigma'·eps."""
-        alpha_rate, sigma_rate = self.process.rates_at(self.t, like=self.x_t)
-        return alpha_rate * self.x0 + sigma_rate * self.eps
+        return self._combine(self.coefficients.velocity)
+
+    def target(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """The output of an exact network where x_t is made of `x0` and `eps`: a·x0 + b·eps."""
+        a, b = self.coefficients.row
+        return a * x0 + b * eps
+
+    def _combine(self, pair: Pair) -> Tensor:
+        p, q = pair
+        return p * self.x_t + q * self.output
 
 
 class Denoiser(nn.Module):
-    """`backbone` under `process`, read through `parametrization`.
+    """A `backbone` under a `process`, whose output `parametrization` interprets.
 
-    `autocast` is the type that the backbone computes in (bf16 say); None leaves it alone.
-    `is_flow_map` says that it was trained as a flow map: samplers tell it where each step goes.
+    `autocast` is the type that the backbone computes in, such as `torch.bfloat16`; None: its own.
+    `is_flow_map` means that the backbone takes a destination time too, which samplers then pass.
+    `span` is the lowest and highest time at which the network was trained; None: those of the
+    parametrization's ratios.  Raises: InputError unless 0 <= low < high <= 1.
     """
 
     def __init__(
@@ -79,6 +98,7 @@ class Denoiser(nn.Module):
         *,
         autocast: torch.dtype | None = None,
         is_flow_map: bool = False,
+        span: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         self.backbone: Backbone = backbone
@@ -86,83 +106,109 @@ class Denoiser(nn.Module):
         self.process = process
         self.parametrization = parametrization
         self.autocast = autocast
-        self.span = _span(process, parametrization)
+        self.span = self.natural_span if span is None else span
+        if not 0 <= self.span[0] < self.span[1] <= 1:
+            raise InputError(f"span is {list(self.span)}; it must be 0 <= low < high <= 1")
+
+    @property
+    def natural_span(self) -> tuple[float, float]:
+        """The times of the parametrization's lowest and highest sigma/alpha."""
+        ratios = torch.tensor(self.parametrization.ratios, dtype=torch.float64)
+        low, high = self.process.time(ratios).tolist()
+        return low, high
 
     def forward(
         self,
         x_t: Tensor,
-        t: Tensor | float,
+        t: Time,
         *,
-        s: Tensor | float | None = None,
+        s: Time | None = None,
         cond: Condition | None = None,
     ) -> Prediction:
-        """Ask the network about `x_t` (b, ...) at `t`; `s` is a flow map's destination, s < t."""
-        scale, level = self.network_inputs(t, x_t)
-        level_s = None if s is None else self.network_inputs(s, x_t)[1]
+        """Predict from `x_t` (b, ...) at `t`; `s` is a flow map's destination, s < t."""
+        at = self.coefficients(t, x_t)
+        level_s = None if s is None else self._level(self.coefficients(s, x_t), x_t)
+        x_t = _single_or_double(x_t)
         with self.autocast_context(x_t):
-            output = self.backbone(scale * x_t, level, level_s=level_s, cond=cond)
-        return self.interpret(x_t, t, output)
+            output = self.backbone(at.scale * x_t, self._level(at, x_t), level_s=level_s, cond=cond)
+        return self.interpret(x_t, at, output)
 
-    def interpret(self, x_t: Tensor, t: Tensor | float, output: Tensor) -> Prediction:
-        """A raw `output` about `x_t` at `t`, with its meaning."""
-        time = as_times(t, x_t)
-        alpha, sigma = self.process.at(time, like=x_t)
-        output = output.to(alpha.dtype)
-        return Prediction(x_t, time, output, self.process, self.parametrization, alpha, sigma)
+    def interpret(self, x_t: Tensor, t: Time, output: Tensor) -> Prediction:
+        """The prediction whose raw output at `x_t` and `t` is `output`."""
+        x_t = _single_or_double(x_t)
+        return Prediction(x_t, output.to(x_t.dtype), self.coefficients(t, x_t))
 
-    def network_inputs(self, t: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What x_t is multiplied with for the network, shaped against `like`, and its level."""
-        alpha, sigma = self.process.at(t, like=like)
-        level = self.parametrization.level(alpha, sigma).flatten()
+    def coefficients(self, t: Time, like: Tensor) -> Coefficients:
+        """The coefficients at `t`, to multiply the batch `like` (b, ...)."""
+        if isinstance(t, Coefficients):
+            return t
+        if not isinstance(t, Tensor):
+            return self.tabulate([t], like)[t]
+        time = as_times(t, like)
+        alpha, sigma = self.process.at(time, like=like)
+        return Coefficients(self.process, self.parametrization, time, alpha, sigma)
+
+    def tabulate(self, times: Iterable[float], like: Tensor) -> dict[float, Coefficients]:
+        """The coefficients at each of `times`, in float32 or, if `like` has that type, float64."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return tabulate(self.process, self.parametrization, times, dtype)
+
+    def network_inputs(self, t: Time, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The factor of x_t at the network's input, to multiply `like` (b, ...); levels (b,)."""
+        at = self.coefficients(t, like)
+        return at.scale, self._level(at, like)
+
+    def _level(self, at: Coefficients, like: Tensor) -> Tensor:
+        level = at.level
         if self.parametrization.logarithmic:
             level = level * self.backbone.level_scale
-        return self.parametrization.scale(alpha, sigma), level
+        if level.ndim:
+            return level.flatten()
+        # without waiting for the device's queue, which a copy from the CPU does by default
+        return level.to(like.device, non_blocking=like.is_cuda).expand(len(like))
 
-    def features(
-        self, x_t: Tensor, t: Tensor | float, *, cond: Condition | None = None
-    ) -> list[Tensor]:
-        """The backbone's inner activations at `x_t`, in float32, for adversarial heads."""
+    def features(self, x_t: Tensor, t: Time, *, cond: Condition | None = None) -> list[Tensor]:
+        """The backbone's activations at `x_t`, for adversarial heads, in float32 or float64."""
         scale, level = self.network_inputs(t, x_t)
+        x_t = _single_or_double(x_t)
         with self.autocast_context(x_t):
             layers = self.backbone.features(scale * x_t, level, cond=cond)
-        return [layer.to(scale.dtype) for layer in layers]
+        return [layer.to(x_t.dtype) for layer in layers]
 
     def under(self, process: Process) -> "Denoiser":
-        """The same weights under another clock; the modules are shared, not copied."""
-        return Denoiser(
-            self.backbone,
-            process,
-            self.parametrization,
-            autocast=self.autocast,
-            is_flow_map=self.is_flow_map,
-        )
+        """The same network under another process; a span of its own keeps its sigma/alpha."""
+        span = None
+        if self.span != self.natural_span:
+            ratios = self.process.ratio(torch.tensor(self.span, dtype=torch.float64))
+            span = tuple(process.time(ratios).tolist())
+        return self.replace(process=process, span=span)
 
     def as_flow_map(self) -> "Denoiser":
-        """A network with two times in place of this one: it is to be told where to go."""
-        backbone = with_two_times(self.backbone)
-        return Denoiser(
-            backbone, self.process, self.parametrization, autocast=self.autocast, is_flow_map=True
-        )
+        """The same network with an input for the destination, which has no effect at first."""
+        return self.replace(backbone=with_two_times(self.backbone), is_flow_map=True)
+
+    def replace(self, **changes: Any) -> "Denoiser":
+        """A denoiser with the same modules and arguments, but for `changes` of the arguments."""
+        names = ("backbone", "process", "parametrization", "autocast", "is_flow_map", "span")
+        return Denoiser(**{**{name: getattr(self, name) for name in names}, **changes})
 
     def autocast_context(self, x: Tensor) -> AbstractContextManager[object]:
-        """The type that the network computes in, for what is called inside."""
+        """A context in which the network computes in `autocast`, on the device of `x`."""
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(x.device.type, self.autocast)
 
 
-def _span(process: Process, parametrization: Parametrization) -> tuple[float, float]:
-    ratios = torch.tensor(parametrization.ratios, dtype=torch.float64)
-    low, high = process.time(ratios).tolist()
-    return low, high
+def _single_or_double(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def check_times(times: Tensor, span: tuple[float, float]) -> None:
-    """Refuse times at which the network was never trained, beyond a tolerance of 1e-5."""
+    """Check that times lie within `span`, with a tolerance of 1e-5.  Raises: InputError."""
     low, high = span
     lowest, highest = float(times.min()), float(times.max())
     if lowest < low - SPAN_TOLERANCE or highest > high + SPAN_TOLERANCE:
         raise InputError(
             f"times run from {highest:.6g} down to {lowest:.6g}, but this network was trained for "
-            f"t in [{low:.6g}, {high:.6g}]; start the grid at the span's end"
+            f"t in [{low:.6g}, {high:.6g}]; use a grid within this span"
         )

@@ -1,4 +1,4 @@
-"""`Generator`: a denoiser with its sampler. Runs produce it and `load` returns it."""
+"""A denoiser and how it is sampled: what a run produces, what `load` returns, what is shipped."""
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -22,20 +22,18 @@ from fewstep.times import Grid, UniformGrid
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """Shape and classes of what a generator generates."""
+    """What is generated: the shape of one sample, and its classes (none: unconditional)."""
 
     shape: tuple[int, ...]
-    """Shape of one sample: (channels, height, width), or (d,) for points."""
     classes: int = 0
-    """Number of classes; 0 for an unconditional generator."""
     class_names: tuple[str, ...] = ()
 
 
 class Generator(nn.Module):
-    """Generates images from noise: `denoiser`, sampled by `step` at the times of `grid`.
+    """Images from noise: `denoiser`, stepped by `step` on `grid`.
 
-    Few-step students are trained for certain numbers of steps, `grid.counts`. With another number
-    the nearest of these is used, with a warning.
+    `grid.counts` are the step counts it was made for; for another count the nearest is taken, with
+    a warning that says so.
     """
 
     def __init__(
@@ -60,17 +58,16 @@ class Generator(nn.Module):
         cond: Condition | None = None,
         seed: int | Sequence[int] = 0,
     ) -> Tensor:
-        """Images (b, *shape), about [-1, 1], from standard normal `noise` (b, *shape).
+        """Images (b, *shape) near [-1, 1] from standard normal `noise`, in `steps` steps.
 
-        `seed` is for samplers that draw noise: one seed for each row, or that of the first row.
-        Raises InputError for fewer than 1 step, noise of another shape, or a label out of range.
+        Raises: InputError for no steps, a foreign noise shape, or a label out of range.
         """
         self._check(noise, cond)
         times = self.grid(self.nearest(steps), self.denoiser)
         return sample(self.denoiser, noise, times, step=self.step, cond=cond, seed=seed)
 
     def path(self, noise: Tensor, *, steps: int, cond: Condition | None = None) -> Iterator[Tensor]:
-        """Yield the states (b, *shape) at each time of the grid, then the images: `steps` + 1."""
+        """The states (b, *shape) at each time of the grid, then the image: `steps` + 1 tensors."""
         self._check(noise, cond)
         times = self.grid(self.nearest(steps), self.denoiser)
         return path(self.denoiser, noise, times, step=self.step, cond=cond)
@@ -78,7 +75,7 @@ class Generator(nn.Module):
     def _check(self, noise: Tensor, cond: Condition | None) -> None:
         if tuple(noise.shape[1:]) != self.spec.shape:
             raise InputError(
-                f"noise has shape {tuple(noise.shape)}; this generator takes "
+                f"noise has shape {tuple(noise.shape)}; this generator makes "
                 f"(n, {', '.join(map(str, self.spec.shape))})"
             )
         if cond is not None:
@@ -86,26 +83,26 @@ class Generator(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
+        """Where its weights are."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     def nearest(self, steps: int, *, quietly: bool = False) -> int:
-        """The number in `grid.counts` nearest to `steps`; `quietly` suppresses the warning."""
+        """The step count it takes when asked for `steps`; warns, or not, where they differ."""
         counts = self.grid.counts
         if not counts or steps in counts or steps < 1:
             return steps
-        nearest = min(counts, key=lambda count: abs(count - steps))
+        taken = min(counts, key=lambda count: abs(count - steps))
+        made_for = ", ".join(map(str, counts))
         if not quietly:
-            trained = ", ".join(map(str, counts))
-            message = f"this generator is for {trained} steps, not {steps}: using {nearest}"
-            warnings.warn(message, stacklevel=3)
-        return nearest
+            told = f"made for {made_for} steps, asked for {steps}: taking {taken}"
+            warnings.warn(told, stacklevel=3)
+        return taken
 
     def check_labels(self, label: Tensor) -> None:
-        """Raise InputError for labels outside the classes; -1, no class, is always allowed."""
+        """Refuse classes that it does not know; -1, no class, is always allowed."""
         classes = self.spec.classes
         if not classes:
-            raise InputError("this generator is unconditional: leave out the label")
+            raise InputError("this generator is unconditional; ask for no label")
         low, high = int(label.min()), int(label.max())
         if low < -1 or high >= classes:
             raise InputError(
@@ -129,14 +126,8 @@ class Generator(nn.Module):
             raise InputError(
                 "guidance needs a class-conditional generator; this one has no classes"
             )
-        inner = self.denoiser
-        guided = Denoiser(
-            Guided(unguided(inner.backbone), weight),
-            inner.process,
-            inner.parametrization,
-            autocast=inner.autocast,
-            is_flow_map=inner.is_flow_map,
-        )
+        backbone = Guided(unguided(self.denoiser.backbone), weight)
+        guided = self.denoiser.replace(backbone=backbone)
         return Generator(guided, self.spec, grid=self.grid, step=self.step)
 
     def describe(self) -> dict[str, Any]:
@@ -157,6 +148,8 @@ class Generator(nn.Module):
         }
         if self.denoiser.is_flow_map:
             description["is_flow_map"] = True
+        if self.denoiser.span != self.denoiser.natural_span:
+            description["span"] = list(self.denoiser.span)
         packages = dict(plugins.package_version(name) for name in tables.addresses(description))
         return {**description, "packages": packages} if packages else description
 
@@ -171,6 +164,7 @@ class _Description:
     step: Step
     grid: Grid
     is_flow_map: bool = False
+    span: tuple[float, float] | None = None
     packages: dict[str, str] | None = None
 
 
@@ -184,6 +178,12 @@ def from_description(
     """
     read = tables.from_table(_Description, description, "generator", allow_code=allow_code)
     backbone = read.backbone.build(shape=read.spec.shape, classes=read.spec.classes)
-    denoiser = Denoiser(backbone, read.process, read.parametrization, is_flow_map=read.is_flow_map)
+    denoiser = Denoiser(
+        backbone,
+        read.process,
+        read.parametrization,
+        is_flow_map=read.is_flow_map,
+        span=read.span,
+    )
     generator = Generator(denoiser, read.spec, grid=read.grid, step=read.step)
     return generator if read.guidance == 1.0 else generator.with_guidance(read.guidance)

@@ -168,5 +168,5 @@ def _features(extractor: str, weights: str | None) -> metrics.Extractor:
     if extractor != "classifier":
         return metrics.make_extractor(extractor)
     if weights is None:
-        raise InputError("a features loss with a classifier needs `weights`, the classifier's file")
+        raise InputError("a features loss with a classifier needs weights: the classifier's file")
     return metrics.read_classifier(Path(weights))

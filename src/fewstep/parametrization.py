@@ -1,47 +1,50 @@
 """What a network sees, and what its output means.
 
-A network is given `scale·x_t` and `level`, and its output stands for `a·x0 + b·eps`, the `row`.
-`scale·x_t`, `level` and `row` depend on (alpha, sigma) through their ratio alone, so a network
+The network's inputs are `scale·x_t` and `level`; its output estimates `a·x0 + b·eps`, with (a, b)
+the `row`. All three depend on (alpha, sigma) through their ratio alone, so a network that was
 trained under one process runs under any other. Conversions follow from the row (docs/maths.md):
 
     D = alpha·b − sigma·a,   x0 = (b·x_t − sigma·output)/D,   eps = (alpha·output − a·x_t)/D
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fewstep.process import Flow, Process
+from fewstep.process import Flow, Process, broadcast_to
+
+Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Parametrization(ABC):
-    """How a raw network is asked; arguments and results have the shape of `alpha` and `sigma`."""
+    """Base class of parametrizations; all functions are elementwise in `alpha` and `sigma`."""
 
     noun: ClassVar[str] = "parametrization"
-    logarithmic: ClassVar[bool] = (
-        False  # levels are logarithms: the backbone's `level_scale` brings them to range
-    )
+    logarithmic: ClassVar[bool] = False
+    """Whether levels are logarithms, which a backbone multiplies with its `level_scale`."""
 
     @property
     @abstractmethod
     def ratios(self) -> tuple[float, float]:
-        """The lowest and highest sigma/alpha that the network was trained at."""
+        """The lowest and highest sigma/alpha at which the network was trained."""
 
     @abstractmethod
     def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What x_t is multiplied with at the network's door (c_in)."""
+        """Factor of x_t at the network's input (c_in)."""
 
     @abstractmethod
     def level(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The noise level in the units of the network's training (c_noise)."""
+        """Noise level in the units that the network was trained with (c_noise)."""
 
     @abstractmethod
     def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """(a, b): the output stands for a·x0 + b·eps."""
+        """(a, b): the output estimates a·x0 + b·eps."""
 
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(c_skip, c_out): x0 = c_skip·x_t + c_out·output."""
@@ -52,7 +55,7 @@ class Parametrization(ABC):
 
 @dataclass(frozen=True)
 class Native(Parametrization):
-    """Parametrizations of networks that were trained on one process's own x_t and times."""
+    """Base class for networks that were trained on the x_t and times of the process `native`."""
 
     native: Process
 
@@ -64,7 +67,7 @@ class Native(Parametrization):
 
     def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         t = self._time(alpha, sigma)
-        # alpha_native/alpha, and where little signal is left the same thing by sigma
+        # alpha_native/alpha, which equals sigma_native/sigma: divide by the larger of the two
         by_sigma = self.native.sigma(t) / sigma.clamp(min=torch.finfo(sigma.dtype).tiny)
         by_alpha = self.native.alpha(t) / alpha.clamp(min=torch.finfo(alpha.dtype).tiny)
         return torch.where(alpha > sigma, by_alpha, by_sigma)
@@ -74,13 +77,13 @@ class Native(Parametrization):
 
     def _time(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         if isinstance(self.native, Flow):
-            return sigma / (alpha + sigma)  # regular, with its derivatives, where alpha is 0
+            return sigma / (alpha + sigma)  # finite, as are its derivatives, where alpha is 0
         return self.native.time(sigma / alpha)
 
 
 @dataclass(frozen=True)
 class Eps(Native):
-    """The network says the noise: row (0, 1).  Ho et al. 2020, arXiv:2006.11239."""
+    """The network predicts the noise: row (0, 1).  Ho et al. 2020, arXiv:2006.11239."""
 
     def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(alpha), torch.ones_like(sigma)
@@ -88,7 +91,7 @@ class Eps(Native):
 
 @dataclass(frozen=True)
 class V(Native):
-    """The network says v = (alpha·eps − sigma·x0)/√(alpha² + sigma²).
+    """The network predicts v = (alpha·eps − sigma·x0)/√(alpha² + sigma²).
 
     Salimans and Ho 2022, arXiv:2202.00512.
     """
@@ -100,7 +103,7 @@ class V(Native):
 
 @dataclass(frozen=True)
 class Clean(Native):
-    """The network says the image: its output is x0."""
+    """The network predicts the image: its output is x0."""
 
     def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(alpha), torch.zeros_like(sigma)
@@ -112,7 +115,7 @@ class Clean(Native):
 
 @dataclass(frozen=True)
 class Velocity(Native):
-    """The network says eps − x0, the velocity under `Flow`.  Lipman et al. 2022, 2210.02747."""
+    """The network predicts eps − x0, the velocity under `Flow`.  Lipman et al. 2022, 2210.02747."""
 
     native: Flow = Flow()
 
@@ -125,7 +128,7 @@ class Velocity(Native):
 
 @dataclass(frozen=True)
 class EDM(Parametrization):
-    """Unit variance in, unit variance out, whatever the level.
+    """Input and output of the network have unit variance at every level.
 
     scale = 1/√(sigma² + alpha²σ_d²), level = ¼ ln(sigma/alpha) within the trained ratios.
     Karras et al. 2022, arXiv:2206.00364, with x_t scaled freely.
@@ -153,3 +156,146 @@ class EDM(Parametrization):
 
     def _deviation(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return torch.sqrt(sigma.square() + (alpha * self.sigma_data).square())
+
+
+class Coefficients:
+    """alpha, sigma and all that follows from them at given times, each computed at its first use.
+
+    `x0`, `eps` and `velocity` are pairs (p, q) that make them from a network's input and output:
+    p·x_t + q·output. With one time per row, values have shape (b, 1, ...), to multiply a batch;
+    those of `tabulate` are numbers: tensors without dimensions, on the CPU.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        parametrization: Parametrization,
+        t: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+    ) -> None:
+        self.process = process
+        self.parametrization = parametrization
+        self.t = t
+        self.alpha = alpha
+        self.sigma = sigma
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Factor of x_t at the network's input."""
+        return self.parametrization.scale(self.alpha, self.sigma)
+
+    @cached_property
+    def level(self) -> Tensor:
+        """Noise level, before a backbone's `level_scale`."""
+        return self.parametrization.level(self.alpha, self.sigma)
+
+    @cached_property
+    def log_ratio(self) -> Tensor:
+        """ln(sigma/alpha)."""
+        return torch.log(self.sigma / self.alpha)
+
+    @cached_property
+    def row(self) -> Pair:
+        """(a, b): the output estimates a·x0 + b·eps."""
+        return self.parametrization.row(self.alpha, self.sigma)
+
+    @cached_property
+    def x0(self) -> Pair:
+        """(c_skip, c_out)."""
+        return self.parametrization.skip_out(self.alpha, self.sigma)
+
+    @cached_property
+    def eps(self) -> Pair:
+        """(−a, alpha)/D."""
+        a, b = self.row
+        d = self.alpha * b - self.sigma * a
+        return -a / d, self.alpha / d
+
+    @cached_property
+    def velocity(self) -> Pair:
+        """alpha'·x0 + sigma'·eps, with the pairs of x0 and eps."""
+        alpha_rate, sigma_rate = (
+            broadcast_to(rate, self.alpha) for rate in self.process.rates(self.t)
+        )
+        (skip, out), (p, q) = self.x0, self.eps
+        return alpha_rate * skip + sigma_rate * p, alpha_rate * out + sigma_rate * q
+
+
+class _Table(Coefficients):
+    """The coefficients at several times, in float64; `column` casts them."""
+
+    def __init__(
+        self, process: Process, parametrization: Parametrization, t: Tensor, dtype: torch.dtype
+    ) -> None:
+        super().__init__(process, parametrization, t, process.alpha(t), process.sigma(t))
+        self.dtype = dtype
+        self._columns: dict[str, tuple[tuple[Tensor, ...], ...]] = {}
+
+    def column(self, name: str) -> tuple[tuple[Tensor, ...], ...]:
+        """The numbers `name` of all times, or those of both parts of a pair; cast at first use."""
+        if name not in self._columns:
+            values = getattr(self, name)
+            values = values if isinstance(values, tuple) else (values,)
+            self._columns[name] = tuple(value.to(self.dtype).unbind() for value in values)
+        return self._columns[name]
+
+
+class _Entry(Coefficients):
+    """The coefficients at one time of a table, as numbers."""
+
+    def __init__(self, table: _Table, index: int) -> None:
+        self._table, self._index = table, index
+        t, alpha, sigma = (self._pick(name) for name in ("t", "alpha", "sigma"))
+        super().__init__(table.process, table.parametrization, t, alpha, sigma)
+
+    def _pick(self, name: str) -> Tensor:
+        (values,) = self._table.column(name)
+        return values[self._index]
+
+    def _pick_pair(self, name: str) -> Pair:
+        first, second = self._table.column(name)
+        return first[self._index], second[self._index]
+
+    @cached_property
+    def scale(self) -> Tensor:
+        return self._pick("scale")
+
+    @cached_property
+    def level(self) -> Tensor:
+        return self._pick("level")
+
+    @cached_property
+    def log_ratio(self) -> Tensor:
+        # in float64, as those of neighbouring times are close
+        return self._table.log_ratio[self._index]
+
+    @cached_property
+    def row(self) -> Pair:
+        return self._pick_pair("row")
+
+    @cached_property
+    def x0(self) -> Pair:
+        return self._pick_pair("x0")
+
+    @cached_property
+    def eps(self) -> Pair:
+        return self._pick_pair("eps")
+
+    @cached_property
+    def velocity(self) -> Pair:
+        return self._pick_pair("velocity")
+
+
+def tabulate(
+    process: Process, parametrization: Parametrization, times: Iterable[float], dtype: torch.dtype
+) -> dict[float, Coefficients]:
+    """The coefficients at each of `times`, computed in one batch in float64, then cast to `dtype`.
+
+    A sampler's times are known at its start; computing each by itself takes longer than the rest
+    of its step.
+    """
+    points = list(times)
+    t = torch.tensor(points, dtype=torch.float64)
+    table = _Table(process, parametrization, t, dtype)
+    return {point: _Entry(table, index) for index, point in enumerate(points)}

@@ -1,7 +1,7 @@
-"""Recipes: TOML files that describe a run, parsed into frozen dataclasses.
+"""Recipes: TOML read into frozen dataclasses, strictly, and written back resolved.
 
-Unknown keys are errors that suggest the nearest known one. `[method]` is parsed into the `Config`
-of the method that it names, so a new method brings its own keys.
+A key that is not known is an error that names the nearest one. `[method]` is read into the named
+method's own `Config`, so a new method brings its settings without touching this file.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -24,16 +24,16 @@ from fewstep.trainer import FitConfig
 
 @dataclass(frozen=True)
 class PublishedScore:
-    """A score from a paper or project page. Reports show it beside ours and never rank it."""
+    """A figure of somebody's paper or project page, to stand beside ours, never ranked with it."""
 
     name: str
-    """Method, network and length of training."""
+    """Whose: method, network, length of training."""
     steps: int
-    """Steps, or network evaluations, per image, as published."""
+    """Steps, or evaluations of the network, for an image: as published."""
     score: float
-    """The published score."""
+    """The figure."""
     protocol: str
-    """How it was measured, such as "FID, 50,000 samples"."""
+    """What it is and how it was taken: "FID, 50,000 samples, ..."."""
     cost: str = ""
     """Hardware and time, as published."""
     source: str = ""
@@ -42,48 +42,48 @@ class PublishedScore:
 
 @dataclass(frozen=True)
 class About:
-    """Information about the recipe; it has no effect on training."""
+    """What to expect of the recipe; never read by the training itself."""
 
     title: str = ""
-    """Title, in one line."""
+    """One line."""
     paper: str = ""
-    """Source of the method or its settings."""
+    """Where the method or its settings come from."""
     hardware: str = ""
-    """Hardware on which `hours` was measured."""
+    """What `hours` were measured on."""
     hours: float | None = None
-    """Training time on that hardware, in hours."""
+    """How long it takes there."""
     expect: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Expected score and its spread, with steps, samples and extractor."""
+    """The score band to expect, with steps, samples and extractor."""
     published: tuple[PublishedScore, ...] = ()
-    """Published scores for the same task."""
+    """Published figures of the same task, each with its own protocol."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The images to train on and to evaluate against."""
+    """The images to learn from and to be measured against."""
 
     name: str
     """digits, mnist, fashion-mnist, cifar10, celeba, folder, or an address such as my_sets:read."""
     split: str = "train"
-    """train or test; celeba also has valid."""
+    """train or test; of celeba, valid too."""
     size: int | None = None
-    """Side length in pixels to resize to; by default the set's own."""
+    """Side to resize to."""
     path: str | None = None
-    """Folder of the images, for `folder` and celeba."""
+    """Of a folder of images, or of CelebA."""
     flip: bool = False
-    """Mirror each image left to right with probability ½."""
+    """Mirror half of the images, left to right."""
     labels: bool = True
-    """Train a class-conditional model; false trains an unconditional one."""
+    """Whether the model is told the classes; false: unconditional."""
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The generator to distil."""
+    """Whom to distil."""
 
     load: str
-    """Run folder, weights file, or address such as diffusers:FOLDER."""
+    """A run folder, a weights file or an address."""
     guidance: float = 1.0
-    """Weight of classifier-free guidance; 1 is no guidance."""
+    """Weight of classifier-free guidance; 1: none."""
 
 
 @dataclass(frozen=True)
@@ -91,60 +91,58 @@ class PairsConfig:
     """Recorded teacher data."""
 
     load: str
-    """Folder or URL of a store that `fewstep record` wrote."""
+    """The folder that `fewstep record` wrote."""
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """The network to train: a copy of the teacher's or of another run's, or a new one."""
+    """The network to train: a copy of the teacher's, of another run's, or a new one."""
 
     init: str = "teacher"
-    """teacher, scratch, or the run whose weights to start from."""
+    """teacher, scratch, or a run whose weights to start from."""
     dropout: float | None = None
-    """New dropout rate of a copied network; published students often use 0."""
+    """Of a copied network, where not as it was: published students often have 0."""
     process: Process | None = None
-    """Noise process, with init = "scratch": flow, vp, ve, cosine, table or linear-betas."""
+    """flow, vp, ve, cosine, table or linear-betas; of a network from scratch."""
     parametrization: Parametrization | None = None
-    """What the network predicts, with init = "scratch": eps, v, velocity, clean or edm."""
+    """eps, v, velocity, clean or edm; of a network from scratch."""
     backbone: BackboneConfig | None = None
-    """Architecture and its settings, with init = "scratch": unet, mlp, circuit or residuals."""
+    """unet, mlp, circuit or residuals and its settings; of a network from scratch."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How the run is evaluated."""
+    """How the run is measured."""
 
     every: int = 0
-    """Training steps between evaluations; 0 means never."""
+    """Steps between evaluations during training; 0: none."""
     steps: tuple[int, ...] = (1, 2, 4)
-    """Numbers of sampling steps to evaluate."""
+    """Step counts to measure."""
     best: int | None = None
-    """Number of sampling steps whose Fréchet distance decides which weights are saved as
-    best.safetensors; by default the first of `steps`."""
+    """The step count whose Fréchet distance decides which weights become best.safetensors; by
+    default the first of `steps`."""
     protocol: str = "quick"
-    """Evaluation protocol: quick, resnet10k, fid10k, fid50k, clean-fid50k or dino50k."""
+    """How scores are taken: quick, resnet10k, fid10k, fid50k, clean-fid50k or dino50k."""
     samples: int | None = None
-    """Images to generate for each score; by default the protocol's number."""
+    """Images to generate for each score, where not as many as the protocol says."""
     extractor: str | None = None
-    """What computes the features, by default the protocol's: classifier, pixels, inception,
-    dinov2, squeezenet or resnet56-cifar10."""
+    """Features, where not those of the protocol: classifier, pixels, inception, dinov2,
+    squeezenet or resnet56-cifar10."""
     resize: Resize | None = None
-    """How images are resized for the extractor: tf1-bilinear or clean-bicubic."""
+    """How images reach the extractor's size: tf1-bilinear or clean-bicubic."""
     measures: tuple[str, ...] = ()
     """Extra measures: sliced-wasserstein, or addresses such as my_package.my_module:MEASURE."""
 
     def __post_init__(self) -> None:
         if self.every < 0:
-            raise InputError(
-                f"evaluate.every is {self.every}; give a number of steps, or 0 for never"
-            )
+            raise InputError(f"evaluate.every is {self.every}; it counts steps, and 0 is never")
         if not self.steps or min(self.steps) < 1 or (self.best or 1) < 1:
-            raise InputError("evaluate.steps and evaluate.best must be at least 1")
-        _ = self.evaluation_protocol  # raises for a wrong protocol now, not after training
+            raise InputError("evaluate.steps and evaluate.best are counts of at least 1 step")
+        _ = self.measured  # a mistake in it is told now
 
     @property
-    def evaluation_protocol(self) -> EvalProtocol:
-        """The named protocol with these settings' changes."""
+    def measured(self) -> EvalProtocol:
+        """The protocol with what is changed of it."""
         return protocol(self.protocol).with_settings(
             samples=self.samples,
             extractor=self.extractor,
@@ -155,11 +153,11 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines a run."""
+    """A run, told completely."""
 
     data: DataConfig
     method: Any
-    """Settings of the method, of its own `Config` class."""
+    """The method's own Config; `method_name` says whose."""
     method_name: str
     about: About = field(default_factory=About)
     teacher: TeacherConfig | None = None
@@ -191,9 +189,9 @@ _SECTIONS: dict[str, Any] = {
 
 
 def read(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of a preset's name or of a TOML file, with `key=value` overrides applied.
+    """The recipe of a preset's name or a TOML file, with `key=value` overrides.
 
-    Raises: InputError for an unknown preset, invalid TOML, an unknown key or an invalid value.
+    Raises: InputError for an unknown preset, broken TOML, an unknown key or an unfit value.
     """
     return parse(read_table(name, overrides))
 
@@ -211,7 +209,7 @@ def parse(table: Mapping[str, Any], *, allow_code: Collection[str] | None = None
             raise InputError(f"unknown recipe key {key}{did_you_mean(key, sections)}")
     for key in ("data", "method"):
         if key not in table:
-            raise InputError(f"the recipe has no [{key}] section")
+            raise InputError(f"the recipe lacks [{key}]")
     method = resolve_name("method", table["method"], "method", allow_code)
     settings = {key: value for key, value in table["method"].items() if key != "name"}
     if "student" in table:
@@ -234,7 +232,7 @@ def parse(table: Mapping[str, Any], *, allow_code: Collection[str] | None = None
 
 
 def _with_native(student: Any, allow_code: Collection[str] | None) -> Any:
-    """Set a parametrization's `native` process to the student's, unless it is given."""
+    """Parametrizations with a process of their own take the student's, unless one is given."""
     table = student.get("parametrization") if isinstance(student, Mapping) else None
     if not isinstance(table, Mapping) or "native" in table or "process" not in student:
         return student

@@ -74,8 +74,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     if loss_hash:
         pins["loss"] = loss_hash
     # created before the training, so that a wrong setting is an error now
-    evaluation = recipe.evaluate
-    evaluator = Evaluator(images, evaluation.evaluation_protocol) if evaluation.every else None
+    evaluator = Evaluator(images, recipe.evaluate.measured) if recipe.evaluate.every else None
     method = method_class(config, Task(student, spec, teacher)).to(device)
     if method.fixed_steps not in (None, recipe.fit.steps):
         raise InputError(
@@ -154,7 +153,7 @@ def _student(recipe: Recipe, spec: SampleSpec, teacher: Generator | None) -> Den
     copied = deepcopy(unguided(inner.backbone))
     if config.dropout is not None:
         backbones.set_dropout(copied, config.dropout)
-    return Denoiser(copied, inner.process, inner.parametrization)
+    return Denoiser(copied, inner.process, inner.parametrization, span=inner.span)
 
 
 def _fresh(recipe: Recipe, spec: SampleSpec, teacher: Generator | None) -> Denoiser:

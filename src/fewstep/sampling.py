@@ -1,19 +1,19 @@
-"""From noise to images: one loop, and the steps that it can take.
+"""Samplers: the loop from noise to images, and the steps that it can take.
 
-With p = model(x_t, t), fresh noise z and a renoise share r, one formula serves most samplers:
+With p = model(x_t, t), fresh noise z and a renoise share r, most samplers are one formula:
 
     x_s = alpha_s·p.x0 + sigma_s·(√(1−r)·p.eps + √r·z)
 
 r = 0 is DDIM (and Euler under `Flow` and `VE`), r = 1 multistep consistency sampling, and
-r = 1 − (alpha_t·sigma_s/(alpha_s·sigma_t))² DDPM's posterior. Every step ends at the image when
-there is no further time: it then returns p.x0.
+r = 1 − (alpha_t·sigma_s/(alpha_s·sigma_t))² DDPM's posterior. The last step, which has no further
+time, returns the image p.x0.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -24,72 +24,85 @@ from fewstep import plugins
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser, Prediction, check_times
 from fewstep.errors import InputError
+from fewstep.parametrization import Coefficients
 
 
 class RowNoise:
     """Standard normal noise for each row, from the row's own seed.
 
-    A row's numbers depend on its seed and on how often noise was drawn before, never on the batch
-    that it is in. They come from Philox counters in NumPy, so they are equal on every device.
+    A row's numbers depend on its seed and on the count of earlier draws, not on the rest of the
+    batch. They come from Philox counters in NumPy, so they are equal on every device.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = seeds
         self.draws = 0
+        self._bits = np.random.Philox(key=0)
+        self._generator, self._start = np.random.Generator(self._bits), self._bits.state
 
     def like(self, x: Tensor) -> Tensor:
         """The next noise, with the shape (b, ...), dtype and device of `x`."""
         self.draws += 1
-        shape = tuple(x.shape[1:])
-        return _normal(self.seeds, self.draws, shape).to(x.device, x.dtype)
+        return self.draw(self.draws, tuple(x.shape[1:])).to(x.device, x.dtype)
+
+    def draw(self, number: int, shape: tuple[int, ...]) -> Tensor:
+        """Noise (b, *shape) in float32: that of the draw `number`, of which 0 is the first."""
+        rows = np.empty((len(self.seeds), *shape), dtype=np.float32)
+        for row, seed in zip(rows, self.seeds, strict=True):
+            # setting the key is four times as fast as a new Philox, which first gathers entropy
+            self._start["state"]["key"][:] = seed, number
+            self._bits.state = self._start
+            self._generator.standard_normal(dtype=np.float32, out=row)
+        return torch.from_numpy(rows)
 
 
 def noise_from_seeds(
     seeds: Sequence[int], shape: tuple[int, ...], *, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """The starting noise (b, *shape) of each seed: the same row for a seed, whatever the batch."""
-    return _normal(seeds, 0, shape).to(device)
-
-
-def _normal(seeds: Sequence[int], draw: int, shape: tuple[int, ...]) -> Tensor:
-    rows = np.empty((len(seeds), *shape), dtype=np.float32)
-    bits = np.random.Philox(key=0)
-    generator, start = np.random.Generator(bits), bits.state
-    for row, seed in zip(rows, seeds, strict=True):
-        # keyed anew for each row: making a Philox costs four times as much, for entropy unused
-        start["state"]["key"][:] = seed, draw
-        bits.state = start
-        generator.standard_normal(dtype=np.float32, out=row)
-    return torch.from_numpy(rows)
+    """The starting noise (b, *shape), one row per seed, whatever the rest of the batch."""
+    return RowNoise(seeds).draw(0, shape).to(device)
 
 
 @dataclass
 class StepContext:
-    """What a step needs beside the state: the model, the condition, noise, and its own memory."""
+    """What a step needs besides the state x_t."""
 
     model: Denoiser
     cond: Condition | None
     noise: RowNoise
     memory: Any = None
     """What the previous step of this sample returned; None at the first."""
+    table: Mapping[float, Coefficients] = field(default_factory=dict[float, Coefficients])
+    """The coefficients at the sample's times; those at other times are computed when used."""
 
     def predict(self, x_t: Tensor, t: float) -> Prediction:
-        """The network's prediction at `t`; a flow map predicts as if it stayed there."""
-        return self.model(x_t, t, cond=self.cond)
+        """The network's prediction at `t`; of a flow map, with `t` as its destination."""
+        return self.model(x_t, self.coefficients(t, x_t), cond=self.cond)
 
     def predict_to(self, x_t: Tensor, t: float, s: float | None) -> Prediction:
-        """As `predict`, but a flow map predicts the way to `s`; None stands for the image."""
+        """As `predict`, but a flow map's destination is `s`; None stands for the image."""
         if not self.model.is_flow_map:
             return self.predict(x_t, t)
-        return self.model(x_t, t, s=self.model.span[0] if s is None else s, cond=self.cond)
+        end = self.coefficients(self.model.span[0] if s is None else s, x_t)
+        return self.model(x_t, self.coefficients(t, x_t), s=end, cond=self.cond)
 
     def at(self, t: float, *, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at `t`, broadcast against `like`."""
-        return self.model.process.at(t, like=like)
+        """alpha and sigma at `t`, of shape (b, 1, ...) to multiply the batch `like` (b, ...)."""
+        at, shape = self.coefficients(t, like), (len(like), *[1] * (like.ndim - 1))
+        alpha = at.alpha.to(like.device, non_blocking=like.is_cuda)
+        sigma = at.sigma.to(like.device, non_blocking=like.is_cuda)
+        return alpha.expand(shape), sigma.expand(shape)
+
+    def coefficients(self, t: float, like: Tensor) -> Coefficients:
+        """The coefficients at `t`, as numbers of the type of `like`, and at least float32."""
+        entry = self.table.get(t)
+        if entry is None or entry.alpha.dtype != like.dtype:
+            return self.model.coefficients(t, like)
+        return entry
 
 
 class Step(ABC):
-    """Base class of samplers: how a sample goes from one time to the next.
+    """Base class of samplers: one step from a time to the next.
 
     A step is a frozen dataclass; its fields are its settings, in recipes and in weights.
     """
@@ -108,28 +121,28 @@ class Step(ABC):
     def __call__(
         self, context: StepContext, x_t: Tensor, t: float, s: float | None
     ) -> tuple[Tensor, Any]:
-        """From `x_t` (b, ...) at time t to time s, or to the image where s is None.
+        """Step from `x_t` (b, ...) at time t to time s, or to the image if s is None.
 
-        Returns the new state and what the next step finds in `context.memory`.
+        Returns the new state, and the value of `context.memory` at the next step.
         """
 
 
 @dataclass(frozen=True)
 class Renoise(Step):
-    """Replace a share of the noise variance by fresh noise; all of it is consistency sampling.
+    """Replace a share of the noise variance by fresh noise; share 1 is consistency sampling.
 
     Song et al. 2023, arXiv:2303.01469, algorithm 1.
     """
 
     share: float = 1.0
-    """Share of the noise variance that is replaced, 0 to 1."""
+    """Share of the noise variance to replace, 0 to 1."""
     clip: float | None = None
     """Clamp the predicted image to ±clip."""
 
     def __call__(
         self, context: StepContext, x_t: Tensor, t: float, s: float | None
     ) -> tuple[Tensor, Any]:
-        # with fresh noise, a flow map is to predict the image, not the state at s
+        # with fresh noise, a flow map predicts the image instead of the state at s
         prediction = context.predict_to(x_t, t, s if self.share == 0 else None)
         x0 = _clamp(prediction.x0, self.clip)
         if s is None:
@@ -149,7 +162,7 @@ class Transfer(Step):
 
     deterministic: ClassVar[bool] = True
     clip: float | None = None
-    """Clamp the predicted image to ±clip, as DDPM's samplers do; the noise is left as it is."""
+    """Clamp the predicted image to ±clip, but not the predicted noise."""
 
     def __call__(
         self, context: StepContext, x_t: Tensor, t: float, s: float | None
@@ -159,15 +172,15 @@ class Transfer(Step):
 
 @dataclass(frozen=True)
 class Ancestral(Step):
-    """DDPM's step: the mean of q(x_s | x_t, x0), and noise of its variance or of the larger one.
+    """DDPM's step: the mean of q(x_s | x_t, x0), and noise of its variance or a larger one.
 
     Ho et al. 2020, arXiv:2006.11239, section 3.2.
     """
 
     variance: Literal["posterior", "large"] = "posterior"
-    """Of the noise: the posterior's, or DDPM's beta_t, sigma_t² − (alpha_t/alpha_s)²·sigma_s²."""
+    """Noise variance: that of q, or DDPM's beta_t, sigma_t² − (alpha_t/alpha_s)²·sigma_s²."""
     eta: float = 1.0
-    """DDIM's share of the posterior's standard deviation, 0 to 1."""
+    """Factor of the posterior's standard deviation, 0 to 1, as in DDIM."""
     clip: float | None = None
     """Clamp the predicted image to ±clip."""
 
@@ -179,14 +192,17 @@ class Ancestral(Step):
         if s is None:
             return x0, None
         alpha_t, sigma_t = prediction.alpha, prediction.sigma
-        # q depends on x_t and x0 alone, so the noise is what leads from a clamped x0 to x_t
+        # q depends on x_t and x0 alone: its noise is the one that makes x_t of the clamped x0
         eps = prediction.eps if self.clip is None else (x_t - alpha_t * x0) / sigma_t
         alpha_s, sigma_s = context.at(s, like=x_t)
-        share = self.eta**2 * (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)).square())
-        mean = alpha_s * x0 + sigma_s * torch.sqrt(1 - share) * eps
-        spread = sigma_s * torch.sqrt(share)
+        log_t, log_s = (context.coefficients(time, x_t).log_ratio for time in (t, s))
+        # 1 − (alpha_t·sigma_s/(alpha_s·sigma_t))², without cancellation
+        fresh = -math.expm1(2 * float(log_s - log_t))
+        share = self.eta**2 * fresh
+        mean = alpha_s * x0 + sigma_s * math.sqrt(1 - share) * eps
+        spread = sigma_s * math.sqrt(share)
         if self.variance == "large":
-            spread = torch.sqrt(sigma_t.square() - (alpha_t / alpha_s * sigma_s).square())
+            spread = sigma_t * math.sqrt(fresh)
         return mean + spread * context.noise.like(x_t), None
 
 
@@ -225,21 +241,20 @@ class Multistep(Step):
         prediction = context.predict(x_t, t)
         if s is None:
             return prediction.x0, None
-        ends = torch.tensor([t, s], dtype=torch.float64)
-        log_t, log_s = torch.log(context.model.process.ratio(ends)).tolist()
-        gain, x0 = log_t - log_s, prediction.x0
+        first = x0 = prediction.x0
+        gain = prediction.coefficients.log_ratio - context.coefficients(s, x_t).log_ratio
         if context.memory is not None:
             last_gain, last_x0 = context.memory
             # the first gain of a process without signal at its start is infinite: no correction
-            x0 = x0 + 0.5 * gain / last_gain * (x0 - last_x0)
+            x0 = x0 + (0.5 * gain / last_gain).to(x0.dtype) * (x0 - last_x0)
         alpha_s, sigma_s = context.at(s, like=x_t)
         x_s = alpha_s * x0 + sigma_s / prediction.sigma * (x_t - prediction.alpha * x0)
-        return x_s, (gain, prediction.x0)
+        return x_s, (gain, first)
 
 
 @dataclass(frozen=True)
 class Corrector(Step):
-    """A transfer step, then one Langevin step at its end, its length set by `snr` row by row.
+    """A transfer step, then one Langevin step at its end, whose length `snr` sets for each row.
 
     Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5.
     """
@@ -255,10 +270,10 @@ class Corrector(Step):
         if s is None:
             return x_s, None
         prediction = context.predict(x_s, s)
-        z, sigma = context.noise.like(x_t), prediction.sigma
-        # the step's length in units of sigma: 2·(snr·|z|/|sigma·score|)²; score is −eps/sigma
-        length = 2 * (self.snr * _norm(z) / _norm(prediction.eps)).square()
-        return x_s - length * sigma * prediction.eps + torch.sqrt(2 * length) * sigma * z, None
+        z, sigma, eps = context.noise.like(x_t), prediction.sigma, prediction.eps
+        # the length in units of sigma² is 2·(snr·|z|/|sigma·score|)², and score is −eps/sigma
+        length = 2 * (self.snr * _norm(z) / _norm(eps)).square()
+        return x_s - length * sigma * eps + torch.sqrt(2 * length) * sigma * z, None
 
 
 def _clamp(x0: Tensor, clip: float | None) -> Tensor:
@@ -270,12 +285,12 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def convert_step(step: Step, name: str) -> Step:
-    """The sampler `name`, with those settings of `step` that it has too, such as `clip`.
+    """The sampler `name` with the settings that it shares with `step`, such as `clip`.
 
     Raises: InputError for an unknown name.
     """
     kind = plugins.resolve("sampler", name)
-    settings = {field.name for field in fields(cast(Any, step))}
+    settings = {f.name for f in fields(cast(Any, step))}
     shared = {f.name: getattr(step, f.name) for f in fields(kind) if f.name in settings}
     return kind(**shared)
 
@@ -291,22 +306,23 @@ def path(
 ) -> Iterator[Tensor]:
     """The states x_t (b, ...) of a sample at each of `times`, then its image: N + 1 tensors.
 
-    The start is sigma(t₀)·noise, at an earlier first time too. `seed` serves the steps that draw:
-    one seed a row, or the first row's, the others counting on from it.
+    The first state is sigma(t₀)·noise, also if t₀ is before the end of the span. `seed` is for
+    steps that draw noise: one seed per row, or that of the first row, to which the others add 1,
+    2, ...
 
-    Raises: InputError for times outside the model's span, or none, or not falling.
+    Raises: InputError for times outside the model's span, no times, or times that do not decrease.
     """
     grid = torch.as_tensor(times, dtype=torch.float64, device="cpu")
     if grid.numel() == 0:
-        raise InputError("0 steps were asked for; a sample takes at least 1")
+        raise InputError("a sample needs at least 1 step, and there are 0 times")
     check_times(grid, model.span)
     if (grid.diff() >= 0).any():
-        raise InputError("sampling times must fall from noise to data")
+        raise InputError("sampling times must decrease, from noise to data")
     seeds = range(seed, seed + len(noise)) if isinstance(seed, int) else seed
-    step, context = step or Transfer(), StepContext(model, cond, RowNoise(seeds))
     points: list[float] = grid.tolist()
-    _, sigma = model.process.at(points[0], like=noise)
-    x: Tensor = sigma * noise
+    x = model.process.start(noise, points[0])
+    table = model.tabulate([*points, model.span[0]], like=x)
+    step, context = step or Transfer(), StepContext(model, cond, RowNoise(seeds), table=table)
     yield x
     for t, s in zip(points, [*points[1:], None], strict=True):
         x, context.memory = step(context, x, t, s)
@@ -322,6 +338,6 @@ def sample(
     cond: Condition | None = None,
     seed: int | Sequence[int] = 0,
 ) -> Tensor:
-    """Images (b, ...) from standard normal `noise` (b, ...): the end of `path`."""
-    # a deque of one: the states on the way are not kept
+    """Images (b, ...) from standard normal `noise` (b, ...): the last tensor of `path`."""
+    # a deque of length one frees the states on the way
     return deque(path(model, noise, times, step=step, cond=cond, seed=seed), maxlen=1).pop()

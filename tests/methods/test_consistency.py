@@ -299,7 +299,9 @@ def test_a_ladders_student_starts_where_it_was_trained_even_when_read_back():
     made = method.generator()
     top = 80 / 81
     for generator in (made, from_description(made.describe())):
-        for steps in (1, 2, 4, 8):
+        assert generator.grid == method.config.grid
+        assert generator.denoiser.span == method.student.span
+        for steps in (1, 2, 3, 8):
             times = generator.grid(steps, generator.denoiser)
             assert float(times[0]) == pytest.approx(top, abs=1e-9)
     ratio = torch.full((4,), 79.9)  # the last interval's upper end
@@ -307,9 +309,9 @@ def test_a_ladders_student_starts_where_it_was_trained_even_when_read_back():
     assert float(method.student.process.time(upper)[0]) == pytest.approx(top, abs=1e-6)
 
 
-def test_where_the_network_spans_the_ladder_the_grid_is_left_alone():
+def test_where_the_network_spans_the_ladder_no_span_is_described():
     method = consistency(on_path(VE(), EDM()), levels=CD18)
-    assert method.generator().grid == method.config.grid
+    assert method.student.span == method.student.natural_span
 
 
 def test_a_grid_beyond_the_ladder_is_refused():

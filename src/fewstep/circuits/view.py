@@ -9,11 +9,9 @@ from torch import Tensor
 from fewstep.circuits.layers import State
 from fewstep.circuits.network import CircuitNet
 from fewstep.condition import Condition
-from fewstep.denoiser import Denoiser, Prediction
+from fewstep.denoiser import Denoiser, Prediction, Time
 from fewstep.errors import InputError
 from fewstep.sampling import Step, StepContext
-
-Time = Tensor | float
 
 
 class Circuit:
@@ -41,7 +39,7 @@ class Circuit:
         """Rin: the state of `x_t` (b, c, h, w) at `t`."""
         scale, level = self.denoiser.network_inputs(t, x_t)
         with self.denoiser.autocast_context(x_t):
-            return self.net.encode(scale * x_t, level, cond).to(scale.dtype)
+            return self.net.encode(scale * x_t, level, cond).to(x_t.dtype)
 
     def advance(self, z: State, t: Time, s: Time, *, cond: Condition | None = None) -> State:
         """R: the state at `s` from the one at `t`."""
@@ -65,7 +63,7 @@ class Circuit:
         return self.denoiser.network_inputs(t, z)[1]
 
     def encode_path(
-        self, x: Tensor, times: Sequence[Time], *, cond: Condition | None = None
+        self, x: Tensor, times: Sequence[Tensor | float], *, cond: Condition | None = None
     ) -> Iterator[tuple[State, Prediction]]:
         """Follow the ordinary sampler (DDIM, η = 0) and encode each of its points.
 
@@ -83,11 +81,11 @@ class Circuit:
         self, noise: Tensor, times: Sequence[float], *, cond: Condition | None = None
     ) -> Iterator[State]:
         """Encode noise (b, c, h, w) at the first of `times`, then update: a state for each time."""
-        _, sigma = self.denoiser.process.at(times[0], like=noise)
-        z = self.encode(sigma * noise, times[0], cond=cond)
+        table = self.denoiser.tabulate(times, like=noise)
+        z = self.encode(self.denoiser.process.start(noise, times[0]), table[times[0]], cond=cond)
         yield z
         for t, s in zip(times, times[1:], strict=False):
-            z = self.advance(z, t, s, cond=cond)
+            z = self.advance(z, table[t], table[s], cond=cond)
             yield z
 
 
@@ -106,7 +104,8 @@ class Ring(Step):
         self, context: StepContext, x_t: Tensor, t: float, s: float | None
     ) -> tuple[Tensor, Any]:
         circuit, cond = Circuit(context.model), context.cond
-        z = circuit.encode(x_t, t, cond=cond) if context.memory is None else context.memory
-        end = context.model.span[0]
-        z = circuit.advance(z, t, end if s is None else s, cond=cond)
+        ends = (t, context.model.span[0] if s is None else s)
+        start, end = (context.coefficients(time, x_t) for time in ends)
+        z = circuit.encode(x_t, start, cond=cond) if context.memory is None else context.memory
+        z = circuit.advance(z, start, end, cond=cond)
         return (circuit.image(z, end), None) if s is None else (x_t, z)

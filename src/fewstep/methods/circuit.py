@@ -159,11 +159,11 @@ class CircuitMethod(Method[CircuitMethodConfig]):
         t = self._time((batch.rand() * (self.config.steps + 1)).long())
         eps = batch.randn_like(x0)
         x_t = self.student.process.add_noise(x0, eps, t)
-        a, b = self.student.parametrization.row(*self.student.process.at(t, like=x0))
         with torch.set_grad_enabled(encoder):
             z = circuit.encode(x_t, t, cond=self._cond(batch))
+        prediction = self.student.interpret(x_t, t, circuit.read(z, t))
         return {
-            "main": squared_error(circuit.read(z, t), a * x0 + b * eps).mean(),
+            "main": squared_error(prediction.output, prediction.target(x0, eps)).mean(),
             "image": squared_error(circuit.image(z, t), x0).mean(),
         }
 

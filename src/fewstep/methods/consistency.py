@@ -30,7 +30,6 @@ from fewstep.times import (
     Density,
     DiscreteLevels,
     EctLevels,
-    FixedGrid,
     Grid,
     Levels,
     LogNormal,
@@ -79,11 +78,10 @@ class Consistency(Method[ConsistencyConfig]):
         if config.source == "teacher":
             teacher = Generator(require_teacher(task).denoiser.under(process), task.spec)
             spans.append(teacher.denoiser.span)
-        student = student.under(process)
-        student.span = max(low for low, _ in spans), min(high for _, high in spans)
+        common = max(low for low, _ in spans), min(high for _, high in spans)
+        student = student.replace(span=common)
         super().__init__(config, replace(task, student=student, teacher=teacher))
-        self.has_smaller_span = student.span != spans[0]
-        span = torch.tensor(student.span, dtype=torch.float64)
+        span = torch.tensor(common, dtype=torch.float64)
         self.ends: list[float] = process.ratio(span).tolist()
         self.target = deepcopy(student) if config.target_decay else None
 
@@ -134,8 +132,6 @@ class Consistency(Method[ConsistencyConfig]):
         return x_t + 0.5 * stride * (velocity + end.velocity)
 
     def generator(self) -> Generator:
-        grid = self.config.grid
-        if self.has_smaller_span:  # a saved grid would start at the end of the network's own span
-            counts = grid.counts or (1, 2, 4, 8)
-            grid = FixedGrid(tuple(tuple(grid(n, self.student).tolist()) for n in counts))
-        return Generator(self.student, self.spec, grid=grid, step=Renoise())
+        for count in self.config.grid.counts:
+            self.config.grid(count, self.student)  # refuses times outside the student's span
+        return Generator(self.student, self.spec, grid=self.config.grid, step=Renoise())

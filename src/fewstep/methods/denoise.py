@@ -53,15 +53,14 @@ class Denoise(Method[DenoiseConfig]):
         if cond is not None and self.config.label_dropout > 0:
             cond = cond.drop(batch.rand() < self.config.label_dropout)
         prediction = self.student(self.student.process.add_noise(x0, eps, t), t, cond=cond)
-        a, b = prediction.parametrization.row(prediction.alpha, prediction.sigma)
-        error = squared_error(prediction.output, a * x0 + b * eps)
+        error = squared_error(prediction.output, prediction.target(x0, eps))
         return Loss((self.weight(prediction) * error).mean())
 
     def weight(self, prediction: Prediction) -> Tensor | float:
         """Weight (b,) of the error of the raw output: (sigma/D)² times that of the x0 error."""
         if self.config.weight == "none":
             return 1.0
-        _, out = prediction.parametrization.skip_out(prediction.alpha, prediction.sigma)
+        _, out = prediction.coefficients.x0
         snr = (prediction.alpha / prediction.sigma).square()
         if self.config.weight == "min-snr":
             snr = snr.clamp(max=self.config.gamma)

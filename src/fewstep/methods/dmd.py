@@ -93,6 +93,6 @@ class Dmd(DistributionMatching[DmdConfig]):
     def regression(self, batch: Batch) -> Tensor:
         """Mean distance between the student's first prediction and the recorded images."""
         pairs = batch.pairs
-        _, sigma = self.student.process.at(self.times[0], like=pairs.noise)
-        prediction = self.student(sigma * pairs.noise, self.times[0], cond=pairs.cond)
+        x_t = self.student.process.start(pairs.noise, self.times[0])
+        prediction = self.student(x_t, self.times[0], cond=pairs.cond)
         return self.config.loss(prediction.x0, pairs.x0).mean()

@@ -37,7 +37,7 @@ class FakeScore(nn.Module):
     ) -> None:
         super().__init__()
         plain = deepcopy(unguided(teacher.backbone))
-        self.score = Denoiser(plain, teacher.process, teacher.parametrization)
+        self.score = Denoiser(plain, teacher.process, teacher.parametrization, span=teacher.span)
         self.density = density
         self.adversarial = adversarial
         self.head = Head(self.score, spec, adversarial) if adversarial.weight else None
@@ -67,8 +67,7 @@ class FakeScore(nn.Module):
         EDM's, as published.
         """
         prediction = self.score(self.score.process.add_noise(x, eps, t), t, cond=cond)
-        a, b = prediction.parametrization.row(prediction.alpha, prediction.sigma)
-        return squared_error(prediction.output, a * x + b * eps)
+        return squared_error(prediction.output, prediction.target(x, eps))
 
     def logits(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
         """Logits (b,) of the head for images `x` with noise `eps` added at time `t`."""
@@ -164,8 +163,7 @@ def rollout(
     """
     last = int(batch.shared_rand() * len(times))
     noise = batch.noise()
-    _, sigma = student.process.at(times[0], like=noise)
-    x_t = sigma * noise
+    x_t = student.process.start(noise, times[0])
     with torch.no_grad():
         for t, s in zip(times[:last], times[1:], strict=False):
             x0 = student(x_t, t, cond=cond).x0

@@ -59,10 +59,10 @@ class Kstep(Method[KstepConfig]):
         pairs = batch.pairs
         index = (batch.rand() * self.config.k).long()
         t = self.times.to(index.device)[index].float()
-        _, sigma = self.student.process.at(t, like=pairs.noise)
+        start = self.student.process.start(pairs.noise, t)
         x_t = self.student.process.add_noise(pairs.x0, pairs.noise, t)
         # sampling starts from pure noise, even if the first time is below 1
-        x_t = torch.where(broadcast_to(index, x_t) == 0, sigma * pairs.noise, x_t)
+        x_t = torch.where(broadcast_to(index, x_t) == 0, start, x_t)
         prediction = self.student(x_t, t, cond=pairs.cond)
         if self.config.on == "x0":
             return Loss(self.config.loss(prediction.x0, pairs.x0).mean())

@@ -116,7 +116,7 @@ class Progressive(Method[ProgressiveConfig]):
     def weight(self, prediction: Prediction) -> Tensor:
         """Weight (b,) of the x0 error."""
         if self.config.weight == "output":
-            _, out = prediction.parametrization.skip_out(prediction.alpha, prediction.sigma)
+            _, out = prediction.coefficients.x0
             weight = 1 / out.square()
         else:
             weight = (prediction.alpha / prediction.sigma).square().clamp(min=1)

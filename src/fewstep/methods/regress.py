@@ -34,8 +34,8 @@ class Regress(Method[RegressConfig]):
     def student_loss(self, batch: Batch) -> Loss:
         pairs = batch.pairs
         start = self.student.span[1]
-        _, sigma = self.student.process.at(start, like=pairs.noise)
-        prediction = self.student(sigma * pairs.noise, start, cond=pairs.cond)
+        x_t = self.student.process.start(pairs.noise, start)
+        prediction = self.student(x_t, start, cond=pairs.cond)
         return Loss(self.config.loss(prediction.x0, pairs.x0).mean())
 
     def generator(self) -> Generator:

@@ -115,10 +115,9 @@ def parts(
     """Predict from `noise` the first state (b, c, h, w), chunks (b, k, c, h, w), sum and image."""
     net, start = student.backbone, student.span[1]
     assert isinstance(net, ResidualsNet)
-    _, sigma = student.process.at(start, like=noise)
     scale, level = student.network_inputs(start, noise)
     with student.autocast_context(noise):
-        first, chunks = net.parts(scale * sigma * noise, level, cond)
+        first, chunks = net.parts(scale * student.process.start(noise, start), level, cond)
     first, chunks = first.to(noise.dtype), chunks.to(noise.dtype)
     last = first + chunks.sum(dim=1)
     with student.autocast_context(noise):
