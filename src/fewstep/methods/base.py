@@ -26,10 +26,10 @@ class Loss(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """One update: the player whose optimizer steps, and its loss.
+    """One update: the player whose optimiser steps, and its loss.
 
     `phase` is a range [first, stop) of training steps: the player's learning rate schedule spans
-    these steps alone, and its optimizer state is reset at the first. Without it the schedule spans
+    these steps alone, and its optimiser state is reset at the first. Without it the schedule spans
     the whole run.
     """
 
@@ -55,7 +55,7 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
 
     A subclass names its settings once, as a frozen dataclass: `class Dmd(Method[DmdConfig])`. They
     are the `[method]` table of a recipe, and `Config` refers to their class. A method computes
-    losses only: it calls no `.backward()` and has no optimizer, device, log or file.
+    losses only: it calls no `.backward()` and has no optimiser, device, log or file.
 
     Raises: InputError if it needs a teacher and the task has none.
     """

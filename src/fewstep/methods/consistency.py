@@ -116,7 +116,7 @@ class Consistency(Method[ConsistencyConfig]):
             x0_student = student(x_t, t, cond=cond).x0
         loss = self.config.loss(x0_student, target)
         if self.config.weight == "gap":
-            loss = loss / gap.clamp(min=1e-6)  # below any real gap, which a draw of 0 would make 0
+            loss = loss / gap.clamp(min=1e-6)  # below any gap but that of a draw of 0
         return Loss(loss.mean())
 
     def teacher_step(self, x_t: Tensor, t: Tensor, r: Tensor, batch: Batch) -> Tensor:

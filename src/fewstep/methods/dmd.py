@@ -33,15 +33,16 @@ class DmdConfig:
     """Number of steps of the student. With more than 1, later steps train on the student's own
     images of the earlier ones."""
     grid: Grid = field(default_factory=UniformGrid)
-    """Times of these steps. `fixed`, such as [[0.4]], starts at less noise than the network's last
-    time, where an eps network determines no image."""
+    """Times of these steps. `fixed`, such as [[0.4]], starts at less noise than the network's
+    noisiest time, at which an eps network determines no image."""
     density: Density = field(default_factory=lambda: Uniform(low=0.02, high=0.98))
     """Distribution of the times at which the two scores are compared: `uniform`, or `karras` as
     published for EDM networks."""
     fake_density: Density = field(default_factory=Uniform)
     """Distribution of the times at which the fake score and its head are trained."""
     every: int = 1
-    """The student is updated every so many training steps, the fake score in each. In DMD2: 5."""
+    """Training steps from one update of the student to the next; the fake score is updated at every
+    step. In DMD2: 5."""
     regression: float = 0.0
     """Weight of the regression loss; at 0 no pairs are read. Published with LPIPS: 0.25."""
     loss: Distance = field(default_factory=SquaredError)

@@ -1,7 +1,7 @@
 """Simple and fast distillation: train each step of the student's own trajectory in turn.
 
 From the same noise, the teacher samples a trajectory with `between` more points in each of the
-student's K intervals. Interval by interval, with one optimizer step each and y the student's own
+student's K intervals. Interval by interval, with one optimiser step each and y the student's own
 trajectory:
 
     loss = d(student(y_t, t → s), x_s_teacher),   y_s = sg student(y_t, t → s)
