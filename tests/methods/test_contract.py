@@ -72,7 +72,8 @@ FIT = {
     "denoise": toy.TEACHER,
     "circuit": toy.CIRCUIT,
     "consistency": {"steps": 400, "batch": 256, "lr": 2e-3},
-    **dict.fromkeys(("consistency-distillation", "consistency-ict"), {"lr": 2e-3}),
+    "consistency-distillation": {"lr": 5e-4},
+    "consistency-ict": {"lr": 2e-3},
     "meanflow": {"batch": 256, "lr": 2e-3},
     # its tangent feeds on the student's own derivative in t: faster, and it runs away
     **dict.fromkeys(("scm", "scm-data"), {"lr": 3e-4}),
