@@ -131,7 +131,7 @@ class Denoiser(nn.Module):
         x_t = _single_or_double(x_t)
         with self.autocast_context(x_t):
             output = self.backbone(at.scale * x_t, self._level(at, x_t), level_s=level_s, cond=cond)
-        return self.interpret(x_t, at, output)
+        return Prediction(x_t, output.to(x_t.dtype), at)
 
     def interpret(self, x_t: Tensor, t: Time, output: Tensor) -> Prediction:
         """The prediction whose raw output at `x_t` and `t` is `output`."""

@@ -271,9 +271,9 @@ class Corrector(Step):
             return x_s, None
         prediction = context.predict(x_s, s)
         z, sigma, eps = context.noise.like(x_t), prediction.sigma, prediction.eps
-        # the length in units of sigma² is 2·(snr·|z|/|sigma·score|)², and score is −eps/sigma
-        length = 2 * (self.snr * _norm(z) / _norm(eps)).square()
-        return x_s - length * sigma * eps + torch.sqrt(2 * length) * sigma * z, None
+        # in units of sigma², as score = −eps/sigma: length = 2·(snr·|z|/|eps|)² = ½·spread²
+        spread = 2 * self.snr * (_norm(z) / _norm(eps))
+        return x_s - 0.5 * spread.square() * sigma * eps + spread * sigma * z, None
 
 
 def _clamp(x0: Tensor, clip: float | None) -> Tensor:
