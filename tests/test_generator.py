@@ -29,7 +29,7 @@ def test_it_samples_as_sample_does():
 def test_a_count_it_was_not_made_for_takes_the_nearest_and_says_so():
     model, noise = exact(Flow(), Velocity()), torch.randn(3, 2)
     generator = Generator(model, SampleSpec((2,)), grid=FixedGrid(((1.0,), (1.0, 0.7, 0.4, 0.2))))
-    with pytest.warns(UserWarning, match="made for 1, 4 steps, asked for 3: taking 4"):
+    with pytest.warns(UserWarning, match="for 1, 4 steps, not 3: using 4"):
         images = generator(noise, steps=3)
     assert torch.equal(images, generator(noise, steps=4))
 
@@ -39,14 +39,14 @@ def test_what_it_cannot_make_is_refused():
     plain, labelled = Generator(model, SampleSpec((2,))), Generator(model, SampleSpec((2,), 3))
     with pytest.raises(InputError, match="0 steps"):
         plain(torch.randn(1, 2), steps=0)
-    with pytest.raises(InputError, match=r"makes \(n, 2\)"):
+    with pytest.raises(InputError, match=r"takes \(n, 2\)"):
         plain(torch.randn(1, 3))
     with pytest.raises(InputError, match="unconditional"):
         plain(torch.randn(1, 2), cond=Condition(torch.tensor([0])))
     for label in (3, -2):
         with pytest.raises(InputError, match=f"label {label} is out of range.*0 to 2"):
             labelled(torch.randn(1, 2), cond=Condition(torch.tensor([label])))
-    with pytest.raises(InputError, match=r"makes \(n, 2\)"):
+    with pytest.raises(InputError, match=r"takes \(n, 2\)"):
         next(plain.path(torch.randn(1, 3), steps=2))
     labelled(torch.randn(2, 2), cond=Condition(torch.tensor([-1, 2])))
 

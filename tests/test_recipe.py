@@ -107,8 +107,8 @@ def test_eps_is_native_to_its_own_process(tmp_path):
         ('"lognormal"', '"lognormale"', "unknown density 'lognormale'; did you mean lognormal"),
         ("steps = 10", 'steps = "10"', "fit.steps is '10'.*integer"),
         ("steps = 10", "steps = 0", "fit.steps is 0"),
-        ("groups = 4", "groups = [", "is not TOML"),
-        ('[data]\nname = "digits"', "", r"lacks \[data\]"),
+        ("groups = 4", "groups = [", "is not valid TOML"),
+        ('[data]\nname = "digits"', "", r"has no \[data\] section"),
         (
             "lr = 1",
             "players.fake.lrr = 1.0",
@@ -125,8 +125,8 @@ def test_mistakes_name_the_nearest_valid_thing(tmp_path, old, new, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("fit.steps", "is no override"),
-        ("fit.steps=1e", "not TOML"),
+        ("fit.steps", "no override"),
+        ("fit.steps=1e", "not valid TOML"),
         ("fit.steps.more=3", "steps is a value"),
         ("fit.stepps=3", "did you mean fit.steps"),
     ],
@@ -139,5 +139,5 @@ def test_mistaken_overrides_say_so(tmp_path, override, message):
 def test_unknown_presets_and_files(tmp_path):
     with pytest.raises(InputError, match="'digits-flo'; did you mean digits-flow"):
         recipe.read("digits-flo")
-    with pytest.raises(InputError, match="no recipe file"):
+    with pytest.raises(InputError, match="no such recipe file"):
         recipe.read(str(tmp_path / "none.toml"))

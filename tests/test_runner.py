@@ -66,7 +66,7 @@ def test_the_best_weights_are_those_of_the_best_score(trained):
     best = min(scores(trained, 2).values(), key=lambda s: s["frechet"])
     generator = runs.load(trained.folder, weights="best")
     told = recipe("evaluate.best=2")
-    again = Evaluator(read_data(told), told.evaluate.measured).score(generator, steps=2)
+    again = Evaluator(read_data(told), told.evaluate.evaluation_protocol).score(generator, steps=2)
     assert again.frechet == pytest.approx(best["frechet"], rel=1e-6)
 
 

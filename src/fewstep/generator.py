@@ -1,4 +1,4 @@
-"""A denoiser and how it is sampled: what a run produces, what `load` returns, what is shipped."""
+"""`Generator`: a denoiser with its sampler. Runs produce it and `load` returns it."""
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -22,18 +22,20 @@ from fewstep.times import Grid, UniformGrid
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What is generated: the shape of one sample, and its classes (none: unconditional)."""
+    """Shape and classes of what a generator generates."""
 
     shape: tuple[int, ...]
+    """Shape of one sample: (channels, height, width), or (d,) for points."""
     classes: int = 0
+    """Number of classes; 0 for an unconditional generator."""
     class_names: tuple[str, ...] = ()
 
 
 class Generator(nn.Module):
-    """Images from noise: `denoiser`, stepped by `step` on `grid`.
+    """Generates images from noise: `denoiser`, sampled by `step` at the times of `grid`.
 
-    `grid.counts` are the step counts it was made for; for another count the nearest is taken, with
-    a warning that says so.
+    Few-step students are trained for certain numbers of steps, `grid.counts`. With another number
+    the nearest of these is used, with a warning.
     """
 
     def __init__(
@@ -58,16 +60,17 @@ class Generator(nn.Module):
         cond: Condition | None = None,
         seed: int | Sequence[int] = 0,
     ) -> Tensor:
-        """Images (b, *shape) near [-1, 1] from standard normal `noise`, in `steps` steps.
+        """Images (b, *shape), about [-1, 1], from standard normal `noise` (b, *shape).
 
-        Raises: InputError for no steps, a foreign noise shape, or a label out of range.
+        `seed` is for samplers that draw noise: one seed for each row, or that of the first row.
+        Raises InputError for fewer than 1 step, noise of another shape, or a label out of range.
         """
         self._check(noise, cond)
         times = self.grid(self.nearest(steps), self.denoiser)
         return sample(self.denoiser, noise, times, step=self.step, cond=cond, seed=seed)
 
     def path(self, noise: Tensor, *, steps: int, cond: Condition | None = None) -> Iterator[Tensor]:
-        """The states (b, *shape) at each time of the grid, then the image: `steps` + 1 tensors."""
+        """Yield the states (b, *shape) at each time of the grid, then the images: `steps` + 1."""
         self._check(noise, cond)
         times = self.grid(self.nearest(steps), self.denoiser)
         return path(self.denoiser, noise, times, step=self.step, cond=cond)
@@ -75,7 +78,7 @@ class Generator(nn.Module):
     def _check(self, noise: Tensor, cond: Condition | None) -> None:
         if tuple(noise.shape[1:]) != self.spec.shape:
             raise InputError(
-                f"noise has shape {tuple(noise.shape)}; this generator makes "
+                f"noise has shape {tuple(noise.shape)}; this generator takes "
                 f"(n, {', '.join(map(str, self.spec.shape))})"
             )
         if cond is not None:
@@ -83,26 +86,26 @@ class Generator(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """Device of the weights."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     def nearest(self, steps: int, *, quietly: bool = False) -> int:
-        """The step count it takes when asked for `steps`; warns, or not, where they differ."""
+        """The number in `grid.counts` nearest to `steps`; `quietly` suppresses the warning."""
         counts = self.grid.counts
         if not counts or steps in counts or steps < 1:
             return steps
-        taken = min(counts, key=lambda count: abs(count - steps))
-        made_for = ", ".join(map(str, counts))
+        nearest = min(counts, key=lambda count: abs(count - steps))
         if not quietly:
-            told = f"made for {made_for} steps, asked for {steps}: taking {taken}"
-            warnings.warn(told, stacklevel=3)
-        return taken
+            trained = ", ".join(map(str, counts))
+            message = f"this generator is for {trained} steps, not {steps}: using {nearest}"
+            warnings.warn(message, stacklevel=3)
+        return nearest
 
     def check_labels(self, label: Tensor) -> None:
-        """Refuse classes that it does not know; -1, no class, is always allowed."""
+        """Raise InputError for labels outside the classes; -1, no class, is always allowed."""
         classes = self.spec.classes
         if not classes:
-            raise InputError("this generator is unconditional; ask for no label")
+            raise InputError("this generator is unconditional: leave out the label")
         low, high = int(label.min()), int(label.max())
         if low < -1 or high >= classes:
             raise InputError(

@@ -1,7 +1,7 @@
-"""Recipes: TOML read into frozen dataclasses, strictly, and written back resolved.
+"""Recipes: TOML files that describe a run, parsed into frozen dataclasses.
 
-A key that is not known is an error that names the nearest one. `[method]` is read into the named
-method's own `Config`, so a new method brings its settings without touching this file.
+Unknown keys are errors that suggest the nearest known one. `[method]` is parsed into the `Config`
+of the method that it names, so a new method brings its own keys.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -24,16 +24,16 @@ from fewstep.trainer import FitConfig
 
 @dataclass(frozen=True)
 class PublishedScore:
-    """A figure of somebody's paper or project page, to stand beside ours, never ranked with it."""
+    """A score from a paper or project page. Reports show it beside ours and never rank it."""
 
     name: str
-    """Whose: method, network, length of training."""
+    """Method, network and length of training."""
     steps: int
-    """Steps, or evaluations of the network, for an image: as published."""
+    """Steps, or network evaluations, per image, as published."""
     score: float
-    """The figure."""
+    """The published score."""
     protocol: str
-    """What it is and how it was taken: "FID, 50,000 samples, ..."."""
+    """How it was measured, such as "FID, 50,000 samples"."""
     cost: str = ""
     """Hardware and time, as published."""
     source: str = ""
@@ -42,48 +42,48 @@ class PublishedScore:
 
 @dataclass(frozen=True)
 class About:
-    """What to expect of the recipe; never read by the training itself."""
+    """Information about the recipe; it has no effect on training."""
 
     title: str = ""
-    """One line."""
+    """Title, in one line."""
     paper: str = ""
-    """Where the method or its settings come from."""
+    """Source of the method or its settings."""
     hardware: str = ""
-    """What `hours` were measured on."""
+    """Hardware on which `hours` was measured."""
     hours: float | None = None
-    """How long it takes there."""
+    """Training time on that hardware, in hours."""
     expect: dict[str, Any] = field(default_factory=dict[str, Any])
-    """The score band to expect, with steps, samples and extractor."""
+    """Expected score and its spread, with steps, samples and extractor."""
     published: tuple[PublishedScore, ...] = ()
-    """Published figures of the same task, each with its own protocol."""
+    """Published scores for the same task."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The images to learn from and to be measured against."""
+    """The images to train on and to evaluate against."""
 
     name: str
     """digits, mnist, fashion-mnist, cifar10, celeba, folder, or an address such as my_sets:read."""
     split: str = "train"
-    """train or test; of celeba, valid too."""
+    """train or test; celeba also has valid."""
     size: int | None = None
-    """Side to resize to."""
+    """Side length in pixels to resize to; by default the set's own."""
     path: str | None = None
-    """Of a folder of images, or of CelebA."""
+    """Folder of the images, for `folder` and celeba."""
     flip: bool = False
-    """Mirror half of the images, left to right."""
+    """Mirror each image left to right with probability ½."""
     labels: bool = True
-    """Whether the model is told the classes; false: unconditional."""
+    """Train a class-conditional model; false trains an unconditional one."""
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Whom to distil."""
+    """The generator to distil."""
 
     load: str
-    """A run folder, a weights file or an address."""
+    """Run folder, weights file, or address such as diffusers:FOLDER."""
     guidance: float = 1.0
-    """Weight of classifier-free guidance; 1: none."""
+    """Weight of classifier-free guidance; 1 is no guidance."""
 
 
 @dataclass(frozen=True)
@@ -91,58 +91,60 @@ class PairsConfig:
     """Recorded teacher data."""
 
     load: str
-    """The folder that `fewstep record` wrote."""
+    """Folder or URL of a store that `fewstep record` wrote."""
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """The network to train: a copy of the teacher's, of another run's, or a new one."""
+    """The network to train: a copy of the teacher's or of another run's, or a new one."""
 
     init: str = "teacher"
-    """teacher, scratch, or a run whose weights to start from."""
+    """teacher, scratch, or the run whose weights to start from."""
     dropout: float | None = None
-    """Of a copied network, where not as it was: published students often have 0."""
+    """New dropout rate of a copied network; published students often use 0."""
     process: Process | None = None
-    """flow, vp, ve, cosine, table or linear-betas; of a network from scratch."""
+    """Noise process, with init = "scratch": flow, vp, ve, cosine, table or linear-betas."""
     parametrization: Parametrization | None = None
-    """eps, v, velocity, clean or edm; of a network from scratch."""
+    """What the network predicts, with init = "scratch": eps, v, velocity, clean or edm."""
     backbone: BackboneConfig | None = None
-    """unet, mlp, circuit or residuals and its settings; of a network from scratch."""
+    """Architecture and its settings, with init = "scratch": unet, mlp, circuit or residuals."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How the run is measured."""
+    """How the run is evaluated."""
 
     every: int = 0
-    """Steps between evaluations during training; 0: none."""
+    """Training steps between evaluations; 0 means never."""
     steps: tuple[int, ...] = (1, 2, 4)
-    """Step counts to measure."""
+    """Numbers of sampling steps to evaluate."""
     best: int | None = None
-    """The step count whose Fréchet distance decides which weights become best.safetensors; by
-    default the first of `steps`."""
+    """Number of sampling steps whose Fréchet distance decides which weights are saved as
+    best.safetensors; by default the first of `steps`."""
     protocol: str = "quick"
-    """How scores are taken: quick, resnet10k, fid10k, fid50k, clean-fid50k or dino50k."""
+    """Evaluation protocol: quick, resnet10k, fid10k, fid50k, clean-fid50k or dino50k."""
     samples: int | None = None
-    """Images to generate for each score, where not as many as the protocol says."""
+    """Images to generate for each score; by default the protocol's number."""
     extractor: str | None = None
-    """Features, where not those of the protocol: classifier, pixels, inception, dinov2,
-    squeezenet or resnet56-cifar10."""
+    """What computes the features, by default the protocol's: classifier, pixels, inception,
+    dinov2, squeezenet or resnet56-cifar10."""
     resize: Resize | None = None
-    """How images reach the extractor's size: tf1-bilinear or clean-bicubic."""
+    """How images are resized for the extractor: tf1-bilinear or clean-bicubic."""
     measures: tuple[str, ...] = ()
     """Extra measures: sliced-wasserstein, or addresses such as my_package.my_module:MEASURE."""
 
     def __post_init__(self) -> None:
         if self.every < 0:
-            raise InputError(f"evaluate.every is {self.every}; it counts steps, and 0 is never")
+            raise InputError(
+                f"evaluate.every is {self.every}; give a number of steps, or 0 for never"
+            )
         if not self.steps or min(self.steps) < 1 or (self.best or 1) < 1:
-            raise InputError("evaluate.steps and evaluate.best are counts of at least 1 step")
-        _ = self.measured  # a mistake in it is told now
+            raise InputError("evaluate.steps and evaluate.best must be at least 1")
+        _ = self.evaluation_protocol  # raises for a wrong protocol now, not after training
 
     @property
-    def measured(self) -> EvalProtocol:
-        """The protocol with what is changed of it."""
+    def evaluation_protocol(self) -> EvalProtocol:
+        """The named protocol with these settings' changes."""
         return protocol(self.protocol).with_settings(
             samples=self.samples,
             extractor=self.extractor,
@@ -153,11 +155,11 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run, told completely."""
+    """Everything that determines a run."""
 
     data: DataConfig
     method: Any
-    """The method's own Config; `method_name` says whose."""
+    """Settings of the method, of its own `Config` class."""
     method_name: str
     about: About = field(default_factory=About)
     teacher: TeacherConfig | None = None
@@ -189,9 +191,9 @@ _SECTIONS: dict[str, Any] = {
 
 
 def read(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of a preset's name or a TOML file, with `key=value` overrides.
+    """The recipe of a preset's name or of a TOML file, with `key=value` overrides applied.
 
-    Raises: InputError for an unknown preset, broken TOML, an unknown key or an unfit value.
+    Raises: InputError for an unknown preset, invalid TOML, an unknown key or an invalid value.
     """
     return parse(read_table(name, overrides))
 
@@ -209,7 +211,7 @@ def parse(table: Mapping[str, Any], *, allow_code: Collection[str] | None = None
             raise InputError(f"unknown recipe key {key}{did_you_mean(key, sections)}")
     for key in ("data", "method"):
         if key not in table:
-            raise InputError(f"the recipe lacks [{key}]")
+            raise InputError(f"the recipe has no [{key}] section")
     method = resolve_name("method", table["method"], "method", allow_code)
     settings = {key: value for key, value in table["method"].items() if key != "name"}
     if "student" in table:
@@ -232,7 +234,7 @@ def parse(table: Mapping[str, Any], *, allow_code: Collection[str] | None = None
 
 
 def _with_native(student: Any, allow_code: Collection[str] | None) -> Any:
-    """Parametrizations with a process of their own take the student's, unless one is given."""
+    """Set a parametrization's `native` process to the student's, unless it is given."""
     table = student.get("parametrization") if isinstance(student, Mapping) else None
     if not isinstance(table, Mapping) or "native" in table or "process" not in student:
         return student

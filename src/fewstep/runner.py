@@ -74,7 +74,8 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     if loss_hash:
         pins["loss"] = loss_hash
     # created before the training, so that a wrong setting is an error now
-    evaluator = Evaluator(images, recipe.evaluate.measured) if recipe.evaluate.every else None
+    evaluation = recipe.evaluate
+    evaluator = Evaluator(images, evaluation.evaluation_protocol) if evaluation.every else None
     method = method_class(config, Task(student, spec, teacher)).to(device)
     if method.fixed_steps not in (None, recipe.fit.steps):
         raise InputError(

@@ -57,19 +57,19 @@ def read_table(name: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     path = Path(name)
     if path.suffix == ".toml":
         if not path.is_file():
-            raise InputError(f"there is no recipe file {name}")
+            raise InputError(f"no such recipe file: {name}")
         text = path.read_text()
     elif name in preset_names():
         text = (resources.files("fewstep") / "presets" / f"{name}.toml").read_text()
     else:
         raise InputError(
-            f"there is no recipe {name!r}{did_you_mean(name, preset_names())}; give a TOML file or "
+            f"unknown recipe {name!r}{did_you_mean(name, preset_names())}; give a TOML file or "
             "a preset: `fewstep list recipes`"
         )
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{name} is not TOML: {error}") from error
+        raise InputError(f"{name} is not valid TOML: {error}") from error
     for override in overrides:
         _override(table, override)
     check_keys(table)
@@ -294,12 +294,12 @@ def _text(default: ast.expr | None) -> str:
 def _override(table: dict[str, Any], text: str) -> None:
     key, equals, right = text.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        raise InputError(f"{text!r} is no override; write key=value, such as fit.steps=100")
+        raise InputError(f"no override: {text!r}; write key=value, such as fit.steps=100")
     *parents, last = key.split(".")
     for parent in parents:
         inner: Any = table.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise InputError(f"{key}: {parent} is a value, not a table")
+            raise InputError(f"cannot set {key}: {parent} is a value, not a table")
         table = cast(dict[str, Any], inner)
     table[last] = _toml_value(key, right)
 
@@ -310,4 +310,4 @@ def _toml_value(key: str, text: str) -> Any:
     except tomllib.TOMLDecodeError as error:
         if re.fullmatch(r"[A-Za-z./~][\w./:~-]*", text):
             return text  # a bare word or path, which a shell user would not quote twice
-        raise InputError(f"{key}={text}: the right side is not TOML ({error})") from error
+        raise InputError(f"{key}={text}: the right side is not valid TOML ({error})") from error

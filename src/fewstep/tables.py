@@ -92,8 +92,8 @@ def resolve_name(noun: str, table: Any, where: str, allow_code: Collection[str] 
 def _by_name(kind: Any, value: Any, where: str, allow_code: Collection[str] | None) -> Any:
     if "name" not in _mapping(value, where) and not inspect.isabstract(kind):
         return _dataclass(kind, value, where, allow_code)  # the one class that the field takes
-    chosen = resolve_name(kind.noun, value, where, allow_code)
-    if not (isinstance(chosen, type) and issubclass(chosen, kind) and is_dataclass(chosen)):
+    subclass = resolve_name(kind.noun, value, where, allow_code)
+    if not (isinstance(subclass, type) and issubclass(subclass, kind) and is_dataclass(subclass)):
         choices = [
             name
             for name in plugins.names(kind.noun)
@@ -104,7 +104,7 @@ def _by_name(kind: Any, value: Any, where: str, allow_code: Collection[str] | No
             f"{', '.join(choices)}"
         )
     table = {key: inner for key, inner in value.items() if key != "name"}
-    return _dataclass(chosen, table, where, allow_code)
+    return _dataclass(subclass, table, where, allow_code)
 
 
 def _dataclass(
