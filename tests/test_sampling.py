@@ -354,6 +354,16 @@ def test_a_step_by_itself_is_that_of_a_sample(name, process):
         torch.testing.assert_close(state, states[i + 1], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", [n for n in plugins.names("sampler") if n != "ring"])
+def test_coefficients_meet_states_of_another_device(name):
+    """Meta tensors refuse operations with tensors of the CPU, as a GPU's do, but for numbers."""
+    step, model = plugins.resolve("sampler", name)(), exact(VP(), Velocity())
+    model.backbone.forward = lambda x, level, *, level_s=None, cond=None: x * level[:, None]
+    noise = torch.randn(3, 2, device="meta")
+    images = sample(model, noise, UniformGrid()(4, model), step=step)
+    assert (images.device, images.dtype, images.shape) == (noise.device, noise.dtype, noise.shape)
+
+
 def test_a_state_of_another_type_has_coefficients_of_its_own():
     from fewstep.sampling import StepContext
 
