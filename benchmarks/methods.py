@@ -29,8 +29,17 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fewstep import Batches, Denoiser, FitConfig, Flow, Generator, ImageStream, SampleSpec, Velocity
-from fewstep import methods as package
+from fewstep import (
+    Batches,
+    Denoiser,
+    FitConfig,
+    Flow,
+    Generator,
+    ImageStream,
+    SampleSpec,
+    Velocity,
+    plugins,
+)
 from fewstep.backbones import UNetConfig
 from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.base import Task
@@ -122,12 +131,12 @@ def network():
     return net
 
 
-def training(told, batch):
+def training(case, batch):
     """The step of a method in a training of its own."""
-    kind, spec = package.find(told.method), SampleSpec(SHAPE)
+    kind, spec = plugins.resolve("method", case.method), SampleSpec(SHAPE)
     student = Denoiser(network(), Flow(), Velocity())
     teacher = Generator(deepcopy(student), spec)
-    method = kind(kind.Config(**told.settings), Task(student, spec, teacher))
+    method = kind(kind.Config(**case.settings), Task(student, spec, teacher))
     pixels = torch.randint(0, 256, (512, *SHAPE), dtype=torch.uint8)
     streams = {"images": ImageStream(pixels, None), "pairs": Ready()}
     streams = {name: stream for name, stream in streams.items() if name in method.reads}
@@ -185,8 +194,8 @@ def measured(steps, cycles, rounds, clock):
     return times
 
 
-def floor(told, share):
-    return sum(calls * share[part] for part, calls in told.floor.items()) or None
+def floor(case, share):
+    return sum(calls * share[part] for part, calls in case.floor.items()) or None
 
 
 def updates(run, cycle):
@@ -197,21 +206,20 @@ def number(value):
     return f"{value:9.2f}" if value else f"{'':>9}"
 
 
-def chosen(only):
-    missing = set(package.names()) - {told.method for told in CASES.values()} - OTHERS
+def select(only):
+    missing = set(plugins.names("method")) - {each.method for each in CASES.values()} - OTHERS
     cases = {**CASES, **{name: case(name) for name in sorted(missing)}}
-    cases = {name: told for name, told in cases.items() if told.method in package.names()}
     return {name: cases[name] for name in only} if only else cases
 
 
-def compare(told):
-    cases = chosen(told.only)
-    runs = {name: training(each, told.batch) for name, each in cases.items()}
-    pieces = parts(told.batch)
+def compare(options):
+    cases = select(options.only)
+    runs = {name: training(each, options.batch) for name, each in cases.items()}
+    pieces = parts(options.batch)
     steps = {**pieces, **{name: run.advance for name, run in runs.items()}}
     cycles = {name: each.cycle for name, each in cases.items()}
-    clock = time.process_time if told.cpu else time.perf_counter
-    times = measured(steps, cycles, told.rounds, clock)
+    clock = time.process_time if options.cpu else time.perf_counter
+    times = measured(steps, cycles, options.rounds, clock)
     ratios = {
         name: statistics.median(mine / raw for mine, raw in zip(each, times["R"], strict=True))
         for name, each in times.items()
@@ -235,10 +243,13 @@ def operators(step):
     return {e.key: (e.self_cpu_time_total / 1000, e.count) for e in seen.key_averages()}
 
 
-def compare_operators(told):
+def compare_operators(options):
     """Where a method's step spends more than the raw one; they take turns."""
-    steps = (parts(told.batch)["R"], training(chosen([])[told.profile], told.batch).advance)
-    rounds = [[operators(step) for step in steps] for _ in range(told.rounds + 1)][1:]
+    steps = (
+        parts(options.batch)["R"],
+        training(select([])[options.profile], options.batch).advance,
+    )
+    rounds = [[operators(step) for step in steps] for _ in range(options.rounds + 1)][1:]
     names = {name for pair in rounds for name in pair[1]}
 
     def middle(name, which):
@@ -247,7 +258,7 @@ def compare_operators(told):
 
     rows = {name: [*middle(name, 1), *middle(name, 0)] for name in names}
     mine, raw = (sum(row[i] for row in rows.values()) for i in (0, 2))
-    print(f"raw {raw:.1f} ms, {told.profile} {mine:.1f} ms")
+    print(f"raw {raw:.1f} ms, {options.profile} {mine:.1f} ms")
     print(f"{'operator':50}  ms more  calls  raw calls")
     for name, row in sorted(rows.items(), key=lambda item: item[1][2] - item[1][0])[:20]:
         print(f"{name[:50]:50} {row[0] - row[2]:8.2f} {row[1]:6.0f} {row[3]:10.0f}")
@@ -261,14 +272,14 @@ def main():
     parser.add_argument("--cpu", action="store_true", help="CPU time in place of wall time")
     parser.add_argument("--only", nargs="+", default=[], help="cases of the table")
     parser.add_argument("--profile", help="one case: its operators against the raw step's")
-    told = parser.parse_args()
-    torch.set_num_threads(told.threads)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     size = sum(p.numel() for p in network().parameters()) / 1e6
     print(
-        f"torch {torch.__version__}, {told.threads} threads, eager, {told.rounds} rounds, "
-        f"batch {told.batch} of {SHAPE}, {size:.2f} M parameters"
+        f"torch {torch.__version__}, {options.threads} threads, eager, {options.rounds} rounds, "
+        f"batch {options.batch} of {SHAPE}, {size:.2f} M parameters"
     )
-    compare_operators(told) if told.profile else compare(told)
+    compare_operators(options) if options.profile else compare(options)
 
 
 if __name__ == "__main__":
