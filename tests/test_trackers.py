@@ -15,9 +15,10 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from fewstep import plugins, trackers
 from fewstep.cli import main
 from fewstep.runs import Run
-from fewstep.trackers import TRACKERS, Follower, TensorBoard, Tracker, flat, follow, numbers
+from fewstep.trackers import Follower, TensorBoard, Tracker, flat, follow, numbers
 
 TINY = [
     "student.backbone.channels=[8]",
@@ -161,7 +162,7 @@ def test_a_tracker_that_fails_is_told_no_more(run, failing, monkeypatch):
     monkeypatch.setattr(tracker, failing, fail)
     logged(run, 10)
     drawn(run, 10)
-    told = "recording receives no more, the training continues: the network is down"
+    told = "tensorboard receives no more, the training continues: the network is down"
     with pytest.warns(UserWarning, match=told):
         follower.forward()
         follower.close()
@@ -182,6 +183,8 @@ def recorder(monkeypatch):
     opened = []
 
     class Opened(Recording):
+        name = "tensorboard"
+
         def __init__(self, run, first):
             super().__init__(run, first)
             opened.append(self)
@@ -190,7 +193,7 @@ def recorder(monkeypatch):
         def require(cls):
             pass
 
-    monkeypatch.setitem(TRACKERS, "tensorboard", Opened)
+    monkeypatch.setattr(trackers, "TensorBoard", Opened)
     return opened
 
 
@@ -217,7 +220,7 @@ def test_a_failing_tracker_does_not_stop_a_training(tmp_path, recorder, monkeypa
 
     monkeypatch.setattr(Recording, "numbers", fail)
     assert main([*train(tmp_path / "x", "fit.steps=22"), "--track", "tensorboard"]) == 0
-    monkeypatch.setattr(TRACKERS["tensorboard"], "__init__", fail)
+    monkeypatch.setattr(TensorBoard, "__init__", fail)
     assert main([*train(tmp_path / "y", "fit.steps=3"), "--track", "tensorboard"]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "fewstep: " in line]
     assert lines == [
@@ -231,7 +234,7 @@ def test_a_failing_tracker_does_not_stop_a_training(tmp_path, recorder, monkeypa
 def test_a_missing_package_ends_in_one_line_before_anything_is_made(
     tmp_path, name, monkeypatch, capsys
 ):
-    monkeypatch.setitem(sys.modules, TRACKERS[name].module, None)
+    monkeypatch.setitem(sys.modules, plugins.resolve("tracker", name).module, None)
     assert main([*train(tmp_path / "x", "fit.steps=3"), "--track", name]) == 2
     line = capsys.readouterr().err.strip()
     assert line.startswith(f"fewstep: --track {name} needs a package that is not installed")
@@ -239,17 +242,17 @@ def test_a_missing_package_ends_in_one_line_before_anything_is_made(
     assert not (tmp_path / "x").exists()
 
 
-def test_an_unknown_tracker_exits_with_2(tmp_path):
-    with pytest.raises(SystemExit) as stop:
-        main([*train(tmp_path / "x"), "--track", "tensorbored"])
-    assert stop.value.code == 2
+def test_an_unknown_tracker_exits_with_2_before_training(tmp_path, capsys):
+    assert main([*train(tmp_path / "x"), "--track", "tensorbored"]) == 2
+    assert "unknown tracker 'tensorbored'; did you mean tensorboard?" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
-def test_all_names_of_the_command_line_are_trackers():
-    from fewstep.cli.train import Options
-
-    for name in TRACKERS:
-        assert name in str(Options.__annotations__["track"])
+def test_help_names_the_trackers(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in plugins.names("tracker"))
 
 
 def wanted_of(run):

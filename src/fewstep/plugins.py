@@ -100,6 +100,11 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "measure": {"sliced-wasserstein": "fewstep.metrics.distances.sliced:SLICED_WASSERSTEIN"},
     "source": {"diffusers": "fewstep.pretrained.diffusers:read_diffusers"},
+    "tracker": {
+        "tensorboard": "fewstep.trackers:TensorBoard",
+        "wandb": "fewstep.trackers:WandB",
+        "trackio": "fewstep.trackers:Trackio",
+    },
 }
 """Names that the package brings, by noun."""
 

@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fewstep import plugins
 from fewstep.distributed import first_rank
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
@@ -183,9 +184,6 @@ class Trackio(Tracker):
             self.package.finish()
 
 
-TRACKERS: dict[str, type[Tracker]] = {kind.name: kind for kind in (TensorBoard, WandB, Trackio)}
-
-
 def require(names: Iterable[str]) -> None:
     """Check on the first rank that these trackers can be used.
 
@@ -195,7 +193,7 @@ def require(names: Iterable[str]) -> None:
         return
     for name in names:
         try:
-            TRACKERS[name].require()
+            plugins.resolve("tracker", name).require()
         except ImportError as error:
             raise InputError(
                 f"--track {name} needs a package that is not installed ({error}): "
@@ -293,7 +291,7 @@ def follow(run: Run, name: str, first: int) -> Follower | None:
     """Follow a run that has just finished step `first`. Returns None, with a warning, if the
     tracker cannot be opened."""
     try:
-        return Follower(run, TRACKERS[name](run, first))
+        return Follower(run, plugins.resolve("tracker", name)(run, first))
     except Exception as error:
         _warn_stopped(name, error)
         return None

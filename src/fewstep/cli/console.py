@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from fewstep import plugins
 from fewstep.errors import InputError
 
 Options = TypeVar("Options")
@@ -63,6 +64,12 @@ def options(
     # tyro reads one group of positional arguments; these came after a later option
     dataclass: Any = parsed
     return replace(dataclass, **{name: (*getattr(parsed, name), *rest)})
+
+
+def names_option(noun: str, text: str) -> Any:
+    """An option that takes names of `noun`; its help lists those that are registered."""
+    registered = ", ".join(plugins.names(noun))
+    return tyro.conf.arg(help=f"{text}: {registered}, or an address package.module:NAME.")
 
 
 def _variadic_field(kind: type[Any]) -> str | None:

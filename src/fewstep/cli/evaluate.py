@@ -3,23 +3,16 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from fewstep import plugins
 from fewstep.cli import console
 
 if TYPE_CHECKING:
     from fewstep.generator import Generator
     from fewstep.metrics import EvalProtocol
     from fewstep.scores import Score
-
-
-def names_option(noun: str, text: str) -> Any:
-    """An option that takes names of `noun`; its help lists those that are registered."""
-    registered = ", ".join(plugins.names(noun))
-    return tyro.conf.arg(help=f"{text}: {registered}, or an address package.module:NAME.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +24,14 @@ class ProtocolOptions:
     dino50k; the next options change it."""
     samples: int | None = None
     """Images to generate for each score."""
-    extractor: Annotated[str | None, names_option("extractor", "What computes the features")] = None
+    extractor: Annotated[
+        str | None, console.names_option("extractor", "What computes the features")
+    ] = None
     resize: Literal["tf1-bilinear", "clean-bicubic"] | None = None
     """How images are resized for the extractor; by default as its standard says."""
-    measures: Annotated[str, names_option("measure", "Extra measures, with commas between")] = ""
+    measures: Annotated[
+        str, console.names_option("measure", "Extra measures, with commas between")
+    ] = ""
 
     def evaluation_protocol(self) -> "EvalProtocol":
         """The named protocol with these options' changes."""
@@ -56,7 +53,9 @@ class Options(ProtocolOptions):
     """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
     steps: str = "1,2,4"
     """Step counts, separated by commas."""
-    sampler: Annotated[str | None, names_option("sampler", "By default the run's own")] = None
+    sampler: Annotated[str | None, console.names_option("sampler", "By default the run's own")] = (
+        None
+    )
     weights: Literal["ema", "raw", "best"] = "ema"
     """Averaged weights of the last step, raw ones, or averaged ones of the best evaluation."""
     data: str | None = None

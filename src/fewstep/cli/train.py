@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing, redirect_stderr, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -37,9 +37,10 @@ class Options:
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The run folder; by default runs/RECIPE."""
     track: Annotated[
-        tuple[Literal["tensorboard", "wandb", "trackio"], ...], tyro.conf.UseAppendAction
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        console.names_option("tracker", "Forward log and samples to it; repeat it for several"),
     ] = ()
-    """Forward the log and the samples to this tracker; repeat it for several trackers."""
 
 
 def main(argv: Sequence[str], verb: str = "train") -> int:
