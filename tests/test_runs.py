@@ -103,7 +103,7 @@ def test_addresses_that_lead_nowhere(tmp_path):
     for address, message in (
         ("nowhere", "no run folder or weights file nowhere"),
         (str(tmp_path), "has no model.safetensors"),
-        ("gopher:some/model", "no source gopher:"),
+        ("gopher:some/model", ".gopher. is not a known source"),
     ):
         with pytest.raises(InputError, match=message):
             runs.load(address)

@@ -199,7 +199,7 @@ def load(
         if source not in plugins.names("source"):
             sources = ", ".join(f"{name}:" for name in plugins.names("source"))
             raise InputError(
-                f"{address}: there is no such file, and no source {source}: (sources are {sources})"
+                f"{address}: no such file, and {source!r} is not a known source; known: {sources}"
             )
         if weights != "ema":
             raise InputError(f"{weights} weights need a run folder; {address} has one kind only")

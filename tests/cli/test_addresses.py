@@ -9,6 +9,7 @@ import fewstep
 from fewstep import recipe, runs
 from fewstep.cli import main
 from fewstep.errors import InputError
+from fewstep.sampling import Ancestral, Heun, Transfer
 
 QUICK = ["--extractor", "pixels", "--samples", "90", "--steps", "2"]
 
@@ -89,11 +90,7 @@ def test_another_sampler_clips_as_the_checkpoint_asks(address, tmp_path, monkeyp
     for name in ("ancestral", "transfer", "heun"):
         out = str(tmp_path / "x.png")
         assert main(["sample", address, "-o", out, "-n", "1", "--sampler", name]) == 0
-    assert seen == [
-        {"name": "ancestral", "clip": 1.0},
-        {"name": "transfer", "clip": 1.0},
-        {"name": "heun"},
-    ]
+    assert seen == [Ancestral(clip=1.0), Transfer(clip=1.0), Heun()]
 
 
 def test_pairs_are_recorded_as_it_samples(address, pairs, capsys):
@@ -155,11 +152,11 @@ def test_it_is_compared_with_its_student_as_the_student_is_measured(
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["evaluate", "{address}", "--weights", "best"], "best weights are in a run folder"),
-        (["sample", "{address}", "--weights", "raw", "-o", "x.png"], "raw weights are in a run"),
+        (["evaluate", "{address}", "--weights", "best"], "best weights need a run folder"),
+        (["sample", "{address}", "--weights", "raw", "-o", "x.png"], "raw weights need a run"),
         (["sample", "{address}", "--label", "1", "-o", "x.png"], "unconditional"),
         (["sample", "{address}x", "-o", "x.png"], "their-ddpmx"),
-        (["sample", "gopher:x", "-o", "x.png"], "no gopher: (known are diffusers:)"),
+        (["sample", "gopher:x", "-o", "x.png"], "'gopher' is not a known source; known: diffusers:"),
         (["distill", "digits-regress", "teacher.load={address}"], "of 0 classes"),
     ],
 )

@@ -102,7 +102,7 @@ def start_endless(folder):
     code = (
         f"import sys; sys.path.insert(0, {str(HERE.parent)!r})\n"
         "from functools import partial; from pathlib import Path\n"
-        "import test_jobs; from fewstep.cli import jobs\n"
+        "import test_jobs; from fewstep.cli import console, jobs\n"
         "if __name__ == '__main__':\n"
         "    try:\n"
         f"        work = partial(test_jobs.wait_forever, Path({str(folder / 'pid')!r}))\n"
@@ -134,7 +134,7 @@ def test_no_process_outlives_its_parent(tmp_path, number):
     parent.send_signal(number)
     out, err = parent.communicate(timeout=60)
     if number == signal.SIGINT:
-        assert out == "stopped\n" and "Traceback" not in err
+        assert out == "stopped\n" and "Traceback" not in err, err
     deadline = time.monotonic() + 20
     while is_alive(child):
         assert time.monotonic() < deadline
