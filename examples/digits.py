@@ -4,8 +4,9 @@
 # This notebook trains a flow-matching teacher on scikit-learn's 8×8 digits, records pairs of noise
 # and image from it, and distils it into a student that needs one step. Recipes do the work:
 # `digits-flow` and `digits-regress` are the presets behind `fewstep train digits-flow` and
-# `fewstep distill digits-regress`. About three minutes on two CPU cores. `SCALE` shortens
-# everything: 0.01 takes seconds and gives noise.
+# `fewstep distill digits-regress`. The notebook takes about three minutes on two CPU cores. The
+# environment variable `SCALE` shortens the trainings: with 0.01 the notebook takes seconds, and the
+# images are noise.
 
 # %%
 import os
@@ -39,7 +40,7 @@ teacher = train("digits-flow", "teacher", f"fit.steps={max(2, int(450 * SCALE))}
 # %% [markdown]
 # ## Record pairs
 #
-# A deterministic sampler maps each noise to one image. The store keeps the image and the seed of
+# A deterministic sampler maps each noise to one image. The store holds the image and the seed of
 # the noise.
 
 # %%
@@ -52,7 +53,7 @@ for _ in fewstep.record(sampler, str(RUNS / "pairs"), plan, teacher=weights):
 # %% [markdown]
 # ## Train the student
 #
-# The student starts from the teacher's weights and learns the image of each noise.
+# The student starts from the teacher's weights and learns to predict the image of each noise.
 
 # %%
 student = train(
@@ -66,8 +67,8 @@ student = train(
 # %% [markdown]
 # ## Compare them from one noise
 #
-# Each column starts from the same noise and asks for the same digit. Rows: the teacher in 16 steps
-# and in one step, the student in one step.
+# All images of a column start from the same noise and show the same digit. The rows show the
+# teacher in 16 steps, the teacher in one step and the student in one step.
 
 # %%
 noise = fewstep.noise_from_seeds(range(10), teacher.spec.shape)
