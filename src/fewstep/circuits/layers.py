@@ -1,4 +1,4 @@
-"""Layers around the U-Nets of a circuit; all know the noise level."""
+"""Layers around the U-Nets of a circuit. All take the noise level as an input."""
 
 import torch
 from jaxtyping import Float
@@ -13,9 +13,10 @@ Level = Float[Tensor, " b"]
 
 
 class Block(nn.Module):
-    """Residual block of two convolutions, shifted and scaled by the level; the identity at first.
+    """Residual block of two convolutions, shifted and scaled by the level.
 
-    `sinusoid` has the pace of the network's own; the published one turns once over all levels.
+    It is initialised as the identity. `sinusoid` has the same pace as the U-Net's embedding, while
+    the published one goes through one turn from the lowest to the highest level.
     """
 
     def __init__(self, width: int, sinusoid: Sinusoid) -> None:
@@ -39,7 +40,10 @@ class Block(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Map `width_in` channels to `width_out` through residual blocks of `width` channels."""
+    """Map `width_in` channels to `width_out` through residual blocks of `width` channels.
+
+    Height and width are divided by `shrink`, whose pixels are moved into the channels first.
+    """
 
     def __init__(
         self, width_in: int, width: int, width_out: int, sinusoid: Sinusoid, blocks: int, *,
@@ -59,7 +63,10 @@ class Adapter(nn.Module):
 
 
 class Readout(nn.Module):
-    """Map a state to an image, through residual blocks and a linear skip connection around them."""
+    """Map a state to an image, through residual blocks and a linear skip connection around them.
+
+    Height and width are multiplied by `grow`.
+    """
 
     def __init__(
         self, width: int, channels: int, sinusoid: Sinusoid, blocks: int, *, grow: int = 1
@@ -83,7 +90,10 @@ class Readout(nn.Module):
 
 
 class Gate(nn.Module):
-    """Logit of a residual's weight, one per row, from its level and the distance to the next."""
+    """The logit of a residual's weight, one per row.
+
+    Its inputs are the level and the difference to the level of the destination.
+    """
 
     def __init__(self, sinusoid: Sinusoid) -> None:
         super().__init__()
@@ -100,7 +110,7 @@ class Gate(nn.Module):
 
 
 def group_count(width: int) -> int:
-    """Groups of a normalisation: 32, as published, or fewer.
+    """Number of groups in the normalisation of `width` channels: 32, as published, or fewer.
 
     At least four channels share a group: a group of one constant channel would be normalised to 0.
     """

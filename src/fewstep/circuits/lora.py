@@ -8,11 +8,11 @@ from fewstep.backbones.blocks import Attention
 from fewstep.backbones.unet import UNet
 
 ORIGINAL = "parametrizations.weight.original"
-"""Suffix of an adapted weight's pretrained part in a state dict."""
+"""Suffix of the pretrained weight in the state dict of a layer that has an adaptation."""
 
 
 class LowRank(nn.Module):
-    """Add `alpha / rank · up @ down` to a weight; `up` starts at zero."""
+    """Adds `alpha / rank · up @ down` to a weight; `up` starts at zero."""
 
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class LowRank(nn.Module):
 
 
 def add_lora(net: UNet, rank: int, alpha: float, trainable: tuple[str, ...]) -> None:
-    """Adapt the attention of `net` at low rank and freeze its other weights, in place.
+    """Add low-rank adaptations to the attention of `net` and freeze its other weights, in place.
 
     Norms, the time embedding and modules whose names start with one of `trainable` stay trainable.
     """

@@ -1,16 +1,17 @@
-"""A recurrent network on a hidden state, after Denoising Circuits: encode, update, read out.
+"""The network of a denoising circuit: encode an image into a state, update it, and read it out.
 
     encode     z_t = norm(adapter(trunk(x_t, t)))                            `encode`, Rin
     update     z_s = norm(z_t + step·sigmoid(e(t, s))·residual(z_t, t, s))   `advance`, R
     read out   output = Rout(z_t, t),   x0 = X0out(z_t, t)                   `read`, `image`
 
 `norm` is a group normalisation without parameters: at every time the state has mean 0 and variance
-1 in each group, so that a chain of updates neither vanishes nor explodes and is nearly a sum of
-small residuals. `forward` encodes and reads the output: it is an ordinary backbone.
+1 in each group. States therefore neither vanish nor explode over many updates, and the last state
+is nearly the first one plus a sum of small residuals. `forward` encodes and reads the output, so
+that the circuit can be used as any other backbone. Source: github.com/shuntama/denoising-circuits
 
-The trunks are two copies of one U-Net. Both are trained in full or, with `lora`, start from a
-pretrained network: its attention is adapted at low rank (`lora.py`), its norms and time embedding
-are trained, and its other weights are frozen.
+The trunks are two copies of one U-Net, one in the encoder and one in the update. Both are trained
+in full or, with `lora`, start from a pretrained network: its attention gets low-rank adapters
+(`lora.py`), its norms and time embedding are trained, and its other weights are frozen.
 """
 
 from dataclasses import dataclass, field, replace
@@ -31,19 +32,19 @@ from fewstep.condition import Condition
 from fewstep.errors import InputError
 
 NEW = ("time_embedding_s", "class_embedding")
-"""Modules that a pretrained network may lack: they are trained even with `lora`."""
+"""Modules that a pretrained network may lack; they are trained with `lora`, too."""
 
 
 @dataclass(frozen=True)
 class StateConfig:
-    """Size of a circuit's hidden state; networks that predict its states have the same settings."""
+    """Size of a circuit's hidden state; a network that predicts its states needs the same."""
 
     channels: int = 128
     """Channels of the state."""
     shrink: int = 1
-    """Its height and width are the images', divided by this."""
+    """The images' height and width divided by the state's."""
     groups: int = 32
-    """Groups of its normalisation, which has no parameters."""
+    """Number of groups in the state's normalisation, which has no parameters."""
 
     def __post_init__(self) -> None:
         divisible = self.channels >= 1 and self.groups >= 1 and self.channels % self.groups == 0
@@ -66,31 +67,35 @@ class StateConfig:
         return self.channels, image[1] // self.shrink, image[2] // self.shrink
 
     def sinusoid(self, network: Sinusoid) -> Sinusoid:
-        """The network's embedding of the level, at the state's width."""
+        """The embedding of the level in `network`, with the number of features for this state."""
         return replace(network, width=max(self.channels + self.channels % 2, 16))
 
     def normalise(self, z: State) -> State:
         """Shift and scale each group of channels of each row to mean 0 and variance 1."""
-        # the small eps keeps it exact for an encoder's small first states, and idempotent
+        # with a larger eps, small states would not reach variance 1, nor would a second call be
+        # without effect
         return functional.group_norm(contiguous_for_jvp(z), self.groups, eps=1e-8)
 
 
 @dataclass(frozen=True)
 class CircuitConfig(BackboneConfig):
-    """The defaults are the published ones, on the U-Net of google/ddpm-cifar10-32."""
+    """Settings of a `CircuitNet`.
+
+    The defaults are the published ones, with the U-Net of google/ddpm-cifar10-32.
+    """
 
     network: UNetConfig = field(default_factory=UNetConfig)
-    """The U-Net of encoder and update, which have a copy each."""
+    """The U-Net. Encoder and update have one each, with weights of their own."""
     state: StateConfig = field(default_factory=StateConfig)
     """Channels, shrink and groups of the hidden state."""
     blocks: int = 2
     """Residual blocks in each adapter of the update; encoder and read-outs have twice as many."""
     step: float = 0.3
-    """Largest factor of a residual; it starts at half of this."""
+    """Upper bound of the learned factor of a residual, whose initial value is half of it."""
     lora: int = 0
-    """Rank of the adaptation of a pretrained U-Net's attention; 0: train all weights."""
+    """Rank of the low-rank adapters in a pretrained U-Net's attention; 0 trains all weights."""
     lora_alpha: float = 16.0
-    """The adaptation is scaled by lora_alpha / lora."""
+    """Scale of the adapters: they are multiplied by lora_alpha / lora."""
 
     def __post_init__(self) -> None:
         if min(self.lora, self.blocks) < 0 or self.step <= 0:
@@ -100,15 +105,15 @@ class CircuitConfig(BackboneConfig):
             )
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "CircuitNet":
-        """Make a network with random weights."""
+        """Build a network with random weights."""
         return CircuitNet(self, shape=shape, classes=classes)
 
 
 class CircuitNet(Backbone):
     """Encoder, update and two read-outs.
 
-    Initially the update changes nothing, because its last layer is zero, and the read-outs' outputs
-    are nearly zero.
+    Initially the update returns its input, because its last layer is zero, and the outputs of the
+    read-outs are nearly zero.
     """
 
     def __init__(self, config: CircuitConfig, *, shape: tuple[int, ...], classes: int = 0) -> None:
@@ -144,7 +149,10 @@ class CircuitNet(Backbone):
         level_s: Level | None = None,
         cond: Condition | None = None,
     ) -> Images:
-        """The output that is read from the encoded state."""
+        """Encode `x` and read the output (b, c, h, w) from its state.
+
+        Raises: ValueError for a `level_s`.
+        """
         if level_s is not None:
             raise ValueError("a circuit's output takes no level_s: it depends on one time")
         return self.read(self.encode(x, level, cond), level)
@@ -161,7 +169,7 @@ class CircuitNet(Backbone):
         return self.encoder, self.update
 
     def encode(self, x: Images, level: Level, cond: Condition | None = None) -> State:
-        """Rin: the state of images at `level`."""
+        """Rin: the state of the images `x` at `level`."""
         hidden = self.encoder(x, level, cond=cond)
         return self.config.state.normalise(self.encoder_out(hidden, level))
 
@@ -175,15 +183,15 @@ class CircuitNet(Backbone):
         return self.config.state.normalise(z + factor[:, None, None, None] * residual)
 
     def read(self, z: State, level: Level) -> Images:
-        """Rout: the raw output, in the parametrization's terms."""
+        """Rout: the raw output, which the denoiser's parametrization interprets."""
         return self.output_readout(z, level)
 
     def image(self, z: State, level: Level) -> Images:
-        """X0out: the image."""
+        """X0out: the image x0 (b, c, h, w)."""
         return self.image_readout(z, level)
 
     def copy_encoder(self) -> None:
-        """Copy the encoder's weights into the update's U-Net, where both have them."""
+        """Copy the weights of the encoder's U-Net that the update's U-Net also has."""
         self.update.load_state_dict(self.encoder.state_dict(), strict=False)
 
     def load_teacher(self, teacher: Backbone | None) -> None:
@@ -197,7 +205,7 @@ class CircuitNet(Backbone):
             problem = f"it is a {type(teacher).__name__}" if teacher else "there is none"
             raise InputError(
                 f"student.backbone.lora needs a teacher whose network is a unet; {problem}: set "
-                "[teacher] load"
+                "teacher.load"
             )
         mine, theirs = self.config.network, teacher.config
         if replace(theirs, dropout=mine.dropout, two_times=False) != mine:
@@ -219,7 +227,7 @@ class CircuitNet(Backbone):
 
 
 def _update_config(config: CircuitConfig) -> UNetConfig:
-    """The update's U-Net: it attends at the state's heights, and takes a destination."""
+    """Settings of the update's U-Net: attention at the state's heights, and a second time."""
     shrink = config.state.shrink
     heights = tuple(height // shrink for height in config.network.attention)
     return replace(config.network, attention=heights, two_times=True)

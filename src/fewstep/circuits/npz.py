@@ -1,4 +1,4 @@
-"""Read arrays from untrusted .npz data: sizes are checked, and nothing is unpickled."""
+"""Read arrays from untrusted .npz data. Sizes are checked, and nothing is unpickled."""
 
 import io
 import math
@@ -14,18 +14,18 @@ import zstandard
 
 from fewstep.errors import InputError
 
-# headers exactly as NumPy writes them: matched instead of evaluated
+# NumPy evaluates a header as Python; we accept exactly what NumPy writes
 HEADER = re.compile(
     rb"(?s)\x93NUMPY\x01\x00..\{'descr': '([^']*)', 'fortran_order': (True|False), "
     rb"'shape': \(([0-9, ]*)\), \} *\n"
 )
-END = struct.Struct("<4s4H2LH")  # end record of a zip file
+END_RECORD = struct.Struct("<4s4H2LH")  # of a zip file
 
 
 def decompress(raw: bytes, limit: int) -> bytes:
-    """Content of a zstd frame, whose declared size is not trusted.
+    """Decompress a zstd frame without trusting the size that it declares.
 
-    Raises: InputError for more than `limit` bytes, ZstdError if the frame is damaged.
+    Raises: InputError if the content has more than `limit` bytes, ZstdError for a damaged frame.
     """
     decompressor, size = zstandard.ZstdDecompressor(), 0
     with decompressor.stream_reader(raw) as stream:
@@ -40,10 +40,14 @@ def decompress(raw: bytes, limit: int) -> bytes:
 
 
 def members(payload: bytes) -> Iterator[tuple[str, bytes]]:
-    """Names and files of the arrays, which must not be deflated: the zip limits their size."""
-    signature, *_, directory, _, comment = END.unpack(payload[-END.size :])
-    zip64 = payload[-END.size - 20 :].startswith(b"PK\x06\x07")
-    # limits the entries, for each of which zipfile makes an object
+    """Yield the name and the .npy file of each array in an .npz.
+
+    The arrays must be stored without compression, so that together they are no larger than
+    `payload`.  Raises: InputError if they are compressed, BadZipFile if the .npz is damaged.
+    """
+    signature, *_, directory, _, comment = END_RECORD.unpack(payload[-END_RECORD.size :])
+    zip64 = payload[-END_RECORD.size - 20 :].startswith(b"PK\x06\x07")
+    # bounds the number of entries, because zipfile creates an object for each of them
     if signature != b"PK\x05\x06" or comment or zip64 or directory > 1 << 16:
         raise zipfile.BadZipFile("it is not an .npz")
     with zipfile.ZipFile(io.BytesIO(payload)) as archive:
@@ -51,18 +55,23 @@ def members(payload: bytes) -> Iterator[tuple[str, bytes]]:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise InputError("its .npz is compressed; write it with numpy.savez")
         if sum(entry.file_size for entry in entries) > len(payload):
-            raise zipfile.BadZipFile("its .npz declares more than it holds")
+            raise zipfile.BadZipFile("its .npz declares more bytes than it has")
         for entry in entries:
             yield entry.filename.removesuffix(".npy"), archive.read(entry)
 
 
 def array(name: str, member: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Read a .npy file.  Raises: InputError if it is damaged or of another dtype."""
+    """The array in the .npy file `member`, called `name` in messages.
+
+    Raises: InputError if it is damaged or its dtype is not `dtype`.
+    """
     if not (match := HEADER.match(member)):
         raise InputError(f"{name!r} is not a plain array of numbers")
-    kind, fortran, sizes = (group.decode("latin-1") for group in match.groups())
-    if kind != dtype.str:
-        raise InputError(f"{name!r} is {kind!r}; it must be {dtype.str!r}, {dtype.name}")
+    declared, fortran, sizes = (group.decode("latin-1") for group in match.groups())
+    if declared != dtype.str:
+        raise InputError(
+            f"{name!r} has dtype {declared!r}, but must have {dtype.str!r} ({dtype.name})"
+        )
     shape = tuple(int(size) for size in sizes.split(",") if size.strip())
     if math.prod(shape) * dtype.itemsize != (size := len(member) - match.end()):
         raise InputError(f"{name!r} declares shape {shape}, but has {size} bytes")

@@ -1,13 +1,17 @@
-"""A one-step network for what a circuit's ring sums: its first state and K chunks of residuals.
+"""One-step student of a circuit: predicts the initial state and K residual chunks.
 
-One pass of a U-Net, read at each size of its way up. The coarse sizes predict the first state and
-the first chunks, the fine ones the last, as a picture forms from coarse to fine. If there are
-several sizes, the chunks of the coarsest are computed from the predicted first state. The image is
-read from the sum by a frozen copy of the circuit's own read-out:
+A circuit's ring adds a residual to its state in every update. A chunk is the sum of the residuals
+of one of K equal parts of the ring, so that the initial state and all chunks add up to the ring's
+last state.
+
+The network is one U-Net, with prediction heads at each size of its decoder. The coarse sizes
+predict the initial state and the first chunks, the fine sizes the last chunks, because an image
+forms from coarse to fine. If there are several sizes, the chunks of the coarsest are computed from
+the predicted initial state. A frozen copy of the circuit's read-out maps the sum to the image:
 
     output = X0out(rin + Σ chunks)
 
-The published network has 10 chunks, 4, 3 and 3 of them at 8, 16 and 32 pixels.
+The published network predicts 10 chunks: 4, 3 and 3 at the sizes of 8, 16 and 32 pixels.
 """
 
 from dataclasses import dataclass, field
@@ -30,28 +34,28 @@ from fewstep.errors import InputError
 
 @dataclass(frozen=True)
 class ResidualsConfig(BackboneConfig):
-    """The defaults are the published ones, as are the circuit's."""
+    """Settings of a `ResidualsNet`. The defaults are the published ones."""
 
     network: UNetConfig = field(default_factory=UNetConfig)
-    """The U-Net whose way up is read."""
+    """The U-Net, whose decoder the prediction heads read."""
     state: StateConfig = field(default_factory=StateConfig)
-    """The circuit's."""
+    """Channels, shrink and groups of the hidden state, which must be the circuit's."""
     chunks: int = 10
-    """Sums of residuals to predict, as many as were recorded; 0: only the last state."""
+    """Number of residual chunks to predict, as recorded; 0 predicts only the last state."""
     blocks: int = 2
-    """The circuit's, whose read-out is copied."""
+    """The circuit's `blocks`: they set the depth of the read-out, which is copied from it."""
 
     def __post_init__(self) -> None:
         if self.chunks < 0:
             raise InputError(f"student.backbone.chunks is {self.chunks}; it must be at least 0")
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "ResidualsNet":
-        """Make a network with random weights."""
+        """Build a network with random weights."""
         return ResidualsNet(self, shape=shape, classes=classes)
 
 
 class ResidualsNet(Backbone):
-    """A U-Net, prediction heads on its sizes, and a circuit's read-out, which is frozen."""
+    """A U-Net with prediction heads at its decoder's sizes, and a circuit's frozen read-out."""
 
     def __init__(
         self, config: ResidualsConfig, *, shape: tuple[int, ...], classes: int = 0
@@ -65,7 +69,7 @@ class ResidualsNet(Backbone):
         side, widths = state.shape(shape)[2], self.trunk.decoder_widths
         sizes = [shape[2] >> i for i in reversed(range(len(widths)))]
         self.chunk_counts = split_chunks(config.chunks, len(sizes))
-        # the coarsest is read in any case: it also predicts the first state
+        # the coarsest size is always used, because it also predicts the initial state
         self.sources = [i for i, count in enumerate(self.chunk_counts) if count or i == 0]
         self.branches = nn.ModuleList(
             Branch(widths[i], state.channels, size=sizes[i], side=side) for i in self.sources
@@ -90,11 +94,14 @@ class ResidualsNet(Backbone):
         level_s: Level | None = None,
         cond: Condition | None = None,
     ) -> Images:
-        """The image that is read from the sum."""
+        """The image (b, c, h, w) that is read from the predicted last state.
+
+        Raises: ValueError for a `level_s`.
+        """
         if level_s is not None:
             raise ValueError("this network takes no level_s: it always goes to the image")
-        first, chunks = self.parts(x, level, cond)
-        return self.image(first + chunks.sum(dim=1))
+        state, chunks = self.parts(x, level, cond)
+        return self.image(state + chunks.sum(dim=1))
 
     def features(
         self, x: Images, level: Level, *, cond: Condition | None = None
@@ -105,27 +112,27 @@ class ResidualsNet(Backbone):
     def parts(
         self, x: Images, level: Level, cond: Condition | None = None
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k c h w"]]:
-        """Predict the first state and the K sums of residuals that follow it."""
+        """Predict the initial state and the K residual chunks."""
         features = self.trunk.decoder_features(x, level, cond)
         inputs = [
             branch(features[i]) for i, branch in zip(self.sources, self.branches, strict=True)
         ]
-        first = self.first(inputs[0])
+        state = self.first(inputs[0])
         if self.config.chunks == 0:
-            return first, first.new_zeros(len(first), 0, *first.shape[1:])
-        first = self.config.state.normalise(first)
-        if len(self.chunk_counts) > 1:  # a lone size needs more than the state for its chunks
-            inputs[0] = first
-        places = [i for i, count in enumerate(self.chunk_counts) for _ in range(count)]
-        chunks = [predict(inputs[i]) for i, predict in zip(places, self.heads, strict=True)]
-        return first, torch.stack(chunks, dim=1)
+            return state, state.new_zeros(len(state), 0, *state.shape[1:])
+        state = self.config.state.normalise(state)
+        if len(self.chunk_counts) > 1:  # with one size, the state alone would not suffice
+            inputs[0] = state
+        sizes = [i for i, count in enumerate(self.chunk_counts) for _ in range(count)]
+        chunks = [predict(inputs[i]) for i, predict in zip(sizes, self.heads, strict=True)]
+        return state, torch.stack(chunks, dim=1)
 
     def image(self, z: State) -> Images:
-        """Read the circuit's image from its last state."""
+        """Read the image (b, c, h, w) from the circuit's last state."""
         return self.image_readout(z, self.end.expand(len(z)))
 
     def copy_readout(self, circuit: CircuitNet, end: Tensor) -> None:
-        """Copy the image read-out of `circuit`, to be read at level `end`, where its ring ends.
+        """Copy the image read-out of `circuit`; `end` is the level at which its ring ends.
 
         Raises: InputError if state, blocks or sinusoid differ from the circuit's.
         """
@@ -133,7 +140,7 @@ class ResidualsNet(Backbone):
         if (mine.state, mine.blocks) != (theirs.state, theirs.blocks):
             raise InputError(
                 f"student.backbone has {mine.state} and {mine.blocks} blocks, but its circuit has "
-                f"{theirs.state} and {theirs.blocks}: use the circuit's"
+                f"{theirs.state} and {theirs.blocks}: set state and blocks to the circuit's"
             )
         if self.sinusoid != circuit.sinusoid:
             raise InputError(
@@ -146,7 +153,7 @@ class ResidualsNet(Backbone):
     def copy_encoder(self, circuit: CircuitNet) -> None:
         """Initialise the trunk with the weights of the circuit's encoder.
 
-        Weights that were adapted at low rank are merged.  Raises: InputError if the U-Nets differ.
+        Low-rank adapters are merged into the weights.  Raises: InputError if the U-Nets differ.
         """
         mine, theirs = self.config.network, circuit.config.network
         if mine != theirs:
@@ -159,15 +166,19 @@ class ResidualsNet(Backbone):
 
 
 def split_chunks(chunks: int, sizes: int) -> tuple[int, ...]:
-    """Chunks that each size predicts, coarsest first: equal, the remainder to the coarsest."""
+    """Number of chunks that each size predicts, coarsest first.
+
+    The numbers are equal, except that the coarsest sizes predict one more if there is a remainder.
+    """
     each, remainder = divmod(chunks, sizes)
     return tuple(each + (i < remainder) for i in range(sizes))
 
 
 class Branch(nn.Module):
-    """Bring features `size` pixels wide to a state's channels and width `side`.
+    """Map features that are `size` pixels wide to a state's channels and width `side`.
 
-    Smaller features are doubled as often as needed, larger ones folded into channels at once.
+    The width of smaller features is doubled repeatedly; pixels of larger features are moved into
+    channels in one step.
     """
 
     def __init__(self, width: int, width_out: int, *, size: int, side: int) -> None:
@@ -187,7 +198,7 @@ class Branch(nn.Module):
 
 
 class Layer(nn.Module):
-    """Normalisation, SiLU and a convolution, on `grow` times as many pixels a side."""
+    """Normalisation, SiLU, upsampling by the factor `grow`, and a convolution."""
 
     def __init__(self, width: int, width_out: int, *, grow: int = 1) -> None:
         super().__init__()
@@ -203,5 +214,5 @@ class Layer(nn.Module):
 
 
 def head(width: int) -> nn.Sequential:
-    """Predicts one state."""
+    """A prediction head for one state or chunk."""
     return nn.Sequential(Layer(width, width), Layer(width, width))

@@ -1,4 +1,4 @@
-"""Convert the teacher data of Denoising Circuits, a folder with one file per sample, and stores.
+"""Convert teacher data between stores and the format of Denoising Circuits, one file per sample.
 
 A file `sample_00000000.zst` is an .npz with uncompressed arrays in one zstd frame. The names of its
 arrays have two spellings: suffixed, as its code writes them, and plain, as in its README:
@@ -12,8 +12,9 @@ arrays have two spellings: suffixed, as its code writes them, and plain, as in i
                     r_chunks_scale_f16   r_chunks_scale    float16  (N, C)
                     T, chunk_size        (absent)          int16    (1,)
 
-Values are code · scale; rin0 + sum of r_chunks is the state after the teacher's T steps. The files
-are not trusted: nothing is unpickled, and declared sizes are checked.
+rin0 is the initial state and r_chunks are N residual chunks; their sum is the state after the
+teacher's T steps. Values are code · scale. The files are not trusted: nothing is unpickled, and
+declared sizes are checked.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ LIMIT = 1 << 30  # bytes of a file, and of its decompressed content
 SHARD = 1 << 28  # bytes of decoded samples held in memory for a shard
 SAMPLES, SAMPLE = "sample_*.zst", "sample_{:08d}.zst"
 
-# part of a codec -> its suffixed and plain names
+# stored tensor -> its suffixed and its plain name
 NAMES = {
     "noise": ("x_T_f16", "x_T"),
     "x0": ("x0_teacher_f16", "x0_teacher"),
@@ -55,18 +56,21 @@ NAMES = {
     "r_chunks": ("r_chunks_q", "r_chunks"),
     "r_chunks.scale": ("r_chunks_scale_f16", "r_chunks_scale"),
 }
-CLOCK = ("T", "chunk_size")
-PART_OF = {name: part for part, names in NAMES.items() for name in names} | {k: k for k in CLOCK}
+STEP_COUNTS = ("T", "chunk_size")
+PART_OF = {
+    **{name: part for part, names in NAMES.items() for name in names},
+    **{name: name for name in STEP_COUNTS},
+}
 INTEGERS = {"rin0": "|i1", "r_chunks": "|i1", "T": "<i2", "chunk_size": "<i2"}
-RANKS = {"noise": 3, "x0": 3, "rin0": 3, "r_chunks": 4}
+DIMENSIONS = {"noise": 3, "x0": 3, "rin0": 3, "r_chunks": 4}
 
 
 def read_sample(path: Path | str) -> dict[str, Tensor]:
     """Read `noise`, `x0`, `rin0` and `r_chunks` as float32, of the shapes in the table above.
 
-    Each name may be in either spelling; `T` and `chunk_size` may be absent. Values are exactly
-    code · scale.  Raises: InputError, with the path, for arrays that are damaged, missing, unknown,
-    of another dtype or shape, or not finite, and for more than 1 GiB.
+    Each name may be in either spelling, suffixed or plain; `T` and `chunk_size` may be absent.
+    Values are exactly code · scale.  Raises: InputError, with the path, for arrays that are
+    damaged, missing, unknown, of another dtype or shape, or not finite, and for more than 1 GiB.
     """
     return _decode(*_load(Path(path)))
 
@@ -92,7 +96,9 @@ def write_sample(
 
 
 def to_store(source: Path | str, target: Address) -> Generator[int, None, None]:
-    """Convert a folder of sample_*.zst, in the order of their names, into a store of equal values.
+    """Convert a folder of sample_*.zst, in the order of their names, into a store.
+
+    The store has exactly the values of the files.
 
     Yields the number of converted samples, last when the store is finished. Complete shards of an
     earlier run are kept.  Raises: InputError for a file that is damaged, has other shapes or
@@ -100,7 +106,7 @@ def to_store(source: Path | str, target: Address) -> Generator[int, None, None]:
     """
     files = sorted(_local(source).glob(SAMPLES))
     if not files:
-        raise InputError(f"{source} holds no {SAMPLES}; give the folder of the samples")
+        raise InputError(f"{source} holds no {SAMPLES} files; give the folder of the samples")
     schema, steps, _ = _convertible(files[0])
     floats = sum(math.prod(codec.shape) for codec in schema.values())
     shard_size = max(1, min(1024, (SHARD - 1) // (4 * floats)))
@@ -116,12 +122,12 @@ def to_store(source: Path | str, target: Address) -> Generator[int, None, None]:
     for rows in missing:
         yield done
         records = {name: torch.empty(len(rows), *codec.shape) for name, codec in schema.items()}
-        for place, row in enumerate(rows):
-            other, clock, sample = _convertible(files[row])
-            if (other, clock) != (schema, steps):
-                raise InputError(f"{files[row]}: its shapes or its T are not those of {files[0]}")
+        for position, row in enumerate(rows):
+            row_schema, row_steps, sample = _convertible(files[row])
+            if (row_schema, row_steps) != (schema, steps):
+                raise InputError(f"{files[row]}: its shapes or T differ from those of {files[0]}")
             for name, values in sample.items():
-                records[name][place] = values
+                records[name][position] = values
         writer.write(rows.start, records)
         done += len(rows)
     writer.finish()
@@ -131,10 +137,10 @@ def to_store(source: Path | str, target: Address) -> Generator[int, None, None]:
 def from_store(
     source: Address, target: Path | str, *, spelling: Spelling = "suffixed"
 ) -> Generator[int, None, None]:
-    """Convert a store of the four tensors into files of equal values.
+    """Convert a store of `noise`, `x0`, `rin0` and `r_chunks` into files with the same values.
 
     Yields the number of converted records. Files are numbered by record; files of an earlier run
-    are kept. `T` is `steps` of the store's provenance, if present.  Raises: InputError for a store
+    are kept. `T` is `steps` in the store's provenance, if present.  Raises: InputError for a store
     of other tensors, values that would change, and a target folder with other content.
     """
     reader, folder = Reader(source), _local(target)
@@ -176,14 +182,16 @@ def _hash(files: list[Path]) -> str:
 
 def _schema(shapes: Mapping[str, Shape], percentile: float = 100.0) -> dict[str, Codec]:
     """Codecs of a sample's tensors.  Raises: InputError if their shapes do not match."""
-    if set(shapes) != set(RANKS):
-        raise InputError(f"a sample has {', '.join(RANKS)}, not {', '.join(sorted(shapes))}")
-    for name, rank in RANKS.items():
+    if set(shapes) != set(DIMENSIONS):
+        raise InputError(f"a sample has {', '.join(DIMENSIONS)}, not {', '.join(sorted(shapes))}")
+    for name, rank in DIMENSIONS.items():
         if len(shapes[name]) != rank or 0 in shapes[name]:
-            raise InputError(f"{name!r} has shape {shapes[name]}; it needs {rank} sizes from 1 up")
+            raise InputError(
+                f"{name!r} has shape {shapes[name]}; it needs {rank} dimensions of at least 1"
+            )
     if shapes["x0"] != shapes["noise"] or shapes["r_chunks"][1:] != shapes["rin0"]:
         raise InputError(
-            f"x0 must have the shape of noise, and chunks that of rin0; shapes: {shapes}"
+            f"x0 must have the shape of noise, and each chunk that of rin0; shapes: {shapes}"
         )
     return {
         "noise": F16(shapes["noise"]),
@@ -202,11 +210,11 @@ def _encode(
         values = sample[name].detach().cpu()
         with _prefix_errors(repr(name)):
             if values.dtype != torch.float32:
-                raise InputError(f"it is {values.dtype}; it must be torch.float32")
+                raise InputError(f"its dtype is {values.dtype}; it must be torch.float32")
             parts = codec.encode(values[None])
             if exact and not codec.decode(parts)[0].equal(values):
                 raise InputError(
-                    "its values would change: they need more than float16 or codes to 127"
+                    "its values would change: float16, or codes up to 127, cannot hold them"
                 )
         arrays |= {name + suffix: part[0].numpy() for suffix, part in parts.items()}
     return arrays
@@ -221,13 +229,16 @@ def _decode(schema: Mapping[str, Codec], arrays: Mapping[str, Array]) -> dict[st
 
 
 def _convertible(path: Path) -> tuple[dict[str, Codec], int | None, dict[str, Tensor]]:
-    """A file's codecs, T and values.  Raises: InputError for a wrong chunk_size or lossy values."""
+    """Codecs, T and tensors of a file.
+
+    Raises: InputError if T is not N · chunk_size, or conversion would change a value.
+    """
     schema, arrays = _load(path)
     sample, chunks = _decode(schema, arrays), len(arrays["r_chunks"])
-    steps, size = (int(arrays[name][0]) if name in arrays else None for name in CLOCK)
+    steps, size = (int(arrays[name][0]) if name in arrays else None for name in STEP_COUNTS)
     with _prefix_errors(path):
         if size is not None and size * chunks != steps:
-            raise InputError(f"T is {steps}, but must be {chunks} chunks of {size}")
+            raise InputError(f"T is {steps}, but it has {chunks} chunks of chunk_size {size}")
         _encode(schema, sample, exact=True)
     return schema, steps, sample
 
@@ -250,7 +261,8 @@ def _file(arrays: Mapping[str, Array], spelling: Spelling, steps: int | None) ->
         n = len(arrays["r_chunks"])
         if not 1 <= steps < 1 << 15 or steps % n:
             raise InputError(
-                f"T = {steps} is not {n} equal chunks up to 32767; use the plain spelling"
+                f"T = {steps} must be a multiple of {n}, the number of chunks, and at most 32767; "
+                "use the plain spelling, which has no T"
             )
         content |= {"T": np.array([steps], "<i2"), "chunk_size": np.array([steps // n], "<i2")}
     buffer = io.BytesIO()
@@ -259,16 +271,16 @@ def _file(arrays: Mapping[str, Array], spelling: Spelling, steps: int | None) ->
 
 
 def _load(path: Path) -> tuple[dict[str, Codec], dict[str, Array]]:
-    """A file's codecs and arrays, whose dtypes, shapes and values are checked."""
+    """Codecs and arrays of a file, after checking dtypes, shapes and values."""
     with _prefix_errors(path):
         if (size := path.stat().st_size) > LIMIT:
-            raise InputError(f"it has {size} bytes; a sample has at most {LIMIT}")
+            raise InputError(f"it has {size} bytes; at most {LIMIT} are allowed")
         raw = path.read_bytes()
         try:
             arrays = _arrays(npz.decompress(raw, LIMIT))
         except InputError:
             raise
-        except Exception as error:  # zipfile alone raises eight kinds for damaged files
+        except Exception as error:  # zipfile alone raises eight types for damaged files
             raise InputError(f"it is damaged: {error}") from None
         return _check(arrays), arrays
 
@@ -288,26 +300,26 @@ def _arrays(payload: bytes) -> dict[str, Array]:
 
 
 def _check(arrays: Mapping[str, Array]) -> dict[str, Codec]:
-    schema = _schema({name: arrays[name].shape for name in RANKS})
-    expected = {name: (1,) for name in CLOCK if name in arrays}
+    schema = _schema({name: arrays[name].shape for name in DIMENSIONS})
+    expected = {name: (1,) for name in STEP_COUNTS if name in arrays}
     for name, codec in schema.items():
         expected |= {name + suffix: shape for suffix, (_, shape) in codec.parts.items()}
     for part, shape in expected.items():
         if arrays[part].shape != shape:
             raise InputError(f"{part!r} has shape {arrays[part].shape}; it must be {shape}")
         if not np.isfinite(arrays[part]).all():
-            raise InputError(f"{part!r} is not finite")
+            raise InputError(f"{part!r} has values that are not finite")
         if part.endswith(".scale") and (arrays[part] < 0).any():
-            raise InputError(f"{part!r} is negative")
+            raise InputError(f"{part!r} has negative values")
     return schema
 
 
 @contextmanager
-def _prefix_errors(place: object) -> Generator[None, None, None]:
-    """Raise errors as InputError, with the place."""
+def _prefix_errors(prefix: object) -> Generator[None, None, None]:
+    """Raise InputError and OSError as InputError, with the prefix."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{place}: {error}") from None
+        raise InputError(f"{prefix}: {error}") from None
     except OSError as error:
-        raise InputError(f"{place}: {error.strerror or error}") from None
+        raise InputError(f"{prefix}: {error.strerror or error}") from None

@@ -1,4 +1,4 @@
-"""Call the parts of a circuit in terms of times instead of noise levels."""
+"""Call the parts of a circuit with times instead of noise levels, and sample by its ring."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from fewstep.sampling import Step, StepContext
 class Circuit:
     """The parts of a denoiser whose backbone is a `CircuitNet`.
 
-    Inputs are scaled, times converted to levels, and calls cast, as `Denoiser` does.
+    As in `Denoiser`, inputs are scaled, times are converted to levels, and autocast is applied.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -42,13 +42,13 @@ class Circuit:
             return self.net.encode(scale * x_t, level, cond).to(x_t.dtype)
 
     def advance(self, z: State, t: Time, s: Time, *, cond: Condition | None = None) -> State:
-        """R: the state at `s` from the one at `t`."""
+        """R: the state at `s`, from the state `z` at `t`."""
         level, level_s = self._level(t, z), self._level(s, z)
         with self.denoiser.autocast_context(z):
             return self.net.advance(z, level, level_s, cond).to(z.dtype)
 
     def read(self, z: State, t: Time) -> Tensor:
-        """Rout: the network's output from the state at `t`, in the parametrization's terms."""
+        """Rout: the network's raw output from the state at `t`; `Denoiser.interpret` takes it."""
         level = self._level(t, z)
         with self.denoiser.autocast_context(z):
             return self.net.read(z, level).to(z.dtype)
@@ -65,9 +65,9 @@ class Circuit:
     def encode_path(
         self, x: Tensor, times: Sequence[Tensor | float], *, cond: Condition | None = None
     ) -> Iterator[tuple[State, Prediction]]:
-        """Follow the ordinary sampler (DDIM, η = 0) and encode each of its points.
+        """Sample by DDIM (η = 0) and encode each x_t on the path.
 
-        `x` (b, c, h, w) is at the first of `times`. Yields for each time the state, and the
+        `x` (b, c, h, w) is x_t at the first of `times`. Yields, for each time, the state and the
         prediction that is read from it.
         """
         for t, s in zip(times, [*times[1:], None], strict=True):
@@ -80,7 +80,10 @@ class Circuit:
     def ring(
         self, noise: Tensor, times: Sequence[float], *, cond: Condition | None = None
     ) -> Iterator[State]:
-        """Encode noise (b, c, h, w) at the first of `times`, then update: a state for each time."""
+        """Encode noise (b, c, h, w) at the first of `times`, then update to each of the others.
+
+        Yields the state at each of `times`.
+        """
         table = self.denoiser.tabulate(times, like=noise)
         z = self.encode(self.denoiser.process.start(noise, times[0]), table[times[0]], cond=cond)
         yield z
@@ -91,9 +94,9 @@ class Circuit:
 
 @dataclass(frozen=True)
 class Ring(Step):
-    """A circuit's own sampler: encode once, update the hidden state, read the image at the end.
+    """A circuit's own sampler: encode the noise, update the hidden state N times, read the image.
 
-    N steps are N updates. There are no images in between: until the last step x_t is returned
+    Each step is one update. There are no intermediate images: all steps except the last return x_t
     unchanged.
     """
 
