@@ -86,7 +86,7 @@ def test_an_unfinished_store_tells_how_far_it_is(teacher, recorded, tmp_path, ca
     told = json.loads(capsys.readouterr().out)
     assert (told["finished"], told["records"], told["recorded"]) == (False, 2100, 1076)
     assert main(["record", "--verify", str(out)]) == 2
-    assert "is not finished: 2 of 3 shards are there" in capsys.readouterr().err
+    assert "is not finished: it has 2 of 3 shards" in capsys.readouterr().err
     assert main(["record", teacher, "--out", str(out), *WANTED]) == 0
     assert content(out) == content(recorded)
 

@@ -48,8 +48,11 @@ def test_a_row_of_another_schema_does_not_fit():
     ("change", "message"),
     [
         ({"extra": torch.zeros(2)}, "extra"),
-        ({"label": torch.zeros(2, dtype=torch.int32)}, "'label' is torch.int32"),
-        ({"latent": torch.zeros(2, 3, 2)}, r"'latent' is torch.float32 of row shape \(3, 2\)"),
+        ({"label": torch.zeros(2, dtype=torch.int32)}, "'label' has dtype torch.int32"),
+        (
+            {"latent": torch.zeros(2, 3, 2)},
+            r"'latent' has dtype torch.float32 and row shape \(3, 2\)",
+        ),
         ({"label": torch.zeros(3, dtype=torch.int64)}, r"\[2, 3\] rows"),
     ],
 )

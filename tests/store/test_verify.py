@@ -85,8 +85,8 @@ def test_missing_and_extra_files_are_named(store):
     lines = verify(store)
     assert [line.rsplit("/", 1)[1] for line in lines] == [
         "folder does not belong to the store",
-        "plan.json does not belong to the store; a killed recording left it: the same command "
-        "again removes it",
+        "plan.json does not belong to the store; an interrupted recording left it: run it again "
+        "to remove the file",
         "shard-00002.zst does not belong to the store",
         "shard-00001.zst is missing",
     ]
@@ -126,7 +126,7 @@ def test_swapped_records_are_found(store):
     shard = store / "shard-00000.zst"
     one, two, three = frames_of(shard, offsets(store))
     rebuild(shard, [two, one, three])
-    assert verify(store) == [f"{shard} is damaged: it has another SHA-256"]
+    assert verify(store) == [f"{shard} is damaged: its SHA-256 is not the manifest's"]
 
 
 def test_a_bomb_is_refused_under_a_manifest_signed_for_it(store):
@@ -162,7 +162,7 @@ def test_what_an_unfinished_store_holds_is_read_through(store):
     (store / "manifest.json").unlink()
     (store / "plan.json").write_bytes(seal(plan.describe()))
     (last,) = verify(store)
-    assert "is not finished: 2 of 2 shards are there" in last
+    assert "is not finished: it has 2 of 2 shards" in last
     shard = store / "shard-00001.zst"
     raw = bytearray(shard.read_bytes())
     raw[20] ^= 8

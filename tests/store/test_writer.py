@@ -149,7 +149,7 @@ def test_only_whole_missing_shards_are_written(tmp_path, writer, write, records)
     one = writer(tmp_path)
     with pytest.raises(InputError, match="no missing shard starts at record 1"):
         write(one, range(1, 4))
-    with pytest.raises(InputError, match="2 records at 0; this shard holds 3"):
+    with pytest.raises(InputError, match="there are 2 records at 0; this shard holds 3"):
         one.write(0, records(2))
     with pytest.raises(InputError, match="3 shards are missing"):
         one.finish()

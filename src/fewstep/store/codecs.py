@@ -1,7 +1,7 @@
 """Codecs: how each tensor of a record is stored.
 
-A codec has the `dtype` and `shape` of the values, without the rows, and the tensors that are stored
-for them (`parts`). `encode` and `decode` take many rows at once, on the CPU, so that the bytes do
+A codec has the `dtype` and `shape` of one row's values, and `parts`, the tensors that are stored
+for them. `encode` and `decode` process many rows at once. They run on the CPU, so that the bytes do
 not depend on the device.
 """
 
@@ -52,7 +52,10 @@ class Codec(ABC):
     @property
     @abstractmethod
     def parts(self) -> Parts:
-        """Stored tensors: the codes under the suffix "", others such as scales under theirs."""
+        """Dtype and shape of each stored tensor, by the suffix of its name.
+
+        The codes have the suffix ""; others, such as ".scale", have one of their own.
+        """
 
     @abstractmethod
     def encode(self, values: Shaped[Tensor, "rows ..."]) -> dict[str, Tensor]:
@@ -64,7 +67,7 @@ class Codec(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Entry of the schema as JSON; `codec_from` reads it back."""
+        """Description of the codec as JSON, for the schema; `codec_from` reads it back."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,10 @@ class Int8(Codec):
 
 
 def codec_from(entry: Mapping[str, Any]) -> Codec:
-    """Read what `describe` wrote.  Raises: KeyError, TypeError or ValueError if damaged."""
+    """The codec that `describe` described as `entry`.
+
+    Raises: KeyError, TypeError or ValueError if the entry is damaged.
+    """
     shape = tuple(entry["shape"])
     match entry["codec"]:
         case "raw":
@@ -196,10 +202,10 @@ def codec_from(entry: Mapping[str, Any]) -> Codec:
             codec = U8(shape)
         case "int8":
             if type(entry["channels"]) is not int:  # 1.0 would pass as 1
-                raise InputError(f"int8 channels is {entry['channels']!r}")
+                raise InputError(f"int8 channels is {entry['channels']!r}; it must be an integer")
             codec = Int8(shape, channels=entry["channels"], percentile=entry["percentile"])
         case other:
-            raise InputError(f"unknown codec {other!r}; a newer fewstep may read it")
+            raise InputError(f"unknown codec {other!r}; a newer version of fewstep may read it")
     return codec
 
 
@@ -207,7 +213,7 @@ def _finite(values: Tensor) -> Tensor:
     # aminmax takes one pass without a copy, and propagates NaN
     if values.numel() and not torch.stack(values.aminmax()).isfinite().all():
         raise InputError(
-            "the values are not finite, or beyond the codec's range; use Raw to store them"
+            "the values are not finite, or beyond the codec's range; store them with Raw"
         )
     return values
 

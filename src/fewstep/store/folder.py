@@ -1,8 +1,8 @@
 """File operations of a store, in local and remote folders: list, read ranges, publish, remove.
 
-A file appears under its name only when it is complete, even if processes are killed: locally it is
-renamed from a temporary name; an object store shows a file when its upload has ended. Where fsspec
-moves a file by copying, an incomplete copy is detected by its checksums.
+A file appears under its name only when it is complete, even if a process is killed. A local file
+is written under a temporary name and renamed; an object store lists a file only after its upload.
+Some file systems of fsspec move files by copying: a store's checksums detect incomplete copies.
 """
 
 import errno
@@ -40,7 +40,7 @@ class Folder(ABC):
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """Lengths of all files by name, temporary ones included; empty if there is no folder."""
+        """Length in bytes of each file, also of temporary ones; {} if there is no folder."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -52,7 +52,7 @@ class Folder(ABC):
 
     @abstractmethod
     def ranges(self, spans: Sequence[Span]) -> list[bytes]:
-        """The bytes of each span. No file stays open, so that any number of threads may read."""
+        """The bytes of each span. Threads may read at the same time: no file is kept open."""
 
     @abstractmethod
     def publish(self, name: str, chunks: Iterable[bytes]) -> None:
@@ -84,9 +84,9 @@ def open_folder(address: Address) -> Folder:
         extra = "pip install 'fewstep[s3]'" if scheme == "s3" else str(error)
         raise InputError(f"{text}: a package for {scheme}:// is missing: {extra}") from None
     except Exception as error:  # some services are contacted here already
-        raise InputError(f"{text}: {_line(error)}") from None
+        raise InputError(f"{text}: {_first_line(error)}") from None
     if "//" in text.partition("://")[2].rstrip("/"):
-        raise InputError(f"{text} has an empty folder name: remove the second /")
+        raise InputError(f"{text} has an empty folder name: write / instead of //")
     return LocalFolder(root) if scheme in ("file", "local") else RemoteFolder(text, files, root)
 
 
@@ -116,14 +116,14 @@ class LocalFolder(Folder):
 
     def ranges(self, spans: Sequence[Span]) -> list[bytes]:
         # grouped by file, so that only one is open at a time
-        order = sorted(range(len(spans)), key=lambda place: spans[place].name)
+        order = sorted(range(len(spans)), key=lambda i: spans[i].name)
         contents = [b""] * len(spans)
-        for name, places in groupby(order, key=lambda place: spans[place].name):
+        for name, indices in groupby(order, key=lambda i: spans[i].name):
             path = self.root / name
             with _input_errors(path), path.open("rb", buffering=0) as file:
-                for place in places:
-                    _, start, stop = spans[place]
-                    contents[place] = os.pread(file.fileno(), stop - start, start)
+                for i in indices:
+                    _, start, stop = spans[i]
+                    contents[i] = os.pread(file.fileno(), stop - start, start)
         return contents
 
     def publish(self, name: str, chunks: Iterable[bytes]) -> None:
@@ -139,7 +139,7 @@ class LocalFolder(Folder):
 class RemoteFolder(Folder):
     """A folder behind fsspec: S3, Google Cloud Storage, SFTP and others.
 
-    Threads may share it, but not forked processes (a rule of fsspec): spawn them instead.
+    Threads may share it. Forked processes may not, because fsspec does not support it: spawn them.
     """
 
     def __init__(self, address: str, files: Any, root: str) -> None:
@@ -161,8 +161,8 @@ class RemoteFolder(Folder):
 
         entries = {entry["name"].rstrip("/"): entry for entry in self._reach("", list_entries)}
         entries.pop(self._root, None)  # some stores have an empty object for the folder itself
-        named = ((path.rsplit("/", 1)[-1], entry) for path, entry in entries.items())
-        return {name: self._size(name, entry) for name, entry in named}
+        by_name = {path.rsplit("/", 1)[-1]: entry for path, entry in entries.items()}
+        return {name: self._size(name, entry) for name, entry in by_name.items()}
 
     def _size(self, name: str, entry: dict[str, Any]) -> int:
         if entry.get("size") is not None or entry.get("type") == "directory":
@@ -181,7 +181,7 @@ class RemoteFolder(Folder):
 
     def ranges(self, spans: Sequence[Span]) -> list[bytes]:
         def fetch() -> list[bytes]:
-            # concurrently: one by one, each would wait for a round trip
+            # cat_ranges sends the requests concurrently, because each waits for a round trip
             contents = self._files.cat_ranges(
                 [self._path(span.name) for span in spans],
                 [span.start for span in spans],
@@ -225,15 +225,18 @@ class RemoteFolder(Folder):
         return f"{self._root}/{name}"
 
     def _reach(self, name: str, do: Callable[[], Any]) -> Any:
-        """Call `do`; services raise exceptions of many kinds: all become a one-line InputError."""
+        """Call `do`, and raise any of its exceptions as an InputError of one line.
+
+        Services raise exceptions of many types. `name` is the file, for the message.
+        """
         try:
             return do()
         except Exception as error:
-            where = f"{self._address}/{name}" if name else self._address
-            raise InputError(f"{where}: {_line(error)}") from None
+            path = f"{self._address}/{name}" if name else self._address
+            raise InputError(f"{path}: {_first_line(error)}") from None
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 

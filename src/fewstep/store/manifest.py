@@ -25,7 +25,10 @@ MAX_RECORDS = 10**12  # more than a folder can hold, less than a range can count
 
 @dataclass(frozen=True)
 class Plan:
-    """All that determines a store's bytes except the records; writers resume only an equal plan."""
+    """All settings that determine a store's bytes, except the records themselves.
+
+    A writer resumes a store only if its plan is equal.
+    """
 
     schema: Mapping[str, Codec]
     count: int
@@ -40,7 +43,7 @@ class Plan:
                 raise InputError(f"tensor name {name!r}: use small letters, digits and _")
             if not all(_is_count(size) for size in codec.shape):
                 raise InputError(
-                    f"{name!r} has shape {codec.shape}; sizes must be integers from 1 up"
+                    f"{name!r} has shape {codec.shape}; its entries must be integers of at least 1"
                 )
         for name in ("count", "shard_size"):
             number = getattr(self, name)
@@ -70,7 +73,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Shard:
-    """File of a complete shard: its records, length and SHA-256."""
+    """A complete shard: its file, number of records, length in bytes and SHA-256."""
 
     file: str
     count: int
@@ -84,7 +87,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished store: its plan and all shards."""
+    """Description of a finished store: its plan and all shards."""
 
     plan: Plan
     shards: tuple[Shard, ...]
@@ -94,7 +97,7 @@ class Manifest:
 
     @property
     def hash(self) -> str:
-        """SHA-256 that identifies the content, shards included."""
+        """SHA-256 that identifies the store's content: it covers the SHA-256 of each shard."""
         return _digest(self.describe())
 
 
@@ -117,7 +120,10 @@ def read_plan(folder: Folder) -> Plan:
 
 
 def read_unfinished(folder: Folder) -> tuple[Plan, tuple[Shard, ...]] | None:
-    """The plan of an unfinished store and its shards so far, without SHA-256; else None."""
+    """The plan and the existing shards, without their SHA-256, of an unfinished store.
+
+    Returns None if the store is finished or there is none.
+    """
     sizes = folder.sizes()
     if MANIFEST in sizes or PLAN not in sizes:
         return None
@@ -134,13 +140,14 @@ def read_manifest(folder: Folder) -> Manifest:
         return _read(folder, MANIFEST, _manifest_from)
     if PLAN in names:
         raise InputError(f"{folder} is not finished: run the same recording again to complete it")
-    raise InputError(f"{folder} holds no teacher data: it has no {MANIFEST}; record some into it")
+    raise InputError(f"{folder} holds no teacher data: it has no {MANIFEST}; record into it first")
 
 
 def differences(old: Plan, new: Plan) -> list[str]:
-    """A phrase for each setting in which two plans differ."""
-    there, here = dict(_leaves(old.describe())), dict(_leaves(new.describe()))
-    pairs = {key: (there.get(key, "absent"), here.get(key, "absent")) for key in there | here}
+    """A phrase for each setting in which the plan in the folder and the new plan differ."""
+    stored, current = dict(_leaves(old.describe())), dict(_leaves(new.describe()))
+    keys = stored | current
+    pairs = {key: (stored.get(key, "absent"), current.get(key, "absent")) for key in keys}
     return [
         f"{key} is {a!r} there and {b!r} here" for key, (a, b) in sorted(pairs.items()) if a != b
     ]
@@ -167,7 +174,7 @@ def _read(folder: Folder, name: str, parse: Callable[[dict[str, Any]], Document]
     raw = folder.read(name)
     try:
         content = json.loads(raw)["content"]
-        # compared as bytes: any other spelling of the same JSON is damage too
+        # compared as bytes: the same JSON in another layout is also treated as damage
         if not isinstance(content, dict) or seal(content) != raw:
             raise ValueError("its checksum does not match")
         return parse(content)
@@ -179,7 +186,9 @@ def _read(folder: Folder, name: str, parse: Callable[[dict[str, Any]], Document]
 
 def _plan_from(content: dict[str, Any]) -> Plan:
     if content["format"] != FORMAT:
-        raise InputError(f"format {content['format']}; this fewstep reads {FORMAT}: upgrade it")
+        raise InputError(
+            f"it has format {content['format']}; this fewstep reads {FORMAT}: upgrade fewstep"
+        )
     plan = Plan(
         schema={name: codec_from(entry) for name, entry in content["schema"].items()},
         count=content["count"],
@@ -187,7 +196,7 @@ def _plan_from(content: dict[str, Any]) -> Plan:
         provenance=content["provenance"],
     )
     if plan.describe() != content:
-        raise ValueError("it holds unknown entries")
+        raise ValueError("it has unknown entries")
     return plan
 
 
@@ -202,5 +211,5 @@ def _manifest_from(content: dict[str, Any]) -> Manifest:
         if shard.file != shard_name(number) or shard.count != len(plan.records(number)):
             raise ValueError(f"shard {number} is listed as {shard.file!r}, {shard.count!r} records")
         if not _is_count(shard.bytes) or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
-            raise ValueError(f"{shard.file} is listed without its length and SHA-256")
+            raise ValueError(f"it gives no valid length or SHA-256 for {shard.file}")
     return Manifest(plan, shards)

@@ -1,4 +1,4 @@
-"""Random access to teacher data by seeking: shards are never loaded completely."""
+"""Random access to teacher data. Only the requested records are read, not whole shards."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ class Reader:
     Opening checks the manifest and each shard's length and index; reading checks each record.
     Threads and spawned processes may share a reader; forked processes only for a local folder.
 
-    Raises: InputError, with the place, if the store is unfinished or damaged.
+    Raises: InputError, with the file and record, if the store is unfinished or damaged.
     """
 
     def __init__(self, folder: Address) -> None:
@@ -34,8 +34,8 @@ class Reader:
         self.manifest: Manifest = read_manifest(self._folder)
         self._layout = Layout(self.schema)
         offsets = read_offsets(self._folder, self.manifest.shards, self._folder.sizes())
-        self._starts = np.concatenate([one[:-1] for one in offsets])
-        self._stops = np.concatenate([one[1:] for one in offsets])
+        self._starts = np.concatenate([shard[:-1] for shard in offsets])
+        self._stops = np.concatenate([shard[1:] for shard in offsets])
 
     @property
     def schema(self) -> Mapping[str, Codec]:
@@ -49,22 +49,25 @@ class Reader:
 
     @property
     def hash(self) -> str:
-        """SHA-256 that identifies the content, shards included."""
+        """SHA-256 that identifies the store's content."""
         return self.manifest.hash
 
     def __len__(self) -> int:
         return self.manifest.plan.count
 
     def __getitem__(self, indices: Indices) -> dict[str, Tensor]:
-        """Decode records by number, in this order: a tensor per name, with one row per record."""
+        """Decode the records with these numbers.
+
+        Returns a tensor per name, with one row per record, in the order of `indices`.
+        """
         rows = self._rows(indices)
         packed = np.empty((len(rows), self._layout.size), dtype=np.uint8)
-        for place, payload in enumerate(self._payloads(rows)):
-            packed[place] = np.frombuffer(payload, dtype=np.uint8)
+        for i, payload in enumerate(self._payloads(rows)):
+            packed[i] = np.frombuffer(payload, dtype=np.uint8)
         valid = self._layout.matches(torch.from_numpy(packed))
         if not valid.all():
             record = int(rows[~valid.numpy()][0])
-            raise InputError(f"{self._place(record)} is damaged: it has another schema")
+            raise InputError(f"{self._locate(record)} is damaged: it has another schema")
         return self._layout.unpack(torch.from_numpy(packed))
 
     def _rows(self, indices: Indices) -> Rows:
@@ -90,8 +93,8 @@ class Reader:
             try:
                 yield decompress_record(frame, self._layout.size, decompressor)
             except zstandard.ZstdError as error:
-                raise InputError(f"{self._place(row)} is damaged: {error}") from None
+                raise InputError(f"{self._locate(row)} is damaged: {error}") from None
 
-    def _place(self, record: int) -> str:
+    def _locate(self, record: int) -> str:
         shard = self.manifest.shards[record // self.manifest.plan.shard_size]
         return f"{self._folder}/{shard.file}, record {record}"

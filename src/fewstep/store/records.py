@@ -1,8 +1,9 @@
 """Records as bytes: named tensors in the safetensors format, many rows at once.
 
-All records of a store have one schema and hence the same safetensors header, so that rows are
-packed and unpacked by copying columns of a byte matrix. The header is written here instead of by
-the safetensors library, so that its bytes do not depend on a version; the library can read it.
+All records of a store have the same schema and hence the same safetensors header. Rows are
+therefore packed and unpacked by copying columns of a matrix of bytes. The header is written here
+instead of by the safetensors library, so that its bytes do not depend on a version; the library can
+read it.
 
 Source: https://huggingface.co/docs/safetensors (format).
 """
@@ -57,7 +58,7 @@ class Layout:
             start = stop
         self.size = start
         if self.size > MAX_BYTES:
-            raise InputError(f"a record of {self.size} bytes; at most {MAX_BYTES} are allowed")
+            raise InputError(f"a record has {self.size} bytes; at most {MAX_BYTES} are allowed")
 
     def check(self, records: Mapping[str, Tensor]) -> int:
         """Number of rows.  Raises: InputError if the tensors are not those of the schema."""
@@ -70,12 +71,12 @@ class Layout:
             values = records[name]
             if values.dtype != codec.dtype or values.shape[1:] != codec.shape:
                 raise InputError(
-                    f"{name!r} is {values.dtype} of row shape {tuple(values.shape[1:])}; the "
-                    f"store's schema says {codec.dtype} of {codec.shape}"
+                    f"{name!r} has dtype {values.dtype} and row shape {tuple(values.shape[1:])}; "
+                    f"the store's schema has {codec.dtype} and {codec.shape}"
                 )
         counts = sorted({len(values) for values in records.values()})
         if len(counts) != 1:
-            raise InputError(f"the tensors have {counts} rows; they need equally many")
+            raise InputError(f"the tensors have {counts} rows; all must have the same number")
         return counts[0]
 
     def pack(self, records: Mapping[str, Tensor]) -> UInt8[Tensor, "rows size"]:
@@ -114,7 +115,7 @@ class Layout:
 
 
 def _header(tensors: list[tuple[str, str, torch.dtype, Shape]]) -> bytes:
-    """Header of safetensors: its length in eight bytes, then JSON, padded to align the data."""
+    """The safetensors header: its length in eight bytes, then JSON, padded to align the data."""
     entries: dict[str, object] = {}
     start = 0
     for owner, suffix, dtype, shape in tensors:

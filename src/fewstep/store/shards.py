@@ -48,28 +48,28 @@ def shard_chunks(blocks: Iterable[UInt8[Tensor, "_ size"]]) -> Iterator[bytes]:
 def read_offsets(
     folder: Folder, shards: Sequence[Shard], sizes: Mapping[str, int]
 ) -> list[Offsets]:
-    """Start of each record's frame, and end of the last one, for each shard.
+    """For each shard, the offset of each record's frame and of the end of the last frame.
 
     `sizes` are the lengths of the folder's files.  Raises: InputError for a shard that is missing,
     of another length, or whose index is damaged.
     """
     spans: list[Span] = []
     for shard in shards:
-        size, place = sizes.get(shard.file), f"{folder}/{shard.file}"
+        size, path = sizes.get(shard.file), f"{folder}/{shard.file}"
         if size is None:
-            raise InputError(f"{place} is missing")
+            raise InputError(f"{path} is missing")
         if size != shard.bytes:
-            raise InputError(f"{place} is damaged: it has {size} bytes, not {shard.bytes}")
+            raise InputError(f"{path} is damaged: it has {size} bytes, not {shard.bytes}")
         end = _end(shard)
         if end < 0:
-            raise InputError(f"{place} is damaged: its index has another checksum")
+            raise InputError(f"{path} is damaged: its index has another checksum")
         spans.append(Span(shard.file, end, size))
     tails = folder.ranges(spans)
     return [_offsets(folder, *pair) for pair in zip(shards, tails, strict=True)]
 
 
 def _end(shard: Shard) -> int:
-    """End of the last frame and start of the index."""
+    """Offset of the end of the last frame, where the index starts."""
     return shard.bytes - HEADER.size - 8 * (shard.count + 1) - DIGEST
 
 
@@ -81,7 +81,7 @@ def _offsets(folder: Folder, shard: Shard, tail: bytes) -> Offsets:
     if (header, digest) != expected:
         raise InputError(f"{folder}/{shard.file} is damaged: its index has another checksum")
     offsets = np.frombuffer(index, dtype="<i8").astype(np.int64)
-    # comparing cannot overflow, unlike subtracting malicious numbers
+    # a comparison, because differences of malicious numbers could overflow
     rising = (offsets[1:] > offsets[:-1]).all()
     if offsets[0] != 0 or offsets[-1] != end or not rising:
         raise InputError(
@@ -91,10 +91,10 @@ def _offsets(folder: Folder, shard: Shard, tail: bytes) -> Offsets:
 
 
 def decompress_record(frame: bytes, size: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
-    """The `size` bytes of the record in a frame.
+    """Decompress the record in a frame, which must have `size` bytes.
 
-    The size that the frame declares is checked first, so that no frame can claim more memory.
-    Raises: ZstdError if it is damaged or of another size.
+    The size that the frame declares is checked first, so that a malicious frame cannot claim more
+    memory.  Raises: ZstdError if it is damaged or of another size.
     """
     declared = zstandard.get_frame_parameters(frame)
     if declared.content_size != size or not declared.has_checksum:
@@ -103,16 +103,18 @@ def decompress_record(frame: bytes, size: int, decompressor: zstandard.ZstdDecom
 
 
 class ShardReport(NamedTuple):
-    """A line for each damaged record of a shard, and the SHA-256 of its file."""
+    """Result of checking a shard."""
 
     damages: list[str]
+    """One line for each damaged record."""
     sha256: str
+    """SHA-256 of the shard's file."""
 
 
 def check_shard(
     folder: Folder, shard: Shard, first: int, layout: Layout, sizes: Mapping[str, int]
 ) -> ShardReport:
-    """Read a shard completely and check each record; the first one has number `first`.
+    """Read a shard completely and check each record. `first` is the number of its first record.
 
     `sizes` are the lengths of the folder's files.  Raises: InputError for a damaged index, or a
     file that cannot be read.
@@ -129,8 +131,8 @@ def check_shard(
             frame = bytes(buffer[used : used + lengths[record]])
             used += lengths[record]
             if damage := _damage(frame, layout, decompressor):
-                place = f"{folder}/{shard.file}, record {first + record}"
-                damages.append(f"{place} is damaged: {damage}")
+                location = f"{folder}/{shard.file}, record {first + record}"
+                damages.append(f"{location} is damaged: {damage}")
             record += 1
         del buffer[:used]
     return ShardReport(damages, digest.hexdigest())

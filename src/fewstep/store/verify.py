@@ -11,11 +11,14 @@ from fewstep.store.shards import check_shard
 
 
 class VerifyStep(NamedTuple):
-    """Shards that are checked, all shards, and a line for each damage since the last step."""
+    """Progress of a verification."""
 
     done: int
+    """Number of shards that were checked."""
     total: int
+    """Number of shards to check."""
     lines: list[str]
+    """One line for each damage that was detected since the last step."""
 
 
 def verify(folder: Address) -> list[str]:
@@ -23,7 +26,7 @@ def verify(folder: Address) -> list[str]:
 
     Any changed byte or truncation is detected by SHA-256. Malicious stores are detected too: every
     index is checked, and every record is decompressed within its known size. For an unfinished
-    store the existing shards are checked, and the last line says how many are missing.
+    store, the existing shards are checked, and the last line gives their number and the total.
     """
     return [line for step in iter_verify(folder) for line in step.lines]
 
@@ -45,22 +48,22 @@ def iter_verify(folder: Address) -> Iterator[VerifyStep]:
         return
     total = len(shards)
     expected = {MANIFEST, *(shard.file for shard in shards)}
-    foreign = set[str]() if partial else set(sizes) - expected
-    yield VerifyStep(0, total, [_foreign(f"{root}/{name}") for name in sorted(foreign)])
+    extra = set[str]() if partial else set(sizes) - expected
+    yield VerifyStep(0, total, [_extra_file(f"{root}/{name}") for name in sorted(extra)])
     for done, shard in enumerate(shards, start=1):
         first = plan.records(shard.number).start
         yield VerifyStep(done, total, _damages(root, shard, first, layout, sizes))
     if partial:
         line = (
-            f"{root} is not finished: {total} of {plan.shards} shards are there; run the same "
+            f"{root} is not finished: it has {total} of {plan.shards} shards; run the same "
             "recording again to complete it"
         )
         yield VerifyStep(total, total, [line])
 
 
-def _foreign(path: str) -> str:
+def _extra_file(path: str) -> str:
     leftover = path.endswith((f"/{PLAN}", TEMPORARY))
-    hint = "; a killed recording left it: the same command again removes it" if leftover else ""
+    hint = "; an interrupted recording left it: run it again to remove the file" if leftover else ""
     return f"{path} does not belong to the store{hint}"
 
 
@@ -72,5 +75,5 @@ def _damages(
     except InputError as error:
         return [str(error)]
     if not report.damages and shard.sha256 and report.sha256 != shard.sha256:
-        return [f"{folder}/{shard.file} is damaged: it has another SHA-256"]
+        return [f"{folder}/{shard.file} is damaged: its SHA-256 is not the manifest's"]
     return report.damages

@@ -34,15 +34,15 @@ from fewstep.store.manifest import (
 from fewstep.store.records import Layout
 from fewstep.store.shards import check_shard, shard_chunks
 
-BLOCK = 4 << 20  # bytes of records encoded at a time, to fit a processor's cache
+BLOCK = 4 << 20  # bytes of records that are encoded at a time, to fit into a CPU's cache
 
 
 class Writer:
     """Create a store, or resume one of the same plan: write each range of `missing`, then `finish`.
 
-    Several processes may write one store. Divide the shards by number, as in
-    `records.start // shard_size % world == rank`, since `missing` changes while others write; when
-    all are done, one of them calls `finish`.  Raises: InputError if the folder has another plan.
+    Several processes may write one store. `missing` changes while others write, so assign shards to
+    processes by number, as in `records.start // shard_size % world == rank`. When all are done, one
+    process calls `finish`.  Raises: InputError if the folder has another plan.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Writer:
         return self._manifest is not None and not self.missing()
 
     def missing(self) -> list[range]:
-        """Record ranges of the missing shards, in order, including those lost after `finish`."""
+        """Record range of each missing shard, in order; includes shards that were lost later."""
         sizes = self._folder.sizes()
         if self._manifest:
             shards = [s.number for s in self._manifest.shards if sizes.get(s.file) != s.bytes]
@@ -77,16 +77,18 @@ class Writer:
         return [self.plan.records(shard) for shard in shards]
 
     def write(self, start: int, records: Mapping[str, Shaped[Tensor, "rows ..."]]) -> None:
-        """Write a missing shard, which starts at record `start`, from all of its records.
+        """Write the missing shard that starts at record `start`; `records` are all of its records.
 
         Raises: InputError if no missing shard starts there, or the records do not fit the schema.
         """
         expected = {missing.start: missing for missing in self.missing()}.get(start)
         if expected is None:
-            raise InputError(f"no missing shard starts at record {start}; take one of missing()")
+            raise InputError(f"no missing shard starts at record {start}; use a range of missing()")
         rows = self._layout.check(records)
         if rows != len(expected):
-            raise InputError(f"{rows} records at {start}; this shard holds {len(expected)}")
+            raise InputError(
+                f"there are {rows} records at {start}; this shard holds {len(expected)}"
+            )
         number = start // self.plan.shard_size
         name = shard_name(number)
         self._folder.sweep(name)
@@ -102,15 +104,15 @@ class Writer:
         shard = Shard(name, rows, sum(sizes), digest.hexdigest())
         if self._manifest and self._manifest.shards[number] != shard:
             raise InputError(
-                f"{self._folder}/{name} differs from its first recording, perhaps because this is "
-                "another kind of machine: record into another folder"
+                f"{self._folder}/{name} differs from its first recording, perhaps because it was "
+                "made on other hardware: record into another folder"
             )
         self._new_shards[number] = shard
 
     def tally(self) -> Int64[Tensor, "shards 5"]:
-        """Length and SHA-256, as four words, of each shard that this writer wrote, else zeros.
+        """Length and SHA-256 (as four integers) of each shard; zeros for those of other writers.
 
-        Tallies of several writers are combined by adding them.
+        Add the tallies of all writers to get the table of the whole store.
         """
         table = torch.zeros(self.plan.shards, 5, dtype=torch.int64)
         for number, shard in self._new_shards.items():
@@ -121,8 +123,8 @@ class Writer:
     def finish(self, tally: Int64[Tensor, "shards 5"] | None = None) -> Manifest:
         """Finish the store when no shard is missing: write the manifest and remove the plan.
 
-        Shards that are not in `tally`, by default this writer's own, come from an earlier run and
-        are checked first.  Raises: InputError if a shard is missing or damaged.
+        `tally` defaults to this writer's own. Shards that it lacks come from an earlier run and are
+        checked first.  Raises: InputError if a shard is missing or damaged.
         """
         if missing := self.missing():
             raise InputError(
@@ -157,8 +159,8 @@ class Writer:
     def _check_plan(self, plan: Plan) -> None:
         if phrases := differences(plan, self.plan):
             raise InputError(
-                f"{self._folder} was begun with other settings: {'; '.join(phrases)}: use those of "
-                "the folder, or another folder"
+                f"{self._folder} was begun with other settings: {'; '.join(phrases)}: record with "
+                "the folder's settings, or into another folder"
             )
 
     def _blocks(self, records: Mapping[str, Tensor], rows: int) -> Iterator[Tensor]:
