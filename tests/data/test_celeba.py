@@ -113,7 +113,7 @@ def test_missing_and_partial_folders_are_one_line(folder):
     pictures = folder / "img_align_celeba"
     (pictures / "000002.jpg").unlink()
     (pictures / "000005.jpg").unlink()
-    assert f"{pictures} lacks 2 of the 3 images of train, 000002.jpg first" in refusal()
+    assert f"{pictures} lacks 2 of the 3 images of train, such as 000002.jpg" in refusal()
     load("celeba", split="test", size=8)  # which is whole
     partition = folder / "list_eval_partition.txt"
     for text in ("", "000001.jpg\n", "000001.jpg 7\n", "a b c\n", "000004.jpg 2\n"):

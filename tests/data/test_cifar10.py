@@ -62,7 +62,7 @@ def test_a_batch_of_another_length_is_named(folder, size):
 def test_a_label_beyond_ten_is_refused(folder):
     path = folder / "test_batch.bin"
     path.write_bytes(b"\x0b" + path.read_bytes()[1:])
-    with pytest.raises(InputError, match="labels are from 1 to 11"):
+    with pytest.raises(InputError, match="labels range from 1 to 11"):
         load("cifar10", split="test")
 
 

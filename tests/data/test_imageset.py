@@ -27,7 +27,7 @@ def test_shape_length_and_classes():
 
 @pytest.mark.parametrize("label", [-1, 2])
 def test_labels_outside_the_named_classes_are_refused(label):
-    with pytest.raises(InputError, match="numbered from 0"):
+    with pytest.raises(InputError, match="classes allow only 0 to"):
         ImageSet("a", random_images(2), torch.tensor([0, label]), ("cat", "dog"))
 
 

@@ -38,12 +38,12 @@ def test_a_name_like_no_other_gets_no_guess():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "digits", "split": "test"}, "digits has no split 'test', only train"),
-        ({"name": "mnist", "split": "valid"}, "only train, test"),
+        ({"name": "digits", "split": "test"}, "digits has no split 'test'; choose train"),
+        ({"name": "mnist", "split": "valid"}, "choose train or test"),
         ({"name": "folder", "split": "test", "path": "."}, "folder has no split"),
         ({"name": "digits", "size": 0}, "at least 1"),
         ({"name": "digits", "path": "somewhere"}, "takes no path"),
-        ({"name": "celeba", "split": "validation"}, "only train, valid, test"),
+        ({"name": "celeba", "split": "validation"}, "choose train or valid or test"),
         ({"name": "celeba"}, "celeba needs data.size"),
         ({"name": "celeba", "size": 8, "path": "/no/such/place"}, "/no/such/place/img_align"),
         ({"name": "folder"}, "needs a path"),

@@ -89,7 +89,7 @@ def test_counts_must_agree(folder):
 
 def test_labels_of_another_set_are_refused(folder):
     write(folder / "t10k-labels-idx1-ubyte.gz", idx([1, 2, 46], 3))
-    with pytest.raises(InputError, match="labels are from 1 to 46"):
+    with pytest.raises(InputError, match="labels range from 1 to 46"):
         load("mnist", split="test")
 
 

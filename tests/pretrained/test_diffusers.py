@@ -450,7 +450,7 @@ def test_a_scheduler_that_we_have_not_is_named_by_its_key(folder, changes):
 
 def test_betas_that_make_no_table(folder):
     edit(folder / "scheduler" / "scheduler_config.json", trained_betas=[0.1, 0.0, 0.3])
-    assert "its betas are no noise schedule" in refusal(folder)
+    assert "its betas are not a noise schedule" in refusal(folder)
 
 
 def test_damaged_and_missing_files_are_named(folder):
@@ -468,11 +468,11 @@ def test_damaged_and_missing_files_are_named(folder):
         pickled.write_bytes(content)
         assert f"{pickled} is damaged" in refusal(folder)
     torch.save([1, 2], pickled)
-    assert f"{pickled} is damaged or no file of weights" in refusal(folder)
+    assert f"{pickled} is damaged or is not a weights file" in refusal(folder)
     torch.save(Spoiler(), pickled)
     assert f"{pickled} is damaged" in refusal(folder)
     weights.write_bytes(whole)
-    for content, told in (("{", "damaged or not JSON"), ("[]", "is not a JSON object")):
+    for content, told in (("{", "damaged or is not JSON"), ("[]", "is not a JSON object")):
         config.write_text(content)
         assert told in refusal(folder)
     config.unlink()

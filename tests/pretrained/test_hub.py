@@ -195,7 +195,7 @@ def test_the_release_is_downloaded_and_unpacked(weights, monkeypatch, capsys):
         f"{EMA}/scheduler/scheduler_config.json",
     }
     told = capsys.readouterr().err
-    assert "has SHA256 " in told and "none was published to compare it with" in told
+    assert "has SHA-256 " in told and "none was published to compare it with" in told
     release(monkeypatch, None)
     assert find_folder(GOOGLE) == weights / EMA
 
@@ -217,7 +217,7 @@ def test_paths_of_the_archive_are_not_trusted(weights, monkeypatch):
     ("members", "told"),
     [
         (None, "cannot download"),
-        (b"<html>not found</html>", "gave a damaged archive"),
+        (b"<html>not found</html>", "is a damaged archive"),
         ({"readme.txt": "x"}, "holds none of"),
         ({f"{EMA}/unet/config.json": "{}"}, "holds none of"),
     ],

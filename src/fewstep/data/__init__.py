@@ -22,21 +22,22 @@ def load(
     size: int | None = None,
     path: str | Path | None = None,
 ) -> ImageSet:
-    """Load the image set `name`, resized to `size` x `size` pixels if given.
+    """Load the image set `name`. With `size`, its images are resized to `size` x `size` pixels.
 
-    `path` is the folder of images of `folder`, or that of a `celeba` outside `$FEWSTEP_HOME/data`.
-    Missing files are downloaded there, except CelebA's.
+    `path` is for two sets: the folder of images for the set "folder", and the folder of "celeba" if
+    it is not `$FEWSTEP_HOME/data/celeba`. The files of the other sets are in `$FEWSTEP_HOME/data`,
+    and are downloaded if they are missing.
 
     Raises: InputError for an unknown name or split, other wrong arguments, and files that are
     damaged or cannot be downloaded.
     """
     if size is not None and size < 1:
-        raise InputError(f"data size is {size}; it counts pixels and must be at least 1")
+        raise InputError(f"the data size is {size} pixels; it must be at least 1")
     read = plugins.resolve("data", name)
     accepted = signature(read).parameters
     arguments = {"size": size, "path": None if path is None else Path(path)}
     if path is not None and "path" not in accepted:
-        raise InputError(f'{name} takes no path ({path}); the set "folder" reads image files')
+        raise InputError(f'{name} takes no path ({path}); use the set "folder" for image files')
     images = read(split, **{key: value for key, value in arguments.items() if key in accepted})
     if not isinstance(images, ImageSet):
         raise InputError(f"{name} returned {type(images).__name__}, not a fewstep.data.ImageSet")

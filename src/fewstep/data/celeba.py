@@ -3,9 +3,9 @@
     FOLDER/img_align_celeba/000001.jpg ...    178 x 218 pixels each
     FOLDER/list_eval_partition.txt            "000001.jpg 0": 0 train, 1 valid, 2 test
 
-Its licence forbids redistribution, so it must be downloaded by hand. We crop to the largest square,
-the middle 178 x 178 pixels; Song et al. (arXiv:2011.13456) use the middle 140 x 140 and DDIM the
-128 x 128 around (89, 121), so that their scores are of other images.
+Its licence forbids redistribution, so it must be downloaded by hand. We crop each image to its
+middle 178 x 178 pixels. Song et al. (arXiv:2011.13456) use the middle 140 x 140, and DDIM the
+128 x 128 around (89, 121). Their scores therefore cannot be compared with ours.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ from fewstep.files import atomic_write
 IMAGES, PARTITION = "img_align_celeba", "list_eval_partition.txt"
 SPLITS = {"train": "0", "valid": "1", "test": "2"}
 SHAPE = (178, 218)  # width, height
-_WHERE = (
+_INSTRUCTION = (
     f"unpack {IMAGES}.zip of mmlab.ie.cuhk.edu.hk/projects/CelebA.html there, and put {PARTITION} "
-    "beside its folder; or give another data.path"
+    "beside its folder; or set data.path to another folder"
 )
 
 Pixels = UInt8[np.ndarray, "n 3 size size"]
@@ -40,7 +40,7 @@ Pixels = UInt8[np.ndarray, "n 3 size size"]
 def read_celeba(split: str, *, size: int | None, path: Path | None = None) -> ImageSet:
     """162,770 (train), 19,867 (valid) or 19,962 (test) faces, unlabelled, at `size` x `size`.
 
-    Resized with `resize_to_square`, and cached until a file changes.
+    The images are resized with `resize_to_square`, and cached until a file changes.
     """
     check_split("celeba", split, SPLITS)
     if size is None:
@@ -60,16 +60,19 @@ def read_celeba(split: str, *, size: int | None, path: Path | None = None) -> Im
 
 
 def _list_files(folder: Path, split: str) -> tuple[list[str], str]:
-    """The split's files, and a digest of their sizes and times; InputError if one is missing."""
+    """Names of the split's files, and a digest of their sizes and modification times.
+
+    Raises: InputError if a file is missing.
+    """
     for required in (folder / IMAGES, folder / PARTITION):
         if not required.exists():
-            raise InputError(f"there is no {required}; {_WHERE}")
+            raise InputError(f"there is no {required}; {_INSTRUCTION}")
     rows = [line.split() for line in (folder / PARTITION).read_text().splitlines() if line.strip()]
     names = [row[0] for row in rows if row[1:] == [SPLITS[split]]]
     if not names or any(len(row) != 2 or row[1] not in SPLITS.values() for row in rows):
         raise InputError(
-            f"{folder / PARTITION} is not CelebA's, which has lines such as '000001.jpg 0' and "
-            f"some of {split}; {_WHERE}"
+            f"{folder / PARTITION} is not CelebA's: it needs lines such as '000001.jpg 0', and "
+            f"at least one of the split {split}; {_INSTRUCTION}"
         )
     with os.scandir(folder / IMAGES) as entries:
         present = {entry.name: entry.stat() for entry in entries}
@@ -77,7 +80,7 @@ def _list_files(folder: Path, split: str) -> tuple[list[str], str]:
     if missing:
         raise InputError(
             f"{folder / IMAGES} lacks {len(missing):,} of the {len(names):,} images of {split}, "
-            f"{missing[0]} first; {_WHERE}"
+            f"such as {missing[0]}; {_INSTRUCTION}"
         )
     digest = hashlib.sha256(str(folder.resolve()).encode())
     for name in names:
@@ -117,6 +120,6 @@ def _face(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
     if face.size != SHAPE:
         raise InputError(
             f"{path} has {face.width} x {face.height} pixels, but an aligned face has 178 x 218; "
-            f"{_WHERE}"
+            f"{_INSTRUCTION}"
         )
     return np.asarray(resize_to_square(face, size))

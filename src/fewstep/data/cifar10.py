@@ -15,7 +15,7 @@ from fewstep.files import atomic_write
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
-RECORDS = 10_000  # in each file
+RECORDS = 10_000  # images in each file
 CLASS_NAMES = (
     "airplane",
     "automobile",
@@ -76,14 +76,14 @@ def _file_names(table: Path, labels: np.ndarray) -> tuple[str, ...]:
     if [label for label, _ in rows] != [str(label) for label in labels]:
         raise InputError(
             f"{table} does not list these images (label, file name): its labels differ from those "
-            "of the batches; remove it, it is optional"
+            "of the batches; correct or remove it (it is optional)"
         )
     return tuple(file_name for _, file_name in rows)
 
 
 def _download(folder: Path) -> None:
     files = (*_FILES["train"], *_FILES["test"])
-    # the process number: the ranks of a job must not remove each other's archive
+    # with the process number, so that ranks do not remove each other's archive
     archive = folder.with_name(f"cifar-10-binary.{os.getpid()}.tar.gz")
     try:
         fetch(URL, f"md5:{MD5}", archive, otherwise=f"put {', '.join(files)} into {folder}")
@@ -96,7 +96,7 @@ def _unpack(archive: Path, folder: Path, files: tuple[str, ...]) -> None:
     with tarfile.open(archive) as tar:
         for member in tar:
             name = PurePosixPath(member.name).name
-            # only the name: paths inside an archive are not trusted
+            # the archive's paths are not used: they could point outside the folder
             content = tar.extractfile(member) if member.isfile() and name in files else None
             if content is None:
                 continue

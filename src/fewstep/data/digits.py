@@ -7,9 +7,10 @@ from fewstep.data.imageset import ImageSet, check_split
 
 
 def read_digits(split: str) -> ImageSet:
-    """1,797 digits of 8 x 8 pixels; values v of 0 … 16 become ⌊(255·v + 8)/16⌋, so that 16 is 255.
+    """1,797 grey digits of 8 x 8 pixels.  Alpaydin and Kaynak 1998.
 
-    Alpaydin and Kaynak 1998, UCI "Optical Recognition of Handwritten Digits", its test part.
+    They are the test part of UCI's "Optical Recognition of Handwritten Digits". Its values v from 0
+    to 16 are mapped to ⌊(255·v + 8)/16⌋, from 0 to 255.
     """
     from sklearn.datasets import load_digits
 

@@ -24,7 +24,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 
 @dataclass(frozen=True)
 class _Listing:
-    """Contents of a folder, before any image is opened; `files` are relative to it."""
+    """Files of a folder, by their paths relative to it, with their labels and text columns."""
 
     files: Sequence[str]
     labels: Sequence[str] | None = None
@@ -40,8 +40,9 @@ def read_folder(
       names, or numbers from 0; all other columns become text columns of the set.
     - Without one, each sub-folder is a class; or all images are in `path` itself, without labels.
 
-    Transparent images are put on white. Class names are sorted as numbers if all are integers, else
-    as text. With `size` images are resized with `resize_to_square`; else all must have one size.
+    Transparent images get a white background. Class names are sorted as numbers if all are
+    integers, else as text. With `size`, images are resized with `resize_to_square`; without it, all
+    images must have the same size.
 
     Raises: InputError if there are no images, one is damaged, or they do not fit the table.
     """
@@ -50,10 +51,12 @@ def read_folder(
         raise InputError("folder needs a path: set it to the folder of the images")
     folder = path.expanduser()
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}; set path to the folder of the images")
+        raise InputError(
+            f"the folder {folder} does not exist; set path to the folder of the images"
+        )
     listing = _from_table(folder / TABLE) if (folder / TABLE).exists() else _from_tree(folder)
     if not listing.files:
-        raise InputError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
+        raise InputError(f"{folder} holds no images, that is {', '.join(sorted(SUFFIXES))} files")
     images = _decode_all(folder, listing.files, size)
     columns = {"file_name": tuple(listing.files), **listing.columns}
     labels, class_names = (None, ()) if listing.labels is None else _class_numbers(listing.labels)
@@ -90,7 +93,7 @@ def _from_table(table: Path) -> _Listing:
 
 def _rows(table: Path) -> list[dict[str, str]]:
     try:
-        # -sig: spreadsheets begin their UTF-8 with a byte-order mark
+        # utf-8-sig, because spreadsheets write a byte-order mark
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             if "file_name" not in (reader.fieldnames or ()):
@@ -109,14 +112,14 @@ def _rows(table: Path) -> list[dict[str, str]]:
 
 def _check_labels(table: Path, labels: Sequence[str]) -> None:
     if "" in labels:
-        raise InputError(f"{table}: a label is empty; give every image one, or remove the column")
+        raise InputError(f"{table}: a label is empty; label every image, or remove the column")
     if not _are_numbers(labels):
         return
     numbers = {int(label) for label in labels}
     absent = set(range(len(numbers))) - numbers
     if absent:
         raise InputError(
-            f"{table}: labels are from {min(numbers)} to {max(numbers)}, but no image has label "
+            f"{table}: labels range from {min(numbers)} to {max(numbers)}, but no image has label "
             f"{min(absent)}; number classes from 0 without gaps, or use names"
         )
 
@@ -138,20 +141,20 @@ def _decode_all(folder: Path, files: Sequence[str], size: int | None) -> UInt8[T
     for file, image in zip(files, images, strict=True):
         if image.shape != images[0].shape:
             raise InputError(
-                f"{folder}: {file} has {_extent(image)} pixels, but {files[0]} has "
-                f"{_extent(images[0])}; set size to resize all images"
+                f"{folder}: {file} has {_size_text(image)} pixels, but {files[0]} has "
+                f"{_size_text(images[0])}; set size to resize all images"
             )
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
-def _extent(image: np.ndarray) -> str:
+def _size_text(image: np.ndarray) -> str:
     return f"{image.shape[1]} x {image.shape[0]}"
 
 
 def _decode(path: Path, *, size: int | None) -> np.ndarray:
     try:
         with Image.open(path) as image:
-            opaque = _on_white(ImageOps.exif_transpose(image))
+            opaque = _add_white_background(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing, but {TABLE} lists it; remove its row") from error
     # Pillow raises many kinds of exceptions for damaged files
@@ -162,10 +165,10 @@ def _decode(path: Path, *, size: int | None) -> np.ndarray:
     return np.asarray(opaque if size is None else resize_to_square(opaque, size))
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _add_white_background(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        # Pillow would clip these to 255 instead of scaling them
-        raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}")
+        # Pillow would clip such pixels to 255 instead of scaling them
+        raise ValueError(f"its pixels have more than 8 bits: its mode is {image.mode}")
     layer = image.convert("RGBA")
     white = Image.new("RGB", layer.size, "white")
     white.paste(layer, mask=layer.getchannel("A"))

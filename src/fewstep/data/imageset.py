@@ -18,7 +18,7 @@ from fewstep.errors import InputError
 class ImageSet:
     """Images, with optional class labels and columns of text, one string per image.
 
-    `class_names[i]` is the name of label i. Columns in use: `text`, `file_name`, `group`.
+    `class_names[i]` is the name of label i. We use the columns `text`, `file_name` and `group`.
     """
 
     name: str
@@ -33,8 +33,9 @@ class ImageSet:
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= len(self.class_names):
             raise InputError(
-                f"{self.name}: labels are from {low} to {high}, but its {len(self.class_names)} "
-                "classes are numbered from 0; the labels are damaged or of another data set"
+                f"{self.name}: labels range from {low} to {high}, but {len(self.class_names)} "
+                f"classes allow only 0 to {len(self.class_names) - 1}; the labels are damaged or "
+                "belong to another data set"
             )
 
     def __len__(self) -> int:
@@ -55,7 +56,7 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of shape, pixels and labels: identifies the reference set of a score."""
+        """SHA-256 of shape, pixels and labels. It identifies the real images of a score."""
         labelled = self.labels is not None
         digest = hashlib.sha256(f"{tuple(self.images.shape)} labelled={labelled}".encode())
         digest.update(np.ascontiguousarray(self.images.numpy()).data)
@@ -64,10 +65,10 @@ class ImageSet:
         return digest.hexdigest()
 
     def resized(self, size: int) -> "ImageSet":
-        """Resize to `size` x `size` with `resize_to_square`, channel by channel.
+        """The same set with its images resized to `size` x `size` pixels by `resize_to_square`.
 
-        Pillow computes in integers, so that the result and its fingerprint are the same on every
-        machine. Antialiasing matters to scores: Parmar et al. 2022, arXiv:2104.11222.
+        Pillow computes in integers, so that the pixels and their fingerprint are the same on every
+        machine. It antialiases, which changes scores: Parmar et al. 2022, arXiv:2104.11222.
         """
         n, c, h, w = self.images.shape
         if (h, w) == (size, size):
@@ -81,9 +82,9 @@ class ImageSet:
 def check_split(name: str, split: str, splits: Iterable[str]) -> None:
     """Raises: InputError if the set `name` has no such split."""
     if split not in splits:
-        raise InputError(f"{name} has no split {split!r}, only {', '.join(splits)}")
+        raise InputError(f"{name} has no split {split!r}; choose {' or '.join(splits)}")
 
 
 def resize_to_square(image: Image.Image, size: int) -> Image.Image:
-    """Scale the shorter side to `size` (bicubic, antialiased) and crop the longer to its middle."""
+    """Scale the shorter side to `size` (bicubic, antialiased) and crop the longer at both ends."""
     return ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)

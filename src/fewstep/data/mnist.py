@@ -15,10 +15,11 @@ from fewstep.errors import InputError
 
 
 class Source(NamedTuple):
-    """Address of a data set, and MD5 of the published files by name."""
+    """Where a data set is published."""
 
     url: str
     md5: dict[str, str]
+    """MD5 of each file, by name."""
     class_names: tuple[str, ...]
 
 
@@ -68,7 +69,11 @@ def read_fashion_mnist(split: str) -> ImageSet:
 
 
 def _read(name: str, split: str) -> ImageSet:
-    """Existing files may have another checksum, which depends on how they were compressed."""
+    """Read a split, downloading its missing files.
+
+    Existing files may have another MD5 than the published ones, because it depends on the
+    compression.
+    """
     check_split(name, split, ["train", "test"])
     folder = home() / "data" / name
     prefix = "train" if split == "train" else "t10k"
@@ -95,7 +100,12 @@ def _read(name: str, split: str) -> ImageSet:
 
 
 def read_idx(path: Path, *, dimensions: int) -> np.ndarray:
-    """Read a gzipped IDX file: 0, 0, type (8: uint8), rank, big-endian sizes, values."""
+    """Read a gzipped IDX file of uint8 values with this number of dimensions.
+
+    Its bytes are 0, 0, 8 (for uint8), the number of dimensions, big-endian sizes, and the values.
+
+    Raises: InputError if it is damaged.
+    """
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
@@ -106,8 +116,9 @@ def read_idx(path: Path, *, dimensions: int) -> np.ndarray:
     shape = np.frombuffer(content, ">u4", dimensions, offset=4).tolist()
     if len(content) != header + math.prod(shape):
         values = len(content) - header
-        raise _damaged(path, f"its header declares {math.prod(shape)} values, not {values}")
-    # a copy: bytes are read-only, tensors are not
+        declared = math.prod(shape)
+        raise _damaged(path, f"its header declares {declared} values, but it has {values}")
+    # copied, because tensors must not share the read-only memory of `bytes`
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
 
 

@@ -1,4 +1,4 @@
-"""Gaussian mixtures, whose noisy densities have closed forms, and two other toy sets of points.
+"""Toy sets of points: Gaussian mixtures, whose noisy densities have closed forms, and two others.
 
 With x0 ~ Σ_k w_k N(m_k, std²) and x_t = alpha·x0 + sigma·eps, each component of x_t is
 N(alpha·m_k, v) with v = alpha²·std² + sigma², hence (Bishop 2006, sections 2.3.3 and 9.2):
@@ -28,9 +28,10 @@ class _Components(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """Σ_k w_k N(means_k, std²) with std > 0; `weights` are positive, with any sum.
+    """The density Σ_k w_k N(means_k, std²), with std > 0.
 
-    In its methods `alpha` and `sigma` are a number, or one per row, (b,) or (b, 1), and not both 0.
+    `weights` are positive and may have any sum. In the methods, `alpha` and `sigma` are a number,
+    or one per row, (b,) or (b, 1); they must not both be 0.
     """
 
     means: Float[Tensor, "k d"]
@@ -48,26 +49,26 @@ class GaussianMixture:
         self, x_t: Float[Tensor, "b d"], alpha: Tensor | float, sigma: Tensor | float
     ) -> Float[Tensor, "b d"]:
         """E[x0 | x_t], in the dtype of `x_t`."""
-        at = self._components(x_t, alpha, sigma)
-        posterior = at.logits.softmax(1).unsqueeze(2)
-        gain = at.alpha * self.std**2 / at.variance
-        return (posterior * (self.means.to(x_t) + gain.unsqueeze(2) * at.offsets)).sum(1)
+        components = self._components(x_t, alpha, sigma)
+        posterior = components.logits.softmax(1).unsqueeze(2)
+        gain = components.alpha * self.std**2 / components.variance
+        return (posterior * (self.means.to(x_t) + gain.unsqueeze(2) * components.offsets)).sum(1)
 
     def score(
         self, x_t: Float[Tensor, "b d"], alpha: Tensor | float, sigma: Tensor | float
     ) -> Float[Tensor, "b d"]:
         """Gradient of `log_density` with respect to `x_t`."""
-        at = self._components(x_t, alpha, sigma)
-        posterior = at.logits.softmax(1).unsqueeze(2)
-        return -(posterior * at.offsets).sum(1) / at.variance
+        components = self._components(x_t, alpha, sigma)
+        posterior = components.logits.softmax(1).unsqueeze(2)
+        return -(posterior * components.offsets).sum(1) / components.variance
 
     def log_density(
         self, x_t: Float[Tensor, "b d"], alpha: Tensor | float, sigma: Tensor | float
     ) -> Float[Tensor, " b"]:
         """ln p(x_t), the log-density of noisy points."""
-        at = self._components(x_t, alpha, sigma)
-        normaliser = x_t.shape[1] / 2 * (2 * math.pi * at.variance).log().squeeze(1)
-        return at.logits.logsumexp(1) - normaliser
+        components = self._components(x_t, alpha, sigma)
+        normaliser = x_t.shape[1] / 2 * (2 * math.pi * components.variance).log().squeeze(1)
+        return components.logits.logsumexp(1) - normaliser
 
     def _components(
         self, x_t: Float[Tensor, "b d"], alpha: Tensor | float, sigma: Tensor | float
@@ -75,13 +76,13 @@ class GaussianMixture:
         alpha, sigma = _column(alpha, x_t), _column(sigma, x_t)
         variance = alpha.square() * self.std**2 + sigma.square()
         offsets = x_t.unsqueeze(1) - alpha.unsqueeze(2) * self.means.to(x_t)
-        shares = (self.weights / self.weights.sum()).to(x_t)
-        logits = shares.log() - offsets.square().sum(2) / (2 * variance)
+        weights = (self.weights / self.weights.sum()).to(x_t)
+        logits = weights.log() - offsets.square().sum(2) / (2 * variance)
         return _Components(logits, offsets, alpha, variance)
 
 
 def _column(value: Tensor | float, like: Tensor) -> Float[Tensor, "#b 1"]:
-    # (b,) against (b, d) would silently broadcast along d if b = d
+    # (b, 1), because (b,) would broadcast along the wrong dimension of (b, d) if b = d
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1, 1)
 
 
@@ -93,7 +94,7 @@ def eight_gaussians() -> GaussianMixture:
 
 
 def two_moons(n: int, seed: int) -> Points:
-    """Two half circles of radius 2/3 with noise of std 0.03; the label says which."""
+    """Two half circles of radius 2/3 with noise of std 0.03; labels 0 and 1 number the circles."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(2, (n,), generator=generator)
     angle = math.pi * torch.rand(n, generator=generator)
@@ -104,7 +105,9 @@ def two_moons(n: int, seed: int) -> Points:
 
 
 def checkerboard(n: int, seed: int) -> Points:
-    """Uniform on the dark squares of a 4 x 4 board over [-1, 1)²; the label, 0 … 7, is the square.
+    """Uniform points on the dark squares of a 4 x 4 board over [-1, 1)².
+
+    The label is the number of the square, 0 … 7.
 
     Square 2·column + i is in the row 2·i + (column mod 2), counted from below.
     """

@@ -1,10 +1,10 @@
-"""Unconditional DDPMs in the format of diffusers: a folder, or a name on the Hugging Face hub.
+"""Unconditional DDPMs in the format of diffusers, in a folder or on the Hugging Face hub.
 
     FOLDER/config.json, diffusion_pytorch_model.safetensors or .bin     both may be in unet/
     FOLDER/scheduler_config.json                                        may be in scheduler/
 
 Step i of a T-step table is t = i/(T − 1), and x_t = √abar_i·x0 + √(1 − abar_i)·eps.  Ho et al.
-2020, arXiv:2006.11239. diffusers itself is not needed: the weights are loaded into our own U-Net.
+2020, arXiv:2006.11239. The package diffusers is not needed: our own U-Net loads the weights.
 """
 
 import json
@@ -37,10 +37,10 @@ SCHEDULERS = {
     "PNDMScheduler": False,
     "DPMSolverMultistepScheduler": False,
 }
-"""Supported schedulers, and whether they clip the predicted image by default."""
+"""Supported schedulers, and whether each clips the predicted image by default."""
 PREDICTIONS = {"epsilon": Eps, "v_prediction": V, "sample": Clean}
 ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names of weights in old checkpoints, and their present names."""
+"""Names of attention weights in old checkpoints, and their current names."""
 
 _UNREADABLE = (
     OSError,
@@ -48,7 +48,7 @@ _UNREADABLE = (
     RuntimeError,
     EOFError,
     pickle.UnpicklingError,
-    AttributeError,  # a pickle of other objects
+    AttributeError,  # the pickle holds something else than a dict
 )
 
 Settings = TypeVar("Settings")
@@ -59,7 +59,10 @@ Up = Literal["UpBlock2D", "AttnUpBlock2D", "UNetResUpBlock2D", "UNetResAttnUpBlo
 
 @dataclass(frozen=True)
 class Network:
-    """Settings of a UNet2DModel that our U-Net supports, with diffusers' defaults."""
+    """Settings of a UNet2DModel, with diffusers' defaults.
+
+    The types allow only values that our U-Net supports.
+    """
 
     sample_size: PositiveInt | tuple[PositiveInt, PositiveInt]
     in_channels: PositiveInt = 3
@@ -110,8 +113,8 @@ class Network:
         size = self.sample_size
         return (self.in_channels, *((size, size) if isinstance(size, int) else size))
 
-    def find_misfit(self) -> tuple[str, str] | None:
-        """The first setting that does not fit the others in our U-Net, and what it must be."""
+    def find_conflict(self) -> tuple[str, str] | None:
+        """The first setting that our U-Net cannot combine with the others, and its valid value."""
         widths, attends = self.block_out_channels, ["Attn" in b for b in self.down_block_types]
         mirrored = ["Attn" in block for block in reversed(self.up_block_types)]
         rules = {
@@ -130,7 +133,7 @@ class Network:
         return next(((key, rule) for key, (fits, rule) in rules.items() if not fits), None)
 
     def unet(self) -> UNetConfig:
-        """Settings of our U-Net for the same network."""
+        """The config of our U-Net that builds the same network."""
         height = self.shape[1]
         return UNetConfig(
             channels=self.block_out_channels,
@@ -151,7 +154,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Settings of a scheduler that we support, with diffusers' defaults."""
+    """Settings of a scheduler, with diffusers' defaults.
+
+    The types allow only values that we support.
+    """
 
     num_train_timesteps: PositiveInt = 1000
     beta_start: float = 1e-4
@@ -177,67 +183,70 @@ class Schedule:
         return Table(tuple(torch.cumprod(1 - betas.double(), dim=0).tolist()))
 
     def _betas(self) -> Tensor:
-        """Betas in float32, as in training."""
+        """Betas in float32, the dtype in which diffusers trains."""
         steps = self.num_train_timesteps
         if self.trained_betas is not None:
             return torch.tensor(self.trained_betas)
         if self.beta_schedule == "squaredcos_cap_v2":  # Nichol and Dhariwal 2021, 2102.09672
             angle = (torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008
-            left = torch.cos(0.5 * math.pi * angle).square()
-            return (1 - left[1:] / left[:-1]).clamp(max=0.999).float()
+            abar = torch.cos(0.5 * math.pi * angle).square()
+            return (1 - abar[1:] / abar[:-1]).clamp(max=0.999).float()
         power = 1 if self.beta_schedule == "linear" else 2
-        ends = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
-        return torch.linspace(*ends, steps) ** power
+        first, last = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
+        return torch.linspace(first, last, steps) ** power
 
     @property
     def clip(self) -> float | None:
-        """Bound of the predicted image's absolute values, if it is clipped."""
+        """Bound to which the predicted image is clipped; None if it is not."""
         return self.clip_sample_range if self.clip_sample else None
 
 
 def read_diffusers(name: str) -> Generator:
-    """Load the generator in a folder, or of that name on the hub; it samples by DDIM.
+    """Load a generator, which samples by DDIM. `name` is a folder, or OWNER/NAME on the hub.
 
     Raises: InputError if files are missing or damaged, or our U-Net does not support the network.
     """
-    config, weights, scheduler = _files(find_folder(name))
-    network, schedule = _network(config), _schedule(scheduler, config)
+    config_path, weights, scheduler = _files(find_folder(name))
+    network, schedule = _network(config_path), _schedule(scheduler, config_path)
     try:
         backbone = network.unet().build(shape=network.shape)
     except InputError as error:
-        raise InputError(f"{config}: our U-Net does not support this network: {error}") from error
+        message = f"{config_path}: our U-Net does not support this network: {error}"
+        raise InputError(message) from error
     _load_weights(backbone, weights)
     try:
         process = schedule.process()
     except ValueError as error:
-        raise InputError(f"{scheduler}: its betas are no noise schedule: {error}") from error
+        raise InputError(f"{scheduler}: its betas are not a noise schedule: {error}") from error
     denoiser = Denoiser(backbone, process, PREDICTIONS[schedule.prediction_type](process))
     step = Transfer(clip=schedule.clip)
     generator = Generator(denoiser, SampleSpec(network.shape), step=step)
     return generator.eval().requires_grad_(False)
 
 
-def _network(config: Path) -> Network:
-    network = _settings(Network, config, ("UNet2DModel",))
-    misfit = network.find_misfit()
-    if misfit:
-        key, expected = misfit
+def _network(config_path: Path) -> Network:
+    network = _settings(Network, config_path, ("UNet2DModel",))
+    conflict = network.find_conflict()
+    if conflict:
+        key, expected = conflict
         value = getattr(network, key)
-        raise InputError(f"{config}: {key} is {value!r}, but must be {expected} here")
+        raise InputError(f"{config_path}: {key} is {value!r}, but must be {expected} here")
     return network
 
 
-def _schedule(scheduler: Path | None, config: Path) -> Schedule:
+def _schedule(scheduler: Path | None, config_path: Path) -> Schedule:
     if scheduler is None:
         warnings.warn(
-            f"there is no {SCHEDULER} with {config}: assuming DDPM's 1,000 linear betas from "
+            f"there is no {SCHEDULER} with {config_path}: assuming DDPM's 1,000 linear betas from "
             "0.0001 to 0.02 and a network that predicts the noise",
             stacklevel=3,
         )
         return Schedule(clip_sample=True)
     schedule = _settings(Schedule, scheduler, tuple(SCHEDULERS))
     if schedule.thresholding:
-        warnings.warn(f"{scheduler}: thresholding is on, but not supported", stacklevel=3)
+        warnings.warn(
+            f"{scheduler}: thresholding is on, but not supported: it is ignored", stacklevel=3
+        )
     if schedule.clip_sample is None:
         name = _json(scheduler).get("_class_name", "DDPMScheduler")
         return replace(schedule, clip_sample=SCHEDULERS[name])
@@ -254,7 +263,7 @@ def _settings(kind: type[Settings], path: Path, names: tuple[str, ...]) -> Setti
         first = error.errors()[0]
         key = first["loc"][0]
         if first["type"] == "missing":
-            raise InputError(f"{path} lacks {key}: add it, as a number") from None
+            raise InputError(f"{path} has no setting {key}: add it, as a number") from None
         value = first["input"]
         raise InputError(f"{path}: {key} = {value!r} is not supported: {first['msg']}") from None
 
@@ -263,7 +272,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_bytes())
     except ValueError as error:
-        raise InputError(f"{path} is damaged or not JSON: {error}") from error
+        raise InputError(f"{path} is damaged or is not JSON: {error}") from error
     if not isinstance(settings, dict):
         raise InputError(f"{path} is not a JSON object of settings")
     return settings
@@ -271,27 +280,27 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _files(folder: Path) -> tuple[Path, Path, Path | None]:
     """Paths of the network's config, its weights, and the scheduler's config if present."""
-    inside = folder / "unet" if (folder / "unet" / CONFIG).is_file() else folder
-    if not (inside / CONFIG).is_file():
+    unet = folder / "unet" if (folder / "unet" / CONFIG).is_file() else folder
+    if not (unet / CONFIG).is_file():
         raise InputError(f"{folder} is no diffusers checkpoint: it lacks {CONFIG}, also in unet/")
-    weights = [inside / name for name in WEIGHTS if (inside / name).is_file()]
+    weights = [unet / name for name in WEIGHTS if (unet / name).is_file()]
     if not weights:
-        raise InputError(f"{inside} lacks {' or '.join(WEIGHTS)}")
-    beside = [folder, folder.parent] if folder.name == "unet" else [folder]
-    places = [place / inner / SCHEDULER for place in beside for inner in ("scheduler", "")]
-    return inside / CONFIG, weights[0], next((path for path in places if path.is_file()), None)
+        raise InputError(f"{unet} lacks {' or '.join(WEIGHTS)}")
+    roots = [folder, folder.parent] if folder.name == "unet" else [folder]
+    candidates = [root / inner / SCHEDULER for root in roots for inner in ("scheduler", "")]
+    return unet / CONFIG, weights[0], next((path for path in candidates if path.is_file()), None)
 
 
 def _load_weights(backbone: Backbone, path: Path) -> None:
-    """Load weights; they must be exactly the network's."""
-    state = {_present_name(name): value for name, value in _read(path).items()}
+    """Load weights. The file must have exactly the network's tensors."""
+    state = {_current_name(name): value for name, value in _read(path).items()}
     expected = backbone.state_dict()
     for name in sorted(expected.keys() | state.keys()):
-        here, there = (_shape(tensors.get(name)) for tensors in (expected, state))
-        if here != there:
+        needed, actual = (_shape(tensors.get(name)) for tensors in (expected, state))
+        if needed != actual:
             raise InputError(
-                f"{path} does not fit its {CONFIG}: {name} is {there} in the file, but {here} in "
-                "a network of these settings"
+                f"{path} does not fit its {CONFIG}: {name} is {actual} in the file, but {needed} "
+                "in a network with these settings"
             )
     backbone.load_state_dict(state)
 
@@ -300,7 +309,7 @@ def _shape(tensor: Tensor | None) -> str:
     return "missing" if tensor is None else str(tuple(tensor.shape))
 
 
-def _present_name(name: str) -> str:
+def _current_name(name: str) -> str:
     old = "|".join(ATTENTION)
     return re.sub(rf"(?<=\.)({old})(?=\.\w+$)", lambda match: ATTENTION[match[0]], name)
 
@@ -313,4 +322,4 @@ def _read(path: Path) -> dict[str, Tensor]:
         return {name: value for name, value in content.items() if isinstance(value, Tensor)}
     except _UNREADABLE as error:
         problem = str(error).partition("\n")[0]
-        raise InputError(f"{path} is damaged or no file of weights: {problem}") from error
+        raise InputError(f"{path} is damaged or is not a weights file: {problem}") from error

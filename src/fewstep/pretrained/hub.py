@@ -16,13 +16,15 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 EMA = "ddpm_ema_cifar10"
 EMA_URL = f"https://github.com/VainF/Diff-Pruning/releases/download/v0.0.1/{EMA}.zip"
 AVERAGED = {"google/ddpm-cifar10-32": EMA}
-"""Networks of the hub whose averaged (better) weights were published elsewhere."""
+"""Networks on the hub whose averaged (EMA) weights, which score better, are in another release."""
 
 
 def find_folder(name: str) -> Path:
-    """The folder at a path, in `home()/weights`, or in the hub's cache, downloaded if missing.
+    """The folder of a network: a path, a name in `home()/weights`, or OWNER/NAME on the hub.
 
-    Raises: InputError if there is none, with the place to put it.
+    A missing network of the hub is downloaded into the hub's cache.
+
+    Raises: InputError if there is no such folder; the message names the path where to put it.
     """
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
@@ -37,8 +39,8 @@ def find_folder(name: str) -> Path:
         return _download_release(folder / name)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise InputError(
-            f"there is no folder {name}, nor one of that name in {folder}; a network on the hub is "
-            "called OWNER/NAME"
+            f"there is no folder {name}, nor one of that name in {folder}; for a network on the "
+            "hub write OWNER/NAME"
         )
     return _from_hub(name, otherwise=f"put its folder at {folder / name}")
 
@@ -48,7 +50,10 @@ def _has_files(folder: Path) -> bool:
 
 
 def _from_hub(name: str, *, otherwise: str) -> Path:
-    """The folder in the hub's cache, downloaded if missing, with one file of weights."""
+    """The folder in the hub's cache, which is downloaded if it is missing.
+
+    `otherwise` completes error messages: what to do without a network.
+    """
     try:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError:
@@ -75,15 +80,15 @@ def _from_hub(name: str, *, otherwise: str) -> Path:
 
 def _download_release(folder: Path) -> Path:
     """Download and unpack the averaged weights."""
-    # the process number: the ranks of a job must not remove each other's archive
+    # with the process number, so that ranks do not remove each other's archive
     archive = folder.with_name(f"{folder.name}.{os.getpid()}.zip")
     try:
-        # no digest was published: the empty prefix matches any
+        # no digest was published, and an empty one matches all
         fetch(EMA_URL, "sha256:", archive, otherwise=f"unpack it as {folder}")
         with archive.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        note = f"{EMA}.zip has SHA256 {digest}; none was published to compare it with"
-        print(f"fewstep: {note}", file=sys.stderr)
+        message = f"{EMA}.zip has SHA-256 {digest}; none was published to compare it with"
+        print(f"fewstep: {message}", file=sys.stderr)
         _unpack(archive, folder)
     finally:
         archive.unlink(missing_ok=True)
@@ -92,23 +97,24 @@ def _download_release(folder: Path) -> Path:
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack configs and weights into `folder`, which appears only when complete."""
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
         with zipfile.ZipFile(archive) as zipped:
             for member in zipped.infolist():
                 path = PurePosixPath(member.filename)
                 if path.name not in (CONFIG, SCHEDULER, *WEIGHTS):
                     continue
-                # only the name: paths inside an archive are not trusted
+                # the archive's paths are not used: they could point outside the folder
                 inner = path.parent.name if path.parent.name in ("unet", "scheduler") else ""
-                (part / inner).mkdir(parents=True, exist_ok=True)
-                with zipped.open(member) as packed, (part / inner / path.name).open("wb") as file:
+                target = temporary / inner / path.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with zipped.open(member) as packed, target.open("wb") as file:
                     shutil.copyfileobj(packed, file)
-        if not any(path.name in WEIGHTS for path in part.rglob("*")):
+        if not any(path.name in WEIGHTS for path in temporary.rglob("*")):
             raise InputError(f"{EMA_URL} holds none of {', '.join(WEIGHTS)}")
         if not folder.is_dir():  # another rank may have been first
-            part.replace(folder)
+            temporary.replace(folder)
     except zipfile.BadZipFile as error:
-        raise InputError(f"{EMA_URL} gave a damaged archive ({error}); try again") from error
+        raise InputError(f"{EMA_URL} is a damaged archive ({error}); try again") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
