@@ -74,7 +74,7 @@ def test_the_digest_changes_with_every_part():
         {"x": x},
     ]
     digests = [tensor_digest(each) for each in [tensors, *others]]
-    digests.append(tensor_digest(tensors, about="more"))
+    digests.append(tensor_digest(tensors, header="more"))
     assert len({*digests}) == len(digests)
     transposed = {"y": tensors["y"], "x": x.view(2, 3).T.contiguous().T.reshape(6)}
     assert tensor_digest(transposed) == digests[0]

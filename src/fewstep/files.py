@@ -19,12 +19,13 @@ TEMPORARY = ".tmp"
 def atomic_write(path: Path, *, single_writer: bool = False) -> Generator[BinaryIO, None, None]:
     """Open a temporary file beside `path`; rename it to `path` when the block succeeds.
 
-    The content is flushed to disk before the rename, so that a reader sees the old file or the
+    The content is flushed to disk before the rename, so that readers see either the old file or the
     complete new one. Missing parent folders are created. If the block raises, the temporary file
-    and the folders created for it are removed.
+    and the new folders are removed.
 
-    Each call uses its own temporary name, so several processes may write the same file. With
-    `single_writer` the name is fixed: a leftover of a killed process is overwritten next time.
+    The temporary name is different in each call, so that several processes may write one file. With
+    `single_writer` it is always the same, so that the next call overwrites what a killed process
+    left.
     """
     new_folders = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,15 +39,15 @@ def atomic_write(path: Path, *, single_writer: bool = False) -> Generator[Binary
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
-        with suppress(OSError):  # another process uses the folder by now
+        with suppress(OSError):  # another process may use the folder meanwhile
             for folder in new_folders:
                 folder.rmdir()
         raise
 
 
-def tensor_digest(tensors: Mapping[str, Tensor], *, about: str = "") -> str:
-    """SHA-256 (hex) of `about`, then of each tensor's name, dtype, shape and bytes, by name."""
-    digest = hashlib.sha256(about.encode())
+def tensor_digest(tensors: Mapping[str, Tensor], *, header: str = "") -> str:
+    """SHA-256 (hex) of `header`, then of each tensor's name, dtype, shape and bytes, by name."""
+    digest = hashlib.sha256(header.encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -239,8 +239,8 @@ def _is_foreign(address: str | Path) -> bool:
 
 def weights_hash(generator: Generator) -> str:
     """SHA-256 of a generator's description and weights."""
-    about = json.dumps(generator.describe(), sort_keys=True)
-    return tensor_digest(generator.state_dict(), about=about)
+    header = json.dumps(generator.describe(), sort_keys=True)
+    return tensor_digest(generator.state_dict(), header=header)
 
 
 def _build(

@@ -1,4 +1,4 @@
-"""`ScoreAccumulator`: all measures of images that arrive in batches, in bounded memory."""
+"""`ScoreAccumulator` computes all measures of images that arrive in batches, in bounded memory."""
 
 import math
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from fewstep.metrics.measures import ExtraMeasure, Measure, Measures
 from fewstep.metrics.reference import Reference
 
 VERSION = 1  # increase it when a measure changes: cached scores of another version are not used
-MAX_ROWS = 10_000  # rows of features that are stored for the measures that compare rows
-COPY_ROWS = 2_000  # rows that are searched for among all training images
+MAX_ROWS = 10_000  # rows of features that are stored, for the measures that compare rows
+COPY_ROWS = 2_000  # rows whose nearest training images are computed
 
 
 class ScoreAccumulator:
     """Computes the measures of `total` images that arrive in order, in batches of any size.
 
-    `cycle` is the number of images after which their classes repeat, `extra` are measures beyond
+    `cycle` is the number of images after which their classes repeat. `extra` are measures beyond
     `MEASURES`.
     """
 
@@ -64,7 +64,7 @@ class ScoreAccumulator:
             start += len(features)
 
     def measures(self) -> Measures:
-        """The measures, after all images were added."""
+        """The measures. Call it after all `total` images were added."""
         assert self.count == self.total, (self.count, self.total)
         distance = frechet_estimate(self.blocks, self.reference.moments)
         return Measures(
@@ -92,11 +92,11 @@ class ScoreAccumulator:
             values = {"kernel": kernel.value, "copies": self._copies()}
             if math.isfinite(kernel.low):
                 values |= {"kernel_low": kernel.low, "kernel_high": kernel.high}
-        # radii shrink as rows are added, so both sets must have the same number
-        even = min(len(real), len(fake))
-        if even > 5:
-            values |= precision_recall(real[:even], fake[:even])._asdict()
-            values |= density_coverage(real[:even], fake[:even])._asdict()
+        # the radii depend on the number of rows, so both sets must have the same number
+        count = min(len(real), len(fake))
+        if count > 5:
+            values |= precision_recall(real[:count], fake[:count])._asdict()
+            values |= density_coverage(real[:count], fake[:count])._asdict()
         return values
 
     def _copies(self) -> float | None:

@@ -21,7 +21,7 @@ class Measures:
 
     frechet: float
     frechet_low: float | None = None
-    """Lower end of the 95 % interval, in which the value of as many other samples would lie."""
+    """Lower end of the 95 % interval: as many new samples would give a value in it."""
     frechet_high: float | None = None
     frechet_infinite: float | None = None
     kernel: float | None = None
@@ -35,14 +35,14 @@ class Measures:
     accuracy: float | None = None
     copies: float | None = None
     extra: tuple["ExtraMeasure", ...] = ()
-    """Measures beyond those in `MEASURES`, that the protocol names."""
+    """Values of the protocol's extra measures, which are not in `MEASURES`."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure: how it is named, explained and printed.
+    """One measure: its name, explanation and format, and, for extra measures, its function.
 
-    A measure of your own sets `compute`. Name it in a protocol by its address, such as
+    To add a measure, set `compute`, and list its address in a protocol, such as
     `my_package.my_module:MY_MEASURE`.
     """
 
@@ -55,7 +55,7 @@ class Measure:
     """One or two sentences for a reader who does not know the measure."""
     format: Literal["number", "percent"] = "number"
     inception_label: str | None = None
-    """Name that the literature uses with the standard Inception weights, if it has one."""
+    """Its name in papers, such as FID, with features of the standard Inception weights."""
     compute: Callable[[Tensor, Tensor], float] | None = field(default=None, compare=False)
     """Computes the value from features (n, d) of real images and (m, d) of samples, float32 on
     the CPU. None for the measures in `MEASURES`, which `ScoreAccumulator` computes."""
@@ -66,7 +66,7 @@ class Measure:
         return {"lower": "↓", "higher": "↑", "neither": ""}[self.direction]
 
     def name(self, *, standard: bool) -> str:
-        """The label; with `standard` Inception features, the name of the literature."""
+        """The label; with `standard` Inception features, the name used in papers."""
         return (standard and self.inception_label) or self.label
 
     def value(self, measures: Measures) -> float | None:
@@ -75,12 +75,12 @@ class Measure:
         return extra[self.key] if self.key in extra else getattr(measures, self.key, None)
 
     def interval(self, measures: Measures) -> tuple[float | None, float | None]:
-        """Ends of the 95 % interval, None where there is none."""
+        """Lower and upper end of the 95 % interval; None if there is none."""
         low, high = f"{self.key}_low", f"{self.key}_high"
         return getattr(measures, low, None), getattr(measures, high, None)
 
     def text(self, measures: Measures) -> str | None:
-        """The value as it is printed; None if it was not computed."""
+        """The value as printed text; None if it was not computed."""
         value = self.value(measures)
         if value is None:
             return None
@@ -95,7 +95,7 @@ class ExtraMeasure:
     value: float
 
     def table(self) -> dict[str, Any]:
-        """As it stands in the JSON table of a score."""
+        """The entry in a score's JSON table; `from_table` reads it."""
         m = self.measure
         return {
             "key": m.key,
@@ -108,7 +108,7 @@ class ExtraMeasure:
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> "ExtraMeasure":
-        """The inverse of `table`."""
+        """Read what `table` returned."""
         return cls(Measure(**{k: v for k, v in table.items() if k != "value"}), table["value"])
 
 
@@ -197,9 +197,9 @@ def computed_measures(rows: Sequence[Measures]) -> list[Measure]:
 
 
 def find_measure(name: str) -> Measure:
-    """The extra measure of that name: a registered one, or an address `package.module:MEASURE`.
+    """The extra measure with a registered name, or at an address `package.module:MEASURE`.
 
-    Raises: InputError for an unknown name, or one that is no measure with `compute`.
+    Raises: InputError if the name is unknown, or its object is not a `Measure` with `compute`.
     """
     measure = plugins.resolve("measure", name)
     if not isinstance(measure, Measure) or measure.compute is None:

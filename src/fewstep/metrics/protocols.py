@@ -13,9 +13,9 @@ class EvalProtocol:
     samples: int
     extractor: str
     resize: Resize | None = None
-    """How images are resized for the extractor; None: as its standard says."""
+    """How images are resized for the extractor; None uses the extractor's standard."""
     measures: tuple[str, ...] = ()
-    """Names of extra measures, beyond those in `MEASURES`."""
+    """Names of extra measures, which are not in `MEASURES`."""
 
     def with_settings(
         self,
@@ -25,7 +25,12 @@ class EvalProtocol:
         resize: Resize | None = None,
         measures: tuple[str, ...] = (),
     ) -> "EvalProtocol":
-        """This protocol with those settings replaced that are given."""
+        """A copy with these settings replaced; None and () keep the protocol's own.
+
+        Another `extractor` also resets the resize to that extractor's standard.
+
+        Raises: InputError for fewer than 2 samples.
+        """
         protocol = replace(
             self,
             samples=self.samples if samples is None else samples,
@@ -46,11 +51,11 @@ PROTOCOLS = {
     "clean-fid50k": EvalProtocol(50_000, "inception", "clean-bicubic"),
     "dino50k": EvalProtocol(50_000, "dinov2", "clean-bicubic"),
 }
-"""Each compares with all training images of the set. `fid50k` is what papers call FID."""
+"""All compare with all training images of the data set. Papers call a score by `fid50k` FID."""
 
 
 def protocol(name: str) -> EvalProtocol:
-    """The protocol of that name.
+    """The protocol called `name`.
 
     Raises: InputError for an unknown name.
     """

@@ -1,4 +1,4 @@
-"""`Reference`: features of the real images, computed once and cached."""
+"""`Reference`: features of the real images, which are computed once and cached."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from fewstep.metrics.distances.neighbours import Nearest, copy_radius, nearest
 from fewstep.metrics.extractors.base import Extractor, ReferenceImages
 
 LAYOUT = 2  # increase it when the content of the file changes
-MAX_BYTES = 512 * 2**20  # of stored features; larger sets store a seeded choice of rows
+MAX_BYTES = 512 * 2**20  # of stored features; for larger sets, random rows are stored
 BLOCK = 4096
 RADIUS_ROWS = 2000  # rows whose nearest neighbours determine the copy radius
 
@@ -30,28 +30,28 @@ class Reference:
     """Moments of the features of all real images, and the features of all or some of them.
 
     The rows of `features` are shuffled with a fixed seed; `rows` are their numbers in the set.
-    `about` describes the set (name, fingerprint, count), the extractor (name, hash, resize) and
-    the version of fewstep.
+    `description` has the set's name, fingerprint and count, the extractor's name, hash and resize,
+    and the version of fewstep.
     """
 
     def __init__(
-        self, extractor: Extractor, about: dict[str, Any], tensors: dict[str, Tensor]
+        self, extractor: Extractor, description: dict[str, Any], tensors: dict[str, Tensor]
     ) -> None:
         self.extractor = extractor
-        self.about = about
+        self.description = description
         self.moments = Moments(tensors["mean"].numel())
-        self.moments.count = about["count"]
+        self.moments.count = description["count"]
         self.moments.mean, self.moments.scatter = tensors["mean"], tensors["scatter"]
         self.features: Float[Tensor, "m d"] = tensors["features"]
         self.rows = tensors["rows"]
         self.copy_radius = float(tensors["copy_radius"])
-        """Distance within which 1 % of the images have another one; NaN for very small sets."""
+        """Distance within which 1 % of the real images have another one; NaN below 100 images."""
 
     def __len__(self) -> int:
-        return self.about["count"]
+        return self.description["count"]
 
     def nearest(self, features: Float[Tensor, "n d"], *, k: int = 1) -> Nearest:
-        """The k nearest real images of each row, as row numbers in the set."""
+        """The k nearest real images of each row, by their numbers in the set."""
         result = nearest(features, self.features.split(BLOCK), k=k)
         return Nearest(result.distances, self.rows[result.rows])
 
@@ -59,12 +59,12 @@ class Reference:
 def build_reference(
     extractor: Extractor, images: ReferenceImages, *, cache: Path | None
 ) -> Generator[int, None, Reference]:
-    """The reference of a set, read from `cache` or computed and saved there.
+    """The reference of `images`, which is read from `cache`, or computed and saved there.
 
-    Yields the number of images done so far. A saved file that is damaged, or does not describe
-    this set and extractor, is replaced.
+    Yields the number of processed images. A cached file that is damaged, or belongs to another set
+    or extractor, is replaced.
     """
-    about = {
+    description = {
         "layout": LAYOUT,
         "set": images.name,
         "fingerprint": images.fingerprint,
@@ -73,18 +73,18 @@ def build_reference(
         "hash": extractor.hash,
         "resize": extractor.resize,
     }
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"reference-{key}.safetensors" if cache else None
-    saved = _read(path, about) if path else None
+    saved = _read(path, description) if path else None
     if saved is not None:
         yield len(images.images)
         return Reference(extractor, *saved)
     tensors = yield from _compute(extractor, images.images)
-    about |= {"version": __version__, "digest": tensor_digest(tensors)}
+    description |= {"version": __version__, "digest": tensor_digest(tensors)}
     if path:
         with suppress(OSError), atomic_write(path) as file:  # the cache is optional
-            file.write(save(tensors, {"fewstep": json.dumps(about, sort_keys=True)}))
-    return Reference(extractor, about, tensors)
+            file.write(save(tensors, {"fewstep": json.dumps(description, sort_keys=True)}))
+    return Reference(extractor, description, tensors)
 
 
 def _compute(
@@ -106,9 +106,9 @@ def _compute(
         done += len(batch)
         yield done
     sample = torch.arange(min(RADIUS_ROWS, len(order)))
-    # with fewer rows there is no nearest 1 %
-    enough = len(order) >= 100
-    radius = copy_radius(stored[sample], sample, stored.split(BLOCK)) if enough else math.nan
+    radius = math.nan  # 1 % of fewer than 100 rows is less than one row
+    if len(order) >= 100:
+        radius = copy_radius(stored[sample], sample, stored.split(BLOCK))
     return {
         "mean": moments.mean,
         "scatter": moments.scatter,
@@ -118,13 +118,15 @@ def _compute(
     }
 
 
-def _read(path: Path, about: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Description and tensors of a saved reference; None if it is damaged or of something else."""
+def _read(
+    path: Path, description: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Description and tensors of a cached reference; None if it is damaged or describes another."""
     try:
         with safe_open(path, framework="pt") as file:
-            note = json.loads((file.metadata() or {})["fewstep"])
+            saved = json.loads((file.metadata() or {})["fewstep"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        sound = about.items() <= note.items() and note["digest"] == tensor_digest(tensors)
+        valid = description.items() <= saved.items() and saved["digest"] == tensor_digest(tensors)
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError, AttributeError):
         return None
-    return (note, tensors) if sound else None
+    return (saved, tensors) if valid else None

@@ -12,9 +12,9 @@ from fewstep.errors import InputError
 class ClassScore:
     """exp(mean_x KL(p(y|x) || p(y))), from a classifier's logits that arrive in batches.
 
-    From 1 (the classifier gives all images the same probabilities) to the number of classes (each
-    image has one class for certain, and all classes are equally frequent). It is called Inception
-    Score if the classifier is the standard Inception network (Salimans et al. 2016,
+    It ranges from 1 (the classifier gives all images the same probabilities) to the number of
+    classes (it is certain of each image's class, and all classes are equally frequent). It is the
+    Inception Score if the classifier is the standard Inception network (Salimans et al. 2016,
     arXiv:1606.03498). Published values are usually means over 10 splits, which are lower; this is
     the score of all images together. The running sums are in float64.
     """
@@ -25,7 +25,7 @@ class ClassScore:
         self._mass = torch.zeros((), dtype=torch.float64)  # sum of p, of each class
 
     def update(self, logits: Float[Tensor, "n k"]) -> None:
-        """Add a batch of any size; all batches have the same classes."""
+        """Add the logits of a batch of any size; all batches must have the same classes."""
         log_p = logits.detach().cpu().double().log_softmax(1)
         p = log_p.exp()
         self.count += len(logits)

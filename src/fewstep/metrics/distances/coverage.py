@@ -1,9 +1,9 @@
 """Precision, recall, density and coverage: how much two sets of features overlap.
 
-The support of a set is estimated as the union of balls, one around each row, with the distance to
-its k-th nearest other row as radius. All four measures are shares or means of counts of rows in
-balls. The counts are exact (see `neighbours`), so duplicates, ties, the order of rows and the block
-size do not change them.
+The support of a set is estimated as the union of balls, one around each row, whose radius is the
+distance to its k-th nearest other row. All four measures count rows inside these balls. The counts
+are exact (see `neighbours`), so that duplicates, ties, the order of rows and the block size do not
+change them.
 """
 
 from typing import NamedTuple
@@ -24,15 +24,15 @@ from fewstep.metrics.distances.neighbours import (
 
 
 class PrecisionRecall(NamedTuple):
-    """Both in [0, 1]."""
+    """Precision and recall, both in [0, 1]."""
 
     precision: float
     recall: float
 
 
 class DensityCoverage(NamedTuple):
-    """Density is at least 0, about 1 for equal distributions, and larger where fake rows crowd.
-    Coverage is in [0, 1]."""
+    """Density is at least 0, about 1 for equal distributions, and above 1 if fake rows lie mostly
+    where real rows are dense. Coverage is in [0, 1]."""
 
     density: float
     coverage: float
@@ -52,13 +52,13 @@ def precision_recall(
     """
     within_real, _ = _counts(fake, real, _radii(real, k, "real"))
     within_fake, _ = _counts(real, fake, _radii(fake, k, "fake"))
-    return PrecisionRecall(_share(within_real), _share(within_fake))
+    return PrecisionRecall(_fraction_above_zero(within_real), _fraction_above_zero(within_fake))
 
 
 def density_coverage(
     real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = 5
 ) -> DensityCoverage:
-    """How many real balls contain a fake row on average, and the share of real balls with any.
+    """Average number of real balls around a fake row, divided by k, and share of balls with any.
 
     density = sum_ij 1[|y_j - x_i| <= r_i] / (k m) and coverage = mean_i 1[min_j |y_j - x_i| <= r_i]
     (Naeem et al. 2020, arXiv:2002.09797), where r_i is the distance from x_i to its k-th nearest
@@ -70,10 +70,10 @@ def density_coverage(
     if len(fake) == 0:
         raise InputError("there are no fake rows to measure; give at least one")
     per_fake, per_ball = _counts(fake, real, _radii(real, k, "real"))
-    return DensityCoverage(per_fake.sum().item() / (k * len(fake)), _share(per_ball))
+    return DensityCoverage(per_fake.sum().item() / (k * len(fake)), _fraction_above_zero(per_ball))
 
 
-def _share(counts: Int64[Tensor, " n"]) -> float:
+def _fraction_above_zero(counts: Int64[Tensor, " n"]) -> float:
     return (counts > 0).sum().item() / len(counts)
 
 
@@ -87,7 +87,7 @@ def _radii(rows: Float[Tensor, "n d"], k: int, which: str) -> Float64[Tensor, " 
 def _counts(
     points: Float[Tensor, "n d"], centres: Float[Tensor, "m d"], radii: Float64[Tensor, " m"]
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " m"]]:
-    """The number of balls that contain each point, and of points that each ball contains."""
+    """For each point the number of balls that contain it; for each ball that of its points."""
     middle = centre_of(centres)
     by_point = torch.zeros(len(points), dtype=torch.int64)
     by_ball = torch.zeros(len(centres), dtype=torch.int64)

@@ -15,8 +15,8 @@ from fewstep.errors import InputError
 class Moments:
     """Mean and covariance of features that arrive in batches, in float64 on the CPU.
 
-    Each batch is centred and then combined by the pairwise update (Chan, Golub & LeVeque 1979), so
-    batch size and order change only float64 rounding, even if the features have a large offset.
+    Each batch is centred and then combined by the pairwise update (Chan, Golub & LeVeque 1979).
+    Batch size and order therefore change only the float64 rounding, even with a large mean.
     """
 
     def __init__(self, dim: int) -> None:
@@ -48,14 +48,17 @@ class Moments:
 
     @property
     def covariance(self) -> Float64[Tensor, "d d"]:
-        """The unbiased estimate, with denominator n - 1."""
+        """The unbiased estimate of the covariance, with denominator n - 1.
+
+        Raises: InputError for fewer than 2 rows.
+        """
         if self.count < 2:
             raise InputError(f"a Fréchet distance needs at least 2 images a set, not {self.count}")
         return self.scatter / (self.count - 1)
 
     @property
     def factor(self) -> Float64[Tensor, "d d"]:
-        """F with F F^T = covariance, computed once; eigenvalues within rounding are set to 0."""
+        """F with F F^T = covariance, computed once. Eigenvalues below the rounding error are 0."""
         factor = self._factor
         if factor is None:
             values, vectors = torch.linalg.eigh(self.covariance)
@@ -86,7 +89,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _fast_distance(a: Moments, b: Moments) -> float:
-    """`frechet_distance` to about 1e-6, several times as fast for many a and one b."""
+    """`frechet_distance` with an error of about 1e-6; several times as fast for many a, one b."""
     squares = torch.linalg.eigvalsh(b.factor.T @ a.covariance @ b.factor)
     return _distance(a, b, squares.clamp(min=0).sqrt().sum())
 
@@ -97,19 +100,20 @@ def _distance(a: Moments, b: Moments, overlap: Tensor) -> float:
 
 
 STUDENT_T = {20: 2.093, 8: 2.365, 4: 3.182}
-"""Student's t at 97.5 % for each number of blocks, with one degree of freedom fewer."""
+"""97.5 % quantile of Student's t with n - 1 degrees of freedom, for each number of blocks n."""
 
 
 class MomentBlocks:
     """Moments of `total` rows that arrive in order, in contiguous blocks of nearly equal size.
 
-    The memory is that of the blocks' covariances, whatever the number of rows. The blocks give the
-    variance of a distance, and how it changes with the number of rows. Each block has whole cycles
-    of `cycle` rows, so that all blocks have the same classes if labels are requested in turn.
+    The memory is that of the blocks' covariances and does not grow with the number of rows. From
+    the blocks we estimate the variance of a distance and its dependence on the number of rows. Each
+    block has whole cycles of `cycle` rows, so that the classes of all blocks are equally frequent
+    if they take turns.
     """
 
     def __init__(self, dim: int, total: int, *, cycle: int = 1) -> None:
-        # a covariance of 2,048 features is 32 MiB
+        # fewer blocks for many features: the covariance of 2,048 features takes 32 MiB
         most = min(20 if dim <= 512 else 8, total // 2, total // cycle)
         count = next((n for n in STUDENT_T if n <= most), 1)
         self.total = total
@@ -129,20 +133,22 @@ class MomentBlocks:
 
 
 class FrechetEstimate(NamedTuple):
-    """A distance at this number of samples, its uncertainty, and its limit."""
+    """A Fréchet distance with its 95 % interval, and its limit for infinitely many samples."""
 
     value: float
     low: float | None
-    """The 95 % interval, in which the value of as many other samples would lie. None: too few."""
+    """Lower end of the 95 % interval: as many new samples would give a value in it. None if there
+    are too few samples."""
     high: float | None
     infinite: float | None
-    """The value extrapolated to infinitely many samples. None: too few for their features."""
+    """The value extrapolated to infinitely many samples. None if there are too few samples for the
+    number of features."""
 
 
 def frechet_estimate(
     samples: MomentBlocks, reference: Moments, *, draws: int = 1000, seed: int = 0
 ) -> FrechetEstimate:
-    """The distance of all samples, with a bootstrap interval and its limit.
+    """The Fréchet distance of all samples, its bootstrap interval, and its limit.
 
     The bias of the distance is c/n. The limit is the value at 1/n = 0 of a line through the
     distances of disjoint quarters, halves and all samples (Chong & Forsyth 2020, arXiv:1911.07023).
@@ -163,13 +169,14 @@ def _half_width(
 ) -> float:
     """Half the width of the 95 % interval, from a bootstrap of the blocks' influences.
 
-    To first order, a block changes the distance by its share of
+    To first order, the influence of block p on the distance is
 
         2 (mu - mu_r).(mu_p - mu) + tr (I - A)(S_p - S),   A = F (F^T S F)^-1/2 F^T,   S_r = F F^T,
 
-    the derivative in mean and covariance. Resampling the blocks and computing the distance of each
-    resample would give too wide an interval: repeated rows reduce the rank of the covariance, and
-    this bias varies more between resamples than the distance does.
+    the derivative in mean and covariance, weighted by the block's number of rows. To resample the
+    blocks and compute the distance of each resample would give too wide an interval: repeated rows
+    reduce the rank of the covariance, and this bias varies more between resamples than the distance
+    does.
     """
     count = len(blocks)
     values, vectors = torch.linalg.eigh(reference.factor.T @ total.covariance @ reference.factor)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.errors import InputError
 
-TILE = 1024  # rows of each set multiplied at once: bounds the memory, does not change the result
+TILE = 1024  # rows of each set that are multiplied at once, which bounds the memory
 NORMAL_95 = 1.96
 
 
@@ -54,7 +54,10 @@ def kernel_distance(
 
 
 def _sizes(rows: int, blocks: int) -> Int64[Tensor, " p"]:
-    """The number of rows in each of `blocks` equal ranges, or in one range per row if fewer."""
+    """The number of rows in each of `blocks` ranges, which are equal up to one row.
+
+    With fewer rows than `blocks`, each range has one row.
+    """
     count = min(blocks, rows)
     return rows // count + (torch.arange(count) < rows % count).long()
 
@@ -70,9 +73,10 @@ def _jackknife(
     sizes: Int64[Tensor, " p"],
     others: int,
 ) -> float:
-    """The variance due to one sample, from the kernel's sums over pairs of its blocks.
+    """The variance due to one of the two sets, from the kernel's sums over pairs of its blocks.
 
-    (p - 1) / p sum_g (T_-g - mean T_-g)^2, where T_-g is the statistic without the rows of block g.
+    It is (p - 1) / p sum_g (T_-g - mean T_-g)^2, where T_-g is the statistic without the rows of
+    block g.
     """
     blocks, left = len(sizes), (sizes.sum() - sizes).double()
     if left.min() < 2:
@@ -91,7 +95,10 @@ def _sums(
     *,
     distinct: bool = False,
 ) -> Float64[Tensor, "p q"]:
-    """The kernel summed over each pair of blocks; `distinct`: a is b, and pairs have i != j."""
+    """The sum of the kernel over each pair of blocks.
+
+    With `distinct`, b must be a, and pairs of a row with itself are left out.
+    """
     total = torch.zeros(len(sizes_a), len(sizes_b), dtype=torch.float64)
     for i in range(0, len(a), TILE):
         rows, row_blocks = _tile(a, sizes_a, i)
@@ -111,7 +118,7 @@ def _sums(
 def _tile(
     rows: Float[Tensor, "n d"], sizes: Int64[Tensor, " p"], start: int
 ) -> tuple[Float64[Tensor, "t d"], Float64[Tensor, "t p"]]:
-    """Rows from `start` on, and the one-hot code of the block that each belongs to."""
-    some = rows[start : start + TILE].detach().cpu().double()
-    block = torch.searchsorted(sizes.cumsum(0), torch.arange(start, start + len(some)), right=True)
-    return some, torch.nn.functional.one_hot(block, len(sizes)).double()
+    """At most TILE rows from `start` on, and the number of each row's block as a one-hot vector."""
+    tile = rows[start : start + TILE].detach().cpu().double()
+    block = torch.searchsorted(sizes.cumsum(0), torch.arange(start, start + len(tile)), right=True)
+    return tile, torch.nn.functional.one_hot(block, len(sizes)).double()

@@ -1,9 +1,9 @@
 """Nearest rows by exact Euclidean distance, at nearly the speed of a matrix product.
 
-|x|^2 + |y|^2 - 2 x.y is fast, but loses the digits of small distances: for a copy it gives 1e-8 or
-a negative number. Here it only excludes pairs, with a proven bound on its rounding error. The
-distances of the remaining pairs are computed from differences. So every result is exact: a copy has
-distance 0, ties are ties, and the block size does not change anything.
+The formula |x|^2 + |y|^2 - 2 x.y is fast, but inaccurate for small distances: for a copy it gives
+1e-8 or a negative number. We use it only to exclude pairs, with a proven bound on its rounding
+error, and compute the distances of the remaining pairs from differences. Results are therefore
+exact: a copy has distance 0, equal distances compare equal, and the block size has no effect.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,19 +16,19 @@ from torch import Tensor
 
 from fewstep.errors import InputError
 
-TILE = 1024  # rows of each side compared at once: bounds the memory, does not change the result
-GATHER_SIZE = 2**18  # numbers gathered at once for single pairs, so that they stay in a cache
+TILE = 1024  # rows of each side that are compared at once, which bounds the memory
+GATHER_SIZE = 2**18  # numbers that are gathered at once for single pairs, to fit into a CPU's cache
 
 
 class Nearest(NamedTuple):
-    """The nearest rows of each query, nearest first; distances in the units of the features."""
+    """The nearest rows of each query, nearest first. Distances have the units of the features."""
 
     distances: Float64[Tensor, "n k"]
     rows: Int64[Tensor, "n k"]
 
 
 class Tile:
-    """Some rows in float64, and the same rows minus a centre, where products are most accurate."""
+    """Rows in float64, and the same rows minus a centre, whose products are more accurate."""
 
     def __init__(self, rows: Float[Tensor, "n d"], centre: Float64[Tensor, " d"]) -> None:
         self.rows = rows.detach().cpu().double()
@@ -39,12 +39,12 @@ class Tile:
 
 
 def centre_of(rows: Float[Tensor, "n d"]) -> Float64[Tensor, " d"]:
-    """The approximate mean, as centre of a `Tile`; any point near the rows would do."""
+    """The approximate mean of the rows, as centre of a `Tile`."""
     return rows.detach().cpu().mean(0).double()
 
 
 def squared_distances(a: Tile, b: Tile) -> tuple[Float64[Tensor, "n m"], Float64[Tensor, "n m"]]:
-    """Squared distances from products, and a bound on their error against `distances` squared.
+    """Squared distances from products, and a bound on their difference from `distances` squared.
 
     The error of a dot product of d terms is at most d u sum|x_i y_i| (Higham 2002, section 3.1),
     where u is half of eps. The two norms, twice the product and the differences that we compare
@@ -56,7 +56,7 @@ def squared_distances(a: Tile, b: Tile) -> tuple[Float64[Tensor, "n m"], Float64
 
 
 def distances(a: Float64[Tensor, "*p n d"], b: Float64[Tensor, "*p m d"]) -> Tensor:
-    """Distances of all pairs from differences, with equal results wherever a pair occurs."""
+    """Distances of all pairs from differences. A pair has the same distance in every tile."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -75,8 +75,8 @@ def pair_distances(a: Tile, b: Tile, mask: Bool[Tensor, "n m"]) -> PairBatch:
         return PairBatch(i, j, distances(a.rows, b.rows)[i, j])
     at_once = max(GATHER_SIZE // max(a.rows.shape[1], 1), 1)
     parts = [
-        distances(a.rows[some][:, None], b.rows[other][:, None]).flatten()
-        for some, other in zip(i.split(at_once), j.split(at_once), strict=True)
+        distances(a.rows[rows_a][:, None], b.rows[rows_b][:, None]).flatten()
+        for rows_a, rows_b in zip(i.split(at_once), j.split(at_once), strict=True)
     ]
     return PairBatch(i, j, torch.cat(parts))
 
@@ -105,9 +105,9 @@ def nearest(
         reference = Tile(part, centre)
         for tile in (slice(start, start + TILE) for start in range(0, n, TILE)):
             own = None if exclude is None else exclude[tile].cpu() - count
-            so_far = Nearest(best.distances[tile], best.rows[tile])
-            pairs = _candidates(Tile(queries[tile], centre), reference, so_far, own)
-            merged = _merge(so_far, pairs._replace(rows=pairs.rows + count))
+            current = Nearest(best.distances[tile], best.rows[tile])
+            pairs = _candidates(Tile(queries[tile], centre), reference, current, own)
+            merged = _merge(current, pairs._replace(rows=pairs.rows + count))
             best.distances[tile], best.rows[tile] = merged
         count += len(part)
     if not best.distances.isfinite().all():
@@ -117,7 +117,7 @@ def nearest(
 
 
 def _regroup(blocks: Iterable[Float[Tensor, "_ d"]]) -> Iterator[Float[Tensor, "_ d"]]:
-    """The same rows in blocks of at least TILE: each block costs a pass over the queries."""
+    """The same rows in blocks of at least TILE: each block takes a pass over the queries."""
     parts: list[Tensor] = []
     for part in (part for block in blocks for part in block.split(TILE)):
         parts.append(part)
@@ -151,14 +151,14 @@ def _candidates(
 
 
 def _merge(best: Nearest, pairs: PairBatch) -> Nearest:
-    """The k nearest of both, ordered by distance, then by row."""
+    """The k nearest rows of `best` and `pairs` for each query, by distance, then by row."""
     n, k = best.rows.shape
     queries = torch.cat([torch.arange(n).repeat_interleave(k), pairs.queries]).numpy()
     rows = torch.cat([best.rows.flatten(), pairs.rows]).numpy()
     exact = torch.cat([best.distances.flatten(), pairs.distances]).numpy()
     order = np.lexsort((rows, exact, queries))
-    place = np.arange(len(queries)) - np.searchsorted(queries[order], queries[order])
-    order = order[place < k].reshape(n, k)
+    rank = np.arange(len(queries)) - np.searchsorted(queries[order], queries[order])
+    order = order[rank < k].reshape(n, k)
     return Nearest(torch.from_numpy(exact[order]), torch.from_numpy(rows[order]))
 
 
@@ -178,7 +178,7 @@ def copy_radius(
     held-out data, and 1 if all are copies.
 
     `sample` are rows of the reference and `rows` their numbers in it. The radius has the units of
-    the features, and is 0 if a `share` of the reference are duplicates.
+    the features. It is 0 if at least a `share` of the rows are duplicates.
 
     Raises: InputError for a sample of fewer than 1/share - 1 rows.
     """

@@ -1,7 +1,7 @@
-"""Perceptual distances between images: LPIPS, and the same sum without its published weights.
+"""Perceptual distances between images: LPIPS, and the same distance with equal weights.
 
-Images must be in [-1, 1]. Integers and values far outside raise an error. Images in [0, 1] cannot
-be detected, because they are valid in [-1, 1]; convert them by 2 * images - 1.
+Images must be floats in [-1, 1]; integers and values far outside raise an error. Images in [0, 1]
+raise none, because they are valid in [-1, 1]: convert them by 2 * images - 1.
 """
 
 import copy
@@ -26,24 +26,24 @@ Maps = Callable[[Tensor], list[Tensor]]
 
 EPS = 1e-8
 TOLERANCE = 1e-3  # values may leave [-1, 1] by rounding, also in half precision
-FAR = 16.0  # more than any image in [-1, 1] or normal noise reaches; images in [0, 255] exceed it
+LOSS_LIMIT = 16.0  # above any noisy image of data in [-1, 1], below images in [0, 255]
 
 
 class ImageDistance(ABC):
-    """One number per pair of images. Call it to measure; use `loss` to train."""
+    """A distance of two images. Call it to measure; use `loss` to train."""
 
     def __call__(self, a: Tensor, b: Tensor) -> Rows:
-        """The distance of each pair.
+        """The distance (n,) of each pair of images (n, c, h, w).
 
         Raises: InputError for images that are not floats in [-1, 1], or differ in shape.
         """
         return self._distance(*check_range(a, b))
 
     def loss(self, a: Tensor, b: Tensor) -> Rows:
-        """The same number for training, where a student's images may leave [-1, 1].
+        """The same distance for training, where a student's images may leave [-1, 1].
 
-        Only finite values beyond ±16 raise InputError. NaN and infinity reach the loss, where the
-        training detects them.
+        Raises InputError only for finite values beyond ±16. NaN and infinity are passed on, and
+        training detects them in the loss.
         """
         return self._distance(*check_range(a, b, strict=False))
 
@@ -73,15 +73,15 @@ class Lpips(ImageDistance, nn.Module):
     shift: Tensor
     scale: Tensor
     hash: str
-    """Sixteen hexadecimal digits that change with any weight."""
+    """Sixteen hexadecimal digits of a SHA-256 over all weights."""
 
     def __init__(self, trunk: Trunk, heads: Sequence[Tensor], *, size: int | None = None) -> None:
         super().__init__()
         sizes, channels = tuple(head.numel() for head in heads), trunk.channels
         if sizes != channels:
             raise InputError(
-                f"LPIPS heads have {sizes} weights, but the maps of the {trunk.name} trunk have "
-                f"{channels} channels; give the heads of that trunk, in order"
+                f"LPIPS heads have {sizes} weights, but the feature maps of the {trunk.name} trunk "
+                f"have {channels} channels; give the heads of that trunk, in order"
             )
         self.size = _check_size(size)
         values = " ".join(repr(head.flatten().tolist()) for head in heads)
@@ -100,7 +100,7 @@ class Lpips(ImageDistance, nn.Module):
     def _maps(self, images: Signed) -> list[Tensor]:
         if images.shape[1] not in (1, 3):
             raise InputError(
-                f"LPIPS takes images of 1 or 3 channels, not {images.shape[1]}; pick three of them"
+                f"LPIPS takes images of 1 or 3 channels, not {images.shape[1]}; use three of them"
             )
         scaled = (images.to(self.scale.dtype) - self.shift) / self.scale  # 1 channel becomes 3
         return self.trunk.feature_maps(resize_bilinear(scaled, self.size))
@@ -117,17 +117,17 @@ def load_lpips(name: str, *, size: int | None = None) -> Lpips:
 
 
 class FeatureDistance(ImageDistance):
-    """The sum of LPIPS with any feature maps, and with the weight 1 / channels for all of a map.
+    """LPIPS with the feature maps of any network, and with weight 1 / channels for each channel.
 
     d(a, b) = sum_l mean_hw mean_c (u_l(a) - u_l(b))^2,  u = x / sqrt(1e-8 + sum_c x^2).
 
     It needs no published weights. It is the unweighted baseline of Zhang et al. 2018,
-    arXiv:1801.03924, and its values are not those of LPIPS. Each map adds between 0 and
-    4 / channels.
+    arXiv:1801.03924; its values cannot be compared with LPIPS. Each feature map contributes
+    between 0 and 4 / channels.
 
-    `maps` takes images in [-1, 1] and returns one tensor (n, c, h, w) per depth. Gradients must
-    pass through it; its weights are not frozen here. If `size` is set, images are resized to
-    size x size first, see `resize_bilinear`.
+    The function `maps` takes images in [-1, 1] and returns one tensor (n, c, h, w) per feature map.
+    It must be differentiable, and its weights are not frozen here. If `size` is set, images are
+    resized to size x size first (see `resize_bilinear`).
 
     Raises: InputError if `size` is below 1.
     """
@@ -137,8 +137,10 @@ class FeatureDistance(ImageDistance):
 
     def _distance(self, a: Signed, b: Signed) -> Rows:
         maps_a, maps_b = (self.maps(resize_bilinear(images, self.size)) for images in (a, b))
-        even = [m.new_full((m.shape[1],), 1 / m.shape[1], dtype=_wide(m)) for m in maps_a]
-        return layered_distance(maps_a, maps_b, even)
+        weights = [
+            m.new_full((m.shape[1],), 1 / m.shape[1], dtype=_at_least_float32(m)) for m in maps_a
+        ]
+        return layered_distance(maps_a, maps_b, weights)
 
 
 def layered_distance(
@@ -146,8 +148,8 @@ def layered_distance(
 ) -> Rows:
     """sum_l mean_hw w_l . (u_l(a) - u_l(b))^2 of maps (n, c_l, h_l, w_l) and weights (c_l)."""
     layers = [
-        # not a matrix product, which autocast would do in half precision
-        ((_unit(a) - _unit(b)).square().mean((2, 3)) * weight).sum(1)
+        # not a matrix product, which autocast would compute in half precision
+        ((_normalize_channels(a) - _normalize_channels(b)).square().mean((2, 3)) * weight).sum(1)
         for a, b, weight in zip(maps_a, maps_b, weights, strict=True)
     ]
     return torch.stack(layers).sum(0)
@@ -167,17 +169,17 @@ def resize_bilinear(images: Float[Tensor, "n c h w"], size: int | None) -> Float
 
 
 def check_range(a: Tensor, b: Tensor, *, strict: bool = True) -> tuple[Signed, Signed]:
-    """Return both if they are float images of one shape in [-1, 1], or ±16 if not `strict`.
+    """Return both if they are float images of one shape in [-1, 1], or in ±16 if not `strict`.
 
-    It reads the extremes, so it waits for a GPU once per call.
+    On a GPU, each call waits until the largest and smallest values are computed.
 
     Raises: InputError with the actual dtype, shapes or range.
     """
     for images in (a, b):
         if not images.is_floating_point():
             raise InputError(
-                f"a perceptual distance takes float images in [-1, 1], not {_kind(images)}; "
-                f"for uint8 give images.float() / 127.5 - 1"
+                f"a perceptual distance takes float images in [-1, 1], not {_dtype_name(images)}; "
+                f"convert uint8 by images.float() / 127.5 - 1"
             )
     if a.ndim != 4 or a.shape != b.shape:
         raise InputError(
@@ -188,10 +190,10 @@ def check_range(a: Tensor, b: Tensor, *, strict: bool = True) -> tuple[Signed, S
     inside = -1 - TOLERANCE <= low and high <= 1 + TOLERANCE
     if not strict:
         finite = math.isfinite(low) and math.isfinite(high)
-        inside = not finite or max(-low, high) <= FAR
+        inside = not finite or max(-low, high) <= LOSS_LIMIT
     if not inside:
-        bytelike = high > FAR and low >= -1 - TOLERANCE
-        hint = "divide by 127.5 and subtract 1" if bytelike else "scale or clamp them"
+        is_uint8_range = high > LOSS_LIMIT and low >= -1 - TOLERANCE
+        hint = "divide by 127.5 and subtract 1" if is_uint8_range else "scale or clamp them"
         raise InputError(
             f"a perceptual distance takes images in [-1, 1], but these are in "
             f"[{low:.4g}, {high:.4g}]; {hint}"
@@ -210,21 +212,21 @@ def _extremes(a: Tensor, b: Tensor) -> tuple[float, float]:
     return min(low_a, low_b), max(high_a, high_b)
 
 
-def _unit(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    """The channels of each pixel scaled to length 1; zeros stay zero."""
-    x = x.to(_wide(x))  # under autocast, 1e-8 would be 0 in float16
+def _normalize_channels(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Scale the channels of each pixel to length 1; zeros stay zero."""
+    x = x.to(_at_least_float32(x))  # in float16, 1e-8 would be 0
     return x / (EPS + x.square().sum(1, keepdim=True)).sqrt()
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def _at_least_float32(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _freeze(trunk: Trunk) -> Trunk:
     """Turn the weights into buffers that are not saved.
 
-    They move to a device with the module that contains the trunk, but are not in its checkpoints,
-    optimisers and averages: they are constants, identified by their file.
+    The module that contains the trunk moves them to its device, but does not include them in
+    checkpoints, optimisers and averages, because they are the constants of a published file.
     """
     for part in trunk.modules():
         for name, weight in list(part.named_parameters(recurse=False)):
@@ -235,9 +237,9 @@ def _freeze(trunk: Trunk) -> Trunk:
 
 def _check_size(size: int | None) -> int | None:
     if size is not None and size < 1:
-        raise InputError(f"size is {size}; it counts pixels and must be at least 1, or be left out")
+        raise InputError(f"size is {size} pixels; it must be at least 1, or be left out")
     return size
 
 
-def _kind(images: Tensor) -> str:
+def _dtype_name(images: Tensor) -> str:
     return str(images.dtype).removeprefix("torch.")

@@ -10,7 +10,7 @@ from fewstep.metrics.measures import Measure
 def sliced_wasserstein(
     a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], *, projections: int = 128, seed: int = 0
 ) -> float:
-    """The 2-Wasserstein distance of the samples projected on lines, as root mean square over lines.
+    """Root mean square, over random lines, of the 2-Wasserstein distance of the projected points.
 
     SW2^2 = E_w W2^2(w.a, w.b) over unit vectors w, `projections` of them drawn from `seed`
     (Bonneel et al. 2015, doi:10.1007/s10851-014-0506-3). The numbers of points may differ. It has

@@ -40,14 +40,14 @@ def make_extractor(
     resize: Resize | None = None,
     cache: Path | None = None,
 ) -> Extractor:
-    """The extractor called `name`, for measuring against `images`; without them, for any images.
+    """The extractor called `name`. `images` are the real images that scores compare with.
 
-    `name` is registered, or the address `package.module:Class` of a subclass of `Extractor` or of
-    a function without arguments that returns an extractor. `resize` replaces the standard resize
+    `name` is a registered name, or an address `package.module:NAME` of a subclass of `Extractor` or
+    of a function without arguments that returns an extractor. `resize` replaces the standard resize
     of a network with a fixed input size. `cache` is the folder of trained classifiers.
 
     Raises: InputError for an unknown name, missing weights, or images or a resize that the
-    extractor does not take.
+    extractor does not support.
     """
     target: Any = plugins.resolve("extractor", name)
     if isinstance(target, type) and issubclass(target, Extractor):
@@ -63,5 +63,5 @@ def _check(name: str, extractor: Any) -> Extractor:
         raise InputError(f"the extractor {name} is of type {kind}, not Extractor")
     for attribute in ("name", "hash"):
         if not isinstance(getattr(extractor, attribute, None), str):
-            raise InputError(f"the extractor {name} must set {attribute!r}, a string")
+            raise InputError(f"the extractor {name} must set {attribute!r} to a string")
     return extractor

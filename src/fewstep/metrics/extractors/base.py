@@ -31,7 +31,7 @@ class ReferenceImages(Protocol):
 
 
 class ExtractorOutput(NamedTuple):
-    """Features of a batch of images, one row per image, and class logits if there are any."""
+    """Features (n, d) of a batch of images, and class logits (n, k) if the network has classes."""
 
     features: Tensor
     logits: Tensor | None = None
@@ -40,9 +40,9 @@ class ExtractorOutput(NamedTuple):
 class Extractor(ABC):
     """Maps uint8 images to a float32 matrix of features with one row per image.
 
-    To write one, set `name` and `hash`, and define `extract`. Both are stored with each score,
-    and only scores with the same name, hash and resize are compared, so `hash` must change with
-    anything that changes the features. The work is done on the device of the images.
+    A subclass sets `name` and `hash`, and defines `extract`. Both are stored with each score, and
+    only scores with the same name, hash and resize are compared. `hash` must therefore change with
+    anything that changes the features. Features are computed on the device of the images.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Extractor(ABC):
     resize: str = "none"
     """How images are resized to the input size of the network."""
     classifies: bool = False
-    """Whether the logits are for the classes of the set that is measured."""
+    """Whether the logits are for the classes of the data set, so that accuracy can be measured."""
 
     @classmethod
     def create(
@@ -60,10 +60,10 @@ class Extractor(ABC):
         resize: Resize | None = None,
         cache: Path | None = None,
     ) -> "Extractor":
-        """The extractor for measuring against `images`; without them, for any images.
+        """Create the extractor. `images` are the real images that scores compare with, if any.
 
-        By default it is constructed without arguments. `resize` is for networks with a fixed
-        input size. `cache` is a folder for weights that are trained.
+        By default the class is called without arguments. `resize` is for networks with a fixed
+        input size. `cache` is a folder for trained weights.
 
         Raises: InputError if it cannot be made for these images or with this `resize`.
         """
@@ -84,7 +84,7 @@ class Extractor(ABC):
 
     @abstractmethod
     def extract(self, images: Float[Tensor, "n c h w"]) -> ExtractorOutput:
-        """Features of one batch of float images in [0, 255]; gradients reach the images."""
+        """Features of a batch of float images in [0, 255], differentiable in the images."""
 
     def feature_maps(self, images: Float[Tensor, "n c h w"]) -> list[Tensor]:
         """Activations (n, d, h, w) for a perceptual distance, of float images in [0, 255]."""

@@ -1,7 +1,7 @@
-"""A small classifier that is trained on the reference set's own classes.
+"""A small classifier that is trained on the classes of the real images.
 
-It needs no download and trains in seconds on a CPU, so any labelled set can be measured. It is
-trained once for each reference set and saved: only scores from the same weights are comparable.
+It needs no download and trains in seconds on a CPU, so that any labelled set can be measured. It is
+trained once for each set and saved, because only scores from the same weights are comparable.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ class Network(nn.Module):
     """Convolutions down to 4x4, a linear layer to 64 standardised features, ReLU, class logits.
 
     The features are those before the ReLU: a Fréchet distance compares means and covariances, and
-    rectified values are further from a Gaussian. Batch norm without scale gives each feature mean
-    0 and variance 1 over the training set, so that distances of different sets have one unit.
+    values after a ReLU are further from a Gaussian. Batch norm without scale gives each feature
+    mean 0 and variance 1 over the training set, so that distances have the same unit for all sets.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
@@ -102,12 +102,12 @@ class Classifier(Extractor):
     ) -> "Classifier":
         """The classifier for the classes of `images`: read from `cache`, or trained and saved.
 
-        Raises: InputError if there are no images, or they have no classes; for a `resize`.
+        Raises: InputError for a `resize`, or if there are no images or they have no classes.
         """
         if resize:
             raise InputError(f"{cls.name} does not resize images; leave out the resize {resize!r}")
         if images is None:
-            raise InputError("the extractor classifier is trained on images; give them")
+            raise InputError("the extractor classifier is trained on images; give it some")
         labels = images.labels
         if labels is None or labels.max() == labels.min():
             raise InputError(
@@ -132,9 +132,9 @@ def train_classifier(
 ) -> Classifier:
     """Train a classifier on the CPU for `steps` batches of 64, with small shifts as augmentation.
 
-    By default it makes two passes over the images, but takes at least 40,000 and at most 120,000
-    images. The labels are 0 to k-1. Equal input, seed and machine give an equal hash, whatever the
-    number of threads: the training uses one.
+    By default it takes two passes over the images, but at least 40,000 and at most 120,000 images.
+    The labels must be 0 to k-1. On one machine, equal input and seed give an equal hash; training
+    uses one thread, so that the number of threads has no effect.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -185,7 +185,7 @@ def classifier_for(
     if saved is not None:
         return saved
     classifier = train_classifier(images, labels)
-    # another process may have been faster: its weights are the ones that scores refer to
+    # another process may have saved one meanwhile: use it, because its scores have its hash
     saved = _read(path, _make_network(images, labels), fingerprint)
     if saved is not None:
         return saved
@@ -206,14 +206,14 @@ def read_classifier(path: Path) -> Classifier:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["fewstep"])
-            network = Network(tuple(about["shape"]), about["classes"])
-            fingerprint = about["fingerprint"]
+            metadata = json.loads((file.metadata() or {})["fewstep"])
+            network = Network(tuple(metadata["shape"]), metadata["classes"])
+            fingerprint = metadata["fingerprint"]
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} holds no classifier: {error}") from error
     classifier = _read(path, network, fingerprint)
     if classifier is None:
-        raise InputError(f"{path} is damaged; delete it, and it is trained again")
+        raise InputError(f"{path} is damaged; delete it, and the classifier is trained again")
     return classifier
 
 
@@ -240,7 +240,7 @@ def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
 def _description(classifier: Classifier, fingerprint: str) -> str:
     """The metadata of a saved classifier."""
     network = classifier.network
-    about = {
+    metadata = {
         "kind": classifier.name,
         "recipe": RECIPE,
         "shape": network.shape,
@@ -248,16 +248,16 @@ def _description(classifier: Classifier, fingerprint: str) -> str:
         "fingerprint": fingerprint,
         "hash": classifier.hash,
     }
-    return json.dumps(about, sort_keys=True)
+    return json.dumps(metadata, sort_keys=True)
 
 
 def _read(path: Path, network: Network, fingerprint: str) -> Classifier | None:
-    """The classifier in a file, or None unless the file is what `_write` would write."""
+    """The classifier in a file; None if the file differs from what `_write` would write."""
     try:
         with safe_open(path, framework="pt") as file:
             description = (file.metadata() or {}).get("fewstep")
             network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
-    except (OSError, SafetensorError, RuntimeError):  # missing, cut, or other tensors
+    except (OSError, SafetensorError, RuntimeError):  # missing, truncated, or other tensors
         return None
     classifier = Classifier(network)
     return classifier if description == _description(classifier, fingerprint) else None
@@ -265,5 +265,5 @@ def _read(path: Path, network: Network, fingerprint: str) -> Classifier | None:
 
 def _write(path: Path, classifier: Classifier, fingerprint: str) -> None:
     metadata = {"fewstep": _description(classifier, fingerprint)}
-    with suppress(OSError), atomic_write(path) as file:  # only a cache
+    with suppress(OSError), atomic_write(path) as file:  # the cache is optional
         file.write(save(classifier.network.state_dict(), metadata))

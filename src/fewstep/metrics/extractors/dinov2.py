@@ -1,4 +1,4 @@
-"""DINOv2, a network trained without labels."""
+"""DINOv2, a network that was trained without labels."""
 
 import logging
 
@@ -28,8 +28,8 @@ class Dinov2(PretrainedExtractor):
                 'the extractor "dinov2" needs transformers: pip install "fewstep[hub]"'
             ) from error
         folder = home() / "weights" / "dinov2-large"
-        is_there = (folder / "config.json").is_file()
-        source = str(folder) if is_there else "facebook/dinov2-large"
+        has_config = (folder / "config.json").is_file()
+        source = str(folder) if has_config else "facebook/dinov2-large"
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt
         try:
             return Dinov2Network(Dinov2Model.from_pretrained(source))

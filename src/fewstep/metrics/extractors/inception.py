@@ -1,4 +1,4 @@
-"""The Inception network that FID is defined by: Inception-v3 as TensorFlow froze it in 2015.
+"""The Inception network that defines FID: the Inception-v3 graph of TensorFlow from 2015.
 
 The graph is `inception-2015-12-05` (Szegedy et al. 2015, arXiv:1512.00567). The names of its
 weights are those of the published PyTorch file, `pt_inception-2015-12-05-6726825d.pth`. It differs
@@ -20,7 +20,7 @@ from fewstep.metrics.extractors.resize import Resize
 from fewstep.metrics.extractors.weights import INCEPTION_SHA256, load_into, load_weights
 
 INCEPTION_HASH = INCEPTION_SHA256[:16]
-"""Hash of the standard extractor: that of its weights file, which other tools can check."""
+"""Hash of the standard extractor: the first 16 digits of its weights file's SHA-256."""
 
 
 class Inception(PretrainedExtractor):
@@ -39,7 +39,7 @@ class Inception(PretrainedExtractor):
         resize: Resize | None = None,
         cache: Path | None = None,
     ) -> PretrainedExtractor:
-        """As `PretrainedExtractor.create`; no other weights file than the published one is used."""
+        """As `PretrainedExtractor.create`, but only with the published weights file."""
         extractor = super().create(images, resize=resize, cache=cache)
         extractor.hash = INCEPTION_HASH
         return extractor
@@ -50,9 +50,9 @@ class Inception(PretrainedExtractor):
 
 
 class InceptionNetwork(nn.Module):
-    """Maps float images in [0, 255] to `ExtractorOutput`. Its weights must be loaded afterwards.
+    """Maps float images in [0, 255] to `ExtractorOutput`. Load its weights after construction.
 
-    It is in evaluation mode and its weights are frozen; gradients reach the images.
+    It is in evaluation mode and its weights are frozen; it is differentiable in the images.
     """
 
     def __init__(self) -> None:
@@ -105,12 +105,12 @@ FORKS: Branches = {
 }
 
 
-def _fives(pooled: int) -> Branches:
+def _fives(pool_channels: int) -> Branches:
     return {
         "branch1x1": ["1x1 64"],
         "branch5x5": ["1x1 48", "5x5 64"],
         "branch3x3dbl": ["1x1 64", "3x3 96", "3x3 96"],
-        "branch_pool": [f"1x1 {pooled}"],
+        "branch_pool": [f"1x1 {pool_channels}"],
     }
 
 
@@ -168,7 +168,7 @@ class _Block(nn.ModuleDict):
                 channels = sum(int(text.split()[1]) for text in layer.values())
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d _ _"]:
-        pooled = self._pooled(x)
+        pooled = self._pool(x)
         ends: list[Tensor] = []
         for branch, path in self.paths.items():
             out = pooled if branch == "branch_pool" else x
@@ -177,7 +177,7 @@ class _Block(nn.ModuleDict):
             ends.append(out)
         return torch.cat([*ends, pooled] if self.pool == "shrink" else ends, 1)
 
-    def _pooled(self, x: Tensor) -> Tensor:
+    def _pool(self, x: Tensor) -> Tensor:
         if self.pool == "average":
             return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
         return F.max_pool2d(x, 3, 2) if self.pool == "shrink" else F.max_pool2d(x, 3, 1, 1)
@@ -193,8 +193,10 @@ def _unit(inputs: int, text: str, shrinks: bool) -> _Unit:
 
 
 def _layers(branch: str, texts: list[str]) -> list[dict[str, str]]:
-    """Name and text of each convolution of a branch, layer by layer, by the published names: a
-    single one is named like its branch, several are numbered, parallel ones have an a or b."""
+    """Published name and text of each convolution of a branch, layer by layer.
+
+    A single convolution has the branch's name; several are numbered; parallel ones end in a or b.
+    """
     if len(texts) == 1:
         return [{branch: texts[0]}]
     layers = [text.split(" | ") for text in texts]

@@ -10,7 +10,7 @@ from fewstep.errors import InputError
 from fewstep.metrics.extractors.base import Extractor, ExtractorOutput, ReferenceImages
 from fewstep.metrics.extractors.resize import Resize
 
-LARGEST = 4096  # pixels per image; a covariance takes 8 bytes per pair of pixels
+LARGEST = 4096  # pixels per image, because a covariance takes 8 bytes per pair of pixels
 
 
 class Pixels(Extractor):

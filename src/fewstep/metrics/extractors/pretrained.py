@@ -17,10 +17,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # pi
 
 
 class PretrainedExtractor(Extractor):
-    """A network behind the resize to its input size. Grey images are repeated to three channels.
+    """Resizes images to the network's input size, with grey repeated to three channels.
 
-    A subclass sets the class variables and loads its network. `network` maps float images in
-    [0, 255] of that size to `ExtractorOutput`; it may have `feature_maps(images)`, too.
+    A subclass sets the class variables and defines `load_network`. `network` maps float images in
+    [0, 255] of that size to `ExtractorOutput`; it may also have a method `feature_maps(images)`.
     """
 
     size: ClassVar[int]
@@ -41,7 +41,7 @@ class PretrainedExtractor(Extractor):
     @classmethod
     @abstractmethod
     def load_network(cls) -> nn.Module:
-        """The network with its published weights.
+        """Build the network with its published weights.
 
         Raises: InputError if weights or packages are missing.
         """
@@ -68,8 +68,8 @@ class PretrainedExtractor(Extractor):
     def extract(self, images: Float[Tensor, "n c h w"]) -> ExtractorOutput:
         # TF32, the default of convolutions on a GPU, would change features by 1e-3
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            resized = self._resized(images)
-            # as clean-fid does: bicubic overshoots at edges
+            resized = self._resize(images)
+            # as clean-fid does, because bicubic resizing overshoots at edges
             resized = resized.clamp(0, 255) if self.method == "clean-bicubic" else resized
             return self.network.to(images.device)(resized)
 
@@ -77,14 +77,14 @@ class PretrainedExtractor(Extractor):
         network: Any = self.network.to(images.device)
         if not hasattr(network, "feature_maps"):
             return super().feature_maps(images)
-        return network.feature_maps(self._resized(images))
+        return network.feature_maps(self._resize(images))
 
-    def _resized(self, images: Tensor) -> Tensor:
+    def _resize(self, images: Tensor) -> Tensor:
         return resize_images(as_colour(images), self.size, self.method)
 
 
 class Normalize(nn.Module):
-    """Maps images in [0, 255] to the input of ImageNet classifiers: mean 0, deviation 1."""
+    """Normalises images in [0, 255] by the mean and standard deviation of ImageNet's channels."""
 
     mean: Tensor
     std: Tensor

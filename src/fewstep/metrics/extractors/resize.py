@@ -45,7 +45,7 @@ def _tf1_bilinear(length: int, size: int) -> Float64[ndarray, "size length"]:
     """Output i interpolates linearly at position i * length / size.
 
     This is `resize_bilinear` of TensorFlow 1 with align_corners=False: it takes pixel centres to
-    be at whole numbers, which shifts the image, and does not smooth before it shrinks.
+    be at whole numbers, which shifts the image, and it does not antialias.
     """
     index = np.arange(size)
     position = index * (length / size)

@@ -15,7 +15,7 @@ from fewstep.metrics.extractors.weights import load_into, load_weights
 
 
 class ResNet56Cifar10(PretrainedExtractor):
-    """64 features and the 10 logits of CIFAR-10's classes: a classifier small enough for a CPU."""
+    """64 features, and logits for CIFAR-10's 10 classes."""
 
     name = "resnet56-cifar10"
     size = 32
@@ -68,7 +68,7 @@ class ResNet56(nn.Module):
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "ResNet56":
-        """Stay in evaluation mode, whatever the module that contains it does."""
+        """Stay in evaluation mode, even if the module that contains it is set to training mode."""
         super().train(False)
         return self
 
@@ -91,5 +91,5 @@ def _stage(channels: int, out: int) -> nn.Sequential:
 
 
 def _conv(channels: int, out: int, *, stride: int = 1) -> nn.Module:
-    # without initial values: drawing them costs time and advances the global random state
+    # without initial values, because drawing them takes time and advances the global random state
     return nn.utils.skip_init(nn.Conv2d, channels, out, 3, stride=stride, padding=1, bias=False)

@@ -1,7 +1,7 @@
 """The convolutional layers of three ImageNet classifiers, with the feature maps that LPIPS uses.
 
-Layers, their order and names are torchvision's, so a published file fits once its `classifier.*`
-entries are removed. A new trunk has no weights yet: load them, or `draw` some.
+Layers, their order and names are torchvision's, so that its published files can be loaded without
+their `classifier.*` entries. A new trunk has uninitialised weights: load them, or call `draw`.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,13 +22,13 @@ class _Slices:
     name: str
     ends: tuple[int, ...]
     channels: tuple[int, ...]
-    smallest: int  # least height and width of an image, so that no pooling gets an empty input
+    smallest: int  # least height and width of an image, below which a pooling input is empty
 
 
 class Trunk(nn.Module):
-    """Feature maps of several depths, of images that the caller has normalised.
+    """Feature maps at several depths, of images that the caller has normalised.
 
-    `channels` are those of the maps. The weights take no gradient; gradients reach the images.
+    `channels` are those of the maps. The weights are frozen; it is differentiable in the images.
     """
 
     def __init__(self, layers: list[nn.Module], slices: _Slices) -> None:
@@ -47,7 +47,7 @@ class Trunk(nn.Module):
         if min(height, width) < self.smallest:
             raise InputError(
                 f"images of {height}x{width} are too small for the {self.name} trunk, which needs "
-                f"{self.smallest}x{self.smallest}; resize them first, say with size=64"
+                f"{self.smallest}x{self.smallest}; resize them first, for example with size=64"
             )
         maps: list[Tensor] = []
         for count, layer in enumerate(self.features, start=1):
@@ -57,7 +57,7 @@ class Trunk(nn.Module):
         return maps
 
     def draw(self, generator: torch.Generator) -> None:
-        """Random weights (He et al. 2015, arXiv:1502.01852) and biases of 0."""
+        """Draw random weights (He et al. 2015, arXiv:1502.01852), and set biases to 0."""
         for weight in self.parameters():
             if weight.ndim > 1:
                 nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
@@ -68,11 +68,11 @@ class Trunk(nn.Module):
 class Fire(nn.Module):
     """SqueezeNet's block: a 1x1 convolution to few channels, then parallel 1x1 and 3x3 ones."""
 
-    def __init__(self, channels: int, squeezed: int, expanded: int) -> None:
+    def __init__(self, channels: int, squeeze: int, expand: int) -> None:
         super().__init__()
-        self.squeeze = _conv(channels, squeezed, 1)
-        self.expand1x1 = _conv(squeezed, expanded, 1)
-        self.expand3x3 = _conv(squeezed, expanded, 3, padding=1)
+        self.squeeze = _conv(channels, squeeze, 1)
+        self.expand1x1 = _conv(squeeze, expand, 1)
+        self.expand3x3 = _conv(squeeze, expand, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         x = self.squeeze(x).relu()
@@ -81,7 +81,7 @@ class Fire(nn.Module):
 
 def squeezenet() -> Trunk:
     """SqueezeNet 1.1 (Iandola et al. 2016, arXiv:1602.07360): 7 maps, 0.7 M weights."""
-    # pooling rounds sizes up, as in the network's first, Caffe version
+    # pooling rounds sizes up, as in the original Caffe version
     layers: list[nn.Module] = [
         *(_conv(3, 64, 3, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True)),
         *(Fire(64, 16, 64), Fire(128, 16, 64), nn.MaxPool2d(3, 2, ceil_mode=True)),
@@ -142,5 +142,5 @@ def load_trunk(name: str) -> Trunk:
 
 
 def _conv(channels: int, out: int, width: int, *, stride: int = 1, padding: int = 0) -> nn.Module:
-    # without initial values: drawing them costs time and advances the global random state
+    # without initial values, because drawing them takes time and advances the global random state
     return nn.utils.skip_init(nn.Conv2d, channels, out, width, stride=stride, padding=padding)

@@ -1,8 +1,8 @@
-"""Published weights of networks: where they are on this machine, and where they come from.
+"""Published weights of networks: their files, URLs and digests.
 
-They are files in `home()/weights`. A missing file is downloaded and checked against its published
-digest; without a network, the error says which file to put where. Files are read without running
-pickled code.
+The files are in `home()/weights`. A missing file is downloaded and checked against its published
+digest; if the download fails, the error names the file and its folder. Files are read without
+running pickled code.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ PUBLISHED = {
         "weights-inception-2015-12-05-6726825d.pth",
         INCEPTION_SHA256,
         aliases=("pt_inception-2015-12-05-6726825d.pth",),
-        exact=True,  # else scores of other weights would be called FID
+        exact=True,  # with other weights, scores must not be called FID
     ),
     "squeezenet": WeightsFile(
         f"{_TORCH}squeezenet1_1-b8a52dc0.pth",
@@ -116,7 +116,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is damaged or no file of weights: {error}") from error
+        raise InputError(f"{path} is damaged or is not a weights file: {error}") from error
     state = state.get("state_dict", state)  # training checkpoints hold more than weights
     return {key.removeprefix("module."): value for key, value in state.items()}
 
@@ -125,7 +125,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_into(network: Network, state: dict[str, Tensor], name: str) -> Network:
-    """The network in evaluation mode, with the weights `state` from the file called `name`."""
+    """Load `state` into the network and set it to evaluation mode.
+
+    `name` is the weights file, for messages.  Raises: InputError if the weights do not fit.
+    """
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -133,6 +136,6 @@ def load_into(network: Network, state: dict[str, Tensor], name: str) -> Network:
     return network.eval()
 
 
-def weights_digest(network: nn.Module, about: str) -> str:
-    """Sixteen hexadecimal digits of SHA-256 over `about` and all weights and buffers."""
-    return tensor_digest(network.state_dict(), about=about)[:16]
+def weights_digest(network: nn.Module, header: str) -> str:
+    """Sixteen hexadecimal digits of SHA-256 over `header` and all weights and buffers."""
+    return tensor_digest(network.state_dict(), header=header)[:16]
