@@ -290,7 +290,7 @@ def test_features_are_each_size_and_the_bottleneck(sizes, layers, middle):
 @pytest.mark.parametrize(
     ("change", "shape", "told"),
     [
-        ({"groups": 12}, SHAPE, "multiple of groups, such as of 16"),
+        ({"groups": 12}, SHAPE, "multiple of groups; their greatest common divisor is 16"),
         ({"attention": (16,)}, SHAPE, r"\[8, 4\]"),
         ({"head_dim": 24}, SHAPE, "must divide"),
         ({"channels": (16, 16, 16, 16, 16)}, SHAPE, "cannot be halved 4 times"),

@@ -1,4 +1,4 @@
-"""Networks `net(x, level) -> tensor` without any diffusion, one architecture per file."""
+"""Networks `net(x, level) -> tensor`, one architecture per file. They know nothing of diffusion."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from fewstep.backbones.mlp import MLP, MLPConfig
     from fewstep.backbones.unet import UNet, UNetConfig
 
-_HOMES = {"MLP": "mlp", "MLPConfig": "mlp", "UNet": "unet", "UNetConfig": "unet"}
+_MODULES = {"MLP": "mlp", "MLPConfig": "mlp", "UNet": "unet", "UNetConfig": "unet"}
 
 __all__ = [
     "MLP",
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import an architecture when it is first used: loading one network imports no other."""
-    if name not in _HOMES:
+    """Import an architecture when it is first used, so that loading a network imports no other."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'fewstep.backbones' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fewstep.backbones.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"fewstep.backbones.{_MODULES[name]}"), name)

@@ -37,24 +37,24 @@ class Backbone(nn.Module, ABC):
     """
 
     config: Any
-    """The `BackboneConfig` that built the network. Weights files contain it."""
+    """The `BackboneConfig` that built the network. It is saved in weights files."""
     shape: tuple[int, ...]
     """Shape of one sample: (3, 32, 32) for images, or (2,) for points."""
     classes: int
     """Number of classes; 0 for a network without a condition."""
     level_scale: float
-    """Factor for logarithmic levels (EDM's `ln(sigma) / 4`, about -1.55 to 1.1), so that they span
-    a good part of the embedding's range, 0 to 1000."""
+    """Factor for logarithmic levels (EDM's `ln(sigma) / 4`, about -1.55 to 1.1). It makes them span
+    a large part of the embedding's range, 0 to 1000."""
 
     @property
     def trunks(self) -> tuple[nn.Module, ...]:
-        """The modules whose calls are counted as evaluations: the network, or its large parts."""
+        """The modules whose calls count as network evaluations: the network, or its large parts."""
         return (self,)
 
     def load_teacher(self, teacher: "Backbone | None") -> None:
-        """Copy initial weights from the teacher's network; most networks copy none.
+        """Initialise weights from the teacher's network. By default nothing is copied.
 
-        Raises: InputError if a network that needs them cannot use this teacher's.
+        Raises: InputError if the network needs a teacher's weights and these do not fit.
         """
 
     @abstractmethod
@@ -66,9 +66,10 @@ class Backbone(nn.Module, ABC):
         level_s: Float[Tensor, " b"] | None = None,
         cond: Condition | None = None,
     ) -> Float[Tensor, "b *shape"]:
-        """The raw output. `level_s` is the level of the destination, for networks with two times.
+        """The raw output, which `Denoiser` interprets.
 
-        Without `level_s` the destination is `level`. Without `cond` the output is unconditional.
+        `level_s` is the level of the destination, for networks with two times; by default it is
+        `level`. Without `cond` the output is unconditional.
 
         Raises: ValueError for a `level_s` or `cond` that the network was not built for.
         """
@@ -81,11 +82,13 @@ class Backbone(nn.Module, ABC):
         *,
         cond: Condition | None = None,
     ) -> list[Float[Tensor, "b ..."]]:
-        """Intermediate activations, for adversarial heads. Their number and widths are fixed."""
+        """Intermediate activations, for adversarial heads. Their number and channels are fixed."""
 
 
 def with_two_times(backbone: Backbone) -> Backbone:
-    """Add a second input, the level of the destination, which has no effect at first.
+    """The network with a second input, the level of the destination, which initially has no effect.
+
+    Its weights are copied. A network that has this input is returned unchanged.
 
     Raises: InputError for an architecture whose config has no `two_times`.
     """
@@ -97,10 +100,10 @@ def with_two_times(backbone: Backbone) -> Backbone:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = replace(backbone.config, two_times=True)
-        wider = config.build(shape=backbone.shape, classes=backbone.classes)
+        flow_map = config.build(shape=backbone.shape, classes=backbone.classes)
     state = backbone.state_dict()
-    wider.load_state_dict({**wider.state_dict(), **state})
-    return wider.to(next(iter(state.values())).device)
+    flow_map.load_state_dict({**flow_map.state_dict(), **state})
+    return flow_map.to(next(iter(state.values())).device)
 
 
 def set_dropout(backbone: Backbone, dropout: float) -> None:

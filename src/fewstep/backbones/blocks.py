@@ -1,8 +1,9 @@
 """Blocks of the U-Net, with the same parameter names as diffusers' `UNet2DModel`.
 
-They compute the same as diffusers' with fewer operations: where no nonlinearity separates two
-weights, their product is computed first. Attention reads its layers' weights and biases and never
-calls the layers, so adapt them (LoRA) with `torch.nn.utils.parametrize`.
+They compute the same functions as diffusers' blocks with fewer operations: where two linear layers
+follow each other without a nonlinearity, the product of their weights is computed first. Attention
+reads the weights and biases of its layers and never calls the layers; add adapters (LoRA) to them
+with `torch.nn.utils.parametrize`.
 """
 
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ Embedding = Float[Tensor, "b e"]
 def forward_mode() -> bool:
     """Whether a forward-mode derivative (`torch.func.jvp`) is being computed.
 
-    torch has no public function for this. The tangents of tensors do not show it, because an inner
-    `torch.func.grad` hides them.
+    torch has no public function for this, and the tensors' tangents are not a reliable sign,
+    because an inner `torch.func.grad` hides them.
     """
     return forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
 
@@ -42,29 +43,29 @@ class BlockOptions:
         return Norm(self.groups, width, self.eps)
 
     def attentions(self, width: int, count: int, *, attends: bool) -> nn.ModuleList:
-        """One module per layer of a block: attention, or the identity."""
+        """A module for each of `count` layers of a block: attention if `attends`, else identity."""
         return nn.ModuleList(
             Attention(width, self) if attends else nn.Identity() for _ in range(count)
         )
 
 
 def contiguous_for_jvp(x: Images) -> Images:
-    """Make the input of a group normalisation contiguous in forward mode.
+    """Make the input of a group normalisation contiguous while `torch.func.jvp` is computed.
 
-    torch's formula for the tangent takes a view, which other memory formats do not allow.
+    For the tangent, torch takes a view that other memory formats do not allow.
     """
     return x.contiguous() if forward_mode() else x
 
 
 class Norm(nn.GroupNorm):
-    """Group normalisation that has forward-mode derivatives in every memory format."""
+    """Group normalisation with forward-mode derivatives for inputs in any memory format."""
 
     def forward(self, input: Images) -> Images:
         return super().forward(contiguous_for_jvp(input))
 
 
 class Resnet(nn.Module):
-    """Residual block of two normalised convolutions; the embedding is added between them."""
+    """Residual block of two convolutions after normalisations; the embedding is added between."""
 
     def __init__(self, width_in: int, width: int, options: BlockOptions) -> None:
         super().__init__()
@@ -100,13 +101,16 @@ class Attention(nn.Module):
         return x + attend(self.group_norm(x))
 
     def _one_head(self, x: Images) -> Images:
-        """Attention at half the cost: `q k^T = (x W_q + b_q) W_k^T x^T + ...` and `W_o (P (x W_v))`
-        need only products of weights, with x itself as keys and values."""
+        """Attention of one head at half the cost, with x itself as keys and values.
+
+        In `q k^T = (x W_q + b_q) W_k^T x^T + ...` and `W_o (P (x W_v))`, the products of two
+        weights are computed first.
+        """
         q, k, v, out = self._layers()
         inward, outward = k.weight.mT, out.weight
-        # a sum of rows, because a matrix-vector product rounds differently at other thread counts;
-        # softmax ignores terms that are equal for all keys, so the bias of the keys has no effect,
-        # but it must have a gradient (of zero)
+        # a sum instead of a matrix-vector product, whose rounding depends on the number of threads;
+        # the keys' bias is a term equal for all keys, which softmax ignores: it is added times 0 so
+        # that it has a gradient
         bias = (k.weight * q.bias[:, None]).sum(0) + 0.0 * k.bias
         query = tokens(pointwise(x, inward @ q.weight, bias), 1)
         pixels = tokens(x, 1)
@@ -114,9 +118,9 @@ class Attention(nn.Module):
         return pointwise(mixed, outward @ v.weight, functional.linear(v.bias, outward, out.bias))
 
     def _many_heads(self, x: Images) -> Images:
-        *three, out = self._layers()
-        weight = torch.cat([layer.weight for layer in three])
-        bias = torch.cat([layer.bias for layer in three])
+        *qkv, out = self._layers()
+        weight = torch.cat([layer.weight for layer in qkv])
+        bias = torch.cat([layer.bias for layer in qkv])
         q, k, v = tokens(pointwise(x, weight, bias), 3 * self.heads).chunk(3, dim=1)
         return pointwise(images(attention(q, k, v), like=x), out.weight, out.bias)
 
@@ -125,12 +129,12 @@ class Attention(nn.Module):
 
 
 def pointwise(x: Images, weight: Float[Tensor, "o c"], bias: Float[Tensor, " o"]) -> Images:
-    """Linear layer on the channels; a convolution is up to twice as fast on CPUs as a matmul."""
+    """Linear layer on the channels, as a convolution: on CPUs up to twice as fast as a matmul."""
     return functional.conv2d(x, weight[:, :, None, None], bias)
 
 
 def tokens(x: Images, heads: int) -> Float[Tensor, "b heads n d"]:
-    """Pixels as a sequence, with the channels split into heads; a view of channels-last images."""
+    """Pixels as a sequence, with channels split into heads. It is a view if x is channels-last."""
     b, c, h, w = x.shape
     return x.permute(0, 2, 3, 1).reshape(b, h * w, heads, c // heads).transpose(1, 2)
 
@@ -153,7 +157,10 @@ def attention(
 
 
 class Downsample(nn.Module):
-    """Halve the size by a strided convolution; padding 0 adds one row and column at the end."""
+    """Halve height and width by a strided convolution.
+
+    With padding 0, one row and one column of zeros are added at the end, as in DDPM.
+    """
 
     def __init__(self, width: int, options: BlockOptions) -> None:
         super().__init__()
@@ -165,22 +172,22 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the size: repeat every pixel, then convolve."""
+    """Double height and width: repeat every pixel, then convolve."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Images) -> Images:
-        if x.is_cpu:  # measured there only
+        if x.is_cpu:  # faster on CPUs; not measured on GPUs
             return functional.conv_transpose2d(x, self._kernel(), self.conv.bias, 2, 1)
         return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
 
     def _kernel(self) -> Float[Tensor, "i o 4 4"]:
         """Kernel of the equivalent transposed convolution: 4 products per output instead of 9.
 
-        Tap k of the convolution reads pixel `(o + k - 1) // 2` for output `o`. Each pixel affects
-        four outputs, and the taps through which it affects the same output are added.
+        For output `o`, entry k of the convolution's kernel reads pixel `(o + k - 1) // 2`. Each
+        pixel affects four outputs. The entries through which it affects the same output are added.
         """
         weight = self.conv.weight
         o, i = weight.shape[:2]
@@ -192,14 +199,14 @@ class Upsample(nn.Module):
 class DownBlock(nn.Module):
     """Encoder layers at one size, then a downsampling unless this is the `last` size.
 
-    Returns the output of every layer, in order; the next block takes the last.
+    Returns the output of every layer, in order. The last one is the input of the next block.
     """
 
     def __init__(
         self, widths_in: list[int], width: int, options: BlockOptions, *, attends: bool, last: bool
     ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(Resnet(each, width, options) for each in widths_in)
+        self.resnets = nn.ModuleList(Resnet(width_in, width, options) for width_in in widths_in)
         self.attentions = options.attentions(width, len(widths_in), attends=attends)
         self.downsamplers = nn.ModuleList([] if last else [Downsample(width, options)])
 
@@ -230,7 +237,7 @@ class UpBlock(nn.Module):
         self, widths_in: list[int], width: int, options: BlockOptions, *, attends: bool, last: bool
     ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(Resnet(each, width, options) for each in widths_in)
+        self.resnets = nn.ModuleList(Resnet(width_in, width, options) for width_in in widths_in)
         self.attentions = options.attentions(width, len(widths_in), attends=attends)
         self.upsamplers = nn.ModuleList([] if last else [Upsample(width)])
 

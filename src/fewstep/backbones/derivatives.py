@@ -27,8 +27,8 @@ def value_and_tangent(
 class DetachedTangents(TorchFunctionMode):
     """Compute tangents without gradients, by the rules in `RULES` for the expensive operations.
 
-    torch's own rules record the tangent for a backward pass that never happens, and convolve with a
-    weight's tangent of zeros: a third more time for the whole training step.
+    torch's own rules record the tangent for a backward pass that is never computed, and convolve
+    with the tangent of the weight, which is zero. A training step then takes a third more time.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -58,8 +58,8 @@ def _silu_tangent(x: Tensor, tangent: Tensor, inplace: bool = False) -> Tensor:
 def _group_norm_tangent(
     x: Tensor, tangent: Tensor, groups: int, *, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
-    exact = torch.promote_types(x.dtype, torch.float32)
-    rows, change = (each.to(exact).reshape(len(x), groups, -1) for each in (x, tangent))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    rows, change = (each.to(dtype).reshape(len(x), groups, -1) for each in (x, tangent))
     variance, mean = torch.var_mean(rows, dim=2, correction=0, keepdim=True)
     scale = torch.rsqrt(variance + eps)
     rows = (rows - mean) * scale

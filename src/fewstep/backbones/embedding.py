@@ -1,4 +1,4 @@
-"""Embedding of level, destination and class: one vector per row."""
+"""Embedding of the noise level, the destination and the class, one vector per row."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ class Sinusoid:
     """Sinusoidal features (b, width) of levels between 0 and about 1000.
 
     `sin(level f_k)`, then `cos(level f_k)`, with `f_k = pace 10000^(-k / (width/2 - shift))`.
-    Vaswani et al. 2017, arXiv:1706.03762; a shift of 1 as in DDPM, 0 as in diffusers' default.
+    With `cosine_first` the cosines come first. `shift` is 1 in DDPM, and by default 0 in diffusers.
+    Vaswani et al. 2017, arXiv:1706.03762.
     """
 
     width: int
@@ -29,7 +30,7 @@ class Sinusoid:
 
     def __call__(self, level: Float[Tensor, " b"]) -> Float[Tensor, "b width"]:
         half = self.width // 2
-        # half precision does not resolve levels up to 1000
+        # at least float32, because half precision cannot resolve levels up to 1000
         dtype = torch.promote_types(level.dtype, torch.float32)
         k = torch.arange(half, dtype=dtype, device=level.device)
         frequency = torch.exp(-math.log(PERIOD) * k / (half - self.shift))
@@ -39,7 +40,7 @@ class Sinusoid:
 
 
 class LevelEmbedding(nn.Module):
-    """Two linear layers with a SiLU between them; named as in diffusers' checkpoints."""
+    """Two linear layers with a SiLU between them. Their names are those of diffusers."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
@@ -70,8 +71,8 @@ def embed(
 ) -> Float[Tensor, "b width"]:
     """Sum of the embeddings of the level, the distance to the destination, and the class.
 
-    A network with two times embeds the difference `level - level_s`, so that the instantaneous
-    velocity, `level_s = level`, has the same input at all levels.
+    A network with two times embeds the difference `level - level_s`. It is 0 at all levels for the
+    instantaneous velocity, where `level_s = level`.
 
     Raises: ValueError for a `level_s` or `cond` that `net` was not built for.
     """
@@ -80,18 +81,18 @@ def embed(
         distance = torch.zeros_like(level) if level_s is None else level - level_s
         total = total + net.time_embedding_s(net.sinusoid(distance))
     elif level_s is not None:
-        raise ValueError("level_s is given, but this network has one time: build it with two_times")
+        raise ValueError("this network has one time and takes no level_s: build it with two_times")
     if net.class_embedding is not None:
         total = total + net.class_embedding(class_indices(net.classes, level, cond))
     elif cond is not None:
-        raise ValueError("cond is given, but this network has no classes: build it with classes")
+        raise ValueError("this network has no classes and takes no cond: build it with classes")
     return total
 
 
 def class_indices(
     classes: int, level: Float[Tensor, " b"], cond: Condition | None
 ) -> Int64[Tensor, " b"]:
-    """Index into the class embedding (b,): the label, or the last row for no label."""
+    """Indices (b,) into the class embedding: the label, or the last row if there is no label."""
     if cond is None:
         return torch.full_like(level, classes, dtype=torch.int64)
     return torch.where(cond.label == NO_LABEL, classes, cond.label)

@@ -15,14 +15,17 @@ from fewstep.errors import InputError
 
 @dataclass(frozen=True)
 class MLPConfig(BackboneConfig):
-    """About 700,000 parameters at the defaults, which train on a toy data set in seconds."""
+    """Settings of an `MLP`.
+
+    With the defaults it has about 700,000 parameters and trains on a toy data set in seconds.
+    """
 
     width: int = 256
     """Size of the hidden layers; even, and at least 4."""
     depth: int = 3
     """Number of residual layers."""
     two_times: bool = False
-    """Whether there is an input for the destination, for flow maps; at first it has no effect."""
+    """Whether there is an input for the destination, for flow maps; initially it has no effect."""
     level_scale: float = 250.0
     """Factor for logarithmic levels (EDM's), so that they span the range of the embedding."""
     pace: float = 1.0

@@ -1,11 +1,12 @@
 """The U-Net of DDPM, interchangeable with diffusers' `UNet2DModel`.
 
-Ho et al. 2020, arXiv:2006.11239. Weights load strictly in both directions, and the outputs agree to
-rounding. Unlike diffusers' it exports with a dynamic batch and has forward-mode derivatives.
-On CPUs it computes in the channels-last format, for images in any memory format.
+Ho et al. 2020, arXiv:2006.11239. Each of the two loads the other's weights strictly, and the
+outputs agree to rounding. Unlike diffusers' network, it can be exported with a dynamic batch size
+and has forward-mode derivatives. On CPUs it computes in the channels-last format, whatever the
+format of the images.
 
-The fused attention kernels have no second derivatives in reverse mode, as gradient penalties need:
-for these, call the network under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+Gradient penalties need second derivatives, which the fused attention kernels do not have: call the
+network under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
 """
 
 import math
@@ -37,10 +38,13 @@ from fewstep.errors import InputError
 
 @dataclass(frozen=True)
 class UNetConfig(BackboneConfig):
-    """The defaults are those of google/ddpm-cifar10-32: 35,746,307 parameters at (3, 32, 32)."""
+    """Settings of a `UNet`.
+
+    The defaults are those of google/ddpm-cifar10-32: 35,746,307 parameters at (3, 32, 32).
+    """
 
     channels: tuple[int, ...] = (128, 256, 256, 256)
-    """Channels at each size; each size is half the one before, and the first is the image's."""
+    """Channels at each size. The first size is the image's, and each next one is half as large."""
     layers: int = 2
     """Residual layers per size in the encoder; the decoder has one more."""
     attention: tuple[int, ...] = (16,)
@@ -48,13 +52,13 @@ class UNetConfig(BackboneConfig):
     middle_attention: bool = True
     """Whether the bottleneck has attention."""
     head_dim: int | None = None
-    """Channels per attention head; unset means one head, as in DDPM."""
+    """Channels per attention head; None means one head, as in DDPM."""
     groups: int = 32
     """Groups of the normalisation; must divide every number of channels."""
     dropout: float = 0.0
-    """Dropout probability in each layer while training, from 0 to below 1."""
+    """Dropout probability in each layer during training, at least 0 and below 1."""
     two_times: bool = False
-    """Whether there is an input for the destination, for flow maps; at first it has no effect."""
+    """Whether there is an input for the destination, for flow maps; initially it has no effect."""
     level_scale: float = 250.0
     """Factor for logarithmic levels (EDM's), so that they span the range of the embedding."""
     norm_eps: float = 1e-6
@@ -84,9 +88,9 @@ class UNetConfig(BackboneConfig):
 class UNet(Backbone):
     """Convolutional encoder and decoder with skip connections.
 
-    Initialised as DDPM: Xavier-uniform weights and zero biases. The last layer of every branch and
-    of the network is zero, so that at first each residual block is its shortcut, and the output
-    is zero.
+    It is initialised as in DDPM, with Xavier-uniform weights and zero biases. The last layer of
+    every residual branch and of the network is zero. Initially, each block therefore returns its
+    shortcut, and the output is zero.
     """
 
     def __init__(self, config: UNetConfig, *, shape: tuple[int, ...], classes: int = 0) -> None:
@@ -132,9 +136,10 @@ class UNet(Backbone):
     def decoder_features(
         self, x: Float[Tensor, "b c h w"], level: Float[Tensor, " b"], cond: Condition | None
     ) -> list[Float[Tensor, "b _ _ _"]]:
-        """The decoder's last activations at each size, smallest first; the last has that of `x`.
+        """The decoder's last activations at each size, smallest first.
 
-        Their channels are `decoder_widths`; each height is twice the one before.
+        Their channels are `decoder_widths`. Each height is twice the one before, and the last is
+        that of `x`.
         """
         emb = functional.silu(embed(self, level, None, cond))
         last = {output.shape[-1]: output for output in self._decode(x, emb)}
@@ -154,7 +159,7 @@ class UNet(Backbone):
     ) -> list[Float[Tensor, "b _ _ _"]]:
         """The encoder's last activations at each size, largest first, then the bottleneck's.
 
-        Their channels are `config.channels` and once more its last.
+        Their channels are `config.channels`, with the last number repeated for the bottleneck.
         """
         emb = functional.silu(embed(self, level, None, cond))
         _, *blocks = self._encode(x, emb)
@@ -241,7 +246,7 @@ def encoder_heights(config: UNetConfig, shape: tuple[int, ...]) -> list[int]:
     if any(side % 2**halvings for side in shape[1:]):
         raise InputError(
             f"{shape[1]}x{shape[2]} pixels cannot be halved {halvings} times, as the"
-            f" {halvings + 1} entries of channels ask: give fewer"
+            f" {halvings + 1} entries of channels require: give fewer"
         )
     heights = [shape[1] >> i for i in range(halvings + 1)]
     for height in config.attention:
@@ -254,12 +259,12 @@ def encoder_heights(config: UNetConfig, shape: tuple[int, ...]) -> list[int]:
         if width % config.groups or width % 2:
             raise InputError(
                 f"groups = {config.groups} does not fit channels = {list(config.channels)}: every"
-                " width must be even and a multiple of groups, such as of"
-                f" {math.gcd(*config.channels)}"
+                " number of channels must be even and a multiple of groups; their greatest common"
+                f" divisor is {math.gcd(*config.channels)}"
             )
         if config.head_dim is not None and width % config.head_dim:
             raise InputError(
-                f"head_dim = {config.head_dim} must divide every width in"
+                f"head_dim = {config.head_dim} must divide every number of"
                 f" channels = {list(config.channels)}; leave it out for one head"
             )
     return heights
