@@ -187,7 +187,7 @@ def test_images_are_kept_as_asked(tmp_path, codec, bits, error):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"states": 5}, "5 states of a path of 5 steps: there are 4"),
+        ({"states": 5}, "5 states: 5 steps have 4 intermediate images"),
         ({"states": -1}, "-1 states"),
         ({"codec": "int4"}, "unknown codec 'int4'; choose one of: u8, f16, int8, raw"),
         ({"codec": "int8:lots"}, "write int8, or int8:99.5"),

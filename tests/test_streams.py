@@ -98,10 +98,10 @@ def pairs_of(folder, **tensors):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"seed": torch.tensor([0, -5])}, "holds seed -5"),
+        ({"seed": torch.tensor([0, -5])}, "has a record with seed -5"),
         (
             {"seed": torch.tensor([0, 1]), "label": torch.tensor([0, 7])},
-            "label 7, but here it must be",
+            "label 7; it must be",
         ),
         ({"noise": torch.zeros(2, 3)}, "the store's noise is"),
         ({"seed": torch.tensor([0.5, 1.0])}, "the store's seed is"),

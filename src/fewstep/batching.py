@@ -1,7 +1,8 @@
-"""Batches of training rows: which rows a step gets is a function of (seed, stream, step).
+"""Batches of training rows. The rows of a step are a function of (seed, stream, step).
 
-Each stream is permuted anew every epoch, seeded by (seed, stream, epoch), so that resuming at any
-step needs no state. Rows of the next steps are read while the current one is computed.
+Each stream is shuffled in every epoch by a generator seeded with (seed, stream, epoch), so that
+training can resume at any step without a saved state. Rows of the next steps are read while the
+current step is computed.
 """
 
 from collections.abc import Mapping
@@ -20,17 +21,22 @@ from fewstep.methods.batch import Batch, ImageBatch, PairBatch, RingBatch, deriv
 
 @runtime_checkable
 class Stream(Protocol):
-    """Rows by index. `coin` holds a uniform random number per row, for augmentation."""
+    """Training rows that can be read by number."""
 
     def __len__(self) -> int: ...
 
     def rows(
         self, index: Tensor, coin: Tensor, device: torch.device
-    ) -> ImageBatch | PairBatch | RingBatch: ...
+    ) -> ImageBatch | PairBatch | RingBatch:
+        """The rows selected by `index` (b,).
+
+        `coin` (b,) has a uniform random number in [0, 1) per row, for augmentation.
+        """
+        ...
 
 
 class ImageStream:
-    """Real images: uint8 (n, c, h, w), mapped to [-1, 1], or points (n, d), unchanged."""
+    """Real images, uint8 (n, c, h, w), which are mapped to [-1, 1]; or points (n, d), unchanged."""
 
     def __init__(self, images: Tensor, labels: Tensor | None, *, flip: bool = False) -> None:
         self.images = images
@@ -41,7 +47,7 @@ class ImageStream:
         return len(self.images)
 
     def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> ImageBatch:
-        """Rows `index`; with `flip`, those whose `coin` is below ½ are mirrored left to right."""
+        """The rows selected by `index`. With `flip`, those with `coin` below ½ are mirrored."""
         x0 = self.images[index].to(device)
         if x0.dtype == torch.uint8:
             x0 = from_uint8(x0)
@@ -52,10 +58,10 @@ class ImageStream:
 
 
 class Batches:
-    """The global batch of each step, divided among ranks and into micro-batches."""
+    """Divides the global batch of each step among ranks and into micro-batches."""
 
     AHEAD = 2
-    """Steps that are read in advance, each in its own thread."""
+    """Number of steps that are read in advance, each in its own thread."""
 
     def __init__(
         self,
@@ -77,7 +83,7 @@ class Batches:
 
     def step(self, step: int, micro_batch: int = 0) -> list[Batch]:
         """This rank's micro-batches of step `step`, of at most `micro_batch` rows (0: all)."""
-        rank, ranks = distributed.world()  # here, not in a thread: it may start the process group
+        rank, ranks = distributed.world()  # not in a thread, because it may start the process group
         keys = [(step + ahead, micro_batch) for ahead in range(self.AHEAD + 1)]
         self._pending = {
             key: self._pending.get(key) or self._readers.submit(self._read, *key, rank, ranks)
@@ -86,10 +92,10 @@ class Batches:
         return self._pending.pop(keys[0]).result()
 
     def _read(self, step: int, micro_batch: int, rank: int, ranks: int) -> list[Batch]:
-        low, high = self.batch * rank // ranks, self.batch * (rank + 1) // ranks
+        start, stop = self.batch * rank // ranks, self.batch * (rank + 1) // ranks
         size = micro_batch or self.batch
         return [
-            self._batch(step, first, min(size, high - first)) for first in range(low, high, size)
+            self._batch(step, first, min(size, stop - first)) for first in range(start, stop, size)
         ]
 
     def _batch(self, step: int, first: int, rows: int) -> Batch:
@@ -121,7 +127,7 @@ class Batches:
     def _order(self, name: str, length: int, epoch: int) -> Tensor:
         cached = self._orders.get(name)
         if cached is None or cached[0] != epoch:
-            # threads on two sides of an epoch's end may both draw an order: the same one
+            # threads of two epochs may both draw an epoch's order, but they draw the same one
             generator = torch.Generator().manual_seed(derive_seed(self.seed, name, epoch, "order"))
             cached = (epoch, torch.randperm(length, generator=generator))
             self._orders[name] = cached

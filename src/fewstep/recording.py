@@ -1,8 +1,9 @@
-"""Record a generator into a store: noise, as a seed, and the image that it becomes.
+"""Record a generator's samples into a store: pairs of noise, stored as its seed, and image.
 
-Row i's noise comes from seed `FIRST_SEED + seed·2³² + i`, so that a pair takes an image and two
-numbers. No other code uses these seeds: a student is never scored on noise that it was trained on.
-The store's bytes depend neither on batch sizes nor on interruptions or the number of processes.
+The noise of row i is drawn from seed `FIRST_SEED + seed·2³² + i`, so that a record needs only the
+image, its label and that seed. No other code uses these seeds: a student is never scored on noise
+that it was trained on. The store's bytes depend neither on batch sizes nor on interruptions or the
+number of processes.
 """
 
 from collections.abc import Generator as Pull
@@ -29,39 +30,42 @@ from fewstep.store import Address
 from fewstep.tables import to_table
 
 FIRST_SEED = 1 << 62
-SHARD_BYTES = 256 << 20  # a shard is held in memory, uncompressed, while it is computed
+SHARD_BYTES = 256 << 20  # a shard is in memory, uncompressed, while it is computed
 CODECS = ("u8", "f16", "int8", "raw")
 
 
 class Progress(NamedTuple):
-    """Rows of this process's share that are recorded, and all of its share."""
+    """Progress of this process."""
 
     done: int
+    """Number of rows that it has recorded, in earlier runs too."""
     total: int
+    """Number of rows that it records in all."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What is recorded of a generator, and how it is encoded."""
+    """Settings of a recording: what is recorded, and how it is encoded."""
 
     count: int
     """Number of pairs."""
     steps: int
     """Steps of the generator's sampler."""
     states: int = 0
-    """Noisy images x_t to record of each path, between its ends, evenly spread over the steps."""
+    """Number of intermediate noisy images x_t to record, evenly spread over the sampler's steps."""
     codec: str | None = None
-    """u8, f16, raw, int8 or int8:PERCENTILE for the images; by default u8, raw for points, f16 with
-    chunks. Noisy images do not fit u8: with it they are recorded as f16."""
+    """Codec of the images: u8, f16, raw, int8 or int8:PERCENTILE. The default is f16 with chunks,
+    raw for points, else u8. With u8, noisy images are recorded as f16: they exceed u8's range."""
     chunks: int = 0
-    """For a circuit sampled by `ring`: also record its first state and what each of this many equal
-    parts of the steps adds to it, in 8 bits, and the noise. The noise is rounded to f16 before it
-    is used, so that the records can be converted to Denoising Circuits' files."""
+    """Number K of residual chunks, for a circuit with the sampler `ring`; 0 records none. The steps
+    are divided into K equal parts, and a chunk is the change of the hidden state in one of them.
+    Records also have the initial state, in 8 bits as the chunks, and the noise itself, rounded to
+    f16 before sampling, so that they can be converted to Denoising Circuits' files."""
     seed: int = 0
     """Seed of the noise."""
     shard: int = 1024
-    """Records per shard, fewer if they are large. A killed process loses at most two shards: the
-    one it computes and the one it writes."""
+    """Records per shard; fewer if records are large. A killed process loses at most two shards: the
+    one that it computes and the one that it writes."""
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.steps < 1:
@@ -71,18 +75,18 @@ class Recording:
         seeds(self.seed, range(0))
         if self.chunks < 0 or (self.chunks and self.steps % self.chunks):
             raise InputError(
-                f"{self.chunks} chunks do not divide {self.steps} steps: give a divisor of the "
-                "steps, or 0 for none"
+                f"{self.steps} steps cannot be divided into {self.chunks} equal chunks: choose a "
+                "divisor of the steps, or 0 for none"
             )
         if not 0 <= self.states < self.steps:
             raise InputError(
-                f"cannot record {self.states} states of a path of {self.steps} steps: there are "
-                f"{self.steps - 1} between its ends"
+                f"cannot record {self.states} states: {self.steps} steps have "
+                f"{self.steps - 1} intermediate images; choose from 0 to {self.steps - 1}"
             )
 
     @property
     def state_points(self) -> list[int]:
-        """Indices of the grid's points whose states are recorded."""
+        """Indices of the grid's times whose noisy images are recorded."""
         return [round(k * self.steps / (self.states + 1)) for k in range(1, self.states + 1)]
 
 
@@ -96,16 +100,18 @@ def record(
 ) -> Pull[Progress]:
     """Record pairs shard by shard; yields the progress at the start and after each batch.
 
-    Classes take turns. `teacher` is the hash of the weights, stored as provenance. Under `torchrun`
-    each process records its own shards, and the first one finishes the store. `batch` is the most
-    rows between two yields, by default a tile's; neither store nor speed depends on it.
+    Row i has class i modulo the number of classes. `teacher` is the hash of the weights, which is
+    stored as provenance. Under `torchrun` each process records its own shards, and rank 0 finishes
+    the store. `batch` is the largest number of rows between two yields, by default that of a tile;
+    it changes neither the store nor the speed.
 
-    Raises: InputError for a stochastic sampler, or a folder of other data.
+    Raises: InputError for a stochastic sampler, or a folder with other data.
     """
     _check_sampler(generator, recording)
     if batch is not None and batch < 1:
         raise InputError(f"cannot record in batches of {batch}: give at least 1")
-    rank, ranks = distributed.world(patience=timedelta(days=1))  # for the others' last shards
+    # ranks wait for each other only at the end, perhaps for hours
+    rank, ranks = distributed.world(patience=timedelta(days=1))
     tiles = Tiles(generator, recording)
     writer = _writer(generator, folder, recording, teacher, tile=tiles.size)
     size = writer.plan.shard_size
@@ -127,22 +133,22 @@ def record(
 def _check_sampler(generator: Generator, recording: Recording) -> None:
     name = name_of("sampler", type(generator.step))
     if recording.chunks and name != "ring":
-        raise InputError(f"chunks are sums of a ring; {name} has none: record with --sampler ring")
+        raise InputError(f"the sampler {name} has no chunks: record a circuit with --sampler ring")
     if recording.states and name == "ring":
-        raise InputError("a ring has no noisy images, which states are: record it with --chunks")
+        raise InputError("the sampler ring has no noisy images (--states): record it with --chunks")
     if not generator.step.deterministic:
         samplers = {name: resolve("sampler", name) for name in names("sampler")}
         deterministic = [name for name, kind in samplers.items() if kind.deterministic]
         raise InputError(
-            f"{name} draws fresh noise, so its images are no function of the starting noise and "
-            f"cannot be regressed on; record with one of: {', '.join(deterministic)}"
+            f"{name} draws fresh noise, so that its images are no function of the starting noise, "
+            f"as pairs need; record with one of: {', '.join(deterministic)}"
         )
 
 
 def _write_shards(
     writer: store.Writer, missing: list[range], tiles: "Tiles", batch: int | None
 ) -> Pull[range]:
-    """Compute and write each missing shard; yields the rows just computed."""
+    """Compute and write each missing shard. Yields the range of rows after computing it."""
     # a shard is encoded, compressed and written while the next one is computed
     with threads.workers(1) as pool:
         pending: Future[None] | None = None
@@ -181,7 +187,7 @@ def _writer(
         folder,
         schema=schema,
         count=recording.count,
-        # full tiles, if one fits: none is computed for two shards, perhaps by two ranks
+        # whole tiles, if one fits, so that no tile is computed twice for two shards
         shard_size=rows // tile * tile or rows,
         provenance=provenance,
     )
@@ -190,7 +196,7 @@ def _writer(
 def _schema(generator: Generator, recording: Recording) -> dict[str, store.Codec]:
     """Codecs of the tensors of a record."""
     shape, classes = generator.spec.shape, generator.spec.classes
-    # u8 loses nothing that an image file would hold; points are no images
+    # u8 is as exact as an image file; points are not images
     default = "f16" if recording.chunks else "u8" if len(shape) == 3 else "raw"
     name = recording.codec or default
     x0, number = _codec(name, shape, channels=1), store.Raw(torch.int64)
@@ -206,7 +212,7 @@ def _schema(generator: Generator, recording: Recording) -> dict[str, store.Codec
 
 
 def _shard_rows(generator: Generator, recording: Recording) -> int:
-    """Most records of a shard."""
+    """Largest number of records in a shard."""
     floats = torch.Size(generator.spec.shape).numel() * (1 + recording.states)
     if recording.chunks:
         state = Circuit(generator.denoiser).state_shape
@@ -215,13 +221,13 @@ def _shard_rows(generator: Generator, recording: Recording) -> int:
 
 
 def _codec(name: str, shape: tuple[int, ...], *, channels: int) -> store.Codec:
-    kind, _, percentile = name.partition(":")
+    kind, _, suffix = name.partition(":")
     if kind == "int8":
         try:
-            share = float(percentile or 100)
+            percentile = float(suffix or 100)
         except ValueError:
             raise InputError(f"unknown codec {name!r}: write int8, or int8:99.5 to clip") from None
-        return store.Int8(shape, channels=min(channels, len(shape)), percentile=share)
+        return store.Int8(shape, channels=min(channels, len(shape)), percentile=percentile)
     if name == "raw":
         return store.Raw(torch.float32, shape)
     if name not in CODECS:
@@ -230,10 +236,10 @@ def _codec(name: str, shape: tuple[int, ...], *, channels: int) -> store.Codec:
 
 
 class Tiles:
-    """A generator's records, computed tile by tile.
+    """A generator's records, computed in tiles of T rows.
 
-    Kernels round differently for other batch sizes, which would change a pixel here and there. The
-    network therefore always gets the same full tile: rows k·T … (k + 1)·T − 1.
+    GPU and CPU kernels round differently for other batch sizes, which would change some pixels. The
+    network's input is therefore always a whole tile: rows k·T … (k + 1)·T − 1.
     """
 
     def __init__(self, generator: Generator, recording: Recording) -> None:
@@ -247,7 +253,7 @@ class Tiles:
         self._last: tuple[int, dict[str, Tensor]] = (-1, {})
 
     def records(self, rows: range) -> dict[str, Tensor]:
-        """The records of rows that lie in one tile."""
+        """The records of `rows`, which must lie in one tile."""
         tile = rows.start // self.size
         if self._last[0] != tile:
             self._last = (tile, self._compute(range(tile * self.size, (tile + 1) * self.size)))
@@ -255,7 +261,7 @@ class Tiles:
         return {key: x[rows.start - first : rows.stop - first] for key, x in self._last[1].items()}
 
     def pieces(self, rows: range, batch: int | None) -> Iterator[range]:
-        """Cut `rows` where tiles end, and into at most `batch` rows."""
+        """Divide `rows` at the ends of tiles, into ranges of at most `batch` rows."""
         first = rows.start
         while first < rows.stop:
             stop = min(
@@ -275,10 +281,10 @@ class Tiles:
             circuit = Circuit(generator.denoiser)
             times = generator.grid(recording.steps, generator.denoiser).tolist()
             noise = noise.half().float()
-            rings = ring_records(circuit, noise, times, recording.chunks, cond=cond)
-            return rings if cond is None else {"label": label, **rings}
-        points = {*recording.state_points, recording.steps}
+            ring = ring_records(circuit, noise, times, recording.chunks, cond=cond)
+            return ring if cond is None else {"label": label, **ring}
+        indices = {*recording.state_points, recording.steps}
         path = enumerate(generator.path(noise, steps=recording.steps, cond=cond))
-        *states, x0 = [x.cpu() for point, x in path if point in points]
+        *states, x0 = [x.cpu() for i, x in path if i in indices]
         records = {"x0": x0, "label": label, "seed": torch.tensor(row_seeds)}
         return {**records, "states": torch.stack(states, 1)} if states else records

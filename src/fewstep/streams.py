@@ -1,4 +1,8 @@
-"""Recorded teacher data as training streams: pairs of noise and image, or a circuit's rings."""
+"""Training streams of recorded teacher data: pairs of noise and image, or rings of a circuit.
+
+A circuit's ring is its own sampler, which encodes the noise into a hidden state and updates it step
+by step. A record of a ring has the initial state, and K chunks of what the updates add to it.
+"""
 
 from collections.abc import Mapping
 
@@ -11,26 +15,26 @@ from fewstep.errors import InputError
 from fewstep.methods.batch import PairBatch, RingBatch
 from fewstep.sampling import noise_from_seeds
 
-CACHE_BYTES = 256 << 20  # of decoded pairs: a small store is read once, not every epoch
+CACHE_BYTES = 256 << 20  # of decoded pairs, so that a small store is read once, not every epoch
 
 
 class PairStream:
-    """Pairs of noise and image from a store; noise is drawn again from its seed if not recorded.
+    """Pairs of noise and image from a store. Noise that is not recorded is drawn from its seed.
 
     The decoded rows of a small store are cached in memory. Several threads may read at once.
     """
 
     def __init__(self, reader: store.Reader, *, classes: int | None = None) -> None:
-        """`classes` is the student's number of classes: labels beyond it raise InputError when they
-        are read. With None all labels are accepted.
+        """`classes` is the student's number of classes: reading a label beyond it raises
+        InputError. None allows all labels.
 
         Raises: InputError if the store does not hold pairs.
         """
         codecs = reader.schema
         if "x0" not in codecs or not {"seed", "noise"} & set(codecs):
             raise InputError(
-                f"the store holds {', '.join(sorted(codecs))}, but pairs need x0 and its seed or "
-                "noise: record with `fewstep record`"
+                f"the store holds {', '.join(sorted(codecs))}, but pairs need x0, and seed or "
+                "noise: record them with `fewstep record`"
             )
         self.reader = reader
         self.classes = classes
@@ -40,7 +44,10 @@ class PairStream:
         expected = {"x0": image, "noise": image, "label": number, "seed": number}
         for name, kind in expected.items():
             if name in codecs and (codecs[name].dtype, codecs[name].shape) != kind:
-                raise InputError(f"the store's {name} is {codecs[name]}, but pairs have {kind}")
+                raise InputError(
+                    f"the store's {name} is {codecs[name]}, but must have dtype {kind[0]} and "
+                    f"shape {kind[1]}"
+                )
         self._cached_rows = torch.zeros(len(reader), dtype=torch.bool)
         size = (len(reader), *self.shape)
         self._cache: tuple[Tensor, Tensor, Tensor] | None = None
@@ -52,7 +59,10 @@ class PairStream:
         return len(self.reader)
 
     def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> PairBatch:
-        """Rows `index`. Images are not augmented: a mirrored image would belong to other noise."""
+        """The rows selected by `index`.
+
+        Images are not augmented, because a mirrored image belongs to other noise.
+        """
         noise, x0, label = self._pairs(index)
         return PairBatch(noise.to(device), x0.to(device), _cond(label, device))
 
@@ -63,22 +73,22 @@ class PairStream:
         if len(fresh):
             for column, values in zip(self._cache, self._read(fresh), strict=True):
                 column[fresh] = values
-            self._cached_rows[fresh] = True  # last: other threads read these rows from now on
+            self._cached_rows[fresh] = True  # last, because other threads read these rows then
         noise, x0, label = self._cache
         return noise[index], x0[index], label[index]
 
     def _read(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return _ends(self.reader[index], self.shape, self.classes)
+        return _noise_image_label(self.reader[index], self.shape, self.classes)
 
 
 class RingStream:
-    """Rings of a circuit from a store: pairs whose records also hold `rin0` and `r_chunks`.
+    """A circuit's rings from a store: pairs with an initial state `rin0` and chunks `r_chunks`.
 
-    Rows are not cached: states are many times larger than their images.
+    Rows are not cached, because states are many times larger than their images.
     """
 
     def __init__(self, reader: store.Reader, *, classes: int | None = None) -> None:
-        """`classes` is as for `PairStream`.
+        """`classes` has the same meaning as in `PairStream`.
 
         Raises: InputError if the store does not hold rings.
         """
@@ -91,16 +101,16 @@ class RingStream:
             )
         self.reader, self.classes, self.shape = reader, classes, pairs.shape
         self.chunks, self.state_shape = chunks.shape[0], first.shape
-        # the circuit's hash; converted samples have none
+        # hash of the circuit's weights; None for samples converted from Denoising Circuits
         self.source: str | None = reader.provenance.get("teacher")
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> RingBatch:
-        """Rows `index`. Images are not augmented."""
+        """The rows selected by `index`. Images are not augmented."""
         records = self.reader[index]
-        noise, x0, label = _ends(records, self.shape, self.classes)
+        noise, x0, label = _noise_image_label(records, self.shape, self.classes)
         return RingBatch(
             noise.to(device),
             x0.to(device),
@@ -110,16 +120,16 @@ class RingStream:
         )
 
 
-def _ends(
+def _noise_image_label(
     records: Mapping[str, Tensor], shape: tuple[int, ...], classes: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Noise, image and label of records."""
+    """Noise, image and label of records, which all streams need."""
     noise = records.get("noise")
     if noise is None:
-        noise = noise_from_seeds(_checked(records["seed"], "seed", 0), shape)
+        noise = noise_from_seeds(_check_range(records["seed"], "seed", 0), shape)
     label = records.get("label", torch.full((len(noise),), NO_LABEL))
     if classes is not None:
-        _checked(label, "label", NO_LABEL, classes)
+        _check_range(label, "label", NO_LABEL, classes)
     return noise, records["x0"], label
 
 
@@ -127,12 +137,12 @@ def _cond(label: Tensor, device: torch.device) -> Condition | None:
     return None if bool((label == NO_LABEL).all()) else Condition(label.to(device))
 
 
-def _checked(values: Tensor, name: str, low: int, stop: int = 1 << 63) -> list[int]:
+def _check_range(values: Tensor, name: str, low: int, stop: int = 1 << 63) -> list[int]:
     """The values as integers.  Raises: InputError if one is below `low` or not below `stop`."""
     numbers: list[int] = values.tolist()
     for number in numbers:
         if not low <= number < stop:
             raise InputError(
-                f"the store holds {name} {number}, but here it must be from {low} to {stop - 1}"
+                f"the store has a record with {name} {number}; it must be from {low} to {stop - 1}"
             )
     return numbers

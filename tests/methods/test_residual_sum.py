@@ -225,7 +225,7 @@ def test_what_cannot_be_is_refused(tmp_path):
         ResidualSum(ResidualSumConfig(), Task(student(), SPEC, plain))
     with pytest.raises(InputError, match="residuals"):
         ResidualSum(ResidualSumConfig(), Task(teacher().denoiser, SPEC, teacher()))
-    with pytest.raises(InputError, match="do not divide"):
+    with pytest.raises(InputError, match="cannot be divided into 4 equal chunks"):
         Recording(count=2, steps=6, chunks=4)
     with pytest.raises(InputError, match="ring"):
         recorded(tmp_path / "a", Generator(teacher().denoiser, SPEC))
