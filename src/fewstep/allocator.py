@@ -1,7 +1,8 @@
-"""Let glibc keep the memory that a training step frees, so that the next step does not fault it in.
+"""Make glibc keep the memory that a training step frees, so that the next step can reuse it.
 
 glibc returns large blocks to the system as soon as they are freed. A training step on the CPU frees
-and allocates the same buffers again, and each time the kernel has to map and clear their pages.
+and allocates buffers of the same sizes again and again, and each time the kernel has to map and
+clear their pages.
 """
 
 import ctypes
@@ -27,9 +28,8 @@ def keeps_freed_memory() -> bool:
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory, in huge pages, until this process ends.
 
-    Does nothing on other systems than Linux with glibc, and on machines with a GPU, where training
-    does not compute in this memory. Call it before memory is used: what lies in the heap already
-    stays as it is.
+    It has an effect only on Linux with glibc, and not on machines with a GPU, where training does
+    not compute in this memory. Call it early: memory that is already in the heap does not change.
     """
     has_gpu = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or has_gpu:

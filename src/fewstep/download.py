@@ -1,4 +1,4 @@
-"""Folders of data and weights on this machine, and downloads of published files."""
+"""Local folders of data and weights, and downloads of published files."""
 
 import hashlib
 import os
@@ -11,28 +11,28 @@ from urllib.request import urlopen
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
 
-TIMEOUT = 10  # seconds without an answer, not for the whole file
+TIMEOUT = 10  # seconds to wait for a response; a whole file may take longer
 _CHUNK = 1 << 20
 
 
 def home() -> Path:
-    """Folder of data sets and weights: $FEWSTEP_HOME, or ~/.cache/fewstep."""
+    """Folder of data sets and weights: $FEWSTEP_HOME, by default ~/.cache/fewstep."""
     return Path(os.environ.get("FEWSTEP_HOME") or "~/.cache/fewstep").expanduser()
 
 
 def cache() -> Path:
-    """Folder of files that can be recreated: $FEWSTEP_CACHE, or `cache` in `home()`."""
+    """Folder of files that can be recreated: $FEWSTEP_CACHE, by default `cache` in `home()`."""
     return Path(os.environ.get("FEWSTEP_CACHE") or home() / "cache").expanduser()
 
 
 def fetch(url: str, digest: str, target: Path, *, otherwise: str) -> None:
-    """Download `url` to `target`, written only if complete and of the published `digest`.
+    """Download `url` to `target`, which is written only if the file has the published `digest`.
 
-    `digest` is "md5:..." or "sha256:...", in full or, as in file names of torch's hub, its first
-    digits. `otherwise` completes the error message for a machine without a network: "put A into B".
-    A failing download leaves neither a file nor a new folder behind.
+    `digest` is "md5:..." or "sha256:...", with all digits or only the first ones, as in file names
+    of torch's hub. `otherwise` completes error messages: what to do without a network, such as "put
+    A into B". If the download fails, the file and new folders are removed.
 
-    Raises: InputError if the download fails or has another digest.
+    Raises: InputError if the download fails or the file has another digest.
     """
     print(f"fewstep: downloading {url}", file=sys.stderr)
     try:

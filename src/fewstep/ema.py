@@ -10,10 +10,13 @@ def halflife_decay(images: float, halflife: float) -> float:
 
 
 def follow(target: nn.Module, source: nn.Module, *, decay: float) -> None:
-    """Average the parameters of `source` into those of `target`, in place; copy its buffers."""
+    """Update the moving average `target` with the parameters of `source`, in place.
+
+    The buffers of `source` are copied.
+    """
     lerp([*target.parameters()], [*source.parameters()], decay=decay)
-    for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
-        mine.copy_(theirs)
+    for average, buffer in zip(target.buffers(), source.buffers(), strict=True):
+        average.copy_(buffer)
 
 
 @torch.no_grad()

@@ -1,35 +1,35 @@
-"""Numbers as text, written in the same way on the command line and in the report."""
+"""Format numbers as text, for the command line and the report."""
 
 from collections.abc import Sequence
 
 
 def number(value: float) -> str:
-    """Three significant digits, or all digits before the decimal point if those are more."""
+    """Format with three significant digits, or with all digits before the decimal point if more."""
     sign, size = "−" * (value < 0), abs(value)
     if size and size < 9.995e-5:
         return f"{sign}{size:.2e}"
     return sign + (f"{size:,.0f}" if size >= 99.95 else f"{size:#.3g}")
 
 
-def percent(share: float) -> str:
-    """A share in percent, with one decimal, or two below 1 %."""
-    return f"{100 * share:.{1 if share >= 0.01 else 2}f} %"
+def percent(fraction: float) -> str:
+    """Format a fraction of 1 in percent, with one decimal, or with two below 1 %."""
+    return f"{100 * fraction:.{1 if fraction >= 0.01 else 2}f} %"
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """Both bounds, or an empty string if one of them is unknown."""
+    """Format an interval by its two ends; an empty string if one of them is None."""
     if low is None or high is None:
         return ""
     return f"{number(low)} – {number(high)}"
 
 
 def ratio(a: float, b: float) -> str:
-    """`a / b`, or a dash if `b` is 0."""
+    """Format `a / b`, as in "2.50 ×"; a dash if `b` is 0."""
     return f"{number(a / b)} ×" if b else "–"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that gives a readable number: µs, ms, s, min or h."""
+    """Format seconds in a suitable unit: µs, ms, s, min or h."""
     for unit, size, below in (
         ("µs", 1e-6, 999.5),
         ("ms", 1e-3, 999.5),
@@ -42,11 +42,11 @@ def duration(seconds: float) -> str:
 
 
 def quantity(n: int, noun: str) -> str:
-    """A number and its noun, in the plural unless `n` is 1."""
+    """Format a number and its noun, in the plural unless `n` is 1: "1 image", "2 images"."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def listing(names: Sequence[str], *, limit: int = 3) -> str:
-    """Names joined by commas and "and"; those beyond `limit` are counted."""
+    """Join names by commas and "and"; those beyond `limit` are counted: "a, b, c and 2 more"."""
     items = [*names[:limit], *([f"{len(names) - limit} more"] if len(names) > limit else [])]
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)

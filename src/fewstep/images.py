@@ -1,4 +1,4 @@
-"""Conversion between [-1, 1] and uint8 images, and grids of images as PNG files."""
+"""Convert images between [-1, 1] and uint8, and arrange them in grids."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def to_uint8(images: Float[Tensor, "b *shape"]) -> UInt8[Tensor, "b *shape"]:
-    """Map [-1, 1] to 0 … 255: values outside are clipped, the rest rounded to the nearest."""
+    """Map [-1, 1] to 0 … 255. Values outside are clipped; others are rounded to the nearest."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
@@ -21,10 +21,10 @@ def from_uint8(images: Shaped[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
 def grid(
     images: UInt8[Tensor, "n c h w"], *, columns: int | None = None, scale: int | None = None
 ) -> Image.Image:
-    """Arrange images in rows of `columns`, two white pixels apart.
+    """Arrange images in rows of `columns`, with two white pixels between them.
 
-    By default the grid is about square, and images are enlarged by a whole factor `scale` to a
-    width of at least 64 pixels.
+    By default the grid is about square. `scale` is the integer factor by which images are enlarged,
+    by default the largest one up to a width of 64 pixels.
     """
     n, c, h, w = images.shape
     columns = columns or max(1, round(n**0.5))

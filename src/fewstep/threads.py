@@ -1,4 +1,4 @@
-"""Threads for input and output in the background: reading ahead, writing behind."""
+"""Background threads that read or write data during a computation."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +9,10 @@ _LOCK = threading.Lock()
 
 
 def workers(count: int) -> ThreadPoolExecutor:
-    """A pool of `count` threads in which torch uses one thread each.
+    """A pool of `count` threads, each of which runs torch operations on one thread.
 
-    By default torch would give each worker a thread pool of its own, which would compete with the
-    main thread's for the processors.
+    By default torch starts a thread pool for each of them, which would compete with the main
+    thread's for the CPUs.
     """
     return ThreadPoolExecutor(count, initializer=_use_one_thread)
 
@@ -21,7 +21,7 @@ def _use_one_thread() -> None:
     with _LOCK:
         default = torch.get_num_threads()
         torch.set_num_threads(1)
-        # this also changed the default of threads started later: reset it from a throwaway thread
+        # set_num_threads also changed the default of later threads: a temporary thread resets it
         thread = threading.Thread(target=torch.set_num_threads, args=(default,))
         thread.start()
         thread.join()
