@@ -6,7 +6,7 @@ that it was trained on. The store's bytes depend neither on batch sizes nor on i
 number of processes.
 """
 
-from collections.abc import Generator as Pull
+from collections import abc
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing
@@ -70,7 +70,7 @@ class Recording:
     def __post_init__(self) -> None:
         if self.count < 1 or self.steps < 1:
             raise InputError(
-                f"cannot record {self.count} pairs of {self.steps} steps: at least 1 of each"
+                f"cannot record {self.count} pairs of {self.steps} steps: both must be at least 1"
             )
         seeds(self.seed, range(0))
         if self.chunks < 0 or (self.chunks and self.steps % self.chunks):
@@ -97,7 +97,7 @@ def record(
     *,
     teacher: str,
     batch: int | None = None,
-) -> Pull[Progress]:
+) -> abc.Generator[Progress]:
     """Record pairs shard by shard; yields the progress at the start and after each batch.
 
     Row i has class i modulo the number of classes. `teacher` is the hash of the weights, which is
@@ -147,7 +147,7 @@ def _check_sampler(generator: Generator, recording: Recording) -> None:
 
 def _write_shards(
     writer: store.Writer, missing: list[range], tiles: "Tiles", batch: int | None
-) -> Pull[range]:
+) -> abc.Generator[range]:
     """Compute and write each missing shard. Yields the range of rows after computing it."""
     # a shard is encoded, compressed and written while the next one is computed
     with threads.workers(1) as pool:
@@ -250,15 +250,21 @@ class Tiles:
         if recording.chunks:  # states are many times larger than their images
             rows = min(rows, _shard_rows(generator, recording))
         self.size: int = max(1, min(512 if gpu else 128, 2 ** (max(rows, 1).bit_length() - 1)))
-        self._last: tuple[int, dict[str, Tensor]] = (-1, {})
+        self._cached_tile: tuple[int, dict[str, Tensor]] = (-1, {})
 
     def records(self, rows: range) -> dict[str, Tensor]:
         """The records of `rows`, which must lie in one tile."""
         tile = rows.start // self.size
-        if self._last[0] != tile:
-            self._last = (tile, self._compute(range(tile * self.size, (tile + 1) * self.size)))
+        if self._cached_tile[0] != tile:
+            self._cached_tile = (
+                tile,
+                self._compute(range(tile * self.size, (tile + 1) * self.size)),
+            )
         first = tile * self.size
-        return {key: x[rows.start - first : rows.stop - first] for key, x in self._last[1].items()}
+        return {
+            key: x[rows.start - first : rows.stop - first]
+            for key, x in self._cached_tile[1].items()
+        }
 
     def pieces(self, rows: range, batch: int | None) -> Iterator[range]:
         """Divide `rows` at the ends of tiles, into ranges of at most `batch` rows."""

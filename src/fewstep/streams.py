@@ -93,14 +93,14 @@ class RingStream:
         Raises: InputError if the store does not hold rings.
         """
         pairs, codecs = PairStream(reader, classes=classes), reader.schema
-        first, chunks = codecs.get("rin0"), codecs.get("r_chunks")
-        if first is None or chunks is None or chunks.shape[1:] != first.shape:
+        state, chunks = codecs.get("rin0"), codecs.get("r_chunks")
+        if state is None or chunks is None or chunks.shape[1:] != state.shape:
             raise InputError(
                 f"the store holds {', '.join(sorted(codecs))}, but rings need rin0 and r_chunks: "
                 "record a circuit with `fewstep record RUN --sampler ring --chunks K`"
             )
         self.reader, self.classes, self.shape = reader, classes, pairs.shape
-        self.chunks, self.state_shape = chunks.shape[0], first.shape
+        self.chunks, self.state_shape = chunks.shape[0], state.shape
         # hash of the circuit's weights; None for samples converted from Denoising Circuits
         self.source: str | None = reader.provenance.get("teacher")
 

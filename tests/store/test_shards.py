@@ -71,7 +71,7 @@ def test_an_index_that_lies_is_refused(tmp_path, frames, change):
 
 def test_a_shard_shorter_than_its_index_is_refused(tmp_path):
     (tmp_path / "s").write_bytes(b"short")
-    with pytest.raises(InputError, match="index has another checksum"):
+    with pytest.raises(InputError, match="index does not match its checksum"):
         read_offsets(LocalFolder(tmp_path), [Shard("s", 3, 5, "")], {"s": 5})
 
 

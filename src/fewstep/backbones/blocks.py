@@ -107,15 +107,16 @@ class Attention(nn.Module):
         weights are computed first.
         """
         q, k, v, out = self._layers()
-        inward, outward = k.weight.mT, out.weight
+        key_weight, out_weight = k.weight.mT, out.weight
         # a sum instead of a matrix-vector product, whose rounding depends on the number of threads;
         # the keys' bias is a term equal for all keys, which softmax ignores: it is added times 0 so
         # that it has a gradient
         bias = (k.weight * q.bias[:, None]).sum(0) + 0.0 * k.bias
-        query = tokens(pointwise(x, inward @ q.weight, bias), 1)
+        query = tokens(pointwise(x, key_weight @ q.weight, bias), 1)
         pixels = tokens(x, 1)
         mixed = images(attention(query, pixels, pixels), like=x)
-        return pointwise(mixed, outward @ v.weight, functional.linear(v.bias, outward, out.bias))
+        out_bias = functional.linear(v.bias, out_weight, out.bias)
+        return pointwise(mixed, out_weight @ v.weight, out_bias)
 
     def _many_heads(self, x: Images) -> Images:
         *qkv, out = self._layers()

@@ -50,8 +50,8 @@ class StateConfig:
         divisible = self.channels >= 1 and self.groups >= 1 and self.channels % self.groups == 0
         if not divisible or self.shrink not in (1, 2, 4, 8, 16):
             raise InputError(
-                f"a state of {self.channels} channels in {self.groups} groups, shrunk by "
-                f"{self.shrink}: groups must divide channels; shrink is 1, 2, 4, 8 or 16"
+                f"the state has channels {self.channels}, groups {self.groups} and shrink "
+                f"{self.shrink}: groups must divide channels, and shrink must be 1, 2, 4, 8 or 16"
             )
 
     def shape(self, image: tuple[int, ...]) -> tuple[int, int, int]:
@@ -61,7 +61,7 @@ class StateConfig:
         """
         if len(image) != 3 or image[1] % self.shrink or image[2] % self.shrink:
             raise InputError(
-                f"a state shrunk by {self.shrink} does not fit samples of shape {image}: height "
+                f"the state's shrink {self.shrink} does not fit samples of shape {image}: height "
                 "and width must be divisible by it"
             )
         return self.channels, image[1] // self.shrink, image[2] // self.shrink
@@ -211,7 +211,7 @@ class CircuitNet(Backbone):
         if replace(theirs, dropout=mine.dropout, two_times=False) != mine:
             raise InputError(
                 "student.backbone.network must equal the teacher's, whose weights lora keeps: "
-                f"{mine} is not {theirs}"
+                f"it is {mine}, but must be {theirs}"
             )
         pretrained = teacher.state_dict()
         for trunk in (self.encoder, self.update):

@@ -99,7 +99,7 @@ class ResidualsNet(Backbone):
         Raises: ValueError for a `level_s`.
         """
         if level_s is not None:
-            raise ValueError("this network takes no level_s: it always goes to the image")
+            raise ValueError("this network takes no level_s: it always predicts the image")
         state, chunks = self.parts(x, level, cond)
         return self.image(state + chunks.sum(dim=1))
 
@@ -158,8 +158,8 @@ class ResidualsNet(Backbone):
         mine, theirs = self.config.network, circuit.config.network
         if mine != theirs:
             raise InputError(
-                'method.trunk = "circuit" needs student.backbone.network to be the circuit\'s; '
-                f"they are {mine} and {theirs}"
+                'method.trunk = "circuit" needs student.backbone.network to be the circuit\'s: '
+                f"it is {mine}, but must be {theirs}"
             )
         names = self.trunk.state_dict()
         self.trunk.load_state_dict({name: attrgetter(name)(circuit.encoder) for name in names})

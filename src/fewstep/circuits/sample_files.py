@@ -91,7 +91,7 @@ def write_sample(
     """
     with _prefix_errors(path):
         schema = _schema({name: tuple(tensor.shape) for name, tensor in sample.items()}, percentile)
-        content = _file(_encode(schema, sample), spelling, steps)
+        content = _file_content(_encode(schema, sample), spelling, steps)
     LocalFolder(Path(path).parent).publish(Path(path).name, [content])
 
 
@@ -104,10 +104,10 @@ def to_store(source: Path | str, target: Address) -> Generator[int, None, None]:
     earlier run are kept.  Raises: InputError for a file that is damaged, has other shapes or
     another `T` than the first, or values that the store's codecs would change.
     """
-    files = sorted(_local(source).glob(SAMPLES))
+    files = sorted(_local_path(source).glob(SAMPLES))
     if not files:
         raise InputError(f"{source} holds no {SAMPLES} files; give the folder of the samples")
-    schema, steps, _ = _convertible(files[0])
+    schema, steps, _ = _read_convertible(files[0])
     floats = sum(math.prod(codec.shape) for codec in schema.values())
     shard_size = max(1, min(1024, (SHARD - 1) // (4 * floats)))
     writer = Writer(
@@ -115,7 +115,7 @@ def to_store(source: Path | str, target: Address) -> Generator[int, None, None]:
         schema=schema,
         count=len(files),
         shard_size=shard_size,
-        provenance={"source": "denoising-circuits", "steps": steps, "samples": _hash(files)},
+        provenance={"source": "denoising-circuits", "steps": steps, "samples": _hash_files(files)},
     )
     missing = writer.missing()
     done = len(files) - sum(len(rows) for rows in missing)
@@ -123,7 +123,7 @@ def to_store(source: Path | str, target: Address) -> Generator[int, None, None]:
         yield done
         records = {name: torch.empty(len(rows), *codec.shape) for name, codec in schema.items()}
         for position, row in enumerate(rows):
-            row_schema, row_steps, sample = _convertible(files[row])
+            row_schema, row_steps, sample = _read_convertible(files[row])
             if (row_schema, row_steps) != (schema, steps):
                 raise InputError(f"{files[row]}: its shapes or T differ from those of {files[0]}")
             for name, values in sample.items():
@@ -143,12 +143,12 @@ def from_store(
     are kept. `T` is `steps` in the store's provenance, if present.  Raises: InputError for a store
     of other tensors, values that would change, and a target folder with other content.
     """
-    reader, folder = Reader(source), _local(target)
+    reader, folder = Reader(source), _local_path(target)
     number = reader.provenance.get("steps")
     steps = number if type(number) is int else None
     with _prefix_errors(source):
         schema = _schema({name: codec.shape for name, codec in reader.schema.items()})
-    present = _present(folder, len(reader))
+    present = _existing_samples(folder, len(reader))
     for row in range(len(reader)):
         yield row
         path = folder / SAMPLE.format(row)
@@ -159,18 +159,18 @@ def from_store(
                 raise InputError(f"{path} holds another sample; take a new or empty folder")
         else:
             with _prefix_errors(f"{source}, record {row}"):
-                content = _file(_encode(schema, sample, exact=True), spelling, steps)
+                content = _file_content(_encode(schema, sample, exact=True), spelling, steps)
             LocalFolder(folder).publish(path.name, [content])
     yield len(reader)
 
 
-def _local(folder: Path | str) -> Path:
+def _local_path(folder: Path | str) -> Path:
     if "://" in str(folder):
         raise InputError(f"{folder}: {SAMPLES} files must be in a local folder")
     return Path(folder)
 
 
-def _hash(files: list[Path]) -> str:
+def _hash_files(files: list[Path]) -> str:
     """SHA-256 of all names and lengths, and of the first file's bytes."""
     digest = hashlib.sha256()
     with _prefix_errors(files[0].parent):
@@ -228,7 +228,7 @@ def _decode(schema: Mapping[str, Codec], arrays: Mapping[str, Array]) -> dict[st
     return decoded
 
 
-def _convertible(path: Path) -> tuple[dict[str, Codec], int | None, dict[str, Tensor]]:
+def _read_convertible(path: Path) -> tuple[dict[str, Codec], int | None, dict[str, Tensor]]:
     """Codecs, T and tensors of a file.
 
     Raises: InputError if T is not N · chunk_size, or conversion would change a value.
@@ -243,7 +243,7 @@ def _convertible(path: Path) -> tuple[dict[str, Codec], int | None, dict[str, Te
     return schema, steps, sample
 
 
-def _present(folder: Path, count: int) -> set[str]:
+def _existing_samples(folder: Path, count: int) -> set[str]:
     """Names of the samples in the folder, after removing temporary files of killed runs."""
     with _prefix_errors(folder):
         for leftover in folder.glob(f"{SAMPLES}.*{TEMPORARY}"):
@@ -254,7 +254,7 @@ def _present(folder: Path, count: int) -> set[str]:
     return names
 
 
-def _file(arrays: Mapping[str, Array], spelling: Spelling, steps: int | None) -> bytes:
+def _file_content(arrays: Mapping[str, Array], spelling: Spelling, steps: int | None) -> bytes:
     column = {"suffixed": 0, "plain": 1}[spelling]
     content: dict[str, Any] = {names[column]: arrays[part] for part, names in NAMES.items()}
     if spelling == "suffixed" and steps is not None:

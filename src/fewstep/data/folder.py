@@ -64,10 +64,10 @@ def read_folder(
 
 
 def _from_tree(folder: Path) -> _Listing:
-    inside = (path.relative_to(folder) for path in folder.rglob("*"))
+    paths = (path.relative_to(folder) for path in folder.rglob("*"))
     images = sorted(
         path
-        for path in inside
+        for path in paths
         if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
     )
     files = [path.as_posix() for path in images]

@@ -109,18 +109,20 @@ def read_idx(path: Path, *, dimensions: int) -> np.ndarray:
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, str(error)) from error
+        raise _damage_error(path, str(error)) from error
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes([0, 0, 8, dimensions]):
-        raise _damaged(path, f"it is not an IDX file of uint8 values with {dimensions} dimensions")
+        raise _damage_error(
+            path, f"it is not an IDX file of uint8 values with {dimensions} dimensions"
+        )
     shape = np.frombuffer(content, ">u4", dimensions, offset=4).tolist()
     if len(content) != header + math.prod(shape):
         values = len(content) - header
         declared = math.prod(shape)
-        raise _damaged(path, f"its header declares {declared} values, but it has {values}")
+        raise _damage_error(path, f"its header declares {declared} values, but it has {values}")
     # copied, because tensors must not share the read-only memory of `bytes`
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
 
 
-def _damaged(path: Path, reason: str) -> InputError:
+def _damage_error(path: Path, reason: str) -> InputError:
     return InputError(f"{path} cannot be read: {reason}; remove it to download it again")

@@ -41,7 +41,7 @@ class ScoreAccumulator:
         self.blocks = MomentBlocks(dim, total, cycle=cycle)
         self.features = torch.empty(min(total, MAX_ROWS), dim)
         self.class_score: ClassScore | None = None
-        self.count = self.correct = self.labelled = 0
+        self.count = self.correct = self.label_count = 0
 
     def update(
         self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"] | None = None
@@ -60,7 +60,7 @@ class ScoreAccumulator:
                 if labels is not None and self.reference.extractor.classifies:
                     requested = labels[start : start + len(features)].to(output.logits.device)
                     self.correct += int((output.logits.argmax(1) == requested).sum())
-                    self.labelled += len(requested)
+                    self.label_count += len(requested)
             start += len(features)
 
     def measures(self) -> Measures:
@@ -74,7 +74,7 @@ class ScoreAccumulator:
             frechet_infinite=distance.infinite,
             **self._row_measures(),
             class_score=self.class_score.value if self.class_score else None,
-            accuracy=self.correct / self.labelled if self.labelled else None,
+            accuracy=self.correct / self.label_count if self.label_count else None,
             extra=tuple(self._compute(measure) for measure in self.extra),
         )
 

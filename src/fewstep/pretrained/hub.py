@@ -99,8 +99,8 @@ def _unpack(archive: Path, folder: Path) -> None:
     """Unpack configs and weights into `folder`, which appears only when complete."""
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
-        with zipfile.ZipFile(archive) as zipped:
-            for member in zipped.infolist():
+        with zipfile.ZipFile(archive) as archive_file:
+            for member in archive_file.infolist():
                 path = PurePosixPath(member.filename)
                 if path.name not in (CONFIG, SCHEDULER, *WEIGHTS):
                     continue
@@ -108,7 +108,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 inner = path.parent.name if path.parent.name in ("unet", "scheduler") else ""
                 target = temporary / inner / path.name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with zipped.open(member) as packed, target.open("wb") as file:
+                with archive_file.open(member) as packed, target.open("wb") as file:
                     shutil.copyfileobj(packed, file)
         if not any(path.name in WEIGHTS for path in temporary.rglob("*")):
             raise InputError(f"{EMA_URL} holds none of {', '.join(WEIGHTS)}")

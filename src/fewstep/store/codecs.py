@@ -107,7 +107,7 @@ class F16(Codec):
         return {"": (torch.float16, self.shape)}
 
     def encode(self, values: Float32[Tensor, "rows ..."]) -> dict[str, Tensor]:
-        return {"": _finite(values.half())}
+        return {"": _check_finite(values.half())}
 
     def decode(self, parts: Mapping[str, Tensor]) -> Float32[Tensor, "rows ..."]:
         return parts[""].float()
@@ -128,7 +128,7 @@ class U8(Codec):
         return {"": (torch.uint8, self.shape)}
 
     def encode(self, values: Float32[Tensor, "rows ..."]) -> dict[str, Tensor]:
-        codes = (_finite(values) + 1).mul_(127.5).round_().clamp_(0, 255)
+        codes = (_check_finite(values) + 1).mul_(127.5).round_().clamp_(0, 255)
         return {"": codes.to(torch.uint8)}
 
     def decode(self, parts: Mapping[str, Tensor]) -> Float32[Tensor, "rows ..."]:
@@ -158,7 +158,7 @@ class Int8(Codec):
         if not 0 <= self.channels <= len(self.shape):
             raise InputError(
                 f"int8 channels is {self.channels}, but shape {self.shape} has {len(self.shape)} "
-                "dimensions"
+                f"dimensions: choose one from 0 to {len(self.shape)}"
             )
 
     @property
@@ -167,7 +167,7 @@ class Int8(Codec):
         return {"": (torch.int8, self.shape), ".scale": (torch.float16, scales)}
 
     def encode(self, values: Float32[Tensor, "rows ..."]) -> dict[str, Tensor]:
-        flat = _finite(values).reshape(*values.shape[: 1 + self.channels], -1)
+        flat = _check_finite(values).reshape(*values.shape[: 1 + self.channels], -1)
         scale = _scale(flat, self.percentile)
         # multiply by the reciprocal, as torch's quantisation does: its exact codes
         codes = (flat * (1 / scale.float())[..., None]).round_().clamp_(-127, 127)
@@ -209,7 +209,7 @@ def codec_from(entry: Mapping[str, Any]) -> Codec:
     return codec
 
 
-def _finite(values: Tensor) -> Tensor:
+def _check_finite(values: Tensor) -> Tensor:
     # aminmax takes one pass without a copy, and propagates NaN
     if values.numel() and not torch.stack(values.aminmax()).isfinite().all():
         raise InputError(
@@ -230,4 +230,4 @@ def _scale(
     nearest = exact.half()
     # positive halves are ordered as their bits: adding one gives the next number
     higher = (nearest.view(torch.int16) + 1).view(torch.float16)
-    return _finite(torch.where(nearest.float() < exact, higher, nearest))
+    return _check_finite(torch.where(nearest.float() < exact, higher, nearest))

@@ -159,7 +159,7 @@ class RemoteFolder(Folder):
             except FileNotFoundError:
                 return []
 
-        entries = {entry["name"].rstrip("/"): entry for entry in self._reach("", list_entries)}
+        entries = {entry["name"].rstrip("/"): entry for entry in self._call("", list_entries)}
         entries.pop(self._root, None)  # some stores have an empty object for the folder itself
         by_name = {path.rsplit("/", 1)[-1]: entry for path, entry in entries.items()}
         return {name: self._size(name, entry) for name, entry in by_name.items()}
@@ -168,13 +168,13 @@ class RemoteFolder(Folder):
         if entry.get("size") is not None or entry.get("type") == "directory":
             return entry.get("size") or 0
         # web servers list no lengths
-        return self._reach(name, lambda: self._files.size(self._path(name))) or 0
+        return self._call(name, lambda: self._files.size(self._path(name))) or 0
 
     def read(self, name: str) -> bytes:
-        return self._reach(name, lambda: self._files.cat_file(self._path(name)))
+        return self._call(name, lambda: self._files.cat_file(self._path(name)))
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        size = self._reach(name, lambda: self._files.size(self._path(name)))
+        size = self._call(name, lambda: self._files.size(self._path(name)))
         for start in range(0, size, 8 * PIECE):
             (piece,) = self.ranges([Span(name, start, min(start + 8 * PIECE, size))])
             yield piece
@@ -196,12 +196,12 @@ class RemoteFolder(Folder):
         if len(nonempty) < len(spans):  # servers refuse empty ranges
             contents = iter(self.ranges(nonempty))
             return [next(contents) if span.stop > span.start else b"" for span in spans]
-        return self._reach(spans[0].name, fetch) if spans else []
+        return self._call(spans[0].name, fetch) if spans else []
 
     def publish(self, name: str, chunks: Iterable[bytes]) -> None:
         content = b"".join(chunks)
         if self._atomic_upload:
-            self._reach(name, lambda: self._files.pipe_file(self._path(name), content))
+            self._call(name, lambda: self._files.pipe_file(self._path(name), content))
             return
         temporary = f"{name}.{secrets.token_hex(4)}{TEMPORARY}"
 
@@ -210,7 +210,7 @@ class RemoteFolder(Folder):
             self._files.pipe_file(self._path(temporary), content)
             self._files.mv(self._path(temporary), self._path(name))
 
-        self._reach(name, write_and_move)
+        self._call(name, write_and_move)
 
     def remove(self, name: str) -> None:
         def remove() -> None:
@@ -219,12 +219,12 @@ class RemoteFolder(Folder):
             except FileNotFoundError:
                 return
 
-        self._reach(name, remove)
+        self._call(name, remove)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _reach(self, name: str, do: Callable[[], Any]) -> Any:
+    def _call(self, name: str, do: Callable[[], Any]) -> Any:
         """Call `do`, and raise any of its exceptions as an InputError of one line.
 
         Services raise exceptions of many types. `name` is the file, for the message.

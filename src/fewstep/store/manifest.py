@@ -19,7 +19,7 @@ FORMAT = 1
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
 SHARD_FILE = re.compile(r"shard-\d{5,}\.zst")
-DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+DAMAGE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 MAX_RECORDS = 10**12  # more than a folder can hold, less than a range can count
 
 
@@ -40,7 +40,7 @@ class Plan:
             raise InputError("the schema is empty; a record needs at least one tensor")
         for name, codec in self.schema.items():
             if not re.fullmatch("[a-z][a-z0-9_]*", name):
-                raise InputError(f"tensor name {name!r}: use small letters, digits and _")
+                raise InputError(f"tensor name {name!r}: use lower-case letters, digits and _")
             if not all(_is_count(size) for size in codec.shape):
                 raise InputError(
                     f"{name!r} has shape {codec.shape}; its entries must be integers of at least 1"
@@ -180,7 +180,7 @@ def _read(folder: Folder, name: str, parse: Callable[[dict[str, Any]], Document]
         return parse(content)
     except InputError as error:
         raise InputError(f"{folder}/{name}: {error}") from None
-    except DAMAGE as error:
+    except DAMAGE_ERRORS as error:
         raise InputError(f"{folder}/{name} is damaged: {error}") from None
 
 
@@ -205,7 +205,7 @@ def _manifest_from(content: dict[str, Any]) -> Manifest:
     plan = _plan_from(content)
     shards = tuple(Shard(**entry) for entry in entries)
     if len(shards) != plan.shards:
-        raise ValueError(f"it lists {len(shards)} shards of {plan.shards}")
+        raise ValueError(f"it lists {len(shards)} shards, but the plan has {plan.shards}")
     for number, shard in enumerate(shards):
         # only this name is allowed: no manifest can point outside its folder
         if shard.file != shard_name(number) or shard.count != len(plan.records(number)):

@@ -62,7 +62,7 @@ def read_offsets(
             raise InputError(f"{path} is damaged: it has {size} bytes, not {shard.bytes}")
         end = _end(shard)
         if end < 0:
-            raise InputError(f"{path} is damaged: its index has another checksum")
+            raise InputError(f"{path} is damaged: its index does not match its checksum")
         spans.append(Span(shard.file, end, size))
     tails = folder.ranges(spans)
     return [_offsets(folder, *pair) for pair in zip(shards, tails, strict=True)]
@@ -79,7 +79,7 @@ def _offsets(folder: Folder, shard: Shard, tail: bytes) -> Offsets:
     digest = tail[HEADER.size + length :]
     expected = HEADER.pack(SKIPPABLE, length + DIGEST), hashlib.sha256(index).digest()
     if (header, digest) != expected:
-        raise InputError(f"{folder}/{shard.file} is damaged: its index has another checksum")
+        raise InputError(f"{folder}/{shard.file} is damaged: its index does not match its checksum")
     offsets = np.frombuffer(index, dtype="<i8").astype(np.int64)
     # a comparison, because differences of malicious numbers could overflow
     rising = (offsets[1:] > offsets[:-1]).all()

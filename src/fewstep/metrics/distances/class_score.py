@@ -21,22 +21,22 @@ class ClassScore:
 
     def __init__(self) -> None:
         self.count = 0
-        self._certainty = 0.0  # sum of p log p
-        self._mass = torch.zeros((), dtype=torch.float64)  # sum of p, of each class
+        self._sum_p_log_p = 0.0
+        self._sum_p = torch.zeros((), dtype=torch.float64)  # of each class
 
     def update(self, logits: Float[Tensor, "n k"]) -> None:
         """Add the logits of a batch of any size; all batches must have the same classes."""
         log_p = logits.detach().cpu().double().log_softmax(1)
         p = log_p.exp()
         self.count += len(logits)
-        self._certainty += (p * log_p).sum().item()
-        self._mass = self._mass + p.sum(0)
+        self._sum_p_log_p += (p * log_p).sum().item()
+        self._sum_p = self._sum_p + p.sum(0)
 
     @property
     def value(self) -> float:
         """The score so far. Raises InputError if there are no images."""
         if self.count == 0:
             raise InputError("a class score needs at least one image; there are none")
-        mean = self._mass / self.count
-        divergence = self._certainty / self.count - torch.xlogy(mean, mean).sum().item()
+        mean = self._sum_p / self.count
+        divergence = self._sum_p_log_p / self.count - torch.xlogy(mean, mean).sum().item()
         return math.exp(max(divergence, 0.0))  # a negative value is rounding

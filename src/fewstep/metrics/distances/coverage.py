@@ -77,10 +77,10 @@ def _fraction_above_zero(counts: Int64[Tensor, " n"]) -> float:
     return (counts > 0).sum().item() / len(counts)
 
 
-def _radii(rows: Float[Tensor, "n d"], k: int, which: str) -> Float64[Tensor, " n"]:
+def _radii(rows: Float[Tensor, "n d"], k: int, set_name: str) -> Float64[Tensor, " n"]:
     """Each row's distance to its k-th nearest other row."""
     if len(rows) <= k:
-        raise InputError(f"k = {k} needs at least {k + 1} {which} rows, not {len(rows)}")
+        raise InputError(f"k = {k} needs at least {k + 1} {set_name} rows, not {len(rows)}")
     return nearest(rows, [rows], k=k, exclude=torch.arange(len(rows))).distances[:, -1]
 
 
@@ -88,18 +88,18 @@ def _counts(
     points: Float[Tensor, "n d"], centres: Float[Tensor, "m d"], radii: Float64[Tensor, " m"]
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " m"]]:
     """For each point the number of balls that contain it; for each ball that of its points."""
-    middle = centre_of(centres)
+    centre = centre_of(centres)
     by_point = torch.zeros(len(points), dtype=torch.int64)
     by_ball = torch.zeros(len(centres), dtype=torch.int64)
     for columns in (slice(start, start + TILE) for start in range(0, len(centres), TILE)):
-        ball, radius = Tile(centres[columns], middle), radii[columns]
+        ball, radius = Tile(centres[columns], centre), radii[columns]
         for rows in (slice(start, start + TILE) for start in range(0, len(points), TILE)):
-            point = Tile(points[rows], middle)
-            rough, error = squared_distances(point, ball)
-            rough -= radius.square()
-            inside = rough <= -error
+            point = Tile(points[rows], centre)
+            approximate, error = squared_distances(point, ball)
+            approximate -= radius.square()
+            inside = approximate <= -error
             # pairs within the rounding error are decided by their exact distance
-            i, j, exact = pair_distances(point, ball, (rough <= error) & ~inside)
+            i, j, exact = pair_distances(point, ball, (approximate <= error) & ~inside)
             inside[i, j] = exact <= radius[j]
             by_point[rows] += inside.sum(1)
             by_ball[columns] += inside.sum(0)

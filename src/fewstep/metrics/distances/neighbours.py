@@ -131,21 +131,25 @@ def _regroup(blocks: Iterable[Float[Tensor, "_ d"]]) -> Iterator[Float[Tensor, "
 def _candidates(
     query: Tile, reference: Tile, best: Nearest, own: Int64[Tensor, " n"] | None
 ) -> PairBatch:
-    """All pairs that may be among the k nearest, with the best pairs of earlier blocks."""
+    """All pairs of `query` and `reference` that may be among the k nearest.
+
+    `best` are the nearest rows of earlier blocks; `own` is the row that each query ignores.
+    """
     k, width = best.rows.shape[1], len(reference.rows)
     low, error = squared_distances(query, reference)
     low -= error
     if own is not None:
-        here = ((own >= 0) & (own < width)).nonzero()[:, 0]
-        low[here, own[here]] = torch.inf
+        in_block = ((own >= 0) & (own < width)).nonzero()[:, 0]
+        low[in_block, own[in_block]] = torch.inf
     bound = best.distances[:, -1].clone()
     if width >= k:
-        rough, at = low.topk(k, dim=1, largest=False)
-        # if the k approximately nearest may beat the best, the farthest of them is a bound
-        rival = rough[:, -1] < bound.square()
-        likely = torch.zeros_like(low, dtype=torch.bool).scatter_(1, at, True) & rival[:, None]
+        approximate, at = low.topk(k, dim=1, largest=False)
+        # if these k may be nearer than the best so far, the farthest of them is a bound
+        may_be_nearer = approximate[:, -1] < bound.square()
+        likely = torch.zeros_like(low, dtype=torch.bool).scatter_(1, at, True)
+        likely &= may_be_nearer[:, None]
         exact = pair_distances(query, reference, likely).distances
-        bound[rival] = bound[rival].minimum(exact.view(-1, k).amax(1))
+        bound[may_be_nearer] = bound[may_be_nearer].minimum(exact.view(-1, k).amax(1))
     mask = (low <= bound.square()[:, None]) & low.isfinite()
     return pair_distances(query, reference, mask)
 
