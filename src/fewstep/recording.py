@@ -102,8 +102,8 @@ def record(
 
     Row i has class i modulo the number of classes. `teacher` is the hash of the weights, which is
     stored as provenance. Under `torchrun` each process records its own shards, and rank 0 finishes
-    the store. `batch` is the largest number of rows between two yields, by default that of a tile;
-    it changes neither the store nor the speed.
+    the store. `batch` is the largest number of rows between two yields, by default that of a
+    `Tiles` tile; it changes neither the store nor the speed.
 
     Raises: InputError for a stochastic sampler, or a folder with other data.
     """

@@ -64,7 +64,7 @@ def test_fingerprint_sees_shape_pixels_labels_and_order():
 def test_a_flat_colour_stays_itself_at_any_size(value, h, w, size):
     images = ImageSet("a", torch.full((2, 1, h, w), value, dtype=torch.uint8))
     assert torch.equal(
-        images.resized(size).images, torch.full((2, 1, size, size), value, dtype=torch.uint8)
+        images.resize(size).images, torch.full((2, 1, size, size), value, dtype=torch.uint8)
     )
 
 
@@ -74,27 +74,27 @@ def test_resized_is_pillows_bicubic():
         np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).resize((7, 7), Image.BICUBIC))
         for image in images
     ]
-    resized = ImageSet("a", images).resized(7).images
+    resized = ImageSet("a", images).resize(7).images
     assert torch.equal(resized, torch.from_numpy(np.stack(expected)).permute(0, 3, 1, 2))
 
 
 def test_resized_is_antialiased():
     # the finest checkerboard: any sampler that skips pixels gives black and white again
     board = (torch.arange(32).reshape(-1, 1) + torch.arange(32)) % 2 * 255
-    small = ImageSet("a", board.to(torch.uint8).reshape(1, 1, 32, 32)).resized(8).images
+    small = ImageSet("a", board.to(torch.uint8).reshape(1, 1, 32, 32)).resize(8).images
     assert (small.double() - 127.5).abs().max() < 10
 
 
 def test_resized_keeps_the_middle_of_the_longer_side():
     images = torch.zeros(1, 1, 4, 12, dtype=torch.uint8)
     images[..., 4:8] = 200
-    assert ImageSet("a", images).resized(4).images.eq(200).all()
+    assert ImageSet("a", images).resize(4).images.eq(200).all()
 
 
 def test_resized_keeps_everything_else():
     images = ImageSet("a", random_images(2), torch.tensor([0, 1]), ("x", "y"), {"text": ("p", "q")})
-    small = images.resized(3)
-    assert images.resized(6) is images
+    small = images.resize(3)
+    assert images.resize(6) is images
     assert (small.name, small.class_names, small.columns) == ("a", ("x", "y"), images.columns)
     assert torch.equal(small.labels, images.labels)
     assert small.fingerprint != images.fingerprint

@@ -41,4 +41,4 @@ def load(
     images = read(split, **{key: value for key, value in arguments.items() if key in accepted})
     if not isinstance(images, ImageSet):
         raise InputError(f"{name} returned {type(images).__name__}, not a fewstep.data.ImageSet")
-    return images if size is None else images.resized(size)
+    return images if size is None else images.resize(size)

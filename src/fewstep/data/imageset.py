@@ -64,7 +64,7 @@ class ImageSet:
             digest.update(self.labels.numpy().astype("<i8").data)
         return digest.hexdigest()
 
-    def resized(self, size: int) -> "ImageSet":
+    def resize(self, size: int) -> "ImageSet":
         """The same set with its images resized to `size` x `size` pixels by `resize_to_square`.
 
         Pillow computes in integers, so that the pixels and their fingerprint are the same on every
