@@ -8,36 +8,48 @@ four-step sampler does; it leaves less noise at the later steps than the student
 """
 
 import argparse
+from dataclasses import dataclass
 
+from fewstep import Step
 from fewstep.cli.evaluate import show
 from fewstep.comparison import load_run, reference_images
 from fewstep.evaluation import Evaluator
 from fewstep.metrics import EvalProtocol
 
 
-def euler(walk, x_t, t, s):
-    x0 = walk.ask(x_t, t).x0
-    return (x0 if s is None else x_t + (t - s) / t * (x0 - x_t)), None
+@dataclass(frozen=True)
+class Euler(Step):
+    """Move the share (t − s)/t of the way to the predicted image."""
+
+    def weight(self, t, s):
+        return (t - s) / t
+
+    def __call__(self, context, x_t, t, s):
+        x0 = context.predict(x_t, t).x0
+        return (x0 if s is None else x_t + self.weight(t, s) * (x0 - x_t)), None
 
 
-def wrong(walk, x_t, t, s):
-    x0 = walk.ask(x_t, t).x0
-    return (x0 if s is None else x_t + (1 - s) * (x0 - x_t)), None
+@dataclass(frozen=True)
+class WrongEuler(Euler):
+    """Move the share 1 − s, whatever t is."""
+
+    def weight(self, t, s):
+        return 1 - s
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run")
     parser.add_argument("--samples", type=int, default=2000)
-    told = parser.parse_args()
-    run = load_run(told.run)
+    options = parser.parse_args()
+    run = load_run(options.run)
     generator = run.generator
     (steps,) = generator.grid.counts
-    protocol = EvalProtocol(told.samples, "classifier")
-    baseline = Evaluator(reference_images(run), protocol)
-    rules = [generator.with_sampler(step=step) for step in (generator.step, euler, wrong)]
-    scores = [baseline.score(rule, steps=steps) for rule in rules]
-    show((told.run, score) for score in scores)
+    protocol = EvalProtocol(options.samples, "classifier")
+    evaluator = Evaluator(reference_images(run), protocol)
+    rules = [generator.with_sampler(step=step) for step in (generator.step, Euler(), WrongEuler())]
+    scores = [evaluator.score(rule, steps=steps) for rule in rules]
+    show((options.run, score) for score in scores)
 
 
 if __name__ == "__main__":

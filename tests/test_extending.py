@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,7 @@ def test_saving_refuses_what_loading_could_not_build(package, tmp_path):
     process = importlib.import_module("my_package.process")
     backbone = importlib.import_module("my_package.backbone")
 
+    @dataclass(frozen=True)
     class Hidden(process.PowerFlow):
         """Not importable: it is local to a function."""
 
@@ -155,6 +157,19 @@ def test_saving_refuses_what_loading_could_not_build(package, tmp_path):
     with pytest.raises(InputError, match="builds another network from its config"):
         runs.save_generator(tmp_path / "m.safetensors", other, None, {})
     assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_a_class_without_its_decorator_is_named(package):
+    """A subclass of a dataclass is one itself only with the decorator: its fields would be lost."""
+
+    class Bare(importlib.import_module("my_package.process").PowerFlow):
+        speed: float = 1.0
+
+    backbone = importlib.import_module("my_package.backbone")
+    network = backbone.PlainConfig(width=8).build(shape=(1, 8, 8))
+    generator = Generator(Denoiser(network, Bare(), Velocity()), SampleSpec((1, 8, 8)))
+    with pytest.raises(InputError, match="the process Bare is no dataclass: write @dataclass"):
+        generator.describe()
 
 
 def test_what_cannot_be_resolved_says_why(package):

@@ -24,9 +24,14 @@ from fewstep.errors import InputError, did_you_mean
 
 def to_table(value: Any) -> Any:
     """A dataclass as nested dicts and lists, with the registered `name` of what has one."""
+    noun = getattr(value, "noun", None)
+    if noun is not None and "__dataclass_fields__" not in vars(type(value)):
+        name = type(value).__name__
+        raise InputError(
+            f"the {noun} {name} is no dataclass: write @dataclass(frozen=True) above it"
+        )
     if is_dataclass(value) and not isinstance(value, type):
         table = {field.name: to_table(getattr(value, field.name)) for field in fields(value)}
-        noun = getattr(value, "noun", None)
         return table if noun is None else {"name": plugins.name_of(noun, type(value)), **table}
     if isinstance(value, Mapping):
         return {key: to_table(inner) for key, inner in cast(Mapping[str, Any], value).items()}

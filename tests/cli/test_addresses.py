@@ -156,7 +156,10 @@ def test_it_is_compared_with_its_student_as_the_student_is_measured(
         (["sample", "{address}", "--weights", "raw", "-o", "x.png"], "raw weights need a run"),
         (["sample", "{address}", "--label", "1", "-o", "x.png"], "unconditional"),
         (["sample", "{address}x", "-o", "x.png"], "their-ddpmx"),
-        (["sample", "gopher:x", "-o", "x.png"], "'gopher' is not a known source; known: diffusers:"),
+        (
+            ["sample", "gopher:x", "-o", "x.png"],
+            "'gopher' is not a known source; known: diffusers:",
+        ),
         (["distill", "digits-regress", "teacher.load={address}"], "of 0 classes"),
     ],
 )
