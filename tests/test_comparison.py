@@ -64,7 +64,7 @@ def test_the_baseline_is_the_first_in_the_line_of_teachers():
 def test_a_baseline_may_be_named_by_name_or_address():
     entries = [loaded("first"), loaded("second")]
     assert find_baseline(entries, "second") is find_baseline(entries, "runs/second") is entries[1]
-    with pytest.raises(InputError, match="fist is none of the runs; did you mean first"):
+    with pytest.raises(InputError, match="fist is not one of the runs; did you mean first"):
         find_baseline(entries, "fist")
 
 
@@ -80,11 +80,11 @@ def test_runs_of_one_set_share_an_evaluator():
 
 def test_a_run_without_a_recipe_needs_the_name_of_a_set():
     assert reference_images(loaded("foreign"), "digits").shape == SHAPE
-    with pytest.raises(InputError, match="does not say what it was trained on"):
+    with pytest.raises(InputError, match="its training data are unknown"):
         reference_images(loaded("foreign"))
     settings = (recipe(), recipe(size=16))
     entries = [loaded(str(i), by) for i, by in enumerate(settings)]
-    with pytest.raises(InputError, match="does not say what it was trained on"):
+    with pytest.raises(InputError, match="its training data are unknown"):
         make_evaluators([*entries, loaded("foreign")], PROTOCOL)
 
 

@@ -60,8 +60,8 @@ from fewstep.errors import InputError
 if sys.argv[1] == "absent" and os.environ["RANK"] == "1":
     os._exit(3)
 try:
-    patience = timedelta(seconds=4 if sys.argv[1] == "absent" else 100)
-    rank, ranks = distributed.world(patience=patience)
+    timeout = timedelta(seconds=4 if sys.argv[1] == "absent" else 100)
+    rank, ranks = distributed.world(timeout=timeout)
     distributed.wait()  # all have started
     if rank == 1:
         os._exit(3)
@@ -94,7 +94,7 @@ def told_by_the_first_of_two(script, how):
 
 def test_a_process_that_has_ended_is_one_line_for_those_that_wait(tmp_path):
     out = told_by_the_first_of_two(tmp_path / "wait.py", "ended")
-    assert out == "told: another process has ended early; the same command resumes\n"
+    assert out == "told: another process has exited early; run the same command again to resume\n"
 
 
 def test_a_process_that_never_started_is_one_line_for_the_others(tmp_path):

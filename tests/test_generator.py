@@ -29,7 +29,7 @@ def test_it_samples_as_sample_does():
 def test_a_count_it_was_not_made_for_takes_the_nearest_and_says_so():
     model, noise = exact(Flow(), Velocity()), torch.randn(3, 2)
     generator = Generator(model, SampleSpec((2,)), grid=FixedGrid(((1.0,), (1.0, 0.7, 0.4, 0.2))))
-    with pytest.warns(UserWarning, match="for 1, 4 steps, not 3: using 4"):
+    with pytest.warns(UserWarning, match="supports 1, 4 steps, not 3; it now takes 4"):
         images = generator(noise, steps=3)
     assert torch.equal(images, generator(noise, steps=4))
 

@@ -150,7 +150,7 @@ def test_a_stochastic_teacher_is_refused_with_the_reason(tmp_path):
         recorded(images(step=Ancestral()), tmp_path / "p")
     with pytest.raises(InputError, match="0 pairs"):
         recorded(images(), tmp_path / "p", count=0)
-    with pytest.raises(InputError, match="seed -1: take one from 0 to"):
+    with pytest.raises(InputError, match="seed -1 is out of range; choose one from 0 to"):
         recorded(images(), tmp_path / "p", seed=-1)
 
 
@@ -193,7 +193,7 @@ def test_images_are_kept_as_asked(tmp_path, codec, bits, error):
         ({"codec": "int8:lots"}, "write int8, or int8:99.5"),
         ({"batch": 0}, "batches of 0"),
         ({"steps": 0}, "pairs of 0 steps"),
-        ({"seed": 1 << 30}, "seed 1073741824: take one from 0 to 1073741823"),
+        ({"seed": 1 << 30}, "seed 1073741824 is out of range; choose one from 0 to 1073741823"),
     ],
 )
 def test_what_cannot_be_recorded_is_told(tmp_path, change, message):

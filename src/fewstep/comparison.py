@@ -34,16 +34,16 @@ def no_bar(description: str, total: int) -> AbstractContextManager[Callable[[int
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A generator, and what its address and weights file say about it."""
+    """A generator with its name, address, recipe and training step."""
 
     name: str
     address: str
     """Run folder, weights file or `diffusers:...`."""
     generator: Generator
     recipe: Recipe | None
-    """None if the weights do not hold one, as in checkpoints of other projects."""
+    """None if the weights file contains no recipe, as in checkpoints of other projects."""
     step: int | None
-    """Training step of the weights, if it is not the run's last."""
+    """Training step of the weights; None for the last step of the run."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Exhibit:
     generator: Generator
     """With averaged weights."""
     scores: Sequence[Score]
-    """Of any step counts and samplers; if empty, the report shows only pictures."""
+    """Scores at any step counts and samplers; if empty, the report shows only pictures."""
     recipe: Recipe | None
-    """None if the weights do not hold one."""
+    """None if the weights file contains no recipe."""
     progress: Sequence[Mapping[str, Any]]
-    """Lines of progress.jsonl."""
+    """The logged lines of progress.jsonl."""
     commands: Sequence[str]
     """Shell commands that reproduce it."""
     baseline: bool = False
@@ -75,7 +75,7 @@ class Comparison:
     title: str
     exhibits: Sequence[Exhibit]
     evaluator: Evaluator | None
-    """What all runs were measured by; None if they have different reference sets."""
+    """The evaluator that measured all runs; None if they have different reference sets."""
 
 
 def compare(
@@ -88,13 +88,14 @@ def compare(
     baseline: str | None = None,
     bar: ProgressBar = no_bar,
 ) -> Comparison:
-    """Score each run at each number of `steps`, or at the nearest that the run was made for.
+    """Score each run at each step count of `steps`, or at the nearest that the run supports.
 
     Scores in a run's folder that were measured by the same protocol are used again. `data_name`
-    is the reference set; by default the set that each run was trained on. `baseline` names one
-    of the runs; see `find_baseline` for the default.
+    names the reference set; by default it is the set that each run was trained on. `baseline` names
+    one of the runs; see `find_baseline` for the default.
 
-    Raises: InputError if a run is missing or given twice, or the runs make different images.
+    Raises: InputError if a run is missing or is listed twice, or if the runs generate images of
+    different shapes or classes.
     """
     loaded = load_runs(addresses, weights=weights)
     reference = find_baseline(loaded, baseline)
@@ -105,14 +106,14 @@ def compare(
         scores = [measure(evaluator, run.generator, run.address, n, bar=bar) for n in counts]
         exhibits.append(make_exhibit(run, scores, baseline=run is reference))
     names = dict.fromkeys(evaluator.images.name for evaluator in evaluators)
-    what = f"{len(loaded)} runs" if len(loaded) > 1 else loaded[0].name
-    same = all(evaluator is evaluators[0] for evaluator in evaluators)
-    title = f"{what} against {', '.join(names)}"
-    return Comparison(title, exhibits, evaluators[0] if same else None)
+    run_text = f"{len(loaded)} runs" if len(loaded) > 1 else loaded[0].name
+    one_evaluator = all(evaluator is evaluators[0] for evaluator in evaluators)
+    title = f"{run_text} against {', '.join(names)}"
+    return Comparison(title, exhibits, evaluators[0] if one_evaluator else None)
 
 
 def load_run(address: str | Path, *, name: str = "", weights: Weights = "ema") -> LoadedRun:
-    """Load a run with its recipe; by default it is named like its folder or file."""
+    """Load a run with its recipe. By default its name is that of its folder or file."""
     generator = runs.load(address, weights=weights)
     note = runs.describe(address, weights=weights)
     name = name or Path(address).resolve().name
@@ -125,38 +126,45 @@ def load_run(address: str | Path, *, name: str = "", weights: Weights = "ema") -
 def load_runs(addresses: Sequence[str], *, weights: Weights = "ema") -> list[LoadedRun]:
     """Load runs under unique names onto the device that fewstep uses.
 
-    Raises: InputError if there are none, one is given twice, or they make different images.
+    Raises: InputError if there are none, if one is listed twice, or if they generate images of
+    different shapes or classes.
     """
     if not addresses:
         raise InputError("compare needs runs: fewstep compare RUN RUN ...")
     if len({Path(address).resolve() for address in addresses}) < len(addresses):
-        raise InputError("a run is named twice; compare each once")
-    short = [Path(address).resolve().name for address in addresses]
+        raise InputError(f"a run is named twice in {', '.join(addresses)}; name each run once")
+    short_names = [Path(address).resolve().name for address in addresses]
     loaded: list[LoadedRun] = []
-    for address, name in zip(addresses, short, strict=True):
-        unique = name if short.count(name) == 1 else address
-        loaded.append(load_run(address, name=unique, weights=weights))
+    for address, name in zip(addresses, short_names, strict=True):
+        unique_name = name if short_names.count(name) == 1 else address
+        loaded.append(load_run(address, name=unique_name, weights=weights))
         loaded[-1].generator.to(device())
     kinds = {(run.generator.spec.shape, run.generator.spec.classes) for run in loaded}
     if len(kinds) > 1:
-        shapes = "; ".join(f"{run.name}: {run.generator.spec.shape}" for run in loaded)
-        raise InputError(f"these runs make different things ({shapes}); compare one kind at a time")
+        shapes = "; ".join(
+            f"{run.name}: {run.generator.spec.shape}, {run.generator.spec.classes} classes"
+            for run in loaded
+        )
+        raise InputError(
+            f"these runs generate images of different shapes or classes ({shapes}); compare only "
+            "runs of the same shape and classes"
+        )
     return loaded
 
 
 def find_baseline(loaded: Sequence[LoadedRun], name: str | None = None) -> LoadedRun | None:
     """The run that the others are compared with.
 
-    It is the one called `name`; by default the first that is another's teacher and whose own
-    teacher is not among the runs. None if there is no such run.
+    It is the run with this `name`. By default it is the first run that is the teacher of another
+    one and whose own teacher is not among the runs; None if there is no such run.
     """
     if name is not None:
         for run in loaded:
-            same = Path(name).resolve() == Path(run.address).resolve()
-            if same or name in (run.name, Path(run.address).name):
+            same_path = Path(name).resolve() == Path(run.address).resolve()
+            if same_path or name in (run.name, Path(run.address).name):
                 return run
         hint = did_you_mean(name, [run.name for run in loaded])
-        raise InputError(f"--baseline {name} is none of the runs{hint}")
+        raise InputError(f"--baseline {name} is not one of the runs{hint}")
     teachers = {
         run.name: Path(run.recipe.teacher.load).resolve()
         for run in loaded
@@ -171,16 +179,18 @@ def find_baseline(loaded: Sequence[LoadedRun], name: str | None = None) -> Loade
 
 
 def reference_images(run: LoadedRun, name: str | None = None) -> ImageSet:
-    """The real images to measure `run` against: the set called `name`, resized to the size of the
-    run's images, or the set that the run was trained on.
+    """The real images to measure `run` against.
 
-    Raises: InputError if there is no `name` and the run has no recipe.
+    They are the data set `name`, resized to the size of the run's images; without a `name`, the set
+    that the run was trained on. Raises InputError if `name` is None and the run has no recipe.
     """
     if name:
         shape = run.generator.spec.shape
         return data.load(name, size=shape[-1] if len(shape) == 3 else None)
     if run.recipe is None:
-        raise InputError(f"{run.address} does not say what it was trained on; give --data NAME")
+        raise InputError(
+            f"{run.address} contains no recipe, so its training data are unknown; give --data NAME"
+        )
     return read_data(run.recipe)
 
 
@@ -191,17 +201,18 @@ def make_evaluators(
     *,
     bar: ProgressBar = no_bar,
 ) -> list[Evaluator]:
-    """The evaluator of each run, the same object for runs with the same reference set.
+    """The evaluator of each run; runs with the same reference set share one evaluator.
 
-    A run without a recipe is measured against the set of the others, if they share one.
+    A run without a recipe is measured against the reference set of the other runs, if they all
+    have the same one.
     """
     by_fingerprint: dict[str, Evaluator] = {}
     by_key: dict[object, Evaluator] = {}  # each set is read once, however many runs share it
     evaluators: list[Evaluator] = []
     with_recipe = {_data_key(run.recipe): run for run in loaded if run.recipe}
     for run in loaded:
-        shares = run.recipe is None and len(with_recipe) == 1
-        source = next(iter(with_recipe.values())) if shares else run
+        uses_others_set = run.recipe is None and len(with_recipe) == 1
+        source = next(iter(with_recipe.values())) if uses_others_set else run
         key = data_name or (source.recipe and _data_key(source.recipe))
         if key not in by_key:
             images = reference_images(source, data_name)
@@ -215,8 +226,8 @@ def make_evaluators(
 
 def _data_key(recipe: Recipe) -> tuple[object, ...]:
     """The settings that determine which images a recipe is measured against."""
-    d = recipe.data
-    return d.name, d.split, d.size, d.path
+    config = recipe.data
+    return config.name, config.split, config.size, config.path
 
 
 def prepare(evaluator: Evaluator, *, bar: ProgressBar = no_bar) -> Evaluator:
@@ -235,7 +246,7 @@ def measure(
     seed: int = 0,
     bar: ProgressBar = no_bar,
 ) -> Score:
-    """The generator's score from the run folder at `address`, or measured and saved there."""
+    """The generator's score: read from the run folder at `address`, else measured and saved there."""
     cached = cached_score(address, evaluator, generator, steps=steps, seed=seed)
     if cached:
         return cached

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-NO_LABEL = -1  # of rows without a class
+NO_LABEL = -1  # label of a row without a class
 
 
 @dataclass(frozen=True)

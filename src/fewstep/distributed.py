@@ -1,7 +1,7 @@
 """Data parallelism under `torchrun`: ranks, devices, and sums over all processes.
 
-Networks are not wrapped. The trainer adds up the gradients of a player once per turn, after its
-last micro-batch.
+Networks are not wrapped in DistributedDataParallel. The trainer sums the gradients of a player over
+all ranks once per turn, after its last micro-batch.
 """
 
 import os
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from fewstep.errors import InputError
 
 
-def world(*, patience: timedelta | None = None) -> tuple[int, int]:
-    """Rank and size of the process group, which is started on first use; (0, 1) without `torchrun`.
+def world(*, timeout: timedelta | None = None) -> tuple[int, int]:
+    """Rank and size of the process group; (0, 1) without `torchrun`.
 
-    `patience` limits the wait for the other processes; by default torch's limit. Raises InputError
-    if they do not all start.
+    The first call starts the group and waits for the other processes up to `timeout`, by default
+    torch's. Raises InputError if they do not all start.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -33,7 +33,7 @@ def world(*, patience: timedelta | None = None) -> tuple[int, int]:
             torch.cuda.set_device(device())
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         try:
-            dist.init_process_group(backend, timeout=patience)
+            dist.init_process_group(backend, timeout=timeout)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise InputError(f"the {size} processes did not all start: {reason}") from None
@@ -47,7 +47,8 @@ def device() -> torch.device:
     number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number >= count:
         raise InputError(
-            f"process {number} of this machine has no GPU: start at most {count} processes"
+            f"process {number} has no GPU: this machine has {count}, so start at most {count} "
+            "processes on it"
         )
     return torch.device("cuda", number)
 
@@ -56,8 +57,8 @@ def hardware(device: torch.device) -> str:
     """Description of `device`: name and memory of the GPU, or threads and model of the CPU."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        each = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-        return each if world()[1] == 1 else f"{world()[1]} x {each}"
+        gpu = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        return gpu if world()[1] == 1 else f"{world()[1]} x {gpu}"
     model = re.search(r"model name\s*: (.*)", _text(Path("/proc/cpuinfo")))
     threads = world()[1] * torch.get_num_threads()
     return (
@@ -66,9 +67,9 @@ def hardware(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest memory in use since `reset_peak_memory`, in MiB: tensors on a GPU, else this process.
+    """Peak memory since `reset_peak_memory`, in MiB; 0 if the system does not report it.
 
-    0 if the system does not report it.
+    On a GPU this is the memory of the tensors, on a CPU that of this process.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) >> 20
@@ -95,16 +96,21 @@ def first_rank() -> bool:
 
 
 def wait() -> None:
-    """Wait until all ranks call this. Raises InputError if one of them has ended before."""
+    """Wait until all ranks have called this. Raises InputError if one of them has exited."""
     if world()[1] > 1:
         try:
             dist.barrier()
         except RuntimeError:
-            raise InputError("another process has ended early; the same command resumes") from None
+            raise InputError(
+                "another process has exited early; run the same command again to resume"
+            ) from None
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up the gradients of all ranks in place; each rank has already weighted its share."""
+    """Sum the gradients over all ranks, in place.
+
+    Each rank has already weighted its gradients by its fraction of the global batch.
+    """
     if world()[1] == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]

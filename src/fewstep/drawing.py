@@ -1,4 +1,4 @@
-"""Draw images from a generator by row number: a row is the same for every batch size."""
+"""Generate images by row number: the image of a row does not depend on the batch size."""
 
 from collections.abc import Iterator, Sequence
 
@@ -40,11 +40,11 @@ def start_noise(
     batch: int,
     labels: Sequence[int] | None = None,
 ) -> Iterator[tuple[range, Tensor, Condition | None]]:
-    """Yield row numbers, starting noise (b, *shape) and classes, batch by batch."""
+    """Yield (row numbers, starting noise (b, *shape), classes) for each batch; see `generate`."""
     if count < 1 or seed < 0:
         raise InputError(
-            f"cannot draw {count} images from seed {seed}: give a count of at least 1 and a seed "
-            "of at least 0"
+            f"cannot generate {count} images from seed {seed}: give a count of at least 1 and a "
+            "seed of at least 0"
         )
     for first in range(0, count, batch):
         rows = range(first, min(first + batch, count))
@@ -59,7 +59,7 @@ def seeds(seed: int, rows: range, *, first: int = 0) -> list[int]:
     Raises: InputError for a seed outside 0 … 2³⁰ − 1; larger ones are reserved for recording.
     """
     if not 0 <= seed < 1 << 30:
-        raise InputError(f"seed {seed}: take one from 0 to {(1 << 30) - 1}")
+        raise InputError(f"seed {seed} is out of range; choose one from 0 to {(1 << 30) - 1}")
     return [first + (seed << 32) + row for row in rows]
 
 
@@ -70,7 +70,10 @@ def class_labels(
     *,
     labels: Sequence[int] | None = None,
 ) -> Condition | None:
-    """The class of each row: `labels` in turn, or all classes in turn; None if there are none."""
+    """The class of each row: `labels[row % len(labels)]`, by default with all classes as labels.
+
+    None if there are no classes.
+    """
     labels = labels or range(classes)
     if not labels:
         return None

@@ -1,4 +1,4 @@
-"""The exception for everything that a user can mend.
+"""The exception for errors that the user can correct.
 
 A wrong recipe key, a missing data set or a damaged file raises `InputError`. The command line
 prints its message in one line and exits with 2. Any other exception is a bug of fewstep.
@@ -9,13 +9,13 @@ from difflib import get_close_matches
 
 
 class InputError(ValueError):
-    """The input cannot be used. The message says what is wrong, what is allowed and what to do."""
+    """Raised for unusable input. Its message says what is wrong, what is allowed and what to do."""
 
 
 def did_you_mean(word: str, choices: Iterable[str], *, prefix: str = "") -> str:
     """The end of an error message, "; did you mean X?", or "" if no choice is similar.
 
-    `prefix` stands before the choice in the message, and is not compared.
+    `prefix` is put before the choice in the message and is not part of the comparison.
     """
     near = get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"; did you mean {prefix}{near[0]}?" if near else ""

@@ -1,4 +1,4 @@
-"""Measure generators: scores against real images, evaluations, time, parameters, straightness."""
+"""Measure generators: score, network evaluations, time per image, parameters, straightness."""
 
 import statistics
 import time
@@ -30,7 +30,7 @@ from fewstep.scores import Score, score_from
 class Evaluator:
     """Scores any number of generators against one set of real images, by one protocol.
 
-    Raises: InputError if the protocol's extractor or measures cannot be made for these images.
+    Raises: InputError if the protocol's extractor or measures cannot be used with these images.
     """
 
     def __init__(self, images: ImageSet, protocol: EvalProtocol) -> None:
@@ -60,8 +60,11 @@ class Evaluator:
 
     @cached_property
     def labels(self) -> list[int] | None:
-        """The set's own labels, shuffled, to request its class frequencies. None if the set has no
-        labels, or its classes are equally frequent to within a tenth."""
+        """The labels of the real images, shuffled, so that samples have the same class frequencies.
+
+        None if the set has no labels, or if its rarest class has more than 0.9 times as many images
+        as its most frequent one; samples then take the classes in turn.
+        """
         labels = self.images.labels
         if labels is None:
             return None
@@ -78,28 +81,34 @@ class Evaluator:
 
     @property
     def protocol_key(self) -> tuple[object, ...]:
-        """`Score.protocol` of its scores."""
-        x = self.extractor
-        return self.protocol.samples, x.name, x.hash, x.resize, self.reference_name
+        """The `Score.protocol` of the scores that this evaluator measures."""
+        extractor = self.extractor
+        return (
+            self.protocol.samples,
+            extractor.name,
+            extractor.hash,
+            extractor.resize,
+            self.reference_name,
+        )
 
     def score(self, generator: Generator, *, steps: int, seed: int = 0, batch: int = 500) -> Score:
         """Score a generator at `steps` sampling steps.
 
-        Conditional samples take the classes in turn, or as often as the set has them if its
-        classes are not equally frequent.
+        Class-conditional samples take the classes in turn, or with the frequencies of the real
+        images if `labels` is not None.
 
-        Raises: InputError if the generator makes images of another shape.
+        Raises: InputError if the generator's images have another shape than the real ones.
         """
         return exhaust(self.iter_score(generator, steps=steps, seed=seed, batch=batch))
 
     def iter_score(
         self, generator: Generator, *, steps: int, seed: int = 0, batch: int = 500
     ) -> Pull[int, None, Score]:
-        """As `score`; yields the number of samples done so far."""
+        """Like `score`, but yields the number of samples done so far and returns the score."""
         if generator.spec.shape != self.images.shape:
             raise InputError(
-                f"the generator makes {generator.spec.shape}, but the reference set "
-                f"{self.images.name} has {self.images.shape}"
+                f"the generator's images have shape {generator.spec.shape}, but those of the "
+                f"reference set {self.images.name} have {self.images.shape}"
             )
         samples, classes = self.protocol.samples, generator.spec.classes
         own = self.labels if classes == self.images.classes else None
@@ -162,7 +171,7 @@ def exhaust(work: Pull[int, None, Result], update: Callable[[int], object] | Non
 def straightness(
     generator: Generator, *, samples: int = 500, steps: int = 32, seed: int = 0
 ) -> float:
-    """How much the paths from noise to image differ from straight lines; 0 for straight lines.
+    """How far the paths from noise to image are from straight lines; 0 if they are straight.
 
         S = ∫ E|velocity − (x_1 − x_0)|² dt / E|x_1 − x_0|²
 
@@ -188,15 +197,18 @@ def straightness(
 
 @torch.inference_mode()
 def count_evaluations(generator: Generator, steps: int) -> int:
-    """The number of network evaluations per image, counted on one image; guidance counts twice."""
+    """The number of network evaluations per image, counted on one image.
+
+    An evaluation with classifier-free guidance counts twice.
+    """
     backbone = generator.denoiser.backbone
-    each = 1
+    evaluations_per_call = 1
     if isinstance(backbone, Guided):
-        backbone, each = backbone.backbone, 2
+        backbone, evaluations_per_call = backbone.backbone, 2
     calls = [0]
 
     def count(*_: Any) -> None:
-        calls[0] += each
+        calls[0] += evaluations_per_call
 
     handles = [trunk.register_forward_pre_hook(count) for trunk in backbone.trunks]
     try:
@@ -209,7 +221,7 @@ def count_evaluations(generator: Generator, steps: int) -> int:
 
 @torch.inference_mode()
 def seconds_per_image(generator: Generator, steps: int, *, repeats: int = 9) -> float:
-    """The median time of one image at batch size 1, after a warm-up."""
+    """The median time in seconds to generate one image at batch size 1, after a warm-up."""
     _one_image(generator, steps)
     times: list[float] = []
     for _ in range(repeats):
@@ -232,10 +244,10 @@ def count_parameters(module: nn.Module) -> int:
 def cached_score(
     address: str | Path, evaluator: Evaluator, generator: Generator, *, steps: int, seed: int
 ) -> Score | None:
-    """The saved score of the same weights, sampler and protocol in a run folder; None without one.
+    """The latest score in a run folder with the same weights, sampler, protocol, steps and seed.
 
-    A score that lacks an extra measure of the protocol is not used.
-    The time per image is measured again on this machine.
+    None if there is none, or if it lacks an extra measure of the protocol. The time per image is
+    measured again on this machine.
     """
     if not Path(address).is_dir():
         return None
@@ -244,8 +256,8 @@ def cached_score(
         if line.get("version") != metrics.VERSION or "score" not in line:
             continue
         score = score_from(line["score"])
-        lacks = {m.key for m in evaluator.extra} - {e.measure.key for e in score.measures.extra}
-        if (score.weights, *score.protocol, score.steps, score.seed) == key and not lacks:
+        missing = {m.key for m in evaluator.extra} - {e.measure.key for e in score.measures.extra}
+        if (score.weights, *score.protocol, score.steps, score.seed) == key and not missing:
             device, seconds = hardware(generator.device), seconds_per_image(generator, steps)
             return replace(score, device=device, seconds_per_image=seconds)
     return None

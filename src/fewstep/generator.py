@@ -1,4 +1,4 @@
-"""`Generator`: a denoiser with its sampler. Runs produce it and `load` returns it."""
+"""`Generator`: a denoiser with its sampler. A run trains one, and `load` returns it."""
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -32,10 +32,10 @@ class SampleSpec:
 
 
 class Generator(nn.Module):
-    """Generates images from noise: `denoiser`, sampled by `step` at the times of `grid`.
+    """Generates images from noise by sampling `denoiser` with `step` at the times of `grid`.
 
-    Few-step students are trained for certain numbers of steps, `grid.counts`. With another number
-    the nearest of these is used, with a warning.
+    Few-step students are trained for certain step counts, `grid.counts`. For any other count,
+    `forward` uses the nearest of these and warns.
     """
 
     def __init__(
@@ -62,7 +62,8 @@ class Generator(nn.Module):
     ) -> Tensor:
         """Images (b, *shape), about [-1, 1], from standard normal `noise` (b, *shape).
 
-        `seed` is for samplers that draw noise: one seed for each row, or that of the first row.
+        `seed` is for samplers that add noise: one seed for each row, or the seed of the first row,
+        from which the others count up.
         Raises InputError for fewer than 1 step, noise of another shape, or a label out of range.
         """
         self._check(noise, cond)
@@ -97,12 +98,14 @@ class Generator(nn.Module):
         nearest = min(counts, key=lambda count: abs(count - steps))
         if not quietly:
             trained = ", ".join(map(str, counts))
-            message = f"this generator is for {trained} steps, not {steps}: using {nearest}"
+            message = (
+                f"this generator supports {trained} steps, not {steps}; it now takes {nearest}"
+            )
             warnings.warn(message, stacklevel=3)
         return nearest
 
     def check_labels(self, label: Tensor) -> None:
-        """Raise InputError for labels outside the classes; -1, no class, is always allowed."""
+        """Raise InputError for a label that is not a class number or -1, which means no class."""
         classes = self.spec.classes
         if not classes:
             raise InputError("this generator is unconditional: leave out the label")
@@ -116,11 +119,11 @@ class Generator(nn.Module):
     def with_sampler(self, *, grid: Grid | None = None, step: Step | None = None) -> "Generator":
         """The same denoiser with another grid or step, or both.
 
-        A new step keeps the grid, but not one that suits only the old step (a circuit's ring):
-        then the default is a uniform grid.
+        A new step keeps the current grid, unless that grid suits only the old step, as with a
+        circuit's `Ring`: then the default is a uniform grid.
         """
-        changes = step is not None and type(step) is not type(self.step)
-        default = UniformGrid() if changes and self.step.own_grid else self.grid
+        step_changes = step is not None and type(step) is not type(self.step)
+        default = UniformGrid() if step_changes and self.step.own_grid else self.grid
         return Generator(self.denoiser, self.spec, grid=grid or default, step=step or self.step)
 
     def with_guidance(self, weight: float) -> "Generator":
@@ -134,10 +137,10 @@ class Generator(nn.Module):
         return Generator(guided, self.spec, grid=self.grid, step=self.step)
 
     def describe(self) -> dict[str, Any]:
-        """Everything but the weights, as JSON; `from_description` builds it again.
+        """Everything but the weights, as JSON values; `from_description` builds a generator of it.
 
         Classes from outside this package are named by their address, `package.module:Class`, and
-        `packages` holds the versions of their packages.
+        `packages` contains the versions of their packages.
         """
         backbone = self.denoiser.backbone
         description = {
@@ -174,19 +177,19 @@ class _Description:
 def from_description(
     description: dict[str, Any], *, allow_code: Collection[str] | None = None
 ) -> Generator:
-    """A generator with untrained weights, from what `Generator.describe` returned.
+    """A generator with untrained weights, built from the result of `Generator.describe`.
 
     `allow_code` lists the modules that addresses in the description may import; None allows all.
     Raises InputError for a description that names unknown or forbidden classes.
     """
-    read = tables.from_table(_Description, description, "generator", allow_code=allow_code)
-    backbone = read.backbone.build(shape=read.spec.shape, classes=read.spec.classes)
+    fields = tables.from_table(_Description, description, "generator", allow_code=allow_code)
+    backbone = fields.backbone.build(shape=fields.spec.shape, classes=fields.spec.classes)
     denoiser = Denoiser(
         backbone,
-        read.process,
-        read.parametrization,
-        is_flow_map=read.is_flow_map,
-        span=read.span,
+        fields.process,
+        fields.parametrization,
+        is_flow_map=fields.is_flow_map,
+        span=fields.span,
     )
-    generator = Generator(denoiser, read.spec, grid=read.grid, step=read.step)
-    return generator if read.guidance == 1.0 else generator.with_guidance(read.guidance)
+    generator = Generator(denoiser, fields.spec, grid=fields.grid, step=fields.step)
+    return generator if fields.guidance == 1.0 else generator.with_guidance(fields.guidance)

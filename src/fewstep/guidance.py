@@ -1,4 +1,4 @@
-"""Classifier-free guidance as a wrapper of a backbone.  Ho and Salimans 2022, arXiv:2207.12598."""
+"""Classifier-free guidance as a wrapper around a backbone. Ho and Salimans 2022, arXiv:2207.12598."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ class Guided(Backbone):
     """weight·output(cond) + (1 − weight)·output(null); a weight of 1 means no guidance.
 
     The weights sum to one, so the same formula holds for x0, eps and velocity, which are affine in
-    the output. Without a condition the output is not guided.
+    the output. Without a condition the output is that of the plain backbone.
     """
 
     def __init__(self, backbone: Backbone, weight: float) -> None:
@@ -48,7 +48,7 @@ class Guided(Backbone):
 
 
 def unguided(backbone: Backbone) -> Backbone:
-    """The network inside a `Guided`; any other backbone is returned as it is."""
+    """The network inside a `Guided`; any other backbone is returned unchanged."""
     return backbone.backbone if isinstance(backbone, Guided) else backbone
 
 

@@ -1,4 +1,4 @@
-"""Distances of images or states, which methods share; each returns one number per row."""
+"""Distances between images or states, for the losses of methods; each returns one value per row."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Rows = Float[Tensor, " b"]
 
 
 def squared_error(a: Float[Tensor, "b ..."], b: Float[Tensor, "b ..."]) -> Rows:
-    """The mean square difference (b,) of each row."""
+    """The mean squared difference (b,) of each row."""
     return (a - b).square().flatten(1).mean(1)
 
 
@@ -29,15 +29,15 @@ class Distance(ABC):
 
     @abstractmethod
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """The distances (b,) between `a` and `b`, both (b, ...); `a` takes the gradient."""
+        """The distances (b,) between `a` and `b`, both (b, ...). Differentiable in `a`."""
 
 
 class PointDistance(Distance):
-    """Base class of distances of any tensors: images, velocities, states of a sample."""
+    """Base class of distances between any tensors: images, velocities, states of a sampler."""
 
 
 class ImageDistance(Distance):
-    """Base class of distances by the features of a network, which takes images in [-1, 1] only."""
+    """Base class of distances between the features that a network computes of images in [-1, 1]."""
 
     @property
     @abstractmethod
@@ -47,7 +47,7 @@ class ImageDistance(Distance):
 
 @dataclass(frozen=True)
 class SquaredError(PointDistance):
-    """The mean square difference."""
+    """The mean squared difference."""
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         return squared_error(a, b)
@@ -69,18 +69,19 @@ class PseudoHuber(PointDistance):
     """
 
     c: float = 0.00054
-    """Where the distance turns from square to linear, in units of √(elements of a row)."""
+    """Difference at which the distance changes from quadratic to linear, in units of √(elements of
+    a row)."""
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         square = (a - b).square().flatten(1).sum(1)
-        width = self.c * a[0].numel() ** 0.5
+        c = self.c * a[0].numel() ** 0.5
         # the norm has an infinite gradient at 0; a floor below any real error keeps it finite
-        return torch.sqrt(square + max(width, 1e-8) ** 2) - width
+        return torch.sqrt(square + max(c, 1e-8) ** 2) - c
 
 
 @dataclass(frozen=True)
 class Lpips(ImageDistance):
-    """LPIPS, a perceptual distance of images, plus `mse` times the mean square difference.
+    """LPIPS, a perceptual distance between images, plus `mse` times the mean squared difference.
 
     Zhang et al. 2018, arXiv:1801.03924.
     """
@@ -88,9 +89,10 @@ class Lpips(ImageDistance):
     trunk: Literal["squeeze", "alex", "vgg"] = "squeeze"
     """Network whose features are compared; its weights are read from $FEWSTEP_HOME/weights."""
     size: int | None = None
-    """Side to which images are resized first; published: 64 or 224 for images of 32 pixels."""
+    """Side in pixels to which images are resized first. Published for 32-pixel images: 64 or
+    224."""
     mse: float = 0.0
-    """Weight of the mean square difference beside it."""
+    """Weight of the mean squared difference that is added to LPIPS."""
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         lpips = _lpips(self.trunk, self.size, str(a.device))
@@ -104,7 +106,7 @@ class Lpips(ImageDistance):
 
 @dataclass(frozen=True)
 class Features(ImageDistance):
-    """A perceptual distance like LPIPS with equal weights, by the features of any extractor.
+    """A perceptual distance like LPIPS, but on the features of any extractor, all weighted equally.
 
     It needs no LPIPS weights: the extractor may be a classifier trained on the run's own images.
     """
@@ -112,9 +114,9 @@ class Features(ImageDistance):
     extractor: str = "classifier"
     """classifier, squeezenet, resnet56-cifar10, inception or dinov2."""
     weights: str | None = None
-    """File of the classifier; None: the one of the recipe's images."""
+    """Weights file of the classifier; None means the classifier of the recipe's images."""
     mse: float = 0.0
-    """Weight of the mean square difference beside it."""
+    """Weight of the mean squared difference that is added to the feature distance."""
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         distance = metrics.FeatureDistance(self._maps)
@@ -130,9 +132,9 @@ class Features(ImageDistance):
 
 
 def bind_classifier(config: Any, classifier: Callable[[], Path]) -> Any:
-    """Set the file of a method config's `Features` losses that use a classifier and name no file.
+    """Set `weights` of each `Features` loss in a method's config that lacks its classifier's file.
 
-    `classifier()` returns the file; it is called only if there is such a loss.
+    `classifier()` returns the weights file; it is called only if there is such a loss.
     """
     for field in fields(config) if is_dataclass(config) else ():
         loss = getattr(config, field.name)
@@ -168,5 +170,8 @@ def _features(extractor: str, weights: str | None) -> metrics.Extractor:
     if extractor != "classifier":
         return metrics.make_extractor(extractor)
     if weights is None:
-        raise InputError("a features loss with a classifier needs weights: the classifier's file")
+        raise InputError(
+            'the distance "features" with extractor = "classifier" has no weights; set weights to '
+            "the classifier's file"
+        )
     return metrics.read_classifier(Path(weights))

@@ -111,7 +111,7 @@ def record(
     if batch is not None and batch < 1:
         raise InputError(f"cannot record in batches of {batch}: give at least 1")
     # ranks wait for each other only at the end, perhaps for hours
-    rank, ranks = distributed.world(patience=timedelta(days=1))
+    rank, ranks = distributed.world(timeout=timedelta(days=1))
     tiles = Tiles(generator, recording)
     writer = _writer(generator, folder, recording, teacher, tile=tiles.size)
     size = writer.plan.shard_size

@@ -118,7 +118,9 @@ def test_it_is_measured_against_the_set_that_is_named(address, capsys):
     (again,) = scores(capsys, "evaluate", address, "--data", "digits", "--sampler", "ancestral")
     assert again["sampler"] == "ancestral" and again["frechet"] != score["frechet"]
     line = fails(capsys, "evaluate", address, *QUICK)
-    assert f"{address} does not say what it was trained on; give --data NAME" in line
+    assert (
+        f"{address} contains no recipe, so its training data are unknown; give --data NAME" in line
+    )
 
 
 def test_the_named_set_is_brought_to_its_size(address, monkeypatch, capsys):

@@ -127,7 +127,7 @@ def test_weights_files_are_compared_too(teacher, tmp_path, capsys):
         (["{teacher}", "--out", "{teacher}"], "cannot be written: Is a directory"),
         (["{teacher}", "--resize", "tf1-bilinear"], "classifier does not resize images"),
         (["{teacher}", "nowhere"], "there is no run folder or weights file nowhere"),
-        (["{teacher}", "--baseline", "teacha"], "--baseline teacha is none of the runs"),
+        (["{teacher}", "--baseline", "teacha"], "--baseline teacha is not one of the runs"),
         (["{teacher}", "--protocol", "fid5k"], "unknown evaluation protocol 'fid5k'"),
         (["{teacher}", "--steps", "one"], "--steps one"),
         (["{teacher}", "--samples", "1"], "at least 2 samples"),
@@ -200,7 +200,7 @@ def test_missing_inception_weights_are_told_before_any_sampling(teacher, capsys,
 def test_runs_of_other_images_are_refused(folder, teacher, capsys):
     other = trained(folder / "large", "train", "digits-flow", *TINY, "data.size=16")
     line = fails(capsys, "compare", teacher, other, *QUICK)
-    assert "make different things" in line
+    assert "generate images of different shapes or classes" in line
 
 
 def test_runs_of_other_reference_sets_are_not_ranked_together(folder, tmp_path, capsys):
