@@ -187,7 +187,7 @@ def test_only_a_fresh_circuit_takes_its_teachers_weights(trained, tmp_path):
 
 def test_without_evaluations_there_is_no_best(tmp_path):
     train(tmp_path / "run", "evaluate.every=0", until=4)
-    with pytest.raises(runs.InputError, match="has no best.safetensors; set evaluate.every"):
+    with pytest.raises(runs.InputError, match="has no best.safetensors: set evaluate.every"):
         runs.load(tmp_path / "run", weights="best")
 
 

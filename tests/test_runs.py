@@ -84,10 +84,10 @@ def test_truncated_weights_are_named_in_one_line(tmp_path, kept):
 
 def test_foreign_safetensors_are_refused(tmp_path):
     save_file({"w": torch.zeros(2)}, tmp_path / "theirs.safetensors")
-    with pytest.raises(InputError, match="not of fewstep"):
+    with pytest.raises(InputError, match="was not written by fewstep"):
         runs.load(tmp_path / "theirs.safetensors")
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(InputError, match="damaged or no safetensors"):
+    with pytest.raises(InputError, match="damaged or not a safetensors"):
         runs.load(tmp_path / "notes.txt")
 
 
@@ -101,7 +101,7 @@ def test_weights_that_do_not_fit_their_description(tmp_path):
 
 def test_addresses_that_lead_nowhere(tmp_path):
     for address, message in (
-        ("nowhere", "no run folder or weights file nowhere"),
+        ("nowhere", "nowhere does not exist: give a run folder"),
         (str(tmp_path), "has no model.safetensors"),
         ("gopher:some/model", ".gopher. is not a known source"),
     ):
@@ -115,11 +115,13 @@ def test_a_folder_of_another_recipe_is_refused_with_the_difference(tmp_path):
     run = Run(tmp_path / "run")
     run.claim(digits().table())
     run.claim(digits("about.title=other").table())  # what is only told may change
-    with pytest.raises(InputError, match=r"fit\.steps is \d+ there and 7 here.*--out"):
+    with pytest.raises(
+        InputError, match=r"fit\.steps is \d+ in its recipe.toml and 7 in this recipe.*--out"
+    ):
         run.claim(digits("fit.steps=7").table())
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")
-    with pytest.raises(InputError, match="is not empty and is no run folder"):
+    with pytest.raises(InputError, match="is not empty and is not a run folder"):
         Run(tmp_path / "full").claim(digits().table())
 
 

@@ -246,7 +246,7 @@ def measure(
     seed: int = 0,
     bar: ProgressBar = no_bar,
 ) -> Score:
-    """The generator's score: read from the run folder at `address`, else measured and saved there."""
+    """Read the score from the run folder at `address`; else measure it and save it there."""
     cached = cached_score(address, evaluator, generator, steps=steps, seed=seed)
     if cached:
         return cached

@@ -1,4 +1,4 @@
-"""Classifier-free guidance as a wrapper around a backbone. Ho and Salimans 2022, arXiv:2207.12598."""
+"""Classifier-free guidance: a wrapper around a backbone. Ho and Salimans 2022, arXiv:2207.12598."""
 
 from torch import Tensor
 

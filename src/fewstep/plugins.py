@@ -1,8 +1,8 @@
-"""Everything that is chosen by name: processes, samplers, backbones, methods, data sets, ...
+"""Registry of everything that is selected by name: processes, samplers, backbones, methods, ...
 
-Each noun has a table `name -> "module:Class"`, which is imported only when a name is resolved. An
-installed package adds to it with an entry point in the group `fewstep.NOUN`, and anything else is
-named by its address, `package.module:Class`.
+Each kind of thing, called its noun, has a table `name -> "module:Class"`; a module is imported only
+when one of its names is resolved. An installed package adds names with an entry point in the group
+`fewstep.NOUN`. A class that is not registered is named by its address, `package.module:Class`.
 """
 
 from __future__ import annotations
@@ -106,19 +106,19 @@ REGISTRY: dict[str, dict[str, str]] = {
         "trackio": "fewstep.trackers:Trackio",
     },
 }
-"""Names that the package brings, by noun."""
+"""For each noun, the names that fewstep itself registers and their addresses."""
 
 
 _allowed: set[str] = set()
 
 
 def allow(packages: Iterable[str]) -> None:
-    """Let weights import code of these modules and packages for the rest of this process."""
+    """Allow weights files to import code of these modules and packages while this process runs."""
     _allowed.update(packages)
 
 
 def nouns() -> list[str]:
-    """The kinds of things that have names, sorted."""
+    """The nouns of the registry, sorted."""
     return sorted(REGISTRY)
 
 
@@ -133,11 +133,11 @@ def registered_address(noun: str, name: str) -> str | None:
 
 
 def resolve(noun: str, name: str, *, allow_code: Collection[str] | None = None) -> Any:
-    """Import what `name` stands for: a registered name, or an address `package.module:Class`.
+    """Import the object with this `name`: a registered name, or an address `package.module:Class`.
 
-    `allow_code` lists the modules and packages that an address may import, besides those of
-    `allow`; None allows all, for names that the user wrote. Raises InputError for an unknown name,
-    an address that is not allowed, or one that cannot be imported.
+    `allow_code` lists the modules and packages that an address may import, in addition to those
+    passed to `allow`; None allows all, for names that the user wrote. Raises InputError for an
+    unknown name, an address that is not allowed, or one that cannot be imported.
     """
     address = registered_address(noun, name)
     if address is None:
@@ -160,15 +160,15 @@ def check_allowed(noun: str, name: str, allow_code: Collection[str] | None) -> N
     package = module.partition(".")[0]
     raise InputError(
         f"these weights use the {noun} {name}, and loading it runs code of {package!r}: if you "
-        f'trust it, allow it with --allow-code {package}, or load(…, allow_code=["{package}"])'
+        f'trust {package}, pass --allow-code {package}, or load(…, allow_code=["{package}"])'
     )
 
 
 def name_of(noun: str, kind: Any) -> str:
-    """The name that `resolve` turns into `kind`: a registered one, or its address."""
+    """The inverse of `resolve`: the registered name of the class `kind`, else its address."""
     address = f"{kind.__module__}:{kind.__qualname__}"
-    for name, registered in {**_entry_points(noun), **REGISTRY[noun]}.items():
-        if registered == address:
+    for name, candidate in {**_entry_points(noun), **REGISTRY[noun]}.items():
+        if candidate == address:
             return name
     return address
 
@@ -179,12 +179,12 @@ def check_importable(noun: str, kind: Any) -> None:
     if name.startswith("__main__:") or "<locals>" in name or resolve(noun, name) is not kind:
         raise InputError(
             f"the {noun} {name} cannot be imported by that name, so weights that use it could not "
-            "be loaded: define it at the top level of a module that can be imported"
+            "be loaded again: define it at the top level of a module that can be imported"
         )
 
 
 def package_version(address: str) -> tuple[str, str]:
-    """(package, version) of the code at an address; an empty version if it is not installed."""
+    """(package, version) of the code at an address; the version is "" for uninstalled code."""
     package = address.partition(":")[0].partition(".")[0]
     distribution = packages_distributions().get(package, [package])[0]
     try:

@@ -1,7 +1,7 @@
 """Recipes: TOML files that describe a run, parsed into frozen dataclasses.
 
-Unknown keys are errors that suggest the nearest known one. `[method]` is parsed into the `Config`
-of the method that it names, so a new method brings its own keys.
+An unknown key raises an error that suggests the nearest key. `[method]` is parsed into the `Config`
+class of the method that it names, so a new method adds its own keys.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -24,20 +24,20 @@ from fewstep.trainer import FitConfig
 
 @dataclass(frozen=True)
 class PublishedScore:
-    """A score from a paper or project page. Reports show it beside ours and never rank it."""
+    """A score from a paper or project page. Reports show it in a table of its own, not ranked."""
 
     name: str
     """Method, network and length of training."""
     steps: int
-    """Steps, or network evaluations, per image, as published."""
+    """Sampling steps (or network evaluations) per image, as published."""
     score: float
     """The published score."""
     protocol: str
     """How it was measured, such as "FID, 50,000 samples"."""
     cost: str = ""
-    """Hardware and time, as published."""
+    """Hardware and time of the training, as published."""
     source: str = ""
-    """Paper or page."""
+    """The paper or page that contains the score."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +47,29 @@ class About:
     title: str = ""
     """Title, in one line."""
     paper: str = ""
-    """Source of the method or its settings."""
+    """The paper from which the method or its settings come."""
     hardware: str = ""
     """Hardware on which `hours` was measured."""
     hours: float | None = None
     """Training time on that hardware, in hours."""
     expect: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Expected score and its spread, with steps, samples and extractor."""
+    """Expected Fréchet distance and its spread, with sampling steps, samples and extractor."""
     published: tuple[PublishedScore, ...] = ()
-    """Published scores for the same task."""
+    """Published scores for the same task; see `PublishedScore`."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The images to train on and to evaluate against."""
+    """The images to train on, which are also the reference of scores."""
 
     name: str
     """digits, mnist, fashion-mnist, cifar10, celeba, folder, or an address such as my_sets:read."""
     split: str = "train"
     """train or test; celeba also has valid."""
     size: int | None = None
-    """Side length in pixels to resize to; by default the set's own."""
+    """Side length in pixels to which images are resized; by default that of the set."""
     path: str | None = None
-    """Folder of the images, for `folder` and celeba."""
+    """Folder of the images, for the sets `folder` and celeba."""
     flip: bool = False
     """Mirror each image left to right with probability ½."""
     labels: bool = True
@@ -96,12 +96,12 @@ class PairsConfig:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """The network to train: a copy of the teacher's or of another run's, or a new one."""
+    """The network to train: a copy of the teacher's network, of another run's, or a new one."""
 
     init: str = "teacher"
-    """teacher, scratch, or the run whose weights to start from."""
+    """Initial weights: teacher, scratch (a new network), or the address of a run."""
     dropout: float | None = None
-    """New dropout rate of a copied network; published students often use 0."""
+    """Dropout rate of a copied network, by default unchanged; published students often use 0."""
     process: Process | None = None
     """Noise process, with init = "scratch": flow, vp, ve, cosine, table or linear-betas."""
     parametrization: Parametrization | None = None
@@ -112,21 +112,21 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How the run is evaluated."""
+    """When and how the run is evaluated during training."""
 
     every: int = 0
     """Training steps between evaluations; 0 means never."""
     steps: tuple[int, ...] = (1, 2, 4)
     """Numbers of sampling steps to evaluate."""
     best: int | None = None
-    """Number of sampling steps whose Fréchet distance decides which weights are saved as
-    best.safetensors; by default the first of `steps`."""
+    """Step count whose Fréchet distance selects the weights in best.safetensors; by default the
+    first of `steps`."""
     protocol: str = "quick"
     """Evaluation protocol: quick, resnet10k, fid10k, fid50k, clean-fid50k or dino50k."""
     samples: int | None = None
     """Images to generate for each score; by default the protocol's number."""
     extractor: str | None = None
-    """What computes the features, by default the protocol's: classifier, pixels, inception,
+    """Network that computes the features, by default the protocol's: classifier, pixels, inception,
     dinov2, squeezenet or resnet56-cifar10."""
     resize: Resize | None = None
     """How images are resized for the extractor: tf1-bilinear or clean-bicubic."""
@@ -136,15 +136,18 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.every < 0:
             raise InputError(
-                f"evaluate.every is {self.every}; give a number of steps, or 0 for never"
+                f"evaluate.every is {self.every}; set it to a number of steps, or to 0 for never"
             )
         if not self.steps or min(self.steps) < 1 or (self.best or 1) < 1:
-            raise InputError("evaluate.steps and evaluate.best must be at least 1")
+            raise InputError(
+                f"evaluate.steps is {list(self.steps)} and evaluate.best {self.best}; every step "
+                "count must be at least 1"
+            )
         _ = self.evaluation_protocol  # raises for a wrong protocol now, not after training
 
     @property
     def evaluation_protocol(self) -> EvalProtocol:
-        """The named protocol with these settings' changes."""
+        """The protocol of that name, with the settings above that are not None."""
         return protocol(self.protocol).with_settings(
             samples=self.samples,
             extractor=self.extractor,
@@ -155,11 +158,11 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines a run."""
+    """All settings of a run, one attribute for each section of the TOML file."""
 
     data: DataConfig
     method: Any
-    """Settings of the method, of its own `Config` class."""
+    """Settings of the method, an instance of its `Config` class."""
     method_name: str
     about: About = field(default_factory=About)
     teacher: TeacherConfig | None = None
@@ -169,13 +172,13 @@ class Recipe:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def table(self) -> dict[str, Any]:
-        """The resolved recipe as nested tables, without empty values: what a run folder holds."""
+        """The recipe as nested tables with all defaults, as in a run folder; None is left out."""
         table = _without_none(to_table(self))
         name, method = table.pop("method_name"), table.pop("method")
         return {**table, "method": {"name": name, **method}}
 
     def toml(self) -> str:
-        """The resolved recipe as TOML."""
+        """The recipe with all defaults, as TOML."""
         return tomli_w.dumps(self.table())
 
 
@@ -191,7 +194,7 @@ _SECTIONS: dict[str, Any] = {
 
 
 def read(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of a preset's name or of a TOML file, with `key=value` overrides applied.
+    """Read a preset or a TOML file, with `key=value` overrides applied.
 
     Raises: InputError for an unknown preset, invalid TOML, an unknown key or an invalid value.
     """
@@ -199,11 +202,11 @@ def read(name: str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def parse(table: Mapping[str, Any], *, allow_code: Collection[str] | None = None) -> Recipe:
-    """The recipe in nested tables, with every key checked.
+    """Turn nested tables into a recipe and check every key and value.
 
     `allow_code` lists the modules that addresses `package.module:Class` may import; None, for a
     recipe that the user wrote, allows all. Raises InputError for an unknown key, a missing section,
-    a value of another type, or an address that is not allowed.
+    a value of the wrong type, or an address that is not allowed.
     """
     sections = [*_SECTIONS, "method"]
     for key in table:
@@ -234,7 +237,7 @@ def parse(table: Mapping[str, Any], *, allow_code: Collection[str] | None = None
 
 
 def _with_native(student: Any, allow_code: Collection[str] | None) -> Any:
-    """Set a parametrization's `native` process to the student's, unless it is given."""
+    """Set a parametrization's `native` to the student's process, unless the recipe sets it."""
     table = student.get("parametrization") if isinstance(student, Mapping) else None
     if not isinstance(table, Mapping) or "native" in table or "process" not in student:
         return student
@@ -246,7 +249,7 @@ def _with_native(student: Any, allow_code: Collection[str] | None) -> Any:
 
 
 def _without_none(value: Any) -> Any:
-    """A table without empty values, which TOML does not have."""
+    """A table without its None values, which TOML cannot express."""
     if isinstance(value, Mapping):
         return {k: _without_none(v) for k, v in value.items() if v is not None}
     if isinstance(value, list):

@@ -1,11 +1,12 @@
-"""Run folders, weights files that describe themselves, and addresses of generators.
+"""Run folders, weights files with their description, and addresses of generators.
 
     runs/<name>/recipe.toml  progress.jsonl  samples/  model.safetensors  best.safetensors
                 scores.jsonl  state/  report.html
 
-`model.safetensors` holds the averaged weights and, in one metadata key, everything else that
-`load(path)` needs. `best.safetensors` is the same for the step with the best score. `state/` holds
-the training state with the raw weights, and `scores.jsonl` the scores measured after training.
+`model.safetensors` contains the averaged weights and, in one metadata key, everything else that
+`load(path)` needs. `best.safetensors` is the same for the training step with the smallest Fréchet
+distance. `state/` contains the training state with the raw (not averaged) weights, and
+`scores.jsonl` the scores measured after training.
 """
 
 import json
@@ -28,12 +29,14 @@ from fewstep.generator import Generator, from_description
 from fewstep.guidance import unguided
 from fewstep.tables import from_table, to_table
 
-KEY = "fewstep"  # safetensors orders several metadata keys at random: equal weights, unequal files
+# a single metadata key: safetensors writes several in random order, so equal weights would not
+# give equal files
+KEY = "fewstep"
 Weights = Literal["ema", "raw", "best"]
 
 
 class Run:
-    """A run folder."""
+    """A run folder, with the paths of its files."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -63,35 +66,39 @@ class Run:
         return self.folder / "samples"
 
     def grids(self) -> list[Path]:
-        """The grids that were drawn in the course of training, oldest first."""
+        """The sample grids saved during training, oldest first."""
         return sorted(self.samples.glob("step-*.png"))
 
     def claim(self, recipe: Mapping[str, Any]) -> None:
         """Write the recipe's table into this folder, or check that the folder belongs to it.
 
-        Raises: InputError if the folder belongs to another recipe, naming the first difference.
+        Raises: InputError with the first difference if the folder belongs to another recipe.
         """
         if self.recipe_file.exists():
-            there, here = _flatten(_read_toml(self.recipe_file)), _flatten(recipe)
-            for key in sorted(there.keys() | here.keys()):
-                if there.get(key) != here.get(key) and not key.startswith("about."):
+            old, new = _flatten(_read_toml(self.recipe_file)), _flatten(recipe)
+            for key in sorted(old.keys() | new.keys()):
+                if old.get(key) != new.get(key) and not key.startswith("about."):
                     raise InputError(
                         f"{self.folder} belongs to another recipe: {key} is "
-                        f"{there.get(key, 'not set')} there and {here.get(key, 'not set')} here; "
+                        f"{old.get(key, 'not set')} in its recipe.toml and "
+                        f"{new.get(key, 'not set')} in this recipe; "
                         "give another --out, or delete that folder"
                     )
         elif self.folder.exists() and any(self.folder.iterdir()):
-            raise InputError(f"{self.folder} is not empty and is no run folder; give another --out")
+            raise InputError(
+                f"{self.folder} is not empty and is not a run folder: it has no recipe.toml; give "
+                "another --out"
+            )
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             _replace(self.recipe_file, tomli_w.dumps(recipe).encode())
 
     def progress(self) -> list[dict[str, Any]]:
-        """The logged lines, oldest first, without a last line that a crash cut off."""
+        """The logged lines, oldest first, except a last line that a crash left incomplete."""
         return [line for line in _lines(self.progress_file) if isinstance(line.get("step"), int)]
 
     def rewind(self, step: int) -> None:
-        """Remove logged lines after `step`, which a resumed run will write again."""
+        """Remove the logged lines after training step `step`; a resumed run writes them again."""
         lines = [json.dumps(line) + "\n" for line in self.progress() if line["step"] <= step]
         _replace(self.progress_file, "".join(lines).encode())
 
@@ -104,7 +111,7 @@ class Run:
         return self.folder / "scores.jsonl"
 
     def scores(self) -> list[dict[str, Any]]:
-        """The scores of these weights and of earlier ones, oldest first."""
+        """The lines of scores.jsonl, oldest first; some may be of earlier weights of this run."""
         return _lines(self.scores_file)
 
     def append_score(self, line: Mapping[str, Any]) -> None:
@@ -112,18 +119,18 @@ class Run:
         _append(self.scores_file, line)
 
     def save_state(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-        """Write what is needed to resume: tensors, and a JSON object beside them."""
+        """Write the training state: tensors, and a JSON object with everything else."""
         _save(self.state_file, tensors, note)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What `save_state` wrote, or None if there is no state yet."""
+        """The tensors and JSON object that `save_state` wrote; None if there is no state yet."""
         return _open(self.state_file) if self.state_file.exists() else None
 
     def raw_generator(self, *, allow_code: Collection[str] = ()) -> Generator:
-        """The student with the weights of the last step, not averaged."""
+        """The student with the raw (not averaged) weights of the last step."""
         state = self.state()
         if state is None:
-            raise InputError(f"{self.folder} has no state/, which holds the raw weights")
+            raise InputError(f"{self.folder} has no state/, which contains the raw weights")
         tensors, note = state
         prefix = "method.student."
         raw = {f"denoiser.{k.removeprefix(prefix)}": v for k, v in tensors.items() if prefix in k}
@@ -138,11 +145,11 @@ def save_generator(
     *,
     step: int | None = None,
 ) -> None:
-    """Write weights with their description; equal weights and recipe give equal bytes.
+    """Write weights with their description; equal weights and recipes give equal bytes.
 
-    `recipe` is the recipe's table, `pins` are hashes of the data and the teacher, and `step` is the
-    training step, if it is not a run's last. Raises InputError for a generator that `load` could
-    not build again.
+    `recipe` is the recipe's table, `pins` are the hashes of the data and weights that training
+    used, and `step` is the training step of the weights, None for the last. Raises InputError for a
+    generator that `load` could not build again.
     """
     note = {} if step is None else {"step": step}
     note |= {
@@ -167,15 +174,18 @@ def check_loadable(generator: Generator) -> dict[str, Any]:
     for noun, part in parts.items():
         plugins.check_importable(noun, type(part))
         if from_table(type(part), to_table(part), noun) != part:
-            raise InputError(f"the {noun} {part!r} changes when it is read back from its fields")
-    # on this device weights take no memory: their names and shapes are what is compared
+            raise InputError(
+                f"the {noun} {part!r} is not equal to the one built from its fields, so it cannot "
+                "be saved: keep all its settings in fields"
+            )
+    # only names and shapes of the weights are compared, so they need no memory
     with torch.device("meta"):
         again = backbone.config.build(shape=backbone.shape, classes=backbone.classes)
     if _shapes(again) != _shapes(backbone):
         name = plugins.name_of("backbone", type(backbone.config))
         raise InputError(
             f"the backbone {name} builds another network from its config than the one to be saved: "
-            "all that shapes a network must be fields of its config"
+            "everything that determines its weights' shapes must be a field of the config"
         )
     return description
 
@@ -187,22 +197,26 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
 def load(
     address: str | Path, *, weights: Weights = "ema", allow_code: Collection[str] = ()
 ) -> Generator:
-    """The generator at an address: a run folder, a weights file, or `source:rest`.
+    """Load the generator at an address: a run folder, a weights file, or `source:rest`.
 
-    Weights may use classes from outside this package; building those runs their code, so their
-    modules or packages must be listed in `allow_code`.
+    Weights may use classes from outside this package. Loading such weights runs code of these
+    classes, so `allow_code` must list their modules or packages.
 
-    Raises: InputError for what is missing, damaged, not allowed, or not a file of ours.
+    Raises: InputError for an address that does not exist, a file that is damaged or was not
+    written by fewstep, or code that is not allowed.
     """
     if _is_foreign(address):
         source, _, rest = str(address).partition(":")
         if source not in plugins.names("source"):
-            sources = ", ".join(f"{name}:" for name in plugins.names("source"))
+            sources = ", ".join(plugins.names("source"))
             raise InputError(
                 f"{address}: no such file, and {source!r} is not a known source; known: {sources}"
             )
         if weights != "ema":
-            raise InputError(f"{weights} weights need a run folder; {address} has one kind only")
+            raise InputError(
+                f'weights="{weights}" needs a run folder; {address} is a checkpoint with one kind '
+                "of weights only"
+            )
         return plugins.resolve("source", source)(rest)
     path = Path(address)
     if path.is_dir():
@@ -211,10 +225,16 @@ def load(
             return run.raw_generator(allow_code=allow_code)
         path = run.best_file if weights == "best" else run.model_file
         if not path.exists():
-            why = "set evaluate.every" if weights == "best" else "has its training been started?"
-            raise InputError(f"{run.folder} has no {path.name}; {why}")
+            remedy = (
+                "set evaluate.every in its recipe to evaluate during training"
+                if weights == "best"
+                else "train it until the first checkpoint, every fit.save_every steps"
+            )
+            raise InputError(f"{run.folder} has no {path.name}: {remedy}")
     elif weights != "ema":
-        raise InputError(f"{weights} weights need a run folder; give the folder, not a file")
+        raise InputError(
+            f'weights="{weights}" needs a run folder, and {address} is a file; give the folder'
+        )
     tensors, note = _open(path)
     return _build(note["description"], tensors, path, allow_code)
 
@@ -222,7 +242,7 @@ def load(
 def describe(address: str | Path, *, weights: Weights = "ema") -> dict[str, Any]:
     """The metadata of a weights file: description, recipe, pins and version.
 
-    Empty for a checkpoint of another source.
+    Empty for an address `source:rest`.
     """
     if _is_foreign(address):
         return {}
@@ -233,7 +253,7 @@ def describe(address: str | Path, *, weights: Weights = "ema") -> dict[str, Any]
 
 
 def _is_foreign(address: str | Path) -> bool:
-    """Whether it is `source:rest` rather than a file."""
+    """Whether the address is `source:rest` rather than a file or folder."""
     return ":" in str(address) and not Path(address).exists()
 
 
@@ -253,7 +273,9 @@ def _build(
     try:
         generator.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(f"{path}: its weights do not fit the network it describes") from error
+        raise InputError(
+            f"{path} is damaged: its weights do not fit the network in its description"
+        ) from error
     return generator.eval().requires_grad_(False)
 
 
@@ -270,7 +292,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
     with path.open("a+b") as file:
-        # a crash may have cut the last line: what comes after it is whole
+        # a crash may have left the last line incomplete: then start a new line
         file.seek(max(file.tell() - 1, 0))
         start = b"" if file.read(1) in (b"", b"\n") else b"\n"
         file.write(start + json.dumps(dict(line)).encode() + b"\n")
@@ -278,23 +300,24 @@ def _append(path: Path, line: Mapping[str, Any]) -> None:
 
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
-        raise InputError(f"there is no run folder or weights file {path}")
+        raise InputError(f"{path} does not exist: give a run folder or a weights file")
     try:
         with safe_open(path, framework="pt") as file:
             note = (file.metadata() or {}).get(KEY)
             if note is None:
                 raise InputError(
-                    f"{path} is safetensors, but not of fewstep: it does not say what network it is"
+                    f"{path} is a safetensors file, but was not written by fewstep: it has no "
+                    "description of its network"
                 )
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(note)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
     contents = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_write(path, single_writer=True) as file:
-        # by name: `safetensors.torch.save` would hold all weights in memory a second time
+        # pass the file's name: `safetensors.torch.save` would copy all weights in memory
         save_file(contents, file.name, metadata={KEY: json.dumps(note, sort_keys=True)})
 
 

@@ -74,7 +74,9 @@ def test_the_same_command_again_is_finished_and_another_recipe_is_refused(teache
     assert main(again) == 0
     assert "is finished: 4 steps" in capsys.readouterr().out
     line = fails(capsys, "train", "digits-flow", *TINY, "fit.steps=5", "--out", teacher)
-    assert "belongs to another recipe: fit.steps is 4 there and 5 here" in line
+    assert (
+        "belongs to another recipe: fit.steps is 4 in its recipe.toml and 5 in this recipe" in line
+    )
 
 
 def test_students_from_the_teacher_and_its_pairs(folder, teacher, pairs, capsys):
@@ -164,8 +166,11 @@ def test_bad_input_is_one_line_that_says_what_to_do(
         ),
         (["train", "digits-flo"], "did you mean digits-flow"),
         (["sample", tmp_path / "cut.safetensors", *png], "cut.safetensors is damaged"),
-        (["sample", tmp_path / "foreign.safetensors", *png], "not of fewstep"),
-        (["sample", tmp_path / "nowhere", *png], "no run folder or weights file"),
+        (["sample", tmp_path / "foreign.safetensors", *png], "was not written by fewstep"),
+        (
+            ["sample", tmp_path / "nowhere", *png],
+            "does not exist: give a run folder or a weights file",
+        ),
         ([*sample, "--label", "10"], "label 10 is out of range; the classes are 0 to 9"),
         ([*sample, "--times", "1.5,0.5"], "was trained for t in [0, 1]"),
         ([*sample, "--steps", "0"], "not 0 steps"),

@@ -126,7 +126,7 @@ def test_weights_files_are_compared_too(teacher, tmp_path, capsys):
         (["{teacher}", "{teacher}/"], "a run is named twice"),
         (["{teacher}", "--out", "{teacher}"], "cannot be written: Is a directory"),
         (["{teacher}", "--resize", "tf1-bilinear"], "classifier does not resize images"),
-        (["{teacher}", "nowhere"], "there is no run folder or weights file nowhere"),
+        (["{teacher}", "nowhere"], "nowhere does not exist: give a run folder or a weights file"),
         (["{teacher}", "--baseline", "teacha"], "--baseline teacha is not one of the runs"),
         (["{teacher}", "--protocol", "fid5k"], "unknown evaluation protocol 'fid5k'"),
         (["{teacher}", "--steps", "one"], "--steps one"),
