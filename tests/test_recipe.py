@@ -125,7 +125,7 @@ def test_mistakes_name_the_nearest_valid_thing(tmp_path, old, new, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("fit.steps", "no override"),
+        ("fit.steps", "does not set a key of the recipe"),
         ("fit.steps=1e", "not valid TOML"),
         ("fit.steps.more=3", "steps is a value"),
         ("fit.stepps=3", "did you mean fit.steps"),

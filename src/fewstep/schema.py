@@ -1,8 +1,8 @@
 """Recipe files as tables, and the keys that they may have, read from source code.
 
-Help of a recipe and the answer to a mistyped key must not wait for torch to be imported. So this
-module reads the dataclasses behind a recipe without importing them: names, defaults and docstrings
-of their fields. Values are checked by `recipe.parse`, which imports the classes.
+`fewstep train RECIPE --help` and the error for a mistyped key must not wait until torch is
+imported. So this module reads the names, defaults and docstrings of a recipe's dataclasses from
+their source code. `recipe.parse`, which imports the classes, checks the values.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Table = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ClassSource:
-    """A class in source code, not imported."""
+    """The syntax tree of a class and the name of its module, which is not imported."""
 
     module: str
     node: ast.ClassDef
@@ -35,7 +35,7 @@ class ClassSource:
 
 @dataclass(frozen=True)
 class FieldSource:
-    """A field of a dataclass in source code."""
+    """The syntax trees of a dataclass field, and its docstring."""
 
     module: str
     annotation: ast.expr
@@ -44,7 +44,7 @@ class FieldSource:
 
 
 def preset_names() -> list[str]:
-    """The recipes that the package ships."""
+    """Names of the recipes that are part of the package."""
     folder = resources.files("fewstep") / "presets"
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith("toml"))
 
@@ -52,19 +52,19 @@ def preset_names() -> list[str]:
 def read_table(name: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """The nested tables of a preset or a TOML file, with `key=value` overrides.
 
-    Raises InputError for an unknown preset, broken TOML, or an unknown key.
+    Raises InputError for an unknown preset, invalid TOML, or an unknown key.
     """
     path = Path(name)
     if path.suffix == ".toml":
         if not path.is_file():
-            raise InputError(f"no such recipe file: {name}")
+            raise InputError(f"no such recipe file: {name}; give a TOML file or a preset's name")
         text = path.read_text()
     elif name in preset_names():
         text = (resources.files("fewstep") / "presets" / f"{name}.toml").read_text()
     else:
         raise InputError(
             f"unknown recipe {name!r}{did_you_mean(name, preset_names())}; give a TOML file or "
-            "a preset: `fewstep list recipes`"
+            "the name of a preset (`fewstep list recipes` lists them)"
         )
     try:
         table = tomllib.loads(text)
@@ -77,7 +77,7 @@ def read_table(name: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def check_keys(table: Table) -> None:
-    """Raise InputError for a key that no recipe or no class of the recipe has."""
+    """Raise InputError for a key that its section or table does not have."""
     for key, fields in _tables(table):
         if fields is None:
             continue
@@ -87,9 +87,9 @@ def check_keys(table: Table) -> None:
 
 
 def explain(table: Table) -> Iterator[tuple[str, str, str]]:
-    """(key, value, meaning) of every key that a recipe could set, the method's own first.
+    """(key, value, meaning) of every key that a recipe can set, those of the method first.
 
-    A value is the recipe's, as JSON, or the default; it is empty where there is neither.
+    The value, as JSON, is the recipe's, else the default; it is "" for a key without a default.
     """
     name, choices = table.get("method", {}).get("name"), ", ".join(plugins.names("method"))
     yield "method.name", json.dumps(name), choices
@@ -110,7 +110,7 @@ _REQUIRED = ("about", "data", "method", "student", "fit", "evaluate")
 
 
 def summary(address: str) -> str:
-    """The first sentence of the docstring at an address "module:name"; empty if there is none."""
+    """The first sentence of the docstring at an address "module:name"; "" if there is none."""
     module, _, name = address.partition(":")
     for node in _parse(module).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
@@ -132,7 +132,7 @@ def _sections(table: Table) -> dict[str, dict[str, FieldSource] | None]:
 
 
 def _tables(table: Table) -> Iterator[tuple[str, dict[str, FieldSource] | None]]:
-    """The dotted key of each table in a recipe and the fields that it may have, outermost first."""
+    """The dotted key of each table in a recipe, and its possible fields; outermost first."""
     sections = _sections(table)
     yield "", cast(dict[str, FieldSource], dict.fromkeys(sections))
     queue = [(name, sections[name], table[name]) for name in sections if name in table]
@@ -153,22 +153,26 @@ def _tables(table: Table) -> Iterator[tuple[str, dict[str, FieldSource] | None]]
 
 
 def _at(table: Table, key: str) -> Table:
+    """The inner table at a dotted key; the table itself for ""."""
     for part in key.split(".") if key else ():
         table = table[part]
     return table
 
 
 def _unknown_key(key: str, table: Table) -> str:
-    """The message for a key, with the nearest one at its place or of its name elsewhere."""
+    """The message for an unknown key.
+
+    It suggests a key of the same name in another table, else the most similar key of its table.
+    """
     parent, _, name = key.rpartition(".")
-    choices = {
-        f"{place}.{field}" if place else field: place
-        for place, fields in _tables(table)
+    parents = {
+        f"{table_key}.{field}" if table_key else field: table_key
+        for table_key, fields in _tables(table)
         for field in fields or ()
     }
-    siblings = [choice.rpartition(".")[2] for choice, place in choices.items() if place == parent]
-    elsewhere = [choice for choice in choices if choice.rpartition(".")[2] == name]
-    hint = f"; did you mean {elsewhere[0]}?" if elsewhere else ""
+    siblings = [k.rpartition(".")[2] for k, table_key in parents.items() if table_key == parent]
+    same_name = [k for k in parents if k.rpartition(".")[2] == name]
+    hint = f"; did you mean {same_name[0]}?" if same_name else ""
     return f"unknown recipe key {key}" + (
         hint or did_you_mean(name, siblings, prefix=f"{parent}." if parent else "")
     )
@@ -190,20 +194,24 @@ def _method_config(table: Table) -> ClassSource | None:
 def _address(noun: str, name: str) -> str:
     address = plugins.registered_address(noun, name)
     if address is None and ":" not in name:
-        plugins.resolve(noun, name)  # raises, with the names that there are
+        plugins.resolve(noun, name)  # raises InputError with the registered names
     return address or name
 
 
-def _table_name(table: Any, where: str) -> str:
+def _table_name(table: Any, table_key: str) -> str:
     name = table.get("name") if isinstance(table, Mapping) else None
     if not isinstance(name, str):
         choices = ", ".join(plugins.names("method"))
-        raise InputError(f"{where} lacks a name; choose one of {choices}")
+        raise InputError(f"{table_key} lacks a name; choose one of {choices}")
     return name
 
 
 def _class_of(field: FieldSource, table: Table) -> ClassSource | None:
-    """The class that a table describes: the one of its name, if the field's type has a noun."""
+    """The class that a table describes.
+
+    It is the class that the table's `name` selects if the field's type is a noun's base class,
+    else the type itself.
+    """
     names = [node.id for node in ast.walk(field.annotation) if isinstance(node, ast.Name)]
     kinds = [kind for name in names if (kind := _find_class(field.module, name))]
     if len(kinds) != 1:
@@ -227,7 +235,7 @@ def _noun(kind: ClassSource) -> str | None:
 
 
 def _fields(kind: ClassSource | None) -> dict[str, FieldSource]:
-    """The fields of a dataclass, those of its base classes first."""
+    """The fields of a dataclass; those of its base classes come first."""
     fields: dict[str, FieldSource] = {}
     for each in reversed(_with_bases(kind) if kind else []):
         body = each.node.body
@@ -250,7 +258,7 @@ def _with_bases(kind: ClassSource) -> list[ClassSource]:
 
 @cache
 def _find_class(module: str, name: str) -> ClassSource | None:
-    """A class by the name that it has in a module, through imports; None if it is not found."""
+    """The class that has this name in a module, also if it is imported there; None if not found."""
     for node in ast.walk(_parse(module)):
         if isinstance(node, ast.ClassDef) and node.name == name:
             return ClassSource(module, node)
@@ -263,7 +271,7 @@ def _find_class(module: str, name: str) -> ClassSource | None:
 
 @cache
 def _parse(module: str) -> ast.Module:
-    """The syntax tree of a module, which is not imported; empty if there is no source file."""
+    """The syntax tree of a module, without importing it; empty if it has no source file."""
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -278,7 +286,7 @@ def _parse(module: str) -> ast.Module:
 
 
 def _text(default: ast.expr | None) -> str:
-    """A default as JSON, or as source code if it is not a literal; empty without one, and None."""
+    """A default as JSON, or as source code if it is not a literal; "" for None or no default."""
     if default is None:
         return ""
     try:
@@ -294,7 +302,9 @@ def _text(default: ast.expr | None) -> str:
 def _override(table: dict[str, Any], text: str) -> None:
     key, equals, right = text.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        raise InputError(f"no override: {text!r}; write key=value, such as fit.steps=100")
+        raise InputError(
+            f"{text!r} does not set a key of the recipe; write key=value, such as fit.steps=100"
+        )
     *parents, last = key.split(".")
     for parent in parents:
         inner: Any = table.setdefault(parent, {})
@@ -309,5 +319,5 @@ def _toml_value(key: str, text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as error:
         if re.fullmatch(r"[A-Za-z./~][\w./:~-]*", text):
-            return text  # a bare word or path, which a shell user would not quote twice
-        raise InputError(f"{key}={text}: the right side is not valid TOML ({error})") from error
+            return text  # a word or path may lack the quotes of TOML, which the shell removes
+        raise InputError(f"{key}={text}: {text!r} is not a valid TOML value ({error})") from error

@@ -20,10 +20,11 @@ class Score:
     evaluations: int
     """Network evaluations per image; guidance counts twice."""
     guidance: float
-    """Weight of classifier-free guidance; 1 is without."""
+    """Weight of classifier-free guidance; 1 means no guidance."""
     weights: str
-    """The first digits of the hash of the weights and the sampler settings."""
+    """The first 16 digits of the SHA-256 of the weights and the generator's description."""
     samples: int
+    """Number of generated images."""
     labels: str
     """How classes were requested: "in turn", "as in the set", or "none"."""
     extractor: str
@@ -31,14 +32,14 @@ class Score:
     features: int
     """Number of features per image."""
     resize: str
-    """How images were resized for the extractor."""
+    """Method by which images were resized for the extractor, or "none"."""
     reference: str
     """Name, size and fingerprint of the set of real images."""
     real: int
     """Number of real images."""
     seed: int
     seconds_per_image: float
-    """Median time at batch size 1."""
+    """Median time to generate one image at batch size 1."""
     device: str
     """Hardware on which `seconds_per_image` was measured."""
     measures: Measures
@@ -53,7 +54,7 @@ class Score:
 
     @property
     def protocol(self) -> tuple[object, ...]:
-        """Scores are comparable only if this is equal."""
+        """The settings that must be equal for two scores to be comparable."""
         return self.samples, self.extractor, self.extractor_hash, self.resize, self.reference
 
     @property
@@ -70,18 +71,18 @@ class Score:
 
     @property
     def caveats(self) -> list[str]:
-        """Warnings about the numbers, one sentence each."""
-        few = min(self.samples, self.real)
-        if few > self.features:
+        """Warnings about the score, one sentence each."""
+        count = min(self.samples, self.real)
+        if count > self.features:
             return []
-        noun = "samples" if few == self.samples else "real images"
+        noun = "samples" if count == self.samples else "real images"
         return [
-            f"{few:,} {noun} are too few for {self.features:,} features of {self.extractor}: the "
+            f"{count:,} {noun} are too few for {self.features:,} features of {self.extractor}: the "
             "Fréchet distance is far too high; the kernel distance has no such bias"
         ]
 
     def table(self) -> dict[str, Any]:
-        """A flat table, as `fewstep evaluate --json` prints it, with the measures last."""
+        """The score as a flat table, as `fewstep evaluate --json` prints it."""
         table = asdict(self)
         measures = table.pop("measures")
         extra = [measure.table() for measure in self.measures.extra]
@@ -90,16 +91,16 @@ class Score:
 
 
 def score_from(table: Mapping[str, Any]) -> Score:
-    """The score from its `table`."""
+    """The score that `Score.table` returned as `table`."""
     names = {field.name for field in fields(Measures)}
-    own = {key: value for key, value in table.items() if key not in names}
+    settings = {key: value for key, value in table.items() if key not in names}
     values = {key: value for key, value in table.items() if key in names}
     values["extra"] = tuple(map(ExtraMeasure.from_table, values.get("extra", ())))
-    return Score(**own, measures=Measures(**values))
+    return Score(**settings, measures=Measures(**values))
 
 
 def append_score(address: str | Path, score: Score) -> None:
-    """Append the score to scores.jsonl, if `address` is a run folder that can be written to."""
+    """Append the score to scores.jsonl if `address` is a run folder that is not read-only."""
     if Path(address).is_dir():
         with suppress(OSError):
             Run(address).append_score({"version": metrics.VERSION, "score": score.table()})

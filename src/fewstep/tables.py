@@ -1,8 +1,8 @@
-"""Frozen dataclasses as nested tables, and back: what recipes and weights hold.
+"""Convert frozen dataclasses to nested tables, as in recipes and weights files, and back.
 
-A field whose type is the base class of a noun, such as `Grid`, is a table with a `name`, which
-`plugins` resolves; its other keys are the fields of the class of that name. All other fields are
-checked by pydantic. Unknown keys are refused, with the nearest known one.
+A field whose type is the base class of a noun, such as `Grid`, becomes a table with a `name`, which
+`plugins` resolves; its other keys are the fields of the class of that name. pydantic checks all
+other fields. An unknown key raises an error that suggests the nearest key.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fewstep.errors import InputError, did_you_mean
 
 
 def to_table(value: Any) -> Any:
-    """A dataclass as nested dicts and lists, with the registered `name` of what has one."""
+    """A dataclass as nested dicts and lists, and a `name` for a class of a noun."""
     noun = getattr(value, "noun", None)
     if noun is not None and "__dataclass_fields__" not in vars(type(value)):
         name = type(value).__name__
@@ -41,12 +41,12 @@ def to_table(value: Any) -> Any:
 
 
 def from_table(
-    kind: Any, value: Any, where: str, *, allow_code: Collection[str] | None = None
+    kind: Any, value: Any, table_key: str, *, allow_code: Collection[str] | None = None
 ) -> Any:
     """The value of type `kind` that a table describes.
 
-    `where` is its dotted key, for messages; `allow_code` is `plugins.resolve`'s. Raises InputError
-    for an unknown key or name, a missing key, or a value of another type.
+    `table_key` is its dotted key, for error messages; for `allow_code` see `plugins.resolve`.
+    Raises InputError for an unknown key or name, a missing key, or a value of the wrong type.
     """
     kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if get_origin(kind) in (Union, UnionType):
@@ -55,22 +55,22 @@ def from_table(
             return None
         kind = options[0] if len(options) == 1 else kind
     if getattr(kind, "noun", None) is not None:
-        return _by_name(kind, value, where, allow_code)
+        return _by_name(kind, value, table_key, allow_code)
     if isinstance(kind, type) and is_dataclass(kind):
-        return _dataclass(kind, _mapping(value, where), where, allow_code)
+        return _dataclass(kind, _mapping(value, table_key), table_key, allow_code)
     inner = get_args(kind)
     if get_origin(kind) is dict and is_dataclass(inner[1]):
-        items = _mapping(value, where).items()
+        items = _mapping(value, table_key).items()
         return {
-            key: from_table(inner[1], item, f"{where}.{key}", allow_code=allow_code)
+            key: from_table(inner[1], item, f"{table_key}.{key}", allow_code=allow_code)
             for key, item in items
         }
     if get_origin(kind) is tuple and is_dataclass(inner[0]) and isinstance(value, list):
         return tuple(
-            from_table(inner[0], item, f"{where}.{index}", allow_code=allow_code)
+            from_table(inner[0], item, f"{table_key}.{index}", allow_code=allow_code)
             for index, item in enumerate(cast(list[Any], value))
         )
-    return _leaf(kind, value, where)
+    return _leaf(kind, value, table_key)
 
 
 def addresses(table: Any) -> list[str]:
@@ -85,19 +85,19 @@ def addresses(table: Any) -> list[str]:
     return []
 
 
-def resolve_name(noun: str, table: Any, where: str, allow_code: Collection[str] | None) -> Any:
-    """The class that a table's `name` stands for.  Raises: InputError without a name."""
-    name = _mapping(table, where).get("name")
+def resolve_name(noun: str, table: Any, table_key: str, allow_code: Collection[str] | None) -> Any:
+    """The class that a table's `name` selects.  Raises: InputError if the table has no name."""
+    name = _mapping(table, table_key).get("name")
     if not isinstance(name, str):
         choices = ", ".join(plugins.names(noun))
-        raise InputError(f"{where} lacks a name; choose one of {choices}")
+        raise InputError(f"{table_key} lacks a name; choose one of {choices}")
     return plugins.resolve(noun, name, allow_code=allow_code)
 
 
-def _by_name(kind: Any, value: Any, where: str, allow_code: Collection[str] | None) -> Any:
-    if "name" not in _mapping(value, where) and not inspect.isabstract(kind):
-        return _dataclass(kind, value, where, allow_code)  # the one class that the field takes
-    subclass = resolve_name(kind.noun, value, where, allow_code)
+def _by_name(kind: Any, value: Any, table_key: str, allow_code: Collection[str] | None) -> Any:
+    if "name" not in _mapping(value, table_key) and not inspect.isabstract(kind):
+        return _dataclass(kind, value, table_key, allow_code)  # the field's type is the only choice
+    subclass = resolve_name(kind.noun, value, table_key, allow_code)
     if not (isinstance(subclass, type) and issubclass(subclass, kind) and is_dataclass(subclass)):
         choices = [
             name
@@ -105,35 +105,35 @@ def _by_name(kind: Any, value: Any, where: str, allow_code: Collection[str] | No
             if issubclass(plugins.resolve(kind.noun, name), kind)
         ]
         raise InputError(
-            f"{where}.name is {value['name']!r}, which is not a {kind.__name__}; choose one of "
+            f"{table_key}.name is {value['name']!r}, which is not a {kind.__name__}; choose one of "
             f"{', '.join(choices)}"
         )
     table = {key: inner for key, inner in value.items() if key != "name"}
-    return _dataclass(subclass, table, where, allow_code)
+    return _dataclass(subclass, table, table_key, allow_code)
 
 
 def _dataclass(
-    kind: type, table: Mapping[str, Any], where: str, allow_code: Collection[str] | None
+    kind: type, table: Mapping[str, Any], table_key: str, allow_code: Collection[str] | None
 ) -> Any:
     hints = field_types(kind)
     for key in table:
         if key not in hints:
-            near = did_you_mean(key, hints, prefix=f"{where}.")
-            raise InputError(f"unknown key {where}.{key}{near}")
+            near = did_you_mean(key, hints, prefix=f"{table_key}.")
+            raise InputError(f"unknown key {table_key}.{key}{near}")
     values = {
-        key: from_table(hints[key], value, f"{where}.{key}", allow_code=allow_code)
+        key: from_table(hints[key], value, f"{table_key}.{key}", allow_code=allow_code)
         for key, value in table.items()
     }
     for field in fields(kind):
         required = field.default is MISSING and field.default_factory is MISSING
         if required and field.name not in values:
-            raise InputError(f"{where}.{field.name} is missing: it has no default")
+            raise InputError(f"{table_key}.{field.name} is missing: it has no default")
     try:
         return kind(**values)
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"{where}: {error}") from error
+        raise InputError(f"{table_key}: {error}") from error
 
 
 @cache
@@ -159,21 +159,21 @@ def field_docs(kind: type) -> dict[str, str]:
     }
 
 
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+def _mapping(value: Any, table_key: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InputError(f"{where} is {value!r}; give a table of settings")
+        raise InputError(f"{table_key} is {value!r}, but must be a table of settings")
     return cast(Mapping[str, Any], value)
 
 
-def _leaf(kind: Any, value: Any, where: str) -> Any:
+def _leaf(kind: Any, value: Any, table_key: str) -> Any:
     from pydantic import ValidationError
 
     try:
-        # JSON mode: strict about types, yet a list may stand for a tuple
+        # JSON mode checks types strictly, but accepts a list for a tuple
         return _adapter(kind).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join([where, *(str(part) for part in first["loc"])])
+        key = ".".join([table_key, *(str(part) for part in first["loc"])])
         raise InputError(f"{key} is {first['input']!r}: {first['msg']}") from error
 
 

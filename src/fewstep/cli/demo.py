@@ -181,10 +181,10 @@ def _prepare(demo: Demo, protocol: "EvalProtocol", update: console.Update) -> No
 
 def _train(preset: str, overrides: Sequence[str], folder: Path, update: console.Update) -> None:
     from fewstep.recipe import read
-    from fewstep.runner import finished
+    from fewstep.runner import is_finished
 
     recipe = read(preset, overrides)
-    if not finished(recipe, folder):
+    if not is_finished(recipe, folder):
         train.train(recipe, folder, update)
 
 

@@ -52,12 +52,12 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     table = read_table(options.recipe, options.overrides)  # a mistyped key needs no torch
     keep_freed_memory()
     from fewstep.recipe import parse
-    from fewstep.runner import finished
+    from fewstep.runner import is_finished
 
     recipe = parse(table)
     folder = options.out or Path("runs") / Path(options.recipe).stem
     command = shlex.join(["fewstep", verb, *argv])
-    if finished(recipe, folder):
+    if is_finished(recipe, folder):
         console.out.print(f"{folder} is finished: {recipe.fit.steps} steps")
         return 0
     try:
