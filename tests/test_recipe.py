@@ -126,7 +126,7 @@ def test_mistakes_name_the_nearest_valid_thing(tmp_path, old, new, message):
     ("override", "message"),
     [
         ("fit.steps", "does not set a key of the recipe"),
-        ("fit.steps=1e", "not valid TOML"),
+        ("fit.steps=1e", "not a valid TOML value"),
         ("fit.steps.more=3", "steps is a value"),
         ("fit.stepps=3", "did you mean fit.steps"),
     ],

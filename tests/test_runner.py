@@ -166,7 +166,9 @@ def circuit(trained, *more):
 def test_phases_take_all_steps_or_it_is_said(trained):
     halving = read("digits-progressive", [f'teacher.load="{trained.folder}"', "fit.steps=7"])
     for told in (circuit(trained, "method.phases=[3,2]"), halving):
-        with pytest.raises(InputError, match="method.phases take .* steps, and fit.steps is"):
+        with pytest.raises(
+            InputError, match="the sum of method.phases is .* steps, but fit.steps is"
+        ):
             assemble(told, DEVICE)
     assemble(circuit(trained, "method.phases=[3,2]", "fit.steps=5"), DEVICE)
 

@@ -162,7 +162,7 @@ def test_a_tracker_that_fails_is_told_no_more(run, failing, monkeypatch):
     monkeypatch.setattr(tracker, failing, fail)
     logged(run, 10)
     drawn(run, 10)
-    told = "recording receives no more, the training continues: the network is down"
+    told = "recording failed and gets no further data; the training continues: the network is down"
     with pytest.warns(UserWarning, match=told):
         follower.forward()
         follower.close()
@@ -213,7 +213,7 @@ def test_the_command_line_forwards_all_that_the_run_folder_holds(tmp_path, recor
     assert tracker.closed
 
 
-@pytest.mark.filterwarnings("always:.* receives no more")
+@pytest.mark.filterwarnings("always:.* failed and gets no further data")
 def test_a_failing_tracker_does_not_stop_a_training(tmp_path, recorder, monkeypatch, capsys):
     def fail(*_):
         raise ConnectionError("the network is down")
@@ -223,7 +223,7 @@ def test_a_failing_tracker_does_not_stop_a_training(tmp_path, recorder, monkeypa
     monkeypatch.setattr(trackers.TensorBoard, "__init__", fail)
     assert main([*train(tmp_path / "y", "fit.steps=3"), "--track", "tensorboard"]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "fewstep: " in line]
-    line = "fewstep: tensorboard receives no more, the training continues: the network is down"
+    line = "fewstep: tensorboard failed, training continues without it: the network is down"
     assert lines == [line, line]  # while it sends, and while it is opened
     assert all((tmp_path / name / "model.safetensors").exists() for name in "xy")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Process": "process", "Flow": "process", "VP": "process", "VE": "process",
     "Cosine": "process", "Table": "process", "LinearBetas": "process",
     "Parametrization": "parametrization", "Eps": "parametrization", "V": "parametrization",
@@ -34,14 +34,14 @@ _HOMES = {
     "InputError": "errors",
 }  # fmt: skip
 
-__all__ = ["__version__", *sorted(_HOMES)]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", *sorted(_MODULES)]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name's module when it is first asked for: `import fewstep` costs nothing."""
-    if name not in _HOMES:
+    """Import the module of a public name at its first use, so that `import fewstep` is fast."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fewstep.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"fewstep.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

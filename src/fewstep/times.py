@@ -1,7 +1,8 @@
 """Times: densities for training, grids for sampling, and pairs of levels for consistency losses.
 
 A density maps uniform random numbers, which the batch draws, to times. A grid returns the N times
-of an N-step sample in float64, in decreasing order; the last step leads from there to the image.
+of an N-step sample in float64, in decreasing order; the last step goes from the last of these times
+to the image.
 """
 
 import math
@@ -24,7 +25,7 @@ class Density(ABC):
 
     @abstractmethod
     def times(self, u: Tensor, denoiser: Denoiser) -> Tensor:
-        """The quantile at each of `u` (b,) in [0, 1): times (b,) within the denoiser's span."""
+        """The quantiles of the density at `u` (b,) in [0, 1): times (b,) in the denoiser's span."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,12 @@ class Uniform(Density):
     """The uniform density of times, as in DDPM and flow matching."""
 
     low: float = 0.0
-    """Start of the interval, as a share of the span; distribution matching uses 0.02 … 0.98."""
+    """Start of the interval, as a fraction of the span; distribution matching uses 0.02 … 0.98."""
     high: float = 1.0
-    """End of the interval, as a share of the span."""
+    """End of the interval, as a fraction of the span."""
 
     def __post_init__(self) -> None:
-        _check_shares(self.low, self.high)
+        _check_fractions(self.low, self.high)
 
     def times(self, u: Tensor, denoiser: Denoiser) -> Tensor:
         low, high = denoiser.span
@@ -54,16 +55,17 @@ class Karras(Density):
     rho: float = 7.0
     """A larger value puts more times near the data end."""
     low: float = 0.0
-    """Start of the interval, as a share of the grid's indices from data to noise."""
+    """Start of the interval, as a fraction of the Karras grid's indices, counted from the data
+    end."""
     high: float = 1.0
-    """End of the interval, as a share of the grid's indices."""
+    """End of the interval, as a fraction of the Karras grid's indices."""
 
     def __post_init__(self) -> None:
-        _check_shares(self.low, self.high)
+        _check_fractions(self.low, self.high)
 
     def times(self, u: Tensor, denoiser: Denoiser) -> Tensor:
-        share = self.low + (self.high - self.low) * u.double()
-        return karras_times(share, self.rho, denoiser).to(u.dtype)
+        fraction = self.low + (self.high - self.low) * u.double()
+        return karras_times(fraction, self.rho, denoiser).to(u.dtype)
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ class LogNormal(Density):
         return process.time(ratio).clamp(*denoiser.span).to(u.dtype)
 
 
-def karras_times(share: Tensor, rho: float, denoiser: Denoiser) -> Tensor:
-    """Times at `share` of a Karras grid, from 0 (the data end of the span) to 1 (its noise end).
+def karras_times(fraction: Tensor, rho: float, denoiser: Denoiser) -> Tensor:
+    """Times at a fraction of a Karras grid, from 0 (the span's data end) to 1 (its noise end).
 
     Raises: InputError if sigma/alpha is infinite at the noise end.
     """
@@ -102,11 +104,14 @@ def karras_times(share: Tensor, rho: float, denoiser: Denoiser) -> Tensor:
     span = torch.tensor(denoiser.span, dtype=torch.float64)
     low, high = (process.ratio(span) ** (1 / rho)).tolist()
     if not math.isfinite(high):
-        raise InputError("a Karras grid needs a network whose largest noise level is finite")
-    return process.time((low + share * (high - low)) ** rho).clamp(*denoiser.span)
+        raise InputError(
+            "a Karras grid needs a network whose largest noise level sigma/alpha is finite, and "
+            "this network starts from pure noise (alpha = 0): use uniform times"
+        )
+    return process.time((low + fraction * (high - low)) ** rho).clamp(*denoiser.span)
 
 
-def _check_shares(low: float, high: float) -> None:
+def _check_fractions(low: float, high: float) -> None:
     if not 0 <= low < high <= 1:
         raise InputError(
             f"a density has low = {low} and high = {high}; it needs 0 <= low < high <= 1"
@@ -115,13 +120,13 @@ def _check_shares(low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class Grid(ABC):
-    """Base class of grids: the times of a sample's steps."""
+    """Base class of grids, which return the times of the sampling steps."""
 
     noun: ClassVar[str] = "grid"
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Step counts that the grid supports; empty: any."""
+        """Step counts that the grid supports; an empty tuple means any count."""
         return ()
 
     @abstractmethod
@@ -160,13 +165,13 @@ class KarrasGrid(Grid):
     """A larger value puts more steps near the data end."""
 
     def points(self, steps: int, denoiser: Denoiser) -> Tensor:
-        share = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
-        return karras_times(1 - share, self.rho, denoiser)
+        fraction = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
+        return karras_times(1 - fraction, self.rho, denoiser)
 
 
 @dataclass(frozen=True)
 class FixedGrid(Grid):
-    """A list of times for each supported step count, as a few-step student was trained."""
+    """A fixed list of times for each supported step count: those that a student was trained at."""
 
     times: tuple[tuple[float, ...], ...]
     """One decreasing list of times for each step count."""
@@ -185,7 +190,7 @@ class FixedGrid(Grid):
 
 @dataclass(frozen=True)
 class Levels(ABC):
-    """Base class of rules for the two noise levels that a consistency loss compares."""
+    """Base class of rules that select the two noise levels t > r of a consistency loss."""
 
     noun: ClassVar[str] = "levels"
 
@@ -196,10 +201,10 @@ class Levels(ABC):
 
     @abstractmethod
     def around(self, ratio: Tensor, step: int, ends: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-        """The upper and lower ratio sigma/alpha (b,), and the gap (b,) of the weight 1/gap.
+        """The ratios sigma/alpha (b,) of t and of r, and the gap (b,) in the loss weight 1/gap.
 
-        `ratio` (b,) is drawn from the density, `step` counts training steps, and `ends` are the
-        ratios at the ends of the span.
+        `ratio` (b,) is drawn from the density, `step` is the training step, and `ends` are the
+        ratios at the two ends of the span.
         """
 
 
@@ -212,11 +217,11 @@ class EctLevels(Levels):
     q: float = 2.0
     """Factor by which the gap shrinks at each stage; above 1."""
     k: float = 8.0
-    """Widening of the gap towards small levels."""
+    """Strength of the factor 1 + k·sigmoid(−b·t), which widens the gap at small levels."""
     b: float = 1.0
-    """Rate at which that widening decays with the level."""
+    """Rate at which that factor decays with the level t."""
     double_every: int = 0
-    """Training steps per stage; 0: a single stage."""
+    """Training steps per stage; 0 means a single stage."""
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -233,27 +238,29 @@ class EctLevels(Levels):
         flow = self.clock == "flow"
         stage = step // self.double_every if self.double_every else 0
         t = 1 / (1 + 1 / ratio) if flow else ratio
-        share = self.q ** -(stage + 1) * (1 + self.k * torch.sigmoid(-self.b * t))
-        r = (t * (1 - share)).clamp(min=0)
+        relative_gap = self.q ** -(stage + 1) * (1 + self.k * torch.sigmoid(-self.b * t))
+        r = (t * (1 - relative_gap)).clamp(min=0)
         return ratio, r / (1 - r) if flow else r, t - r
 
 
 @dataclass(frozen=True)
 class DiscreteLevels(Levels):
-    """N levels, evenly spaced in ratio^(1/7), of which the two around a random level are compared.
+    """N levels, evenly spaced in ratio^(1/7); a pair is the two levels next to a random level.
 
-    With s0 = `first`, s1 = `last`, K = `length`: `double` is iCT's, min(s0·2^⌊step/K'⌋, s1) + 1,
-    K' = ⌊K/(log2⌊s1/s0⌋ + 1)⌋; `root` CT's, ⌈√(step/K·((s1+1)² − s0²) + s0²) − 1⌉ + 1.
+    With s0 = `first`, s1 = `last` and K = `length`, N at a training step is
+
+        double (iCT):  min(s0·2^⌊step/K'⌋, s1) + 1,   K' = ⌊K/(log2⌊s1/s0⌋ + 1)⌋
+        root (CT):     ⌈√(step/K·((s1+1)² − s0²) + s0²) − 1⌉ + 1
     """
 
     growth: Literal["double", "root", "fixed"] = "double"
-    """Rule by which N grows; with `fixed`, as in CD, N = first throughout."""
+    """Rule by which the number of levels N grows; `fixed`, as in CD, keeps N = `first`."""
     first: int = 10
-    """s0, the initial N; with `double` it is s0 + 1."""
+    """s0, the initial number of levels N; with `double`, N starts at s0 + 1."""
     last: int = 1280
-    """s1; the final N is s1 + 1."""
+    """s1, the final number of levels N minus 1."""
     length: int = 400_000
-    """K, the training steps over which N grows."""
+    """K, the number of training steps over which N grows."""
     ratios: tuple[float, float] = (0.002, 80.0)
     """The lowest and highest sigma/alpha, within those of the network's span."""
 
@@ -271,15 +278,15 @@ class DiscreteLevels(Levels):
             )
 
     def count(self, step: int) -> int:
-        """N at training step `step`."""
+        """The number of levels N at training step `step`."""
         s0, s1 = self.first, self.last
         if self.growth == "fixed":
             return s0
         if self.growth == "root":
-            share = min(step / self.length, 1.0)
-            return math.ceil(math.sqrt(share * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
-        stretch = max(math.floor(self.length / (math.log2(s1 // s0) + 1)), 1)
-        return min(s0 * 2 ** min(step // stretch, 64), s1) + 1
+            progress = min(step / self.length, 1.0)
+            return math.ceil(math.sqrt(progress * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
+        steps_to_double = max(math.floor(self.length / (math.log2(s1 // s0) + 1)), 1)
+        return min(s0 * 2 ** min(step // steps_to_double, 64), s1) + 1
 
     def around(self, ratio: Tensor, step: int, ends: list[float]) -> tuple[Tensor, Tensor, Tensor]:
         low, high = (end ** (1 / 7) for end in ends)

@@ -1,7 +1,8 @@
 """Experiment trackers: forward a run's log and sample grids to TensorBoard, W&B or Trackio.
 
-A `Follower` reads the run folder as it grows; the training does not know of it. The file
-`RUN/TRACKER/sent.json` holds the last step that was sent, so that a resumed run continues there.
+A `Follower` reads the run folder while training writes it; the training loop does not call it. The
+file `RUN/TRACKER/sent.json` records the last step that was sent, so that a resumed run continues
+there.
 """
 
 import io
@@ -27,25 +28,25 @@ PROJECT = "fewstep"
 
 
 class Tracker(ABC):
-    """A destination of numbers and images by training step. Steps arrive in order."""
+    """Base class of trackers, which receive numbers and images in order of training steps."""
 
     name: ClassVar[str]
     module: ClassVar[str]
-    """The module of the tracker's package to import."""
+    """The module to import from the tracker's package."""
     rewrites: ClassVar[bool] = False
     """Whether steps that were sent can be deleted and sent again."""
     where: str = ""
     """The address or command that shows the tracked run."""
 
-    def __init__(self, run: Run, first: int) -> None:
-        """`first` is the next step that the run logs; it may have been logged before."""
+    def __init__(self, run: Run, first_step: int) -> None:
+        """`first_step` is the next step that the run logs. A resumed run may log it again."""
         self.file = run.folder / self.name / "sent.json"
         self.file.parent.mkdir(parents=True, exist_ok=True)
         sent = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.id: str = sent.get("id", secrets.token_hex(4))
         since: int = sent.get("step", -1)
-        self.since = min(since, first - 1) if self.rewrites else since
-        """The last step that is not sent again."""
+        self.since = min(since, first_step - 1) if self.rewrites else since
+        """Only steps after this one are sent."""
         self.recipe = run.recipe_file.read_text() if run.recipe_file.exists() else ""
 
     @classmethod
@@ -66,7 +67,7 @@ class Tracker(ABC):
         """Send what is still queued, and end the tracked run."""
 
     def mark(self, step: int) -> None:
-        """Record that everything up to `step` has been sent."""
+        """Write to sent.json that everything up to `step` has been sent."""
         with atomic_write(self.file, single_writer=True) as file:
             file.write(json.dumps({"step": step, "id": self.id}).encode())
 
@@ -78,8 +79,8 @@ class TensorBoard(Tracker):
     module = "torch.utils.tensorboard"
     rewrites = True
 
-    def __init__(self, run: Run, first: int) -> None:
-        super().__init__(run, first)
+    def __init__(self, run: Run, first_step: int) -> None:
+        super().__init__(run, first_step)
         self.where = f"tensorboard --logdir {self.file.parent}"
         writer = self.require().SummaryWriter
         self.writer = writer(str(self.file.parent), purge_step=self.since + 1)
@@ -109,7 +110,8 @@ class WandB(Tracker):
     """A run of Weights & Biases, with its files in RUN/wandb.
 
     A resumed run continues after the last step that the server has, because only the server knows
-    what arrived before a kill. Offline, the files of each session hold the whole run.
+    what arrived before the process was killed. Offline, the files of each session contain the whole
+    run.
     """
 
     name = "wandb"
@@ -125,8 +127,8 @@ class WandB(Tracker):
                 raise InputError(f"--track wandb: {error} Or set WANDB_MODE=offline.") from error
         return wandb
 
-    def __init__(self, run: Run, first: int) -> None:
-        super().__init__(run, first)
+    def __init__(self, run: Run, first_step: int) -> None:
+        super().__init__(run, first_step)
         self.package = wandb = self.require()
         self.run = wandb.init(
             project=PROJECT,
@@ -158,8 +160,8 @@ class Trackio(Tracker):
     module = "trackio"
     where = f"trackio show --project {PROJECT}"
 
-    def __init__(self, run: Run, first: int) -> None:
-        super().__init__(run, first)
+    def __init__(self, run: Run, first_step: int) -> None:
+        super().__init__(run, first_step)
         self.package = self.require()
         with redirect_stdout(io.StringIO()):  # hide the seven lines that it prints
             self.run = self.package.init(
@@ -169,8 +171,8 @@ class Trackio(Tracker):
                 resume="allow",
                 embed=False,
             )
-        # no public attribute says which steps arrived before a kill; Trackio's counter is the best
-        # estimate
+        # no public attribute tells which steps arrived before the process was killed; Trackio's
+        # step counter is the best estimate
         self.since = getattr(self.run, "_next_step", self.since + 1) - 1
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
@@ -226,7 +228,7 @@ def numbers(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Follower:
-    """Forwards what a run logs to one tracker. Create it after the log has been rewound."""
+    """Forwards a run's log to one tracker. Create it after `Run.rewind` has shortened the log."""
 
     def __init__(self, run: Run, tracker: Tracker) -> None:
         self.run = run
@@ -239,21 +241,22 @@ class Follower:
         """Send the lines and images that are new since the last call."""
         file = self.run.progress_file
         if file.exists() and file.stat().st_size > self.offset:  # most steps log nothing
-            self._guarded(last=False)
+            self._send_safely(last=False)
 
     def close(self) -> None:
         """Send the rest and close the tracker."""
-        self._guarded(last=True)
+        self._send_safely(last=True)
         self.stopped = True
 
-    def _guarded(self, last: bool) -> None:
+    def _send_safely(self, last: bool) -> None:
+        """Send what is new; an error ends the tracking with a warning, not the training."""
         if self.stopped:
             return
         try:
             self._send()
             if last:
                 self.tracker.close()
-        except Exception as error:  # no failure of a tracker may stop the training
+        except Exception as error:  # trackers raise errors of many types
             self.stopped = True
             _warn_stopped(self.tracker.name, error)
 
@@ -287,21 +290,21 @@ class Follower:
         return {int(match[1]): path for match, path in matches if match}
 
 
-def follow(run: Run, name: str, first: int) -> Follower | None:
-    """Follow a run that has just finished step `first`. Returns None, with a warning, if the
-    tracker cannot be opened."""
+def follow(run: Run, name: str, first_step: int) -> Follower | None:
+    """Open the tracker `name` for a run that has just finished `first_step`, its first step since
+    it started or resumed. Returns None, with a warning, if the tracker cannot be opened."""
     try:
-        return Follower(run, plugins.resolve("tracker", name)(run, first))
+        return Follower(run, plugins.resolve("tracker", name)(run, first_step))
     except Exception as error:
         _warn_stopped(name, error)
         return None
 
 
 class Tracking:
-    """Forwards one run to any number of trackers, which are opened at the first forwarded step.
+    """Forwards one run to any number of trackers, which are opened at the first call of `forward`.
 
-    `announce` receives one line for each opened tracker. Raises InputError if a tracker cannot be
-    used.
+    `announce` is called with one line of text for each open tracker. Raises InputError if a tracker
+    cannot be used.
     """
 
     def __init__(
@@ -314,9 +317,9 @@ class Tracking:
         require(self.names)
 
     def forward(self, step: int) -> None:
-        """Send what the run folder has gained up to this step."""
+        """Send the lines and images that the run has written up to this step."""
         if self.followers is None:
-            # only now has the training claimed the folder and rewound its log
+            # not before: the training first claims the folder and rewinds its log
             self.followers = self._open(step)
         for follower in self.followers:
             follower.forward()
@@ -329,8 +332,8 @@ class Tracking:
     def _open(self, step: int) -> list[Follower]:
         if not self.names or not first_rank():
             return []
-        opened = [follow(self.run, name, step) for name in self.names]
-        followers = [follower for follower in opened if follower]
+        attempts = [follow(self.run, name, step) for name in self.names]
+        followers = [follower for follower in attempts if follower]
         for follower in followers:
             self.announce(f"tracked: {follower.tracker.where}")
         return followers
@@ -338,4 +341,6 @@ class Tracking:
 
 def _warn_stopped(name: str, error: Exception) -> None:
     reason = " ".join(str(error).split()) or type(error).__name__
-    warnings.warn(f"{name} receives no more, the training continues: {reason}", stacklevel=2)
+    warnings.warn(
+        f"{name} failed and gets no further data; the training continues: {reason}", stacklevel=2
+    )

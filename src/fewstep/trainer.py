@@ -1,9 +1,9 @@
 """The training loop of all methods: `for progress in fit(method, batches, config)`.
 
-Each step takes a new global batch. The method yields turns, each of which names the player to
-update; the trainer computes the turn's loss on every micro-batch, averages and clips the gradients,
-and steps that player's optimiser. Random numbers are a function of (seed, step, ...), so the step
-number is the whole random state of a run.
+A method trains one or more networks, its players. Each training step takes a new global batch, for
+which the method yields turns; a turn updates one player. The trainer computes the turn's loss on
+every micro-batch, averages and clips the gradients, and steps that player's optimiser. Random
+numbers are a function of (seed, step, ...), so a run needs no random state but its step number.
 """
 
 import math
@@ -26,10 +26,10 @@ from fewstep.methods.batch import Batch
 
 @dataclass(frozen=True)
 class PlayerConfig:
-    """Settings of one player's optimiser that differ from those of the run."""
+    """Optimiser settings of one player; None means the value of the same key in [fit]."""
 
     optimizer: Literal["adamw", "adam", "radam"] | None = None
-    """adamw, adam or radam."""
+    """Optimiser: adamw, adam or radam."""
     lr: float | None = None
     """Learning rate after the warm-up."""
     betas: tuple[float, float] | None = None
@@ -41,7 +41,7 @@ class PlayerConfig:
     schedule: Literal["constant", "cosine", "linear"] | None = None
     """Learning rate after the warm-up: constant, or a cosine or linear decay to 0."""
     clip: float | None = None
-    """Largest norm of the gradient; 0 is no clipping."""
+    """Gradients with a larger norm are scaled to this norm; 0 means no clipping."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class FitConfig:
     batch: int = 128
     """Rows of a global batch, over all micro-batches and ranks."""
     micro_batch: int = 0
-    """Rows computed at once on each rank; 0 is all of them."""
+    """Rows of the batch computed at once on each rank; 0 means all of the rank's rows."""
     optimizer: Literal["adamw", "adam", "radam"] = "adamw"
-    """adamw, adam or radam."""
+    """Optimiser: adamw, adam or radam."""
     lr: float = 2e-4
     """Learning rate after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -67,21 +67,22 @@ class FitConfig:
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning rate after the warm-up: constant, or a cosine or linear decay to 0."""
     clip: float = 1.0
-    """Largest norm of the gradient; 0 is no clipping."""
+    """Gradients with a larger norm are scaled to this norm; 0 means no clipping."""
     ema_halflife: float | tuple[float, ...] = 500_000
-    """Half-life of the student's weight average, in images. Of several, the first is the result."""
+    """Half-life of the student's weight average, in images. Of several averages, the first is saved
+    as the model."""
     ema_rampup: float = 0.05
     """The half-life is at most this fraction of the images trained on so far."""
     precision: Literal["f32", "bf16"] = "f32"
     """Number format of the computation; weights stay f32."""
     channels_last: bool = False
-    """Store weights in the channels-last layout: often faster on large images and on GPUs."""
+    """Store weights in the channels-last layout, often faster for large images and on GPUs."""
     compile: bool = False
-    """Compile the backbones with torch.compile: starts minutes later, then steps faster."""
+    """Compile the backbones with torch.compile, which takes minutes and then makes steps faster."""
     seed: int = 0
     """Seed of all random numbers of the run."""
     save_every: int = 1000
-    """Steps between two checkpoints."""
+    """Training steps between two checkpoints."""
     players: dict[str, PlayerConfig] = field(default_factory=dict[str, PlayerConfig])
     """Optimiser settings of individual players, such as [fit.players.fake]."""
 
@@ -92,27 +93,31 @@ class FitConfig:
         if not self.lr > 0:
             raise InputError(f"fit.lr is {self.lr}; it must be above 0")
         if self.micro_batch < 0 or self.warmup < 0 or self.clip < 0:
-            raise InputError("fit.micro_batch, fit.warmup and fit.clip must be 0 or more")
+            raise InputError(
+                f"fit.micro_batch is {self.micro_batch}, fit.warmup {self.warmup} and fit.clip "
+                f"{self.clip}; all three must be 0 or more"
+            )
 
     @property
     def halflives(self) -> tuple[float, ...]:
-        one = self.ema_halflife
-        return one if isinstance(one, tuple) else (one,)
+        """`ema_halflife` as a tuple, also if it is one number."""
+        halflife = self.ema_halflife
+        return halflife if isinstance(halflife, tuple) else (halflife,)
 
     def player(self, name: str) -> "FitConfig":
-        """This configuration with the overrides of one player."""
-        own = self.players.get(name, PlayerConfig())
-        settings = {f.name: getattr(own, f.name) for f in fields(own)}
+        """This configuration with the settings of one player from `players`."""
+        overrides = self.players.get(name, PlayerConfig())
+        settings = {f.name: getattr(overrides, f.name) for f in fields(overrides)}
         return replace(self, **{key: value for key, value in settings.items() if value is not None})
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A loss or gradient is NaN or infinite; the weights are those before that update."""
+    """Raised if a loss or gradient is NaN or infinite; that update is not made."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A finished step: its number (from 1), images trained on so far, and numbers to log."""
+    """A finished step: its number from 1, images trained on so far, and numbers to log by name."""
 
     step: int
     images: int
@@ -123,7 +128,7 @@ class Progress:
 def fit(method: Method, batches: Batches, config: FitConfig) -> Iterator[Progress]:
     """Train for `config.steps` steps, yielding after each.
 
-    Raises: NonFiniteLoss; the method then holds the weights of the last finite step.
+    Raises: NonFiniteLoss if a loss or gradient is NaN or infinite; the weights remain finite.
     """
     yield from Training(method, batches, config)
 
@@ -139,8 +144,8 @@ class Training:
         unknown = set(config.players) - set(method.players)
         if unknown:
             raise InputError(
-                f"fit.players.{sorted(unknown)[0]}: this method has no such player; "
-                f"choose one of {', '.join(method.players)}"
+                f"fit.players.{sorted(unknown)[0]} sets the optimiser of a player that this method "
+                f"does not have; choose one of {', '.join(method.players)}"
             )
         _prepare(method, config)
         self.optimizers = {
@@ -150,7 +155,7 @@ class Training:
             [p.detach().clone() for p in method.players["student"].parameters()]
             for _ in config.halflives
         ]
-        self._moving: str | None = None
+        self._active_player: str | None = None
         self._between_steps = True
 
     def __iter__(self) -> Iterator[Progress]:
@@ -187,10 +192,10 @@ class Training:
         for micro in micros:
             micro.begin(turn.player, occurrence)
             loss = self._loss(turn, micro)
-            share = micro.rows / micro.total
-            (loss.value * share).backward()
+            weight = micro.rows / micro.total
+            (loss.value * weight).backward()
             for name, value in {"loss": loss.value, **loss.numbers}.items():
-                sums[name] = sums.get(name, 0.0) + value.detach().float() * share
+                sums[name] = sums.get(name, 0.0) + value.detach().float() * weight
         numbers = self._numbers(turn.player, sums, rate)
         self._update(turn.player, optimizer, config.clip, numbers)
         return numbers
@@ -215,8 +220,8 @@ class Training:
         norm = nn.utils.get_total_norm(gradients)
         if not math.isfinite(numbers[f"{player}/loss"]) or not math.isfinite(float(norm)):
             raise NonFiniteLoss(
-                f"{player}'s loss is {numbers[f'{player}/loss']:.4g} and its gradient's norm "
-                f"{float(norm):.4g} at step {self.step + 1}"
+                f"the loss of player {player!r} is {numbers[f'{player}/loss']:.4g} and the norm "
+                f"of its gradient {float(norm):.4g} at step {self.step + 1}"
             )
         if 0 < clip < float(norm):
             nn.utils.clip_grads_with_norm_(parameters, clip, norm)
@@ -226,26 +231,27 @@ class Training:
 
     def _numbers(self, player: str, sums: dict[str, Tensor], rate: float) -> dict[str, float]:
         values = distributed.sum_numbers(torch.stack(list(sums.values()))).tolist()
-        named = {f"{player}/{name}": value for name, value in zip(sums, values, strict=True)}
-        return {**named, f"{player}/lr": rate}
+        numbers = {f"{player}/{name}": value for name, value in zip(sums, values, strict=True)}
+        return {**numbers, f"{player}/lr": rate}
 
     def _activate(self, player: str) -> None:
-        if self._moving == player:
+        """Let only the parameters of this player require gradients."""
+        if self._active_player == player:
             return
         self.method.requires_grad_(False).eval()
         self.method.players[player].requires_grad_(True).train()
-        self._moving = player
+        self._active_player = player
 
     def _average(self) -> None:
         weights = [p.detach() for p in self.method.players["student"].parameters()]
         batch = self.config.batch
         images = (self.step + 1) * batch
         for average, halflife in zip(self.averages, self.config.halflives, strict=True):
-            ramped = min(halflife, images * self.config.ema_rampup)
-            ema.lerp(average, weights, decay=ema.halflife_decay(batch, ramped))
+            halflife_now = min(halflife, images * self.config.ema_rampup)
+            ema.lerp(average, weights, decay=ema.halflife_decay(batch, halflife_now))
 
     def generator(self, *, average: int | None = 0) -> Generator:
-        """A copy of the student with this weight average, or with raw weights for None."""
+        """A copy of the student with the weight average of this index; None for the raw weights."""
         generator = deepcopy(self.method.generator()).eval().requires_grad_(False)
         if average is not None:
             parameters = generator.denoiser.parameters()
@@ -257,7 +263,7 @@ class Training:
         return generator
 
     def can_be_saved(self) -> bool:
-        """Whether the state can be saved: no step is half done, and every parameter is finite."""
+        """Whether the state can be saved: between two steps, and with finite parameters."""
         return self._between_steps and all(
             bool(p.isfinite().all())
             for player in self.method.players.values()
@@ -266,7 +272,7 @@ class Training:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything needed to resume: tensors by name, and a small JSON object."""
-        tensors = {f"method.{name}": value for name, value in self._owned().items()}
+        tensors = {f"method.{name}": value for name, value in self._method_state().items()}
         for name, optimizer in self.optimizers.items():
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{name}.{index}.{key}": v for key, v in moments.items()}
@@ -276,8 +282,8 @@ class Training:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-        """Continue from what `state` returned."""
-        for name, value in self._owned().items():
+        """Set the state to the result of an earlier call of `state`."""
+        for name, value in self._method_state().items():
             value.copy_(tensors[f"method.{name}"])
         for name, optimizer in self.optimizers.items():
             prefix = f"optimizer.{name}."
@@ -291,18 +297,18 @@ class Training:
                 value.copy_(tensors[f"average.{index}.{i}"])
         self.step = note["step"]
 
-    def _owned(self) -> dict[str, Tensor]:
-        """State of the method without the teacher, which is fixed and pinned by its hash."""
+    def _method_state(self) -> dict[str, Tensor]:
+        """State of the method without the teacher, which training does not change."""
         state = self.method.state_dict()
         return {name: value for name, value in state.items() if not name.startswith("teacher.")}
 
 
 def learning_rate(config: FitConfig, done: int, length: int) -> float:
     """Learning rate after `done` of `length` steps: warm-up from 0, then the schedule."""
-    rise = min((done + 1) / config.warmup, 1.0) if config.warmup else 1.0
-    share = min(max(done - config.warmup, 0) / max(length - config.warmup, 1), 1.0)
-    decay = {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}
-    return config.lr * rise * decay[config.schedule]
+    warmup = min((done + 1) / config.warmup, 1.0) if config.warmup else 1.0
+    x = min(max(done - config.warmup, 0) / max(length - config.warmup, 1), 1.0)
+    decay = {"constant": 1.0, "linear": 1 - x, "cosine": 0.5 * (1 + math.cos(math.pi * x))}
+    return config.lr * warmup * decay[config.schedule]
 
 
 def _prepare(method: Method, config: FitConfig) -> None:
