@@ -35,8 +35,8 @@ class Recording(Tracker):
 
     name = "recording"
 
-    def __init__(self, run, first=1):
-        super().__init__(run, first)
+    def __init__(self, run, first_step=1):
+        super().__init__(run, first_step)
         self.told = []
         self.closed = False
 
@@ -136,7 +136,7 @@ def test_a_resumed_run_goes_on_where_the_tracker_stands(run, kind):
     logged(run, 10, 20, 30, 40)
     first.forward()
     run.rewind(25)
-    again = Follower(run, tracker := kind(run, first=26))
+    again = Follower(run, tracker := kind(run, first_step=26))
     assert tracker.id == first.tracker.id
     for step in (30, 40, 50):
         logged(run, step)
@@ -149,7 +149,7 @@ def test_a_resumed_run_goes_on_where_the_tracker_stands(run, kind):
 def test_a_tracker_that_comes_late_is_told_everything(run):
     logged(run, 10, 20)
     drawn(run, 20)
-    Follower(run, tracker := Rewriting(run, first=21)).forward()
+    Follower(run, tracker := Rewriting(run, first_step=21)).forward()
     assert tracker.told == [row(10), row(20), picture(20)]
 
 
@@ -162,7 +162,7 @@ def test_a_tracker_that_fails_is_told_no_more(run, failing, monkeypatch):
     monkeypatch.setattr(tracker, failing, fail)
     logged(run, 10)
     drawn(run, 10)
-    told = "recording failed and gets no further data; the training continues: the network is down"
+    told = "recording failed, training continues without it: the network is down"
     with pytest.warns(UserWarning, match=told):
         follower.forward()
         follower.close()
@@ -185,8 +185,8 @@ def recorder(monkeypatch):
     class Opened(Recording):
         name = "tensorboard"
 
-        def __init__(self, run, first):
-            super().__init__(run, first)
+        def __init__(self, run, first_step):
+            super().__init__(run, first_step)
             opened.append(self)
 
         @classmethod
@@ -213,7 +213,7 @@ def test_the_command_line_forwards_all_that_the_run_folder_holds(tmp_path, recor
     assert tracker.closed
 
 
-@pytest.mark.filterwarnings("always:.* failed and gets no further data")
+@pytest.mark.filterwarnings("always:.* failed, training continues")
 def test_a_failing_tracker_does_not_stop_a_training(tmp_path, recorder, monkeypatch, capsys):
     def fail(*_):
         raise ConnectionError("the network is down")

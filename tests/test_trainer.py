@@ -278,7 +278,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm():
     training = Training(method, batches(), config())
     training.advance(), training.advance()
     before = weights(method)
-    with pytest.raises(NonFiniteLoss, match="loss is nan.*step 3"):
+    with pytest.raises(NonFiniteLoss, match="loss of player .student. is nan.*step 3"):
         training.advance()
     assert torch.equal(weights(method), before) and training.step == 2 and training.can_be_saved()
 

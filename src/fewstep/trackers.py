@@ -341,6 +341,4 @@ class Tracking:
 
 def _warn_stopped(name: str, error: Exception) -> None:
     reason = " ".join(str(error).split()) or type(error).__name__
-    warnings.warn(
-        f"{name} failed and gets no further data; the training continues: {reason}", stacklevel=2
-    )
+    warnings.warn(f"{name} failed, training continues without it: {reason}", stacklevel=2)

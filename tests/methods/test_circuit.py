@@ -260,7 +260,7 @@ def test_labels_are_dropped_where_asked(monkeypatch):
 def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="must divide method.steps, 10"):
         CircuitMethodConfig(steps=10, strides=(3,))
-    with pytest.raises(InputError, match="spans 6 steps, and method.steps 4"):
+    with pytest.raises(InputError, match="takes 6 time steps, but method.steps is 4"):
         CircuitMethodConfig(steps=4, depths=(0.0, 0.0, 0.0, 1.0), strides=(2, 4))
     with pytest.raises(InputError, match="two step counts"):
         CircuitMethodConfig(steps=4, phases=(100,))

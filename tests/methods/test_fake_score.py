@@ -76,7 +76,7 @@ def test_the_loss_is_the_x0_error_in_the_published_weights(process, parametrizat
     alpha, sigma = process.at(t, like=x)
     error = score.score(alpha * x + sigma * eps, t, cond=cond).x0 - x
     wanted = ((alpha / sigma) ** 2 + floor) * error.square()
-    found = score.denoising(x, eps, t, cond)
+    found = score.denoising_loss(x, eps, t, cond)
     torch.testing.assert_close(found, wanted.mean(1), rtol=1e-3, atol=1e-5)
 
 

@@ -137,7 +137,7 @@ def test_the_loss_is_the_formula_with_a_slope_by_finite_differences(shape, param
         slope = (u(x_t + h * v, t + h) - u(x_t - h * v, t - h)) / (2 * h)
         gap = (t - s).reshape(-1, *[1] * len(shape))
         wanted = (u(x_t, t) - v + gap * slope).square().flatten(1).sum(1)
-        found = method.residual(x_t, v, t, s, None)
+        found = method.squared_residual(x_t, v, t, s, None)
     assert float(slope.abs().mean()) > 0.01
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
 
@@ -146,7 +146,7 @@ def test_the_loss_is_the_formula_with_a_slope_by_finite_differences(shape, param
 def test_the_gradient_is_that_of_two_passes_and_stays_out_of_the_target(shape):
     method = meanflow(network(shape).double(), spec=SampleSpec(shape))
     x_t, v, t, s = numbers(shape)
-    method.residual(x_t, v, t, s, None).sum().backward()
+    method.squared_residual(x_t, v, t, s, None).sum().backward()
     found = [p.grad.clone() for p in method.student.parameters()]
     method.zero_grad()
     with torch.no_grad():
@@ -177,7 +177,7 @@ def test_the_slope_sees_the_dropout_of_the_prediction():
         h = 1e-7
         ahead, behind, here = ask(h), ask(-h), ask(0.0)
         torch.manual_seed(3)
-        found = method.residual(x_t, v, t, s, None)
+        found = method.squared_residual(x_t, v, t, s, None)
     assert (method.student.eval()(x_t, t, s=s).velocity != here).all()
     slope = (ahead - behind) / (2 * h)
     wanted = here - v + (t - s).reshape(-1, 1, 1, 1) * slope
@@ -237,7 +237,7 @@ def test_rows_apart_are_as_many_as_asked_in_every_micro_batch(distinct):
     method = meanflow(distinct=distinct)
     count = 0
     for part in batch(60, micro=10):
-        apart, here = method.split(part)
+        apart, here = method.split_rows(part)
         assert len(apart) == pytest.approx(10 * distinct, abs=1)
         assert sorted([*apart.tolist(), *here.tolist()]) == list(range(10))
         count += len(apart)

@@ -19,7 +19,7 @@ from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import PseudoHuber, SquaredError
 from fewstep.methods.base import Task
 from fewstep.methods.batch import Batch, RingBatch
-from fewstep.methods.residual_sum import ResidualSum, ResidualSumConfig, parts
+from fewstep.methods.residual_sum import ResidualSum, ResidualSumConfig, predict_states
 from fewstep.parametrization import Clean, Velocity
 from fewstep.process import Flow
 from fewstep.recording import Recording, Tiles, record
@@ -241,7 +241,7 @@ def test_what_cannot_be_is_refused(tmp_path):
     stream = RingStream(recorded(tmp_path / "d", source))
     own = runs.weights_hash(source)
     build_method().check({"rings": stream}, teacher=own)
-    with pytest.raises(InputError, match="holds 3 chunks of each ring"):
+    with pytest.raises(InputError, match="contains 3 chunks of each ring"):
         build_method(count=2).check({"rings": stream}, teacher=own)
     with pytest.raises(InputError, match="of another circuit"):
         build_method().check({"rings": stream}, teacher="0" * 16)
@@ -253,6 +253,6 @@ def test_what_cannot_be_is_refused(tmp_path):
 def test_what_comes_out_of_bf16_is_added_in_full_precision():
     method, told = build_method(loss=PseudoHuber()), exact_rings(teacher())
     method.student.autocast = torch.bfloat16
-    first, chunks, last, image = parts(method.student, told.noise, told.cond)
+    first, chunks, last, image = predict_states(method.student, told.noise, told.cond)
     assert {part.dtype for part in (first, chunks, last, image)} == {torch.float32}
     assert last.equal(first + chunks.sum(1)) and not last.equal(last.bfloat16().float())

@@ -71,7 +71,9 @@ def test_the_loss_is_the_published_formula(teacher, alpha):
         method.fake.score.backbone.last.bias.add_(0.5)
     x, eps = drawn(0), drawn(10)
     wanted = formula(method, x, eps, alpha, scale(method, x, eps))
-    torch.testing.assert_close(method.identity(x, eps, T, None)[0], wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        method.identity_loss(x, eps, T, None)[0], wanted, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_gradient_goes_through_both_networks_and_x_t():
@@ -79,7 +81,7 @@ def test_the_gradient_goes_through_both_networks_and_x_t():
     method = sid().double()
     method.fake.score = network(seed=5).double()
     x, eps = drawn(0).double().requires_grad_(), drawn(10).double()
-    method.identity(x, eps, T, None)[0].sum().backward()
+    method.identity_loss(x, eps, T, None)[0].sum().backward()
     held, found = scale(method, x, eps).detach(), torch.zeros_like(x)
     with torch.no_grad():
         for i in range(2):

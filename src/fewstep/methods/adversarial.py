@@ -1,4 +1,4 @@
-"""A discriminator head on the activations of the fake score.
+"""Adversarial loss: a discriminator head on the activations of the fake score.
 
 DMD2, Yin et al. 2024, arXiv:2405.14867; SiDA, Zhou et al. 2024, arXiv:2410.14919.
 """
@@ -23,9 +23,10 @@ class AdversarialConfig:
     """Weight of the adversarial loss in the student's loss. At 0 there is no head, and no real
     images are read."""
     head_weight: float = 0.01
-    """Weight of the head's own loss in the fake score's loss."""
+    """Weight of the discriminator loss in the fake score's loss."""
     layers: Literal["bottleneck", "all"] = "bottleneck"
-    """Activations of the fake score that the head reads: the `bottleneck` (the last), or `all`."""
+    """Activations of the fake score that the head takes as input: those of the `bottleneck` (the
+    last layer), or of `all` layers."""
     width: int = 64
     """Hidden channels of the head."""
 
@@ -38,9 +39,10 @@ class AdversarialConfig:
 
 
 class Head(nn.Module):
-    """One logit per row, high for real images: the mean over layers and places of a small network.
+    """Discriminator head: maps activations to one logit per row, high for real images.
 
-    Its initial weights are drawn from seed 0.
+    Each layer has a small network of its own; the logit is the mean of their outputs over layers
+    and positions. The initial weights are drawn from seed 0.
     """
 
     def __init__(self, score: Denoiser, spec: SampleSpec, config: AdversarialConfig) -> None:
@@ -55,11 +57,11 @@ class Head(nn.Module):
         self.to(device)
 
     def select(self, features: list[Tensor]) -> list[Tensor]:
-        """The layers of `features` that the head reads."""
+        """The layers of `features` that are the head's input."""
         return features if self.all else features[-1:]
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Map the `features` of a denoiser to logits (b,)."""
+        """Map `Denoiser.features` to logits (b,)."""
         pairs = zip(self.branches, self.select(features), strict=True)
         return torch.stack([b(layer).flatten(1).mean(1) for b, layer in pairs]).mean(0)
 

@@ -1,4 +1,4 @@
-"""The base class of training methods: whose turn it is, and what the loss is.
+"""The base class of training methods, which choose the network to update and compute its loss.
 
 The trainer does everything else. docs/extending.md builds a method in one file.
 """
@@ -19,18 +19,18 @@ from fewstep.plugins import name_of
 
 
 class Loss(NamedTuple):
-    """A scalar, the mean over the rows of the batch, and other scalars to log by name."""
+    """A scalar loss `value`, the mean over the batch's rows, and other scalars to log by name."""
 
     value: Tensor
     numbers: Mapping[str, Tensor] = {}
 
 
 class Turn(NamedTuple):
-    """One update: the player whose optimiser steps, and its loss.
+    """One update of a player, which is a network that the method trains.
 
-    `phase` is a range [first, stop) of training steps: the player's learning rate schedule spans
-    these steps alone, and its optimiser state is reset at the first. Without it the schedule spans
-    the whole run.
+    `loss` computes the player's loss on a batch. `phase` is a range [first, stop) of training
+    steps: the player's learning rate schedule spans these steps only, and its optimiser state is
+    reset at the first one. Without a phase the schedule spans the whole run.
     """
 
     player: str
@@ -40,11 +40,12 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """The networks that a method trains and learns from, and the images they generate."""
+    """Input of a method: the student to train, its teacher, and the shape and classes of images."""
 
     student: Denoiser
     spec: SampleSpec
     teacher: Generator | None = None
+    """None for a method that trains without a teacher."""
 
 
 ConfigT = TypeVar("ConfigT")
@@ -53,22 +54,23 @@ ConfigT = TypeVar("ConfigT")
 class Method(nn.Module, ABC, Generic[ConfigT]):
     """Base class of training methods. All its state lives in its parameters and buffers.
 
-    A subclass names its settings once, as a frozen dataclass: `class Dmd(Method[DmdConfig])`. They
-    are the `[method]` table of a recipe, and `Config` refers to their class. A method computes
-    losses only: it calls no `.backward()` and has no optimiser, device, log or file.
+    A subclass names the frozen dataclass of its settings as in `class Dmd(Method[DmdConfig])`;
+    `Config` then refers to that class, whose fields are the keys of a recipe's `[method]` table. A
+    method only computes losses: it calls no `.backward()` and has no optimiser, device, log or
+    file.
 
     Raises: InputError if it needs a teacher and the task has none.
     """
 
     Config: ClassVar[type]
     reads: frozenset[str]
-    """Streams that its batches contain: any of `images`, `pairs`, `rings`. If they depend on the
-    settings, `__init__` assigns them."""
+    """Data streams that its batches contain: any of `images`, `pairs`, `rings`. If they depend on
+    the settings, `__init__` sets this attribute."""
     needs_teacher: ClassVar[bool] = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for base in cls.__dict__.get("__orig_bases__", ()):  # the bases as written, with arguments
+        for base in cls.__dict__.get("__orig_bases__", ()):  # bases with their type arguments
             origin, arguments = get_origin(base), get_args(base)
             if isinstance(origin, type) and issubclass(origin, Method):
                 if not isinstance(arguments[0], TypeVar):
@@ -92,26 +94,27 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
         return None
 
     def check(self, streams: Mapping[str, Any], *, teacher: str | None) -> None:
-        """Check that the recorded data fit; `teacher` is the hash of the teacher's weights.
+        """Check that the recorded data fit the student and the teacher.
 
-        Raises: InputError if they do not.
+        `streams` are the data streams of `reads` by name, and `teacher` is the hash of the
+        teacher's weights. Raises InputError if the data do not fit.
         """
 
     @property
     def players(self) -> Mapping[str, nn.Module]:
-        """The networks that are trained, by name. The run saves `student`."""
+        """The networks that the method trains, by name. The run saves the one named `student`."""
         return {"student": self.student}
 
     @abstractmethod
     def turns(self, step: int) -> Iterator[Turn]:
-        """Yield the turns of one step, in order; code after a `yield` runs after that update.
+        """Yield the turns of a training step in order; code after a `yield` runs after its update.
 
-        The sequence of players must depend on `step` alone, so that all ranks agree.
+        The sequence of players must depend on `step` only, so that it is the same on all ranks.
         """
 
     @abstractmethod
     def generator(self) -> Generator:
-        """The student with its sampler and times."""
+        """The student with the sampler and grid of times that it is trained for."""
 
 
 def require_teacher(task: Task) -> Generator:
@@ -125,21 +128,25 @@ def require_teacher(task: Task) -> Generator:
 
 
 def check_regular(student: Denoiser) -> None:
-    """Raise InputError for parametrizations whose x0 or velocity is undefined at one end."""
+    """Raise InputError if the student's x0 or velocity is undefined at one end of its span."""
     if isinstance(student.parametrization, Eps | Clean):
         raise InputError(
-            "this method needs a network whose x0 and velocity are defined at all noise levels: "
-            "use velocity, v or edm, not "
-            f"{name_of('parametrization', type(student.parametrization))}"
+            "this method needs a student whose x0 and velocity are defined at all noise levels, "
+            "which those of student.parametrization "
+            f'"{name_of("parametrization", type(student.parametrization))}" are not: set it to '
+            '"velocity", "v" or "edm"'
         )
 
 
 def check_spans(student: Denoiser, teacher: Denoiser) -> None:
-    """Raise InputError if the student's times exceed the teacher's; both have one process."""
+    """Raise InputError if the student's span of times is not within the teacher's.
+
+    Both must have the same process.
+    """
     (low, high), (teacher_low, teacher_high) = student.span, teacher.span
     if low < teacher_low - SPAN_TOLERANCE or high > teacher_high + SPAN_TOLERANCE:
         raise InputError(
-            f"the student is trained for t in [{low:.6g}, {high:.6g}], but its teacher only for t "
-            f"in [{teacher_low:.6g}, {teacher_high:.6g}]: give the student the teacher's "
-            "parametrization"
+            f"the student's times are [{low:.6g}, {high:.6g}], but its teacher was trained only at "
+            f"[{teacher_low:.6g}, {teacher_high:.6g}]: set the student's parametrization to the "
+            "teacher's"
         )

@@ -1,4 +1,4 @@
-"""Input of a method's losses: rows of data, and random numbers that depend on keys alone."""
+"""Input of a method's losses: rows of data, and random numbers that depend only on their keys."""
 
 import hashlib
 from collections.abc import Generator, Mapping
@@ -23,7 +23,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Standard normal `noise` and the image `x0` that a deterministic teacher makes of it."""
+    """Standard normal `noise` and the image `x0` that a deterministic teacher generates from it."""
 
     noise: Tensor
     x0: Tensor
@@ -32,8 +32,13 @@ class PairBatch:
 
 @dataclass(frozen=True)
 class RingBatch:
-    """Rings of a circuit: `noise` and image `x0` (b, c, h, w), the `first` state (b, C, H, W), and
-    `chunks` (b, K, C, H, W), what each of K equal parts of the updates adds to the state."""
+    """Recorded rings of a circuit. A ring is the sequence of updates of a hidden state that turns
+    noise into an image (docs/circuits.md).
+
+    `noise` and image `x0` are (b, c, h, w), the `first` state is (b, C, H, W). `chunks`
+    (b, K, C, H, W) divides the updates into K equal parts; each chunk is the sum that its updates
+    add to the state.
+    """
 
     noise: Tensor
     x0: Tensor
@@ -50,11 +55,12 @@ def derive_seed(*key: int | str) -> int:
 
 @dataclass
 class Batch:
-    """Rows [first, first + rows) of one step's global batch of `total` rows, and its randomness.
+    """Rows [first, first + rows) of one step's global batch of `total` rows, and random numbers.
 
-    Random numbers depend on (seed, step, player, occurrence, number of the draw). They are drawn
-    for the whole global batch and cut to these rows, so that the micro-batches of all ranks
-    together see the same numbers as one batch.
+    Random numbers depend on (seed, step, player, occurrence, number of the draw), where occurrence
+    counts the turns of the player within the step. They are drawn for the whole global batch and
+    cut to these rows, so that the micro-batches of all ranks together get the same numbers as one
+    batch.
     """
 
     seed: int
@@ -87,7 +93,7 @@ class Batch:
         return self.streams["rings"]
 
     def begin(self, player: str, occurrence: int) -> None:
-        """Start a turn; the trainer calls it. The following draws depend on this turn."""
+        """Start a turn, on which the next draws depend. The trainer calls this."""
         self._turn = (player, occurrence)
         self._draws = 0
 
@@ -111,7 +117,7 @@ class Batch:
         return self.randn_like(torch.empty(self.rows, *self.spec.shape, device="meta").float())
 
     def cond(self) -> Condition | None:
-        """Uniformly drawn classes to generate, or None if the data have no classes."""
+        """Random classes to generate, uniformly distributed; None if the data have no classes."""
         if not self.spec.classes:
             return None
         return Condition((self.rand() * self.spec.classes).long())

@@ -1,7 +1,8 @@
-"""Denoising circuits: train a recurrent update of a hidden state to follow the ordinary sampler.
+"""Denoising circuits: train a recurrent update of a hidden state to follow the DDIM sampler.
 
-The network has an encoder Rin, an update R and two read-outs: Rout gives the output, in any
-parametrization, and X0out the image (docs/circuits.md). With x_0 … x_n the points of DDIM at n + 1
+The network has an encoder Rin, an update R and two read-outs: Rout computes the network's output,
+in any parametrization, and X0out the image (docs/circuits.md). A ring is the sequence of updates
+from pure noise to the image; a chain is any part of it. With x_0 … x_n the points of DDIM at n + 1
 times, from x_0 = x_t and without gradient, z_0 = Rin(x_0) and z_{k+1} = R(z_k):
 
     main  = ½·(|Rout(Rin(x_t)) − target|² + mean_k |Rout(z_k) − Rout(Rin(x_k))|²)     k = 1 … n
@@ -9,9 +10,10 @@ times, from x_0 = x_t and without gradient, z_0 = Rin(x_0) and z_{k+1} = R(z_k):
     chain = mean_k |z_k − Rin(x_k)|²
     loss  = main + λ_image·image + λ_chain·chain
 
-The targets for k ≥ 1 come from the network itself, or its average, without gradient. One n per
-batch is drawn with the probabilities `depths`; n = 0 is the plain loss, with x_t at any time of the
-ring. After Denoising Circuits for 1-Step Diffusion (shuntama/denoising-circuits).
+The targets for k ≥ 1 come from the network itself, or from its average, without gradient. Each
+batch has one n, drawn with the probabilities `depths`; n = 0 leaves only the plain loss (k = 0),
+with x_t at any time of the ring. The method is that of Denoising Circuits for 1-Step Diffusion
+(shuntama/denoising-circuits).
 """
 
 from collections.abc import Iterator
@@ -37,57 +39,82 @@ from fewstep.times import FixedGrid, UniformGrid
 
 @dataclass(frozen=True)
 class CircuitMethodConfig:
+    """Settings of `CircuitMethod`."""
+
     steps: int = 1000
-    """Number of equal steps of time from noise to data, and the largest number of updates."""
+    """Number of equal time steps from noise to data, which is the largest number of updates."""
     depths: tuple[float, ...] = (0.0, 1.0)
-    """Relative frequencies of training on 0, 1, 2, … updates in a row. Published: 1, then 3."""
+    """Relative frequencies of chains of 0, 1, 2, … updates. Published: chains of 1, later of 3."""
     strides: tuple[int, ...] = (1,)
-    """Steps of time per update, one of these numbers per batch; the sampler of the targets takes
-    every step."""
+    """Time steps per update, one of these numbers per batch; the DDIM sampler of the targets takes
+    every time step."""
     length: int = 0
-    """Least number of updates in a chain, up to those of a whole ring. All are compared with their
-    targets, but gradients pass through only as many as the depth."""
+    """Smallest number of updates in a chain, at most those of a whole ring. The loss compares all
+    of them with their targets, but gradients pass through only as many in a row as the depth."""
     follow: Literal["live", "average"] = "live"
-    """Network that makes the targets: the trained one (`live`), or its `average`."""
+    """Network that computes the targets: the one in training (`live`), or its `average`."""
     decay: float = 0.999
     """Decay of that average per training step, below 1."""
     chain: float = 5.0
-    """λ_chain, weight of the error of the states."""
+    """λ_chain, the weight of the squared error of the states z_k in the loss."""
     image: float = 1.0
-    """λ_image, weight of the error of X0out."""
+    """λ_image, the weight of the squared error of the X0out images in the loss."""
     label_dropout: float = 0.0
-    """Share of rows, 0 to 1, trained without their label, for guidance. Only the ordinary sampler
-    can be guided, not the ring."""
+    """Fraction of rows, 0 to 1, trained without their label, for guidance. Guidance works only with
+    an ordinary sampler, not with the ring."""
     joint: bool = False
-    """Whether the losses of the updates also train the encoder, as published. It then learns states
-    that hardly change: easy to predict, and useless in a ring (docs/log.md)."""
+    """Whether the losses of the updates also train the encoder, as published. The encoder then
+    learns states that hardly change from step to step: the updates predict them easily, but the
+    images of a ring are poor (docs/log.md)."""
     phases: tuple[int, ...] = ()
-    """Training steps with the plain loss, then with chains and a frozen encoder, whose targets no
-    longer change. Each phase has its own schedule; fit.steps must be their sum. Empty: chains from
-    the start."""
+    """Two numbers of training steps: first with the plain loss, then with chains and a frozen
+    encoder, so that the targets are fixed. Each phase has its own learning rate schedule; fit.steps
+    must be their sum. Empty: chains from the start."""
 
     def __post_init__(self) -> None:
         if not self.depths or min(self.depths) < 0 or not sum(self.depths):
-            raise InputError(f"method.depths is {list(self.depths)}; give shares, not all 0")
+            raise InputError(
+                f"method.depths is {list(self.depths)}; give relative frequencies of at least 0, "
+                "not all of them 0"
+            )
         if min(self.strides, default=0) < 1 or len({*self.strides}) < len(self.strides):
-            raise InputError(f"method.strides is {list(self.strides)}; give different counts")
+            raise InputError(
+                f"method.strides is {list(self.strides)}; give different numbers of at least 1"
+            )
         if min(self.length, self.chain, self.image) < 0:
-            raise InputError("method.length, method.chain and method.image must be at least 0")
+            raise InputError(
+                f"method.length is {self.length}, method.chain {self.chain} and method.image "
+                f"{self.image}; all three must be at least 0"
+            )
         if not (0 <= self.decay < 1 and 0 <= self.label_dropout <= 1):
-            raise InputError("method.decay and method.label_dropout must be from 0 to 1")
+            raise InputError(
+                f"method.decay is {self.decay} and method.label_dropout {self.label_dropout}; they "
+                "must be from 0 to below 1 and from 0 to 1"
+            )
         if any(self.steps % stride for stride in self.strides):
-            raise InputError(f"each of method.strides must divide method.steps, {self.steps}")
+            raise InputError(
+                f"method.strides is {list(self.strides)}; each must divide method.steps, "
+                f"{self.steps}"
+            )
         deepest = (len(self.depths) - 1) * min(self.strides)
         if deepest > self.steps:
-            raise InputError(f"method.depths spans {deepest} steps, and method.steps {self.steps}")
+            raise InputError(
+                f"the longest chain of method.depths takes {deepest} time steps, but method.steps "
+                f"is {self.steps}: shorten method.depths"
+            )
         if len(self.phases) not in (0, 2) or min(self.phases, default=1) < 1:
-            raise InputError(f"method.phases is {list(self.phases)}; give two step counts, or none")
+            raise InputError(
+                f"method.phases is {list(self.phases)}; give two numbers of training steps, or none"
+            )
         if self.phases and self.joint:
-            raise InputError("method.joint trains the encoder, which method.phases freezes")
+            raise InputError(
+                "method.joint trains the encoder, but method.phases freezes it: set only one of "
+                "them"
+            )
 
 
 class CircuitMethod(Method[CircuitMethodConfig]):
-    """Train a circuit's updates to agree with the steps of the ordinary sampler."""
+    """Train the updates of a circuit to agree with the steps of the DDIM sampler."""
 
     reads = frozenset({"images"})
     needs_teacher = False
@@ -97,7 +124,10 @@ class CircuitMethod(Method[CircuitMethodConfig]):
         Circuit(student)  # raises InputError for other networks
         last = torch.tensor(student.span[1])
         if isinstance(student.parametrization, Eps) and student.process.ratio(last).isinf():
-            raise InputError("an eps network predicts no image from pure noise: use velocity or v")
+            raise InputError(
+                "an eps-prediction network cannot give x0 from pure noise (alpha = 0); set the "
+                'student\'s parametrization to "velocity" or "v"'
+            )
         super().__init__(config, task)
         self.target = deepcopy(student) if config.follow == "average" else None
         end = torch.tensor([student.span[0]], dtype=torch.float64)
@@ -108,38 +138,42 @@ class CircuitMethod(Method[CircuitMethodConfig]):
         return sum(self.config.phases) or None
 
     def turns(self, step: int) -> Iterator[Turn]:
-        plain, chained = self.config.phases or (0, 0)
-        if step < plain:
-            yield Turn("student", self.plain_loss, phase=(0, plain))
+        plain_steps, chain_steps = self.config.phases or (0, 0)
+        if step < plain_steps:
+            yield Turn("student", self.plain_loss, phase=(0, plain_steps))
         else:
-            if chained and step == plain:
+            if chain_steps and step == plain_steps:
                 for denoiser in filter(None, (self.student, self.target)):
                     Circuit(denoiser).net.copy_encoder()
-            phase = (plain, plain + chained) if chained else None
+            phase = (plain_steps, plain_steps + chain_steps) if chain_steps else None
             yield Turn("student", self.student_loss, phase=phase)
         if self.target:
             ema.follow(self.target, self.student, decay=self.config.decay)
 
     def plain_loss(self, batch: Batch) -> Loss:
-        """Errors of both read-outs on encoded images, at random times of the ring."""
-        return self._weighted(self._plain(batch, encoder=True))
+        """Weighted errors of both read-outs at k = 0, at random times of the ring."""
+        return self._weighted_sum(self._plain_errors(batch, encoder=True))
 
     def student_loss(self, batch: Batch) -> Loss:
-        """The plain loss and, unless the depth is 0, that of a chain of updates."""
+        """The plain loss and, unless the depth is 0, the loss of a chain of updates."""
         depth, updates, stride = self._draw_chain(batch)
-        parts = self._plain(batch, encoder=not self.config.phases)
+        errors = self._plain_errors(batch, encoder=not self.config.phases)
         if depth:
-            for name, error in self._chain(batch, depth, updates, stride).items():
-                parts[name] = 0.5 * (parts[name] + error) if name in parts else error
-        return self._weighted(parts)
+            for name, error in self._chain_errors(batch, depth, updates, stride).items():
+                errors[name] = 0.5 * (errors[name] + error) if name in errors else error
+        return self._weighted_sum(errors)
 
-    def _weighted(self, parts: dict[str, Tensor]) -> Loss:
+    def _weighted_sum(self, errors: dict[str, Tensor]) -> Loss:
         weights = {"main": 1.0, "image": self.config.image, "chain": self.config.chain}
-        value = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-        return Loss(value, parts)
+        value = torch.stack([weights[name] * error for name, error in errors.items()]).sum()
+        return Loss(value, errors)
 
     def _draw_chain(self, batch: Batch) -> tuple[int, int, int]:
-        """Draw the depth (updates that gradients pass), all updates, and the steps per update."""
+        """Draw (depth, updates, stride) of a chain.
+
+        Gradients pass through `depth` updates in a row, of all `updates`; one update takes `stride`
+        time steps.
+        """
         config = self.config
         draw = batch.shared_rand() * sum(config.depths)
         depth = sum(draw >= bound for bound in accumulate(config.depths[:-1]))
@@ -147,14 +181,14 @@ class CircuitMethod(Method[CircuitMethodConfig]):
         return depth, min(max(config.length, depth), config.steps // stride), stride
 
     def _cond(self, batch: Batch) -> Condition | None:
-        cond, share = batch.images.cond, self.config.label_dropout
-        return cond.drop(batch.rand() < share) if cond is not None and share else cond
+        cond, rate = batch.images.cond, self.config.label_dropout
+        return cond.drop(batch.rand() < rate) if cond is not None and rate else cond
 
     def _time(self, index: Tensor) -> Tensor:
         return self.times.to(index.device)[index].float()
 
-    def _plain(self, batch: Batch, *, encoder: bool) -> dict[str, Tensor]:
-        """Errors on encoded images; `encoder` says whether the encoder is trained."""
+    def _plain_errors(self, batch: Batch, *, encoder: bool) -> dict[str, Tensor]:
+        """Squared errors of both read-outs at k = 0; `encoder`: whether they train the encoder."""
         circuit, x0 = Circuit(self.student), batch.images.x0
         t = self._time((batch.rand() * (self.config.steps + 1)).long())
         eps = batch.randn_like(x0)
@@ -167,7 +201,10 @@ class CircuitMethod(Method[CircuitMethodConfig]):
             "image": squared_error(circuit.image(z, t), x0).mean(),
         }
 
-    def _chain(self, batch: Batch, depth: int, updates: int, stride: int) -> dict[str, Tensor]:
+    def _chain_errors(
+        self, batch: Batch, depth: int, updates: int, stride: int
+    ) -> dict[str, Tensor]:
+        """Mean squared errors of read-outs and states over the updates k = 1 … n of a chain."""
         circuit, cond = Circuit(self.student), self._cond(batch)
         first = (batch.rand() * (self.config.steps - updates * stride + 1)).long()
         times = [self._time(first + k) for k in range(updates * stride + 1)]
@@ -191,7 +228,7 @@ class CircuitMethod(Method[CircuitMethodConfig]):
             errors["main"].append(squared_error(circuit.read(z, s), prediction.output).mean())
             errors["image"].append(squared_error(circuit.image(z, s), image).mean())
             errors["chain"].append(squared_error(z, state).mean())
-        return {name: torch.stack(parts).mean() for name, parts in errors.items()}
+        return {name: torch.stack(values).mean() for name, values in errors.items()}
 
     def generator(self) -> Generator:
         counts = [self.config.steps // stride for stride in self.config.strides]

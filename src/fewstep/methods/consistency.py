@@ -4,10 +4,10 @@ With x_t and x_r on one path at levels r < t, and D the student's x0:
 
     loss = w·d(D(x_t, t), sg D'(x_r, r)),   D' at the lowest level: the image itself
 
-D' is the student or its average. x_r has the image and noise of x_t (training), or is one step of a
-teacher's ODE from it (distillation). Distillation CD and training CT: Song et al. 2023,
-arXiv:2303.01469; improved training iCT: Song and Dhariwal 2023, arXiv:2310.14189; tuning ECT:
-Geng et al. 2024, arXiv:2406.14548.
+D' is the student or its average. In consistency training, x_r has the image and noise of x_t; in
+consistency distillation, it is one step of a teacher's ODE from x_t. CD (distillation) and CT
+(training): Song et al. 2023, arXiv:2303.01469. iCT (improved training): Song and Dhariwal 2023,
+arXiv:2310.14189. ECT (easy consistency tuning): Geng et al. 2024, arXiv:2406.14548.
 """
 
 from collections.abc import Iterator
@@ -39,29 +39,33 @@ from fewstep.times import (
 
 @dataclass(frozen=True)
 class ConsistencyConfig:
+    """Settings of `Consistency`."""
+
     source: Literal["data", "teacher"] = "data"
     """Source of x_r: the image and noise of the `data` (CT, iCT, ECT), or a step of the `teacher`
     from x_t (CD)."""
     solver: Literal["euler", "heun"] = "heun"
-    """Step of the teacher: `euler` (DDIM, one call) or `heun` (two calls)."""
+    """Solver of the teacher's step: `euler` (DDIM, one network call) or `heun` (two calls)."""
     levels: Levels = field(default_factory=EctLevels)
-    """How the two levels t and r are paired: by the rule of `ect`, or as neighbours on a `ladder`
+    """Rule for the two levels t and r: `ect` computes r from t; `ladder` takes neighbours of a list
     of discrete levels."""
     density: Density = field(default_factory=lambda: LogNormal(mean=-1.1, std=2.0))
-    """Distribution of t, the larger level; on a ladder, `karras` makes all pairs equally likely."""
+    """Distribution of t, the larger level. With the levels `ladder`, `karras` makes all pairs
+    equally likely."""
     weight: Literal["gap", "none"] = "gap"
-    """Weight of the loss: `gap` is 1/(t − r) (ECT, iCT), `none` is 1 (CD, CT)."""
+    """Weight of each row's distance in the loss: `gap` is 1/(t − r) (ECT, iCT), `none` is 1 (CD,
+    CT)."""
     loss: Distance = field(default_factory=lambda: PseudoHuber(c=0.0))
     """Distance between the two images; `pseudo-huber` with c = 0 is the Euclidean norm."""
     target_decay: float = 0.0
-    """Decay per step of the average network that predicts at r, below 1; 0 uses the student itself.
-    On a ladder that grows from `first` to N levels it becomes decay^(first/N)."""
+    """Decay per training step of the average D' that predicts at r, below 1; 0 means that D' is the
+    student. With the levels `ladder`, of which there are N by then, it is decay^(first/N)."""
     grid: Grid = field(default_factory=UniformGrid)
     """Times at which the student is sampled, with fresh noise between them."""
 
 
 class Consistency(Method[ConsistencyConfig]):
-    """Train the student to predict the same image at neighbouring levels of each path."""
+    """Train the student to predict the same image at two neighbouring levels of a path."""
 
     reads = frozenset({"images"})
     needs_teacher = False
@@ -110,13 +114,13 @@ class Consistency(Method[ConsistencyConfig]):
             target_network = (self.target or student).train(student.training)
             with batch.same_dropout():
                 target = target_network(x_r, r, cond=cond).x0
-            # the tolerance covers rounding, and is far below the distance of two levels
+            # the tolerance is above rounding errors and far below the distance between two levels
             target = torch.where(broadcast_to(r, x0) <= 1.0001 * low, image, target)
         with batch.same_dropout():
             x0_student = student(x_t, t, cond=cond).x0
         loss = self.config.loss(x0_student, target)
         if self.config.weight == "gap":
-            loss = loss / gap.clamp(min=1e-6)  # below any gap but that of a draw of 0
+            loss = loss / gap.clamp(min=1e-6)  # only a random number of 0 gives a smaller gap
         return Loss(loss.mean())
 
     def teacher_step(self, x_t: Tensor, t: Tensor, r: Tensor, batch: Batch) -> Tensor:
@@ -133,5 +137,5 @@ class Consistency(Method[ConsistencyConfig]):
 
     def generator(self) -> Generator:
         for count in self.config.grid.counts:
-            self.config.grid(count, self.student)  # refuses times outside the student's span
+            self.config.grid(count, self.student)  # raises for times outside the student's span
         return Generator(self.student, self.spec, grid=self.config.grid, step=Renoise())

@@ -1,10 +1,10 @@
-"""Train a teacher. DDPM, EDM and flow matching are one loss with different parametrizations.
+"""Train a teacher. DDPM, EDM and flow matching have one loss with different parametrizations.
 
     loss = w(t)·mean (output − (a·x0 + b·eps))²
 
-Unweighted it *is* DDPM's simple loss under `Eps` (Ho et al. 2020, arXiv:2006.11239), EDM's under
-`EDM` (Karras et al. 2022, arXiv:2206.00364) and flow matching under `Velocity` (Lipman et al. 2022,
-arXiv:2210.02747).
+The parametrization defines a and b. With w = 1 this is DDPM's simple loss under `Eps` (Ho et al.
+2020, arXiv:2006.11239), the loss of EDM under `EDM` (Karras et al. 2022, arXiv:2206.00364) and that
+of flow matching under `Velocity` (Lipman et al. 2022, arXiv:2210.02747).
 """
 
 from collections.abc import Iterator
@@ -23,16 +23,18 @@ from fewstep.times import Density, Grid, Uniform, UniformGrid
 
 @dataclass(frozen=True)
 class DenoiseConfig:
+    """Settings of `Denoise`."""
+
     density: Density = field(default_factory=Uniform)
     """Distribution of the training times: `uniform`, or `lognormal` with `mean` and `std` of
     ln(sigma/alpha)."""
     weight: Literal["none", "snr", "min-snr"] = "none"
-    """Weight of the loss: `none` (1 on the error of the raw output), or, on the error of x0, `snr`
-    or `min-snr`, which is min(SNR, gamma)."""
+    """Weight of the squared error: `none` is 1 on the error of the raw output; `snr` is the SNR and
+    `min-snr` is min(SNR, gamma) on the error of x0."""
     gamma: float = 5.0
-    """Largest weight under `min-snr`; 5 as published (Hang et al. 2023, arXiv:2303.09556)."""
+    """Largest weight under `min-snr`; published: 5 (Hang et al. 2023, arXiv:2303.09556)."""
     label_dropout: float = 0.1
-    """Share of rows, 0 to 1, trained without their label, for classifier-free guidance."""
+    """Fraction of rows, 0 to 1, trained without their label, for classifier-free guidance."""
     grid: Grid = field(default_factory=UniformGrid)
     """Times at which the trained network is sampled: `uniform` or `karras`."""
 
@@ -57,14 +59,17 @@ class Denoise(Method[DenoiseConfig]):
         return Loss((self.weight(prediction) * error).mean())
 
     def weight(self, prediction: Prediction) -> Tensor | float:
-        """Weight (b,) of the error of the raw output: (sigma/D)² times that of the x0 error."""
+        """Weight (b,) of the squared error of the raw output, from that of the x0 error.
+
+        x0 is affine in the output, so the x0 error is the output error times the output's factor.
+        """
         if self.config.weight == "none":
             return 1.0
-        _, out = prediction.coefficients.x0
+        _, output_factor = prediction.coefficients.x0
         snr = (prediction.alpha / prediction.sigma).square()
         if self.config.weight == "min-snr":
             snr = snr.clamp(max=self.config.gamma)
-        return (snr * out.square()).flatten()
+        return (snr * output_factor.square()).flatten()
 
     def generator(self) -> Generator:
         return Generator(self.student, self.spec, grid=self.config.grid)

@@ -1,7 +1,8 @@
 """The fake score: a second denoiser that distribution matching trains on the student's images.
 
-Its predictions give the score of the distribution that the student generates; an adversarial head
-on its activations can tell these images from real ones. Base class of DMD and SiD.
+Its predictions give the score of the distribution that the student generates. A discriminator head
+on its activations can classify images as generated or real. This module also has the base class of
+DMD and SiD.
 """
 
 from abc import ABC
@@ -26,28 +27,26 @@ from fewstep.times import Density, FixedGrid, Grid
 
 
 class FakeScore(nn.Module):
-    """The player `fake`: a denoiser of the student's images, and a head if it has a weight.
+    """The player `fake`: a denoiser of the student's images, with a head if adversarial.weight > 0.
 
-    The denoiser starts as a copy of the teacher's network without its guidance. It is trained at
-    times drawn from `density`, under the teacher's process whatever the student's is.
+    The denoiser starts as a copy of the teacher's network without guidance. It trains at times
+    drawn from `density` and under the teacher's process, also if the student has another process.
     """
 
     def __init__(
         self, teacher: Denoiser, spec: SampleSpec, density: Density, adversarial: AdversarialConfig
     ) -> None:
         super().__init__()
-        plain = deepcopy(unguided(teacher.backbone))
-        self.score = Denoiser(plain, teacher.process, teacher.parametrization, span=teacher.span)
+        backbone = deepcopy(unguided(teacher.backbone))
+        self.score = Denoiser(backbone, teacher.process, teacher.parametrization, span=teacher.span)
         self.density = density
         self.adversarial = adversarial
         self.head = Head(self.score, spec, adversarial) if adversarial.weight else None
 
     def loss(self, batch: Batch, x: Tensor, cond: Condition | None) -> Loss:
-        """Denoising loss on the student's images `x`, plus the head's loss on these and real ones.
-
-        The head's gradient trains the denoiser too.
-        """
-        denoising = self.denoising(x, batch.randn_like(x), self.times(batch), cond).mean()
+        """Denoising loss on the student's images `x`, plus the discriminator loss on `x` and real
+        images, whose gradient also trains the denoiser."""
+        denoising = self.denoising_loss(x, batch.randn_like(x), self.times(batch), cond).mean()
         if self.head is None:
             return Loss(denoising)
         images = batch.images
@@ -60,17 +59,17 @@ class FakeScore(nn.Module):
         numbers = {"denoising": denoising, "head_loss": head_loss, "head_accuracy": accuracy}
         return Loss(denoising + self.adversarial.head_weight * head_loss, numbers)
 
-    def denoising(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
-        """Denoising loss per row at images `x`: the unweighted squared error of the raw output.
+    def denoising_loss(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
+        """Denoising loss (b,) at images `x`: the squared error of the raw output, with weight 1.
 
-        On the x0 error that is a weight of SNR for an eps network, and of SNR + 1/sigma_data² for
-        EDM's, as published.
+        This equals a weight of SNR on the x0 error for an eps network, and of SNR + 1/sigma_data²
+        for EDM, as published.
         """
         prediction = self.score(self.score.process.add_noise(x, eps, t), t, cond=cond)
         return squared_error(prediction.output, prediction.target(x, eps))
 
     def logits(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
-        """Logits (b,) of the head for images `x` with noise `eps` added at time `t`."""
+        """Logits (b,) of the head at images `x` with noise `eps` added at time `t`."""
         assert self.head
         x_t = self.score.process.add_noise(x, eps, t)
         return self.head(self.score.features(x_t, t, cond=cond))
@@ -80,13 +79,13 @@ class FakeScore(nn.Module):
         return functional.softplus(-self.logits(x, eps, t, cond))
 
     def times(self, batch: Batch) -> Tensor:
-        """A time per row, drawn from `density`."""
+        """Random times (b,) from `density`."""
         return self.density.times(batch.rand(), self.score)
 
 
 @runtime_checkable
 class MatchingConfig(Protocol):
-    """Settings that every distribution matching method has."""
+    """The settings that all distribution matching methods have in common."""
 
     @property
     def steps(self) -> int: ...
@@ -121,7 +120,7 @@ class DistributionMatching(Method[ConfigT], ABC):
         return {"student": self.student, "fake": self.fake}
 
     def fake_loss(self, batch: Batch) -> Loss:
-        """Loss of the fake's turn, on the images of the student's turn if there was one."""
+        """Loss of the fake score's turn; see `cached_images` for the images that it trains on."""
         return self.fake.loss(batch, *cached_images(self.student, self.times, batch))
 
     def generator(self) -> Generator:
@@ -132,7 +131,7 @@ class DistributionMatching(Method[ConfigT], ABC):
 def student_images(
     student: Denoiser, times: Sequence[float], batch: Batch
 ) -> tuple[Tensor, Condition | None]:
-    """Images of the student for its own turn, of random classes; `batch.carry` gets a copy."""
+    """Generate images of random classes in the student's turn, and put a copy in `batch.carry`."""
     cond = batch.cond()
     x = rollout(student, times, batch, cond)
     batch.carry["x"] = x.detach()
@@ -144,7 +143,7 @@ def student_images(
 def cached_images(
     student: Denoiser, times: Sequence[float], batch: Batch
 ) -> tuple[Tensor, Condition | None]:
-    """Images of the student for the fake's turn: those of its own turn, else new ones."""
+    """The images of the student's turn in the same step; new ones if it had no turn yet."""
     if "x" not in batch.carry:
         with torch.no_grad():
             return student_images(student, times, batch)
@@ -157,9 +156,9 @@ def rollout(
 ) -> Tensor:
     """Sample images (b, ...) as at inference, with gradient through the last step only.
 
-    The last of `times` that is used is drawn for the whole batch. Earlier steps run without
-    gradient, and fresh noise takes their image to the next time. Yin et al. 2024,
-    arXiv:2405.14867, section 4.5.
+    The number of steps is random, from 1 to all of `times`, and the same for the whole batch. The
+    earlier steps run without gradient; after each, fresh noise is added to its image. Yin et al.
+    2024, arXiv:2405.14867, section 4.5.
     """
     last = int(batch.shared_rand() * len(times))
     noise = batch.noise()
@@ -172,7 +171,7 @@ def rollout(
 
 
 def row_scale(x: Tensor, x0: Tensor) -> Tensor:
-    """1/mean|x − x0| per row, of shape (b, 1, ...). It makes all noise levels weigh alike."""
+    """1/mean|x − x0| per row, of shape (b, 1, ...): gives all noise levels a similar weight."""
     error = (x - x0).detach().abs().flatten(1).mean(1)
-    # the floor is below any real error; it keeps 0/0 from becoming nan
+    # the floor is below any real error, and avoids 0/0 = nan
     return (1 / error.clamp(min=1e-6)).reshape(-1, *[1] * (x.ndim - 1))

@@ -3,8 +3,8 @@
     x_t = (1 − t)·x0 + t·noise,   t in {1, (k−1)/k, …, 1/k}
     loss = d(velocity(x_t, t), (x_t − x0)/t)
 
-It is sampled with Euler steps at those times: x_s = x_t + (s − t)·velocity, which goes the share
-(t − s)/t of the way to the predicted image. With k = 1 this is regression.
+It is sampled with Euler steps at those times: x_s = x_t + (s − t)·velocity, which goes the fraction
+(t − s)/t of the way to the predicted image. With k = 1 this is the method `regress`.
 Liu, Gong and Liu 2022, arXiv:2209.03003, section 2.2 (distillation).
 """
 
@@ -26,17 +26,19 @@ from fewstep.times import FixedGrid, UniformGrid
 
 @dataclass(frozen=True)
 class KstepConfig:
+    """Settings of `Kstep`."""
+
     k: int = 4
     """Number of steps of the student, 1 or more."""
     on: Literal["velocity", "x0"] = "velocity"
-    """Prediction that the loss compares; an error of x0 is t times that of the velocity."""
+    """Prediction whose error is the loss. The x0 error is t times the velocity error."""
     loss: Distance = field(default_factory=SquaredError)
     """Distance between prediction and target: `mse`, `l1` or `pseudo-huber`; for x0 also `lpips` or
     `features`."""
 
 
 class Kstep(Method[KstepConfig]):
-    """Train at the k times of sampling, on the lines between recorded noise and image."""
+    """Train at the k sampling times, on the straight lines between recorded noise and image."""
 
     reads = frozenset({"pairs"})
     needs_teacher = False
@@ -46,8 +48,8 @@ class Kstep(Method[KstepConfig]):
             raise InputError(f"method.k is {config.k}; it must be 1 or more")
         if config.on == "velocity" and isinstance(config.loss, ImageDistance):
             raise InputError(
-                f"method.loss {name_of('distance', type(config.loss))} compares images, not "
-                'velocities: set method.on = "x0"'
+                f'method.loss "{name_of("distance", type(config.loss))}" compares images, but '
+                'method.on = "velocity" compares velocities: set method.on = "x0"'
             )
         super().__init__(config, replace(task, student=task.student.under(Flow())))
         self.times = UniformGrid().points(config.k, self.student)
@@ -61,7 +63,7 @@ class Kstep(Method[KstepConfig]):
         t = self.times.to(index.device)[index].float()
         start = self.student.process.start(pairs.noise, t)
         x_t = self.student.process.add_noise(pairs.x0, pairs.noise, t)
-        # sampling starts from pure noise, even if the first time is below 1
+        # at the first time sampling starts from scaled noise without an image, also below t = 1
         x_t = torch.where(broadcast_to(index, x_t) == 0, start, x_t)
         prediction = self.student(x_t, t, cond=pairs.cond)
         if self.config.on == "x0":

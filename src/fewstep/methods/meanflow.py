@@ -1,11 +1,11 @@
-"""MeanFlow: train the average velocity from time t to s by means of its own derivative.
+"""MeanFlow: train the average velocity between times t and s, with a target from its derivative.
 
     u(x_t, t, s) = (x_t − x_s)/(t − s)
     target = v − (t − s)·(v·∂u/∂x_t + ∂u/∂t),   Δ = u − sg(target)
     loss = sg(1/(|Δ|² + c)^p)·|Δ|²
 
-v is the velocity at x_t: that of the batch's image and noise, or the teacher's. One pass in forward
-mode gives u and its derivative together. At s = t this is flow matching.
+v is the velocity at x_t: eps − x0 of the batch's image and noise, or the teacher's prediction. One
+forward-mode pass computes u and its derivative together. At s = t this is flow matching.
 Geng et al. 2025, arXiv:2505.13447.
 """
 
@@ -36,30 +36,32 @@ from fewstep.times import Density, Grid, LogNormal, UniformGrid
 
 @dataclass(frozen=True)
 class MeanflowConfig:
+    """Settings of `Meanflow`."""
+
     density: Density = field(default_factory=lambda: LogNormal(mean=-0.4, std=1.0))
-    """Distribution of the times; of two draws the larger is t, the smaller s. `lognormal` here is
-    the logit-normal of the paper."""
+    """Distribution of the times: of two random times the larger is t, the smaller s. `lognormal`
+    here is the logit-normal distribution of the paper."""
     density_s: Density | None = None
-    """Distribution of s, if it differs from that of t; s is then the draw, but at most t."""
+    """Distribution of s, if it differs from that of t. If s then exceeds t, it is set to t."""
     distinct: float = 0.25
-    """Share of rows, 0 to 1, with s < t; the others have s = t. Published: 0.25, on CIFAR-10
+    """Fraction of rows, 0 to 1, with s < t; the others have s = t. Published: 0.25, on CIFAR-10
     0.75."""
     p: float = 1.0
-    """Power p of the adaptive weight 1/(|Δ|² + c)^p; 0 turns it off."""
+    """Power p of the adaptive weight 1/(|Δ|² + c)^p; 0 makes all weights 1."""
     c: float = 1e-3
     """Constant c of the adaptive weight, which keeps it finite. As published, |Δ|² is the sum over
     the elements of an image, not the mean."""
     source: Literal["data", "teacher"] = "data"
     """Velocity v: eps − x0 of the `data`, or the prediction of the `teacher` at x_t."""
     guidance: float = 1.0
-    """Scale of the guidance that the student learns from data; 1 is none. A teacher is guided by
-    teacher.guidance instead."""
+    """Scale of the guidance that the student learns from data; 1 means no guidance. With source =
+    "teacher", set teacher.guidance instead."""
     kappa: float = 0.0
-    """Share of the student's own velocity in the guided one, from 0 to below 1."""
+    """Weight of the student's own velocity in the guided velocity, from 0 to below 1."""
     interval: tuple[float, float] = (0.0, 1.0)
-    """Times between which the velocity is guided."""
+    """The lowest and highest time at which the velocity is guided."""
     label_dropout: float = 0.1
-    """Share of rows, 0 to 1, trained without their label; used only with guidance."""
+    """Fraction of rows, 0 to 1, trained without their label; used only with guidance."""
     grid: Grid = field(default_factory=UniformGrid)
     """Times at which the student is sampled."""
 
@@ -92,34 +94,34 @@ class Meanflow(Method[MeanflowConfig]):
         with torch.no_grad():
             v = self.velocity(eps - x0, x_t, t, cond)
         parts: list[Tensor] = []
-        for rows, residual in zip(
-            self.split(batch), (self.residual, self.residual_at_rest), strict=True
+        for rows, squared_residual in zip(
+            self.split_rows(batch), (self.squared_residual, self.squared_residual_at_t), strict=True
         ):
             if len(rows):
                 rows = rows.to(x0.device)
                 labels = None if cond is None else cond[rows]
-                parts.append(residual(x_t[rows], v[rows], t[rows], s[rows], labels))
+                parts.append(squared_residual(x_t[rows], v[rows], t[rows], s[rows], labels))
         square = torch.cat(parts)
         weight = 1 / (square.detach() + self.config.c) ** self.config.p
         return Loss((weight * square).mean(), {"error": square.mean() / x0[0].numel()})
 
-    def residual(
+    def squared_residual(
         self, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, cond: Condition | None
     ) -> Tensor:
-        """|Δ|² per row (b,); one pass gives u, which takes the gradient, and its derivative."""
+        """|Δ|² (b,), differentiable through u only; one pass computes u and its derivative."""
 
         def average(x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
             return self.student(x_t, t, s=s, cond=cond).velocity
 
-        along = (v, torch.ones_like(t), torch.zeros_like(s))
-        u, derivative = value_and_tangent(average, (x_t, t, s), along)
+        tangents = (v, torch.ones_like(t), torch.zeros_like(s))
+        u, derivative = value_and_tangent(average, (x_t, t, s), tangents)
         target = v - broadcast_to(t - s, v) * derivative
         return (u - target).square().flatten(1).sum(1)
 
-    def residual_at_rest(
+    def squared_residual_at_t(
         self, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, cond: Condition | None
     ) -> Tensor:
-        """|Δ|² per row (b,) at s = t, where the derivative has no weight and is not computed."""
+        """|Δ|² (b,) at s = t, where the derivative has the factor t − s = 0 and is not computed."""
         u = self.student(x_t, t, s=t, cond=cond).velocity
         return (u - v).square().flatten(1).sum(1)
 
@@ -130,11 +132,12 @@ class Meanflow(Method[MeanflowConfig]):
         s = (second or self.config.density).times(batch.rand(), self.student)
         return (t if second else torch.maximum(t, s)), torch.minimum(t, s)
 
-    def split(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def split_rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Indices of the rows with s < t, and of those with s = t.
 
-        They are spread evenly over the global batch, so that each micro-batch and rank has its
-        share of the more expensive ones, and their number is the same at every step.
+        Both kinds are spread evenly over the global batch, so that each micro-batch and rank has
+        the same fraction of the more expensive rows with s < t. Their number is the same at every
+        step.
         """
         index = torch.arange(batch.first, batch.first + batch.rows + 1, dtype=torch.float64)
         distinct = torch.floor(index * self.config.distinct).diff() > 0
@@ -146,7 +149,7 @@ class Meanflow(Method[MeanflowConfig]):
         return self.config.guidance != 1 or self.config.kappa > 0
 
     def velocity(self, plain: Tensor, x_t: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
-        """v: the teacher's velocity, the data's (`plain`), or the guided one.
+        """v (b, ...): the teacher's velocity, the data's velocity `plain`, or a guided velocity.
 
             guided = omega·v + kappa·u(x_t, t, t | cond) + (1 − omega − kappa)·u(x_t, t, t),
             omega = guidance·(1 − kappa)
@@ -175,15 +178,18 @@ class Meanflow(Method[MeanflowConfig]):
 def _check(config: MeanflowConfig, spec: SampleSpec) -> None:
     if not 0 <= config.distinct <= 1 or not 0 <= config.kappa < 1:
         raise InputError(
-            f"method.distinct is {config.distinct} and method.kappa {config.kappa}; they must be "
-            "from 0 to 1 and from 0 to below 1"
+            f"method.distinct is {config.distinct} and method.kappa {config.kappa}; the first must "
+            "be from 0 to 1, the second from 0 to below 1"
         )
     if config.guidance == 1 and config.kappa == 0:
         return
     if config.source == "teacher":
         raise InputError(
-            "method.guidance and method.kappa guide the data's velocity; for a teacher's set "
-            "teacher.guidance and leave them out"
+            "method.guidance and method.kappa guide the velocity of the data, but method.source is "
+            '"teacher": remove them and set teacher.guidance'
         )
     if not spec.classes:
-        raise InputError("method.guidance needs classes, and these images have none: leave it out")
+        raise InputError(
+            "method.guidance and method.kappa need class labels, and these images have none: "
+            "remove them from the recipe"
+        )

@@ -1,17 +1,18 @@
-"""Progressive distillation: one step of the student learns two of its guide, again and again.
+"""Progressive distillation: in each phase, the student learns two DDIM steps of a guide as one.
 
-In each phase the number N of the student's steps halves. From t, two DDIM steps of the guide go
-through m to s, the next of the student's N times. The prediction that takes x_t to the same x_s in
-one step is a mean of the guide's two, weighted by the signal that each step gains:
+The guide is the network that computes the targets: in the first phase the teacher, in each later
+phase the student at the end of the phase before. Each phase halves the student's number of steps N.
+From t, two DDIM steps of the guide lead to m and then to s, the next of the student's N times. The
+x0 prediction that takes x_t to the same x_s in one step is a weighted mean of the guide's two:
 
     target = (x_s − (sigma_s/sigma_t)·x_t)/(alpha_s − (sigma_s/sigma_t)·alpha_t)
-           = share·x0_guide(x_t) + (1 − share)·x0_guide(x_m)
-    share = (signal_m − signal_t)/(signal_s − signal_t),   signal = alpha/sigma, at the image ∞
+           = early_weight·x0_guide(x_t) + (1 − early_weight)·x0_guide(x_m)
+    early_weight = (signal_m − signal_t)/(signal_s − signal_t)
     loss = w(t)·(x0_student(x_t) − target)²
 
-The guide of the first phase is the teacher, that of a later one the student at the end of the phase
-before. Salimans and Ho 2022, arXiv:2202.00512. If the teacher is guided, the student of the first
-phase learns its guidance: Meng et al. 2023, arXiv:2210.03142.
+with signal = alpha/sigma, which is infinite at the image. Salimans and Ho 2022, arXiv:2202.00512.
+If the teacher has classifier-free guidance, the student of the first phase learns it: Meng et al.
+2023, arXiv:2210.03142.
 """
 
 import math
@@ -37,25 +38,27 @@ from fewstep.times import FixedGrid, Grid, UniformGrid
 
 @dataclass(frozen=True)
 class ProgressiveConfig:
+    """Settings of `Progressive`."""
+
     first: int = 16
-    """Steps of the student in the first phase; the teacher takes twice as many."""
+    """Sampling steps of the student in the first phase; the teacher takes twice as many."""
     last: int = 1
-    """Steps of the student in the last phase: `first` halved any number of times."""
+    """Sampling steps of the student in the last phase: `first` divided by a power of two."""
     phases: int | tuple[int, ...] = 50_000
     """Training steps per phase: one number for all phases, or one for each. fit.steps must be their
     sum."""
     weight: Literal["snr", "output"] = "snr"
-    """Weight of the x0 error: `snr` is max(SNR, 1); `output` makes it the error of the raw output,
-    for a v network SNR + 1."""
+    """Weight of the squared x0 error: `snr` is max(SNR, 1); `output` makes it the squared error of
+    the raw output, which for a v network is a weight of SNR + 1."""
     bound: float = 1e4
-    """Largest weight; it matters for grids whose last times have almost no noise."""
+    """Largest weight, which grids with almost no noise at their last times would exceed."""
     grid: Grid = field(default_factory=UniformGrid)
-    """The 2·first times of the teacher. The student's are every second of them, then every fourth,
-    and so on."""
+    """The 2·first times of the teacher. The student takes every second of them in the first phase,
+    every fourth in the second, and so on."""
 
 
 class Phase(NamedTuple):
-    """A range [first, stop) of training steps, with one guide and a student of `steps` steps."""
+    """A range [first, stop) of training steps, in which the student has `steps` sampling steps."""
 
     steps: int
     first: int
@@ -63,7 +66,7 @@ class Phase(NamedTuple):
 
 
 class Progressive(Method[ProgressiveConfig]):
-    """Halve the number of sampling steps phase by phase. Only the last number can be sampled."""
+    """Halve the number of sampling steps phase by phase; the result samples in `last` steps."""
 
     reads = frozenset({"images"})
 
@@ -91,7 +94,7 @@ class Progressive(Method[ProgressiveConfig]):
             ema.follow(self.guide, self.student, decay=0.0)
 
     def guide_of(self, phase: Phase) -> Denoiser:
-        """The network that makes a phase's targets: the teacher first, then the earlier student."""
+        """The network that computes a phase's targets: the teacher, later the earlier student."""
         assert self.teacher
         return self.teacher.denoiser if phase == self.phases[0] else self.guide
 
@@ -108,16 +111,16 @@ class Progressive(Method[ProgressiveConfig]):
             early = guide(x_t, t, cond=cond)
             alpha, sigma = guide.process.at(middle, like=x_t)
             late = guide(alpha * early.x0 + sigma * early.eps, middle, cond=cond)
-            share = broadcast_to((at_m - at_t) / (at_s - at_t), x_t)
-            target = share * early.x0 + (1 - share) * late.x0
+            early_weight = broadcast_to((at_m - at_t) / (at_s - at_t), x_t)
+            target = early_weight * early.x0 + (1 - early_weight) * late.x0
         prediction = self.student(x_t, t, cond=cond)
         return Loss((self.weight(prediction) * squared_error(prediction.x0, target)).mean())
 
     def weight(self, prediction: Prediction) -> Tensor:
-        """Weight (b,) of the x0 error."""
+        """Weight (b,) of the squared x0 error."""
         if self.config.weight == "output":
-            _, out = prediction.coefficients.x0
-            weight = 1 / out.square()
+            _, output_factor = prediction.coefficients.x0
+            weight = 1 / output_factor.square()
         else:
             weight = (prediction.alpha / prediction.sigma).square().clamp(min=1)
         return weight.clamp(max=self.config.bound).flatten()
@@ -132,14 +135,14 @@ def _phases(config: ProgressiveConfig) -> list[Phase]:
     halvings = (first // max(last, 1)).bit_length() - 1
     if last < 1 or last << max(halvings, 0) != first:
         raise InputError(
-            f"method.first is {first} and method.last {last}; first must be last times a power of "
-            "two, such as 16 and 1"
+            f"method.first is {first} and method.last {last}; method.first must be method.last "
+            "times a power of two, such as 16 and 1"
         )
     lengths = (phases,) * (halvings + 1) if isinstance(phases, int) else phases
     if len(lengths) != halvings + 1 or min(lengths) < 1:
         raise InputError(
-            f"method.phases is {phases}; from {first} steps to {last} there are {halvings + 1} "
-            "phases, each of at least 1 step"
+            f"method.phases is {phases}; from {first} sampling steps to {last} there are "
+            f"{halvings + 1} phases, each of at least 1 training step"
         )
     ends = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
     return [Phase(first >> i, *span) for i, span in enumerate(pairwise(ends))]

@@ -2,9 +2,10 @@
 
     x_t = (1 − t)·x0 + t·noise,   loss = d(velocity(x_t, t), noise − x0)
 
-Real images and independent noise are joined by lines that cross, so the flow between them is
-curved. The pairs of an ODE are joined by lines that cross less, so the new flow is straighter and
-needs fewer steps. Recording pairs with the result and training again gives 3-rectified flow.
+The straight lines between real images and independent noise cross, so the flow that is trained on
+them has curved paths. The lines between noise and image of a teacher's ODE cross less, so the new
+flow has straighter paths and needs fewer steps. Pairs recorded with the new flow can train another
+one, called 3-rectified flow.
 Liu, Gong and Liu 2022, arXiv:2209.03003.
 """
 
@@ -21,11 +22,13 @@ from fewstep.times import Density, Grid, Uniform, UniformGrid
 
 @dataclass(frozen=True)
 class ReflowConfig:
+    """Settings of `Reflow`."""
+
     density: Density = field(default_factory=Uniform)
     """Distribution of the training times: `uniform`, or `lognormal` with `mean` and `std` of
     ln(sigma/alpha)."""
     loss: PointDistance = field(default_factory=SquaredError)
-    """Distance between predicted and true velocity: `mse`, `l1` or `pseudo-huber`."""
+    """Distance between the student's velocity and noise − x0: `mse`, `l1` or `pseudo-huber`."""
     grid: Grid = field(default_factory=UniformGrid)
     """Times at which the trained network is sampled: `uniform` or `karras`."""
 

@@ -17,13 +17,15 @@ from fewstep.times import FixedGrid
 
 @dataclass(frozen=True)
 class RegressConfig:
+    """Settings of `Regress`."""
+
     loss: Distance = field(default_factory=SquaredError)
     """Distance between the student's image and the teacher's: `mse`, `pseudo-huber`, `lpips` or
     `features`."""
 
 
 class Regress(Method[RegressConfig]):
-    """Fit the teacher's map from noise to image with one call at the noisiest time."""
+    """Train one call at the noisiest time to reproduce the teacher's map from noise to image."""
 
     reads = frozenset({"pairs"})
     needs_teacher = False

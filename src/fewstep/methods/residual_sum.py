@@ -1,12 +1,14 @@
 """Distil a circuit into one step that predicts the sum of its updates.
 
-The last state of a circuit's ring is z_0 + Σ r_k exactly, where z_0 = Rin(noise), and each of the K
-chunks r_k is the sum of what 1/K of the updates add. From these, recorded beside the noise:
+A circuit's ring is the sequence of updates of its hidden state from z_0 = Rin(noise) to the last
+state. The updates are divided into K equal parts; the chunk r_k is the sum of the updates in part
+k, so the last state is exactly z_0 + Σ r_k. `fewstep record` stores z_0 and r_k with the noise. The
+student predicts them as rin and chunks:
 
     loss = |rin − z_0|² + |chunks − r|² + λ·|X0out(rin + Σ chunks) − x0|²
 
-with X0out the circuit's own read-out, frozen. After Denoising
-Circuits for 1-Step Diffusion (shuntama/denoising-circuits); docs/circuits.md.
+X0out is the read-out of the circuit, with frozen weights. The method is that of Denoising Circuits
+for 1-Step Diffusion (shuntama/denoising-circuits); see docs/circuits.md.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,35 +33,42 @@ from fewstep.times import FixedGrid
 
 @dataclass(frozen=True)
 class ResidualSumConfig:
+    """Settings of `ResidualSum`."""
+
     first: float = 1.0
-    """Weight of the error of the first state, rin."""
+    """Weight of the loss |rin − z_0|² of the first state."""
     chunks: float = 1.0
-    """Weight of the error of the chunks."""
+    """Weight of the loss |chunks − r|² of the chunks."""
     image: float = 0.1
-    """λ, weight of the error of the image read from the sum."""
+    """λ, the weight of the loss of the image that X0out computes from the sum."""
     loss: Distance = field(default_factory=SquaredError)
-    """Distance of that image: `mse` (published), `pseudo-huber`, `l1`, `lpips` or `features`."""
+    """Distance between that image and x0: `mse` (published), `pseudo-huber`, `l1`, `lpips` or
+    `features`."""
     last: float = 0.0
-    """Weight of the error of the sum, |rin + Σ chunks − z|². A network with chunks = 0 learns only
-    from this and the image."""
+    """Weight of the loss |rin + Σ chunks − z|², with z the last state of the ring. With
+    student.backbone.chunks = 0 only this loss and that of the image are used."""
     trunk: Literal["own", "circuit"] = "own"
-    """Initial weights of the student's U-Net: its own, or those of the circuit's encoder."""
+    """Initial weights of the student's U-Net: random (`own`), or those of the `circuit`'s
+    encoder."""
 
 
 class ResidualSum(Method[ResidualSumConfig]):
-    """Train a one-step network on the recorded states of a circuit's ring, and on its image."""
+    """Train a one-step network on the recorded states and image of a circuit's ring."""
 
     reads = frozenset({"rings"})
 
     def __init__(self, config: ResidualSumConfig, task: Task) -> None:
         if task.teacher is None:
-            raise InputError("residual_sum distils a circuit: set teacher.load to its run")
+            raise InputError(
+                'method "residual_sum" distils a circuit, and the recipe has no teacher: set '
+                "teacher.load to the circuit's run"
+            )
         circuit = Circuit(task.teacher.denoiser)
         student, net = task.student, task.student.backbone
         if not isinstance(net, ResidualsNet) or not isinstance(student.parametrization, Clean):
             raise InputError(
-                'residual_sum needs student.backbone.name = "residuals" and '
-                'student.parametrization.name = "clean", because the network outputs the image'
+                'method "residual_sum" needs student.backbone.name = "residuals" and '
+                'student.parametrization.name = "clean", because the network\'s output is the image'
             )
         super().__init__(config, task)
         end = circuit.denoiser.network_inputs(circuit.denoiser.span[0], net.end.expand(1, 1))[1]
@@ -76,25 +85,27 @@ class ResidualSum(Method[ResidualSumConfig]):
         rings, config = streams["rings"], self.student.backbone.config
         if rings.source not in (None, teacher):
             raise InputError(
-                "the store holds rings of another circuit than the teacher: record the teacher's"
+                "the store of pairs.load contains rings of another circuit than the teacher: "
+                "record rings of the teacher"
             )
         expected, actual = config.state.shape(self.spec.shape), rings.state_shape
         if actual != expected:
             raise InputError(
-                f"the store's states have shape {actual}, but the circuit's have {expected}: "
-                "record the teacher's rings"
+                f"the states in the store of pairs.load have shape {actual}, but those of the "
+                f"student's network have {expected}: record rings of the teacher"
             )
         if config.chunks not in (0, rings.chunks):
             raise InputError(
-                f"the store holds {rings.chunks} chunks of each ring, but student.backbone.chunks "
-                f"is {config.chunks}; set it to {rings.chunks}, or to 0 for the last state alone"
+                f"the store of pairs.load contains {rings.chunks} chunks of each ring, but "
+                f"student.backbone.chunks is {config.chunks}; set it to {rings.chunks}, or to 0 to "
+                "train on the last state only"
             )
 
     def student_loss(self, batch: Batch) -> Loss:
-        """Weighted errors of the first state, the chunks, their sum, and its image."""
+        """Weighted sum of the losses of first state, chunks, last state and image."""
         rings, net = batch.rings, self.student.backbone
         assert isinstance(net, ResidualsNet)
-        first, chunks, last, image = parts(self.student, rings.noise, rings.cond)
+        first, chunks, last, image = predict_states(self.student, rings.noise, rings.cond)
         errors = {
             "last": squared_error(last, rings.first + rings.chunks.sum(dim=1)).mean(),
             "image": self.config.loss(image, rings.x0).mean(),
@@ -102,17 +113,18 @@ class ResidualSum(Method[ResidualSumConfig]):
         if net.config.chunks:
             errors["first"] = squared_error(first, rings.first).mean()
             errors["chunks"] = squared_error(chunks, rings.chunks).mean()
-        weighted = [getattr(self.config, name) * error for name, error in errors.items()]
-        return Loss(torch.stack(weighted).sum(), errors)
+        terms = [getattr(self.config, name) * error for name, error in errors.items()]
+        return Loss(torch.stack(terms).sum(), errors)
 
     def generator(self) -> Generator:
         return Generator(self.student, self.spec, grid=FixedGrid(((self.student.span[1],),)))
 
 
-def parts(
+def predict_states(
     student: Denoiser, noise: Tensor, cond: Condition | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Predict from `noise` the first state (b, c, h, w), chunks (b, k, c, h, w), sum and image."""
+    """Predict from `noise` the first state (b, C, H, W), the chunks (b, K, C, H, W), their sum, the
+    last state (b, C, H, W), and the image (b, c, h, w)."""
     net, start = student.backbone, student.span[1]
     assert isinstance(net, ResidualsNet)
     scale, level = student.network_inputs(start, noise)

@@ -1,4 +1,4 @@
-"""Continuous-time consistency: the derivative of the student's image along the path is zero.
+"""Continuous-time consistency: train the derivative of the student's image along a path to be zero.
 
 Under the process `Cosine`, with its angle as t (π/2 times the time elsewhere), let F be the
 student's velocity −sin t·x0/σ_d + cos t·eps in units of σ_d, and dx_t/dt the velocity of the path.
@@ -7,7 +7,8 @@ The loss is |F − sg(F + g/(|g| + c))|² with
     g = −cos²t·(σ_d·F − dx_t/dt) − r·cos t·sin t·(x_t + σ_d·dF/dt),   r = min(1, step/warmup)
 
 At r = 1, g is cos t·dx0/dt, which includes the prior weight 1/(σ_d·tan t) of the paper. The
-paper's adaptive weight, a second network of t, is left out. Lu and Song 2024, arXiv:2410.11081.
+paper's adaptive weight, a second network that depends on t, is not implemented. Lu and Song 2024,
+arXiv:2410.11081.
 """
 
 import math
@@ -42,16 +43,17 @@ ANGLE = 0.5 * math.pi
 
 @dataclass(frozen=True)
 class ScmConfig:
+    """Settings of `Scm`."""
+
     source: Literal["teacher", "data"] = "teacher"
-    """Velocity of the path: the `teacher`'s (distillation), or that of the `data` and the noise
-    (training without a teacher)."""
+    """Velocity of the path: the `teacher`'s prediction (distillation), or that of the `data` with
+    their noise (training without a teacher)."""
     sigma_data: float = 0.5
     """Standard deviation of the data, which scales the process."""
     density: Density = field(default_factory=lambda: LogNormal(mean=-1.0, std=1.4))
     """Distribution of the training times; `lognormal` has `mean` and `std` of ln(sigma/alpha)."""
     warmup: int = 10_000
-    """Training steps over which r, the factor of the unstable part of the derivative, rises from 0
-    to 1."""
+    """Training steps over which r, the factor of the unstable term of g, rises from 0 to 1."""
     c: float = 0.1
     """Constant of the normalisation g/(|g| + c), above 0."""
     grid: Grid = field(default_factory=UniformGrid)
@@ -70,7 +72,7 @@ class Scm(Method[ScmConfig]):
         if not config.sigma_data > 0 or not config.c > 0 or config.warmup < 0:
             raise InputError(
                 f"method.sigma_data is {config.sigma_data}, method.c {config.c} and method.warmup "
-                f"{config.warmup}; the first two must be above 0, the last at least 0"
+                f"{config.warmup}; the first two must be above 0, the third at least 0"
             )
         process, teacher = Cosine(config.sigma_data), task.teacher
         student = task.student.under(process)
@@ -93,23 +95,23 @@ class Scm(Method[ScmConfig]):
         def velocity(x_t: Tensor, t: Tensor) -> Tensor:
             return self.student(x_t, t, cond=batch.images.cond).velocity / ANGLE
 
-        # the derivative times cos·sin, which keeps that of the level finite at both ends; the
-        # same pass gives the value and its gradient
-        along = (cos * sin * path_velocity, (cos * sin).flatten() / ANGLE)
-        value, derivative = value_and_tangent(velocity, (x_t, t), along)
+        # the derivative times cos·sin: so the derivative of the noise level stays finite at both
+        # ends; the same pass computes the value, which is differentiable
+        tangents = (cos * sin * path_velocity, (cos * sin).flatten() / ANGLE)
+        value, derivative = value_and_tangent(velocity, (x_t, t), tangents)
         r = min(1.0, step / self.config.warmup) if self.config.warmup else 1.0
         with torch.no_grad():
             g = -cos.square() * (value - path_velocity) - r * (cos * sin * x_t + derivative)
-            # root mean square, not the norm: c then has the same effect at every image size
-            length = broadcast_to(g.square().flatten(1).mean(1).sqrt(), g)
-            target = value / self.config.sigma_data + g / (length + self.config.c)
+            # root mean square, not the norm, so that c has the same effect at every image size
+            rms = broadcast_to(g.square().flatten(1).mean(1).sqrt(), g)
+            target = value / self.config.sigma_data + g / (rms + self.config.c)
         loss = squared_error(value / self.config.sigma_data, target).mean()
-        return Loss(loss, {"tangent": length.mean()})
+        return Loss(loss, {"tangent": rms.mean()})
 
     def path_velocity(
         self, x0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor, batch: Batch
     ) -> Tensor:
-        """dx_t/dt along the path, with t the angle."""
+        """dx_t/dt (b, ...) along the path, with t the angle."""
         with torch.no_grad():
             if self.config.source == "teacher":
                 assert self.teacher

@@ -1,14 +1,14 @@
-"""Simple and fast distillation: train each step of the student's own trajectory in turn.
+"""Simple and fast distillation: train each step of the student's trajectory in turn.
 
-From the same noise, the teacher samples a trajectory with `between` more points in each of the
-student's K intervals. Interval by interval, with one optimiser step each and y the student's own
-trajectory:
+Student and teacher start from the same noise. The student's trajectory y has K steps, and the
+teacher's trajectory x has `between` more points inside each of them. Each step of the student, from
+time t to s, is one optimiser step:
 
-    loss = d(student(y_t, t → s), x_s_teacher),   y_s = sg student(y_t, t → s)
+    loss = d(student(y_t, t → s), x_s),   y_s = sg student(y_t, t → s)
 
-The next state is computed before the update, as in the authors' code, so it costs no further pass.
-The network has the destination s as an input, so it can learn several step counts at once. The
-method reads no data. Zhou et al. 2024, arXiv:2409.19681.
+y_s is computed before the update, as in the authors' code, which saves a network call. The network
+has the time s as an input, so it can learn several step counts at once. The method reads no data.
+Zhou et al. 2024, arXiv:2409.19681.
 """
 
 from collections.abc import Iterator
@@ -32,20 +32,22 @@ from fewstep.times import FixedGrid, Grid, UniformGrid
 
 @dataclass(frozen=True)
 class SfdConfig:
+    """Settings of `Sfd`."""
+
     counts: tuple[int, ...] = (1, 2, 4)
-    """Step counts of the student. Each training step trains one of them, in turn."""
+    """Step counts K of the student. Each training step trains one of them, in turn."""
     between: int = 3
-    """Points of the teacher's trajectory between two of the student's, 0 or more."""
+    """Number of points of the teacher's trajectory between two of the student's, 0 or more."""
     solver: Literal["transfer", "heun", "multistep"] = "multistep"
-    """Sampler of the teacher: `transfer` (Euler, or DDIM), `heun` (two calls per step) or
+    """Sampler of the teacher: `transfer` (Euler, or DDIM), `heun` (two network calls per step) or
     `multistep`."""
     grid: Grid = field(default_factory=UniformGrid)
-    """Times of the teacher's trajectory; every (between + 1)-th is one of the student's."""
+    """Times of the teacher's trajectory; every (between + 1)-th is also a time of the student."""
     loss: PointDistance = field(default_factory=AbsoluteError)
     """Distance between the student's state and the teacher's: `l1`, `mse` or `pseudo-huber`."""
     last: Distance | None = None
-    """Distance to add at the last step, where the state is an image; `lpips` is published for one
-    step."""
+    """A second distance, added to the loss of the last step, where the state is an image.
+    Published for one-step students: `lpips`."""
 
 
 class Sfd(Method[SfdConfig]):
@@ -56,14 +58,14 @@ class Sfd(Method[SfdConfig]):
     def __init__(self, config: SfdConfig, task: Task) -> None:
         if not config.counts or min(config.counts) < 1 or config.between < 0:
             raise InputError(
-                f"method.counts is {list(config.counts)} and method.between {config.between}; give "
-                "counts of 1 or more, and 0 or more points between"
+                f"method.counts is {list(config.counts)} and method.between {config.between}; "
+                "every count must be at least 1, and method.between at least 0"
             )
         teacher = task.teacher
         if teacher and teacher.denoiser.is_flow_map and config.solver != "transfer":
             raise InputError(
-                "the teacher is a flow map, which takes only plain steps: "
-                'set method.solver = "transfer"'
+                f'the teacher is a flow map, with which method.solver = "{config.solver}" does not '
+                'work: set method.solver = "transfer"'
             )
         super().__init__(config, replace(task, student=task.student.as_flow_map()))
         check_spans(self.student, require_teacher(task).denoiser.under(self.student.process))
@@ -75,8 +77,8 @@ class Sfd(Method[SfdConfig]):
     def teacher_times(self, count: int) -> Tensor:
         """Times of the teacher for a student of `count` steps.
 
-        The last step ends at the image, so a grid that includes the clean end of the span, as
-        Karras's does, is cut before it.
+        A Karras grid includes the data end of the span. That time is left out, because the last
+        step already goes to the image.
         """
         steps = count * (self.config.between + 1)
         times, end = self.config.grid(steps, self.student), self.student.span[0]
@@ -96,7 +98,7 @@ class Sfd(Method[SfdConfig]):
         cond = None if label is None else Condition(label)
         t, s = [*self.times[count], None][interval : interval + 2]
         assert t is not None
-        # the step of the sampler at inference
+        # the same step as the sampler takes at inference
         context = StepContext(self.student, cond, RowNoise(()))
         state, _ = Transfer()(context, batch.carry["state"], t, s)
         target = batch.carry["points"][:, interval]
@@ -108,7 +110,7 @@ class Sfd(Method[SfdConfig]):
 
     @torch.no_grad()
     def start_trajectories(self, batch: Batch, count: int) -> None:
-        """Put into `batch.carry` the noise, the classes and the points of the teacher."""
+        """Sample the teacher; put noise, classes and the teacher's points in `batch.carry`."""
         assert self.teacher
         noise, cond = batch.noise(), batch.cond()
         teacher = self.teacher.denoiser.under(self.student.process)

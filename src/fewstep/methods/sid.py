@@ -1,15 +1,15 @@
 """Score identity distillation: minimise a distance between the scores of teacher and student.
 
-With x the student's image, x_t = alpha·x + sigma·eps, f the teacher's x0 at x_t, and m the fake
-score's x0 at x_t:
+With x the student's image, x_t = alpha·x + sigma·eps, f the teacher's x0 at x_t, and m the x0 at
+x_t of the fake score, a second denoiser that trains on the student's images:
 
     loss = ⟨f − m, (f − x) − a·(f − m)⟩/mean|x − f|,   gradient through x_t and both networks
 
-If m were exact, m = E[x | x_t], then ⟨f − m, f − x⟩ and |f − m|², the distance of the scores, would
-have the same mean. Their gradients differ, because the fake's weights do not follow the student;
-the share a of |f − m|² that is subtracted was found empirically. The method reads no data (SiD,
-Zhou et al. 2024, arXiv:2404.04057) unless the fake has an adversarial head (SiDA, Zhou et al. 2024,
-arXiv:2410.14919).
+|f − m|² is the squared distance of the scores. If m were exact, m = E[x | x_t], then ⟨f − m, f − x⟩
+would have the same mean. But their gradients differ, because the weights of m are constants in the
+student's loss; the authors found the weight a of the subtracted |f − m|² by experiment. SiD reads
+no data (Zhou et al. 2024, arXiv:2404.04057). SiDA adds an adversarial loss, whose discriminator
+also reads real images (Zhou et al. 2024, arXiv:2410.14919).
 """
 
 from collections.abc import Iterator
@@ -27,13 +27,16 @@ from fewstep.times import Density, Grid, Uniform, UniformGrid
 
 @dataclass(frozen=True)
 class SidConfig:
+    """Settings of `Sid`."""
+
     alpha: float = 1.2
-    """a, the share of the squared score distance that is subtracted; in SiD 1.2, in SiDA 1.0."""
+    """a, the weight of the squared score distance that is subtracted; in SiD 1.2, in SiDA 1.0."""
     steps: int = 1
     """Number of steps of the student. With more than 1, later steps train on the student's own
     images of the earlier ones."""
     grid: Grid = field(default_factory=UniformGrid)
-    """Times of these steps. Published is one step from sigma = 2.5 of 80: `fixed`, [[0.03125]]."""
+    """Times of these steps. Published: one step from sigma = 2.5, with a largest sigma of 80, which
+    is `fixed` with [[0.03125]]."""
     density: Density = field(default_factory=lambda: Uniform(low=0.02, high=0.98))
     """Distribution of the times at which the two scores are compared. Published for EDM networks:
     `karras` with high = 0.8."""
@@ -41,11 +44,11 @@ class SidConfig:
     """Distribution of the times at which the fake score and its head are trained. Published:
     `lognormal`, as for EDM."""
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
-    """Adversarial head on the fake score, as in SiDA; `weight = 0` is SiD, without a head."""
+    """Discriminator head on the fake score, as in SiDA; weight = 0 is SiD, without a head."""
 
 
 class Sid(DistributionMatching[SidConfig]):
-    """Train a generator until the score of its images agrees with the teacher's score."""
+    """Train a generator so that the score of its images agrees with the teacher's score."""
 
     def __init__(self, config: SidConfig, task: Task) -> None:
         super().__init__(config, task)
@@ -58,7 +61,7 @@ class Sid(DistributionMatching[SidConfig]):
     def student_loss(self, batch: Batch) -> Loss:
         x, cond = student_images(self.student, self.times, batch)
         t, eps = self.config.density.times(batch.rand(), self.real), batch.randn_like(x)
-        rows, scale = self.identity(x, eps, t, cond)
+        rows, scale = self.identity_loss(x, eps, t, cond)
         value = rows.mean()
         if not self.config.adversarial.weight:
             return Loss(value)
@@ -67,10 +70,10 @@ class Sid(DistributionMatching[SidConfig]):
         numbers = {"identity": value, "generator_loss": generator_loss}
         return Loss(value + self.config.adversarial.weight * generator_loss, numbers)
 
-    def identity(
+    def identity_loss(
         self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None
     ) -> tuple[Tensor, Tensor]:
-        """The loss per row (b,) at the student's images `x`, and its factor 1/mean|x − f|."""
+        """The loss (b,) at the student's images `x`, and its factor 1/mean|x − f| (b, 1, ...)."""
         x_t = self.real.process.add_noise(x, eps, t)
         real = self.real(x_t, t, cond=cond).x0
         difference = real - self.fake.score(x_t, t, cond=cond).x0
