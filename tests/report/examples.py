@@ -18,7 +18,7 @@ from fewstep.metrics import Measures
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
 from fewstep.report import Exhibit, write_report
-from fewstep.report.exhibits import Entry
+from fewstep.report.exhibits import StyledExhibit
 from fewstep.report.pictures import gap
 from fewstep.report.svg import BASELINE
 from fewstep.scores import Score
@@ -75,7 +75,7 @@ def score(steps, frechet, *, spread=None, seconds=0.001, measures=MEASURED, **to
 def entry(name, look, scores):
     """An entry of which only the scores matter."""
     only_scores = Exhibit(name, generator(0.5), scores, None, [], [], baseline=look is BASELINE)
-    return Entry(only_scores, look)
+    return StyledExhibit(only_scores, look)
 
 
 def made_by(**sections):

@@ -3,7 +3,7 @@ from dataclasses import replace
 from fewstep.metrics import INCEPTION_HASH
 from fewstep.report.charts import quality
 from fewstep.report.ranking import rank
-from fewstep.report.results import all_measures, scores
+from fewstep.report.results import other_measures, scores
 from fewstep.report.svg import BASELINE, LOOKS
 from report.examples import MEASURED, Page, entry, exhibits, score, write
 
@@ -71,7 +71,7 @@ ALL = {"frechet_infinite": 4.004, "kernel": -0.0012, "kernel_low": -0.003, "kern
 
 def test_all_measures_are_those_of_the_score():
     (told,) = rankings([score(1, 5.0, measures=ALL | MEASURED), score(2, 5.0)], [score(1, 6.0)])
-    page = Page(all_measures(told, key="k"))
+    page = Page(other_measures(told, key="k"))
     assert page.tables[0] == [
         ["Generator", "Steps", "Extrapolated distance\xa0↓", "Kernel distance\xa0↓",
          "Class score\xa0↑", "Precision\xa0↑", "Recall\xa0↑", "Density\xa0↑", "Coverage\xa0↑",
@@ -88,19 +88,19 @@ def test_all_measures_are_those_of_the_score():
 def test_only_measures_that_were_taken():
     few = {"precision": 0.5, "recall": 0.25}
     (told,) = rankings([score(1, 5.0, measures=few)])
-    assert table(all_measures(told, key="k"))[0][2:] == ["Precision\xa0↑", "Recall\xa0↑"]
-    assert all_measures(rankings([score(1, 5.0)])[0], key="k") == ""
+    assert table(other_measures(told, key="k"))[0][2:] == ["Precision\xa0↑", "Recall\xa0↑"]
+    assert other_measures(rankings([score(1, 5.0)])[0], key="k") == ""
 
 
 def test_kid_and_inception_score_are_of_the_standard_network_alone():
     known = {"extractor": "inception", "extractor_hash": INCEPTION_HASH, "resize": "tf1-bilinear"}
     (told,) = rankings([score(1, 5.0, measures=ALL, **known)])
-    assert table(all_measures(told, key="k"))[0][2:5] == [
+    assert table(other_measures(told, key="k"))[0][2:5] == [
         "Extrapolated FID\xa0↓", "KID\xa0↓", "Inception Score\xa0↑",
     ]  # fmt: skip
     assert table(scores(told, key="k"))[0][2] == "FID\xa0↓"
     (other,) = rankings([score(1, 5.0, measures=ALL)])
-    html = scores(other, key="k") + all_measures(other, key="k")
+    html = scores(other, key="k") + other_measures(other, key="k")
     assert not any(name in html for name in ("FID", "KID", "Inception"))
 
 

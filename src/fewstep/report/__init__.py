@@ -16,7 +16,7 @@ from fewstep import __version__
 from fewstep.comparison import Exhibit, load_run, make_exhibit
 from fewstep.evaluation import Evaluator
 from fewstep.report import charts, pictures, results
-from fewstep.report.exhibits import Entry, make_entries
+from fewstep.report.exhibits import StyledExhibit, style_exhibits
 from fewstep.report.ranking import Ranking, rank
 from fewstep.report.rendering import render
 from fewstep.runs import Run, weights_hash
@@ -37,9 +37,9 @@ def write_report(
 
     With an evaluator, the report also shows the real images nearest to the samples.
 
-    Raises InputError if the exhibits cannot be compared, see `exhibits.make_entries`.
+    Raises InputError if the exhibits cannot be compared, see `exhibits.style_exhibits`.
     """
-    entries = make_entries(exhibits)
+    entries = style_exhibits(exhibits)
     rankings = rank(entries)
     sections = {
         "Scores": _scores(rankings),
@@ -47,7 +47,7 @@ def write_report(
         "Samples": pictures.samples(entries),
         "Nearest training images": pictures.neighbours(entries, evaluator),
         "Cost": results.costs(entries, rankings),
-        "Published figures": results.published(entries),
+        "Published scores": results.published_scores(entries),
         "Training": charts.training(entries),
         "Before and after": pictures.before_and_after(entries),
         "Recipes": _recipes(entries),
@@ -66,32 +66,35 @@ def write_report(
 
 
 def report_run(folder: Path | str, command: str) -> None:
-    """Write report.html into a run folder; `command` is the one that trained it."""
+    """Write report.html into a run folder; `command` is the shell command that trained the run."""
     run = Run(folder)
     progress = run.progress()
     last = progress[-1]["step"] if progress else 0
-    # only scores of the final weights; the charts show earlier ones
+    # the tables show scores of the final weights only; the charts also show earlier ones
     scores = [score_from(p["score"]) for p in progress if "score" in p and p["step"] == last]
     exhibit = make_exhibit(load_run(run.folder), scores, commands=[command])
     write_report(run.folder / "report.html", [exhibit], title=run.folder.name)
 
 
 def _scores(rankings: Sequence[Ranking]) -> Markup:
-    """For each protocol a table, charts and all measures; the first one's summary is on top."""
+    """A summary, table, charts and other measures for each protocol.
+
+    The page shows the summary of the first protocol at its top, so here it is left out.
+    """
     parts = [
         (
             results.summary(ranking) if i else "",
             results.scores(ranking, key=f"table-{i}"),
             charts.quality(ranking, key=f"quality-{i}") if len(ranking.rows) > 1 else "",
-            results.all_measures(ranking, key=f"measures-{i}"),
+            results.other_measures(ranking, key=f"measures-{i}"),
         )
         for i, ranking in enumerate(rankings)
     ]
     return render("rankings.html.j2", parts=parts) if parts else Markup()
 
 
-def _recipes(entries: Sequence[Entry]) -> Markup:
-    """Everything needed to make each generator again."""
+def _recipes(entries: Sequence[StyledExhibit]) -> Markup:
+    """Commands, recipe, description and hash of each generator, to reproduce it."""
     generators = [entry.exhibit.generator for entry in entries]
     descriptions = [json.dumps(generator.describe(), indent=2) for generator in generators]
     hashes = [weights_hash(generator) for generator in generators]

@@ -7,13 +7,13 @@ import numpy as np
 from markupsafe import Markup
 
 from fewstep.formatting import duration, quantity
-from fewstep.report.exhibits import Entry, training_lines, training_seconds
+from fewstep.report.exhibits import StyledExhibit, training_lines, training_seconds
 from fewstep.report.ranking import Ranking, Row, front
 from fewstep.report.rendering import render
 from fewstep.report.svg import LOOKS, Line, Look, chart, wide
 from fewstep.scores import Score, score_from
 
-POINTS = 300  # longer curves are averaged: a screen shows no more, and the file stays small
+POINTS = 300  # points of a curve: longer ones are averaged, which keeps the file small
 
 
 class Figure(NamedTuple):
@@ -59,12 +59,12 @@ def _quality(
     key: str,
     base: int | None = None,
 ) -> Figure:
-    """One line per entry and sampler."""
+    """A chart of distance against `cost`, with one line per entry and sampler."""
     rows = list(rows)
     distance = ranking.protocol.distance.partition(" (")[0]
     lines: list[Line] = []
     for entry, own in ranking.by_entry.items():
-        # from all rows, so that a sampler has the same marker in every chart
+        # samplers of all rows, so that each has the same marker in every chart
         for i, sampler in enumerate(_samplers(own)):
             line = [r for r in rows if r.entry is entry and r.score.sampler == sampler]
             line.sort(key=lambda r: (r.score.evaluations, r.score.frechet))
@@ -90,8 +90,8 @@ def _samplers(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row.score.sampler for row in rows))
 
 
-def training(entries: Sequence[Entry]) -> Markup:
-    """Losses and scores during training, for each entry with a log."""
+def training(entries: Sequence[StyledExhibit]) -> Markup:
+    """Charts of losses and distances during training, for each entry with a training log."""
     figures = [
         figure
         for i, entry in enumerate(entries)
@@ -101,7 +101,7 @@ def training(entries: Sequence[Entry]) -> Markup:
     return render("training.html.j2", figures=figures) if figures else Markup()
 
 
-def _losses(entry: Entry, *, key: str) -> Figure | None:
+def _losses(entry: StyledExhibit, *, key: str) -> Figure | None:
     lines = training_lines(entry.exhibit.progress)
     names = dict.fromkeys(name for line in lines for name in line if name.endswith("/loss"))
     if not names:
@@ -123,7 +123,7 @@ def _losses(entry: Entry, *, key: str) -> Figure | None:
     return Figure(entry.exhibit.name, cost, legend if len(legend) > 1 else [], svg)
 
 
-def _scores(entry: Entry, *, key: str) -> Figure | None:
+def _scores(entry: StyledExhibit, *, key: str) -> Figure | None:
     """Distances measured during training, one line per step count."""
     rows: dict[int, list[tuple[int, Row]]] = {}
     for line in entry.exhibit.progress:
@@ -153,14 +153,14 @@ def _scores(entry: Entry, *, key: str) -> Figure | None:
 
 
 def curve(points: Sequence[tuple[float, float]], look: Look) -> list[Line]:
-    """A noisy curve as two lines: the values, faint, and their running mean over 5 % of them."""
-    # groups of one size, else the noise would seem to change along the curve
+    """A noisy curve as two lines: the values (faint), and their moving average over 5 % of them."""
+    # groups of equal size, because the size changes the noise of the means
     size = -(-len(points) // POINTS)
     groups = np.split(np.array(points), range(size, len(points), size))
     x, y = np.array([group.mean(axis=0) for group in groups]).T
     window = np.ones(2 * (len(y) // 40) + 1)
-    neighbours = np.convolve(np.ones(len(y)), window, "same")  # fewer at the ends
-    mean = np.convolve(y, window, "same") / neighbours
+    counts = np.convolve(np.ones(len(y)), window, "same")  # a mean at the ends is of fewer values
+    mean = np.convolve(y, window, "same") / counts
     raw = list(zip(x.tolist(), y.tolist(), strict=True))
     smooth = list(zip(x.tolist(), mean.tolist(), strict=True))
     return [Line(raw, look, faint=True, markers=False), Line(smooth, look, markers=False)]

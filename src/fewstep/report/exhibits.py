@@ -1,4 +1,4 @@
-"""Entries of a report: the exhibits, checked, and each with a colour and a marker."""
+"""The exhibits of a report, which are its generators, each with a colour and a marker."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from fewstep.report.svg import BASELINE, LOOKS, Look
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
-    """An exhibit with its colour and marker."""
+class StyledExhibit:
+    """An entry of a report: an exhibit with the colour and marker of its lines in charts."""
 
     exhibit: Exhibit
     look: Look
 
 
-def make_entries(exhibits: Sequence[Exhibit]) -> list[Entry]:
+def style_exhibits(exhibits: Sequence[Exhibit]) -> list[StyledExhibit]:
     """Check the exhibits, and give each a colour and a marker.
 
     Raises InputError if there are none, if they generate images of different shapes or classes,
-    if their images are neither grey nor colour, or if several are marked as baseline.
+    if these are not images of 1 or 3 channels, or if several exhibits are marked as baseline.
     """
     if not exhibits:
         raise InputError("a report needs at least one generator")
@@ -29,8 +29,8 @@ def make_entries(exhibits: Sequence[Exhibit]) -> list[Entry]:
     if len(specs) > 1:
         kinds = "; ".join(f"{shape} with {classes} classes" for shape, classes in sorted(specs))
         raise InputError(
-            f"the generators make images of different shapes or classes ({kinds}): write one "
-            "report for each kind"
+            f"the generators make images of different shapes or classes ({kinds}): write a "
+            "separate report for each of these"
         )
     shape = exhibits[0].generator.spec.shape
     if len(shape) != 3 or shape[0] not in (1, 3):
@@ -41,19 +41,19 @@ def make_entries(exhibits: Sequence[Exhibit]) -> list[Entry]:
             f"a report has one baseline, and {baselines} runs are marked as baseline: mark one"
         )
     looks = iter(LOOKS * len(exhibits))
-    return [Entry(e, BASELINE if e.baseline else next(looks)) for e in exhibits]
+    return [StyledExhibit(e, BASELINE if e.baseline else next(looks)) for e in exhibits]
 
 
 def training_lines(progress: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The lines of a training log that record training steps, not scores or starts."""
+    """The lines of a training log that contain losses, without those of scores and hardware."""
     return [line for line in progress if "images" in line]
 
 
 def training_seconds(progress: Iterable[Mapping[str, Any]]) -> float:
-    """Total training time, over all starts: the logged time restarts from 0 with each."""
+    """Total training time in seconds; the logged time restarts from 0 when a run resumes."""
     total, last = 0.0, 0.0
     for line in progress:
-        # a line with the hardware marks a start; older logs have none
+        # a run logs its hardware when it starts or resumes; older logs lack these lines
         now = 0.0 if "hardware" in line else line.get("seconds", last)
         if now < last:
             total += last

@@ -1,4 +1,4 @@
-"""Generated images of a report, as rows of images embedded as PNG."""
+"""Sections of a report that show generated images, embedded as PNG files."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ from fewstep.generator import SampleSpec
 from fewstep.images import to_uint8
 from fewstep.metrics.accumulator import COPY_ROWS
 from fewstep.plugins import name_of
-from fewstep.report.exhibits import Entry
+from fewstep.report.exhibits import StyledExhibit
 from fewstep.report.ranking import best, fastest, rank
 from fewstep.report.rendering import render
 from fewstep.sampling import convert_step, noise_from_seeds
@@ -28,11 +28,11 @@ from fewstep.scores import Score
 
 SEED = 0
 COLUMNS = 10  # images in a row
-UNSCORED_STEPS = (1, 4, 16)  # step counts shown of a generator without scores
+UNSCORED_STEPS = (1, 4, 16)  # step counts that the report shows of a generator without scores
 
 
 class Setting(NamedTuple):
-    """Sampler settings, with their score if there is one."""
+    """A step count and a sampler, with their score; None if they have not been scored."""
 
     steps: int
     sampler: str
@@ -51,20 +51,20 @@ class Strip(NamedTuple):
     """Data URI."""
     alt: str
     pixelated: bool = False
-    """Whether a browser should enlarge the pixels instead of smoothing."""
-    entry: Entry | None = None
+    """Whether a browser should enlarge the image without smoothing."""
+    entry: StyledExhibit | None = None
     setting: Setting | None = None
 
 
 class Grid(NamedTuple):
-    """Strips of one entry."""
+    """The strips of one entry."""
 
-    entry: Entry
+    entry: StyledExhibit
     setting: Setting
     strips: Sequence[Strip]
 
 
-def settings(entry: Entry) -> list[Setting]:
+def settings(entry: StyledExhibit) -> list[Setting]:
     """Sampler settings shown in the report: all scored ones; for the baseline, only the fastest
     and the best."""
     exhibit = entry.exhibit
@@ -80,17 +80,18 @@ def settings(entry: Entry) -> list[Setting]:
     return list({(s.steps, s.sampler): Setting(s.steps, s.sampler, s) for s in scores}.values())
 
 
-def main_setting(entry: Entry, *, alone: bool) -> Setting:
-    """A student's fastest setting; the best one of a baseline or of the only entry."""
+def main_setting(entry: StyledExhibit, *, alone: bool) -> Setting:
+    """The setting with the fewest evaluations; for a baseline or the only entry, the one with the
+    smallest distance."""
     if alone or entry.exhibit.baseline:
         return min(settings(entry), key=lambda s: s.score.frechet if s.score else -s.steps)
     return min(settings(entry), key=lambda s: s.score.evaluations if s.score else s.steps)
 
 
 def sample(
-    entry: Entry, setting: Setting, n: int, labels: Sequence[int] | None = None
+    entry: StyledExhibit, setting: Setting, n: int, labels: Sequence[int] | None = None
 ) -> UInt8[Tensor, "n c h w"]:
-    """The first `n` samples of SEED; without `labels`, of each class in turn."""
+    """The first `n` samples of seed SEED, of the classes `labels` or of all classes in turn."""
     generator = entry.exhibit.generator
     if name_of("sampler", type(generator.step)) != setting.sampler:
         generator = generator.with_sampler(step=convert_step(generator.step, setting.sampler))
@@ -98,8 +99,8 @@ def sample(
     return torch.cat([batch for _, batch in images])
 
 
-def same_noise(entries: Sequence[Entry]) -> Markup:
-    """One row per entry and setting, one column per starting noise."""
+def same_noise(entries: Sequence[StyledExhibit]) -> Markup:
+    """The section of images from equal noise: a row per entry and setting, a column per noise."""
     spec = entries[0].exhibit.generator.spec
     labels = [_class_name(spec, i % spec.classes) for i in range(COLUMNS) if spec.classes]
     noise = noise_from_seeds([(SEED << 32) + row for row in range(COLUMNS)], spec.shape)
@@ -111,20 +112,20 @@ def same_noise(entries: Sequence[Entry]) -> Markup:
             strip = _strip("", sample(entry, setting, COLUMNS), alt)
             strips.append(strip._replace(entry=entry, setting=setting))
     width = spec.shape[2]
-    # the distance between images of a strip, so that the labels stand above their columns
-    apart = 100 * gap(width) / (COLUMNS * (width + gap(width)) - gap(width))
+    # gap between the images of a strip in % of its width, which aligns the labels with the columns
+    column_gap = 100 * gap(width) / (COLUMNS * (width + gap(width)) - gap(width))
     return render(
         "same_noise.html.j2",
         strips=strips,
         labels=labels,
-        apart=f"{apart:.3f}",
+        column_gap=f"{column_gap:.3f}",
         columns=COLUMNS,
         seed=SEED,
     )
 
 
-def samples(entries: Sequence[Entry]) -> Markup:
-    """One grid per entry, one row per class."""
+def samples(entries: Sequence[StyledExhibit]) -> Markup:
+    """The section of samples: one grid per entry, with one row per class."""
     spec = entries[0].exhibit.generator.spec
     classes = range(min(spec.classes, COLUMNS))
     names = [_class_name(spec, i) for i in classes] or [""] * COLUMNS
@@ -149,8 +150,8 @@ def samples(entries: Sequence[Entry]) -> Markup:
     )
 
 
-def neighbours(entries: Sequence[Entry], evaluator: Evaluator | None) -> Markup:
-    """Samples above their nearest real images; empty without an evaluator.
+def neighbours(entries: Sequence[StyledExhibit], evaluator: Evaluator | None) -> Markup:
+    """The section of samples above their nearest real images; empty without an evaluator.
 
     Raises InputError if the real images have another shape.
     """
@@ -176,7 +177,7 @@ def neighbours(entries: Sequence[Entry], evaluator: Evaluator | None) -> Markup:
     )
 
 
-def _nearest(entry: Entry, evaluator: Evaluator, *, alone: bool) -> Grid:
+def _nearest(entry: StyledExhibit, evaluator: Evaluator, *, alone: bool) -> Grid:
     setting = main_setting(entry, alone=alone)
     images, reference = sample(entry, setting, COLUMNS), evaluator.reference
     features = evaluator.extractor(images).cpu()
@@ -190,9 +191,9 @@ def _nearest(entry: Entry, evaluator: Evaluator, *, alone: bool) -> Grid:
     return Grid(entry, setting, strips)
 
 
-def before_and_after(entries: Sequence[Entry]) -> Markup:
-    """The first and last sample grid of each entry with several; empty if there are none."""
-    pictures: list[tuple[Entry, str, str]] = []
+def before_and_after(entries: Sequence[StyledExhibit]) -> Markup:
+    """The section of each entry's first and last sample grid; empty if none has several grids."""
+    pictures: list[tuple[StyledExhibit, str, str]] = []
     for entry in entries:
         grids = entry.exhibit.grids
         for path in (grids[0], grids[-1]) if len(grids) > 1 else ():
@@ -202,15 +203,15 @@ def before_and_after(entries: Sequence[Entry]) -> Markup:
     return render("before_and_after.html.j2", pictures=pictures) if pictures else Markup()
 
 
-def _baseline_name(entries: Sequence[Entry]) -> str | None:
+def _baseline_name(entries: Sequence[StyledExhibit]) -> str | None:
     return next((e.exhibit.name for e in entries if e.exhibit.baseline), None)
 
 
 def _grid_size(names: Sequence[str], spec: SampleSpec) -> str:
-    """CSS lengths of grids side by side: their labels, and a width that shows every pixel."""
+    """CSS lengths of a grid: the width of its labels, and a minimum that shows all pixels."""
     width = spec.shape[2]
-    least = COLUMNS * (width + gap(width)) * (2 if width <= 16 else 1) + 100
-    return f"--name: min(5rem, {max(map(len, names))}ch); --least: max(17rem, {least}px)"
+    min_width = COLUMNS * (width + gap(width)) * (2 if width <= 16 else 1) + 100
+    return f"--name: min(5rem, {max(map(len, names))}ch); --least: max(17rem, {min_width}px)"
 
 
 def _class_name(spec: SampleSpec, label: int) -> str:
@@ -222,12 +223,12 @@ def _strip(label: str, images: UInt8[Tensor, "n c h w"], alt: str) -> Strip:
 
 
 def gap(width: int) -> int:
-    """Transparent pixels between images of this width."""
+    """Number of transparent pixels between two images of this width in a strip."""
     return max(1, width // 10)
 
 
 def row_png(images: UInt8[Tensor, "n c h w"]) -> bytes:
-    """A PNG file with all images in one row, at their own size."""
+    """A PNG file with all images in one row, not resized."""
     n, c, h, w = images.shape
     opaque = torch.full((n, 1, h, w), 255, dtype=torch.uint8)
     spaced = functional.pad(torch.cat([images, opaque], 1), (0, gap(w)))

@@ -1,67 +1,67 @@
-"""Scores side by side, and what their comparison may claim.
+"""Group scores by evaluation protocol, and find the best ones.
 
-Only scores of one evaluation protocol are compared, and one is called better than another only
-if their 95 % intervals do not overlap.
+Scores are compared only within one protocol. One score is better than another only if their 95 %
+intervals do not overlap.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fewstep.report.exhibits import Entry
+from fewstep.report.exhibits import StyledExhibit
 from fewstep.scores import Score
 
 
 class Row(NamedTuple):
     """One score of an entry."""
 
-    entry: Entry
+    entry: StyledExhibit
     score: Score
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the distance, if it is known."""
+        """The 95 % interval of the Fréchet distance; None if it is unknown."""
         low, high = self.score.measures.frechet_low, self.score.measures.frechet_high
         return None if low is None or high is None else (low, high)
 
     def differs(self, other: "Row") -> bool:
-        """Whether both intervals are known and do not overlap."""
+        """Whether both 95 % intervals are known and do not overlap."""
         a, b = self.interval, other.interval
         return a is not None and b is not None and (a[1] < b[0] or b[1] < a[0])
 
     def rivals(self, rows: Iterable["Row"]) -> list["Row"]:
-        """The other rows whose distance is not shown to differ from this one."""
+        """The other rows whose distance does not differ from this one's; see `differs`."""
         return [other for other in rows if other is not self and not self.differs(other)]
 
 
 def best(rows: Iterable[Row]) -> Row | None:
-    """The row with the smallest distance; among equals, with the fewest evaluations."""
+    """The row with the smallest distance; of equal ones, that with the fewest evaluations."""
     return min(rows, key=lambda r: (r.score.frechet, r.score.evaluations), default=None)
 
 
 def fastest(rows: Iterable[Row]) -> Row | None:
-    """The row with the fewest network evaluations; among equals, with the smallest distance."""
+    """The row with the fewest evaluations; of equal ones, that with the smallest distance."""
     return min(rows, key=lambda r: (r.score.evaluations, r.score.frechet), default=None)
 
 
 def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The Pareto front of points (cost, distance), cheapest first."""
-    unbeaten: list[tuple[float, float]] = []
+    """The Pareto front of points (cost, distance), in order of cost."""
+    pareto: list[tuple[float, float]] = []
     for x, y in sorted(points):
-        if not unbeaten or y < unbeaten[-1][1]:
-            unbeaten.append((x, y))
-    return unbeaten
+        if not pareto or y < pareto[-1][1]:
+            pareto.append((x, y))
+    return pareto
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """All rows of one protocol, at least one."""
+    """The rows of one evaluation protocol, at least one."""
 
     rows: Sequence[Row]
 
     @property
     def protocol(self) -> Score:
-        """The first score: all of them have the same protocol."""
+        """A score from which to read the protocol, which all rows share."""
         return self.rows[0].score
 
     @property
@@ -74,26 +74,27 @@ class Ranking:
 
     @property
     def goal(self) -> Row | None:
-        """The baseline's best row, with which all others are compared."""
+        """The row of the baseline with the smallest distance, with which all others are compared;
+        None without a baseline."""
         return best(self.baseline)
 
     @property
     def leaders(self) -> list[Row]:
-        """The student with the smallest distance and its rivals; empty if its interval is
-        unknown."""
+        """The student row with the smallest distance, and the student rows that do not differ from
+        it. Empty if its interval is unknown."""
         top = best(self.students)
         return [top, *top.rivals(self.students)] if top and top.interval else []
 
     @property
-    def by_entry(self) -> dict[Entry, list[Row]]:
-        rows: dict[Entry, list[Row]] = {}
+    def by_entry(self) -> dict[StyledExhibit, list[Row]]:
+        rows: dict[StyledExhibit, list[Row]] = {}
         for row in self.rows:
             rows.setdefault(row.entry, []).append(row)
         return rows
 
     @property
     def devices(self) -> list[str]:
-        """The devices of the time measurements; times of different devices do not compare."""
+        """The devices on which times were measured; times of different devices are not compared."""
         return list(dict.fromkeys(row.score.device for row in self.rows))
 
     @property
@@ -101,7 +102,7 @@ class Ranking:
         return list(dict.fromkeys(caveat for row in self.rows for caveat in row.score.caveats))
 
 
-def rank(entries: Iterable[Entry]) -> list[Ranking]:
+def rank(entries: Iterable[StyledExhibit]) -> list[Ranking]:
     """All scores, grouped by protocol, in the order of their first appearance."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for entry in entries:

@@ -10,7 +10,7 @@ from fewstep.formatting import duration, interval, number, percent, quantity, ra
 
 
 def render(template: str, **values: object) -> Markup:
-    """HTML of a file in `templates/`. Strings are escaped, `Markup` is inserted as it is."""
+    """HTML of a file in `templates/`. Strings are escaped, `Markup` is inserted unchanged."""
     return Markup(_environment().get_template(template).render(values))
 
 
@@ -25,11 +25,11 @@ def _environment() -> Environment:
     )
     filters: dict[str, Callable[..., str]] = {"quantity": quantity}
     for function in (number, percent, interval, ratio, duration):
-        filters[function.__name__] = _unbroken(function)
+        filters[function.__name__] = _without_breaks(function)
     environment.filters.update(filters)
     return environment
 
 
-def _unbroken(function: Callable[..., str]) -> Callable[..., Markup]:
-    """`function` as HTML that stays on one line."""
+def _without_breaks(function: Callable[..., str]) -> Callable[..., Markup]:
+    """Wrap a filter so that its result is HTML without line breaks."""
     return lambda *args: Markup('<span class="unbroken">{}</span>').format(function(*args))

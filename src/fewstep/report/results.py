@@ -1,4 +1,4 @@
-"""Results in words and tables: scores, training costs and published figures."""
+"""Sections of a report in words and tables: scores, training costs and published scores."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,19 +10,20 @@ from fewstep.formatting import listing, quantity
 from fewstep.generator import Generator
 from fewstep.metrics import computed_measures
 from fewstep.recipe import Recipe
-from fewstep.report.exhibits import Entry, training_lines, training_seconds
+from fewstep.report.exhibits import StyledExhibit, training_lines, training_seconds
 from fewstep.report.ranking import Ranking, Row, best, fastest
 from fewstep.report.rendering import render
 
 
 def summary(ranking: Ranking) -> Markup:
-    """Paragraphs on the fastest student, its distance to the baseline, and the best student.
+    """Paragraphs that compare the fastest and the best student with the baseline.
 
-    Without students, they are on the baseline's own rows.
+    Without students, they describe the rows of the baseline.
     """
     rows = ranking.students or ranking.rows
     first, top = fastest(rows), best(rows)
     assert first and top
+    # equally fast rows of other students that do not differ from the fastest one
     peers = [row for row in first.rivals(rows) if row.entry is not first.entry]
     peers = [row for row in peers if row.score.evaluations == first.score.evaluations]
     rivals = [
@@ -41,13 +42,13 @@ def summary(ranking: Ranking) -> Markup:
 
 
 def tiles(ranking: Ranking) -> Markup:
-    """The fastest student in large numbers; empty unless there are a student and a baseline."""
+    """Boxes with the main numbers of the fastest student; empty without a student or a baseline."""
     first, goal = fastest(ranking.students), ranking.goal
     return render("tiles.html.j2", first=first, goal=goal) if first and goal else Markup()
 
 
 def scores(ranking: Ranking, *, key: str) -> Markup:
-    """All rows with distance and cost per image, after the caveats."""
+    """A table of distance and cost per image for all rows, with the caveats above it."""
     rows = [row.score for row in ranking.rows]
     return render(
         "scores.html.j2",
@@ -60,35 +61,36 @@ def scores(ranking: Ranking, *, key: str) -> Markup:
     )
 
 
-def all_measures(ranking: Ranking, *, key: str) -> Markup:
-    """The measures not in the table of scores, with their meanings; empty if none was computed."""
+def other_measures(ranking: Ranking, *, key: str) -> Markup:
+    """A table of the measures that `scores` does not show, and their meanings; empty if there are
+    none."""
     rows = [row.score.measures for row in ranking.rows]
     measures = [m for m in computed_measures(rows) if m.key not in ("frechet", "accuracy")]
     if not measures:
         return Markup()
-    return render("all_measures.html.j2", key=key, ranking=ranking, measures=measures)
+    return render("other_measures.html.j2", key=key, ranking=ranking, measures=measures)
 
 
 class Cost(NamedTuple):
-    """What it took to train a generator."""
+    """The cost of training a generator."""
 
-    entry: Entry
+    entry: StyledExhibit
     row: Row | None
-    """Its score with the fewest evaluations."""
+    """Its row with the fewest network evaluations per image."""
     parameters: int
     megabytes: float
     log: Sequence[Mapping[str, Any]]
-    """The logged training steps."""
+    """The logged training steps; see `training_lines`."""
     seconds: float
     memory: int
-    """Peak, in MiB; 0 if unknown."""
+    """Peak memory in MiB; 0 if unknown."""
     hardware: Sequence[str]
     sources: Sequence[tuple[str, str]]
-    """What it builds on: kind and address."""
+    """The runs and stores that training needs: kind and address."""
 
 
-def costs(entries: Sequence[Entry], rankings: Sequence[Ranking]) -> Markup:
-    """One row per entry: its size, its training, and the distance at the fewest evaluations."""
+def costs(entries: Sequence[StyledExhibit], rankings: Sequence[Ranking]) -> Markup:
+    """A table of each entry: size, training cost, and distance at the fewest evaluations."""
     ranking = rankings[0] if rankings else None
     return render(
         "costs.html.j2",
@@ -97,7 +99,7 @@ def costs(entries: Sequence[Entry], rankings: Sequence[Ranking]) -> Markup:
     )
 
 
-def _cost(entry: Entry, ranking: Ranking | None) -> Cost:
+def _cost(entry: StyledExhibit, ranking: Ranking | None) -> Cost:
     exhibit = entry.exhibit
     log = training_lines(exhibit.progress)
     return Cost(
@@ -116,12 +118,12 @@ def _cost(entry: Entry, ranking: Ranking | None) -> Cost:
 
 
 def weights_bytes(generator: Generator) -> int:
-    """Size of all tensors, without file overhead."""
+    """Size of all tensors in bytes."""
     return sum(t.numel() * t.element_size() for t in generator.state_dict().values())
 
 
 def _sources(recipe: Recipe | None) -> list[tuple[str, str]]:
-    """The runs and stores that must exist before training: kind and address."""
+    """(kind, address) of the runs and stores that must exist before training."""
     sources: list[tuple[str, str]] = []
     if recipe and recipe.teacher:
         sources.append(("teacher", recipe.teacher.load))
@@ -132,8 +134,8 @@ def _sources(recipe: Recipe | None) -> list[tuple[str, str]]:
     return sources
 
 
-def published(entries: Sequence[Entry]) -> Markup:
-    """The published figures that the recipes name, each once; empty if there are none."""
+def published_scores(entries: Sequence[StyledExhibit]) -> Markup:
+    """A table of the published scores in the recipes, each once; empty if there are none."""
     recipes = [entry.exhibit.recipe for entry in entries]
-    figures = dict.fromkeys(p for recipe in recipes if recipe for p in recipe.about.published)
-    return render("published.html.j2", figures=list(figures)) if figures else Markup()
+    rows = dict.fromkeys(p for recipe in recipes if recipe for p in recipe.about.published)
+    return render("published.html.j2", rows=list(rows)) if rows else Markup()

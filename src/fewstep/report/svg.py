@@ -1,7 +1,7 @@
-"""Line charts as inline SVG.
+"""Line charts as inline SVG, for light and dark pages.
 
-They suit light and dark pages: text and grid have the page's text colour, the background is
-transparent, and data have mid-tone colours. Equal inputs give equal SVG.
+Text and grid have the page's text colour, the background is transparent, and lines have mid-tone
+colours. Equal inputs give equal SVG.
 """
 
 import io
@@ -18,15 +18,17 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-INK = "#010203"  # placeholder for the page's text colour, which only the browser knows
+INK = "#010203"  # placeholder, replaced by currentColor, the page's text colour
 
 
 class Look(NamedTuple):
-    """Colour and marker of an entry; the marker in matplotlib's name and as a character."""
+    """Colour and marker of a line in charts."""
 
     colour: str
     marker: str
+    """The marker's name in matplotlib."""
     glyph: str
+    """The marker as a character, for legends."""
 
 
 BASELINE = Look("#868e99", "o", "●")
@@ -41,12 +43,12 @@ LOOKS = (
     Look("#6b6fd6", "p", "⬟"),
 )
 Span = tuple[float, float] | None
-"""An interval, if it is known."""
+"""An interval (low, high); None if it is unknown."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points (x, y) in order. `dashed` also draws hollow markers; `faint` is for raw data."""
+    """A line through (x, y) points. `dashed` also makes markers hollow; `faint` is for raw data."""
 
     points: Sequence[tuple[float, float]]
     look: Look
@@ -72,7 +74,7 @@ def chart(
 
     `key` is a prefix that makes the ids unique on the page; `describe` is the text for screen
     readers. The x axis is logarithmic to base `x_base` (2 or 10) if that is set, the y axis if its
-    values are `wide`.
+    values have a wide range, see `wide`.
     """
     # hashsalt makes ids reproducible; fonttype none keeps text as text, in the page's font
     with matplotlib.rc_context({"svg.hashsalt": key, "svg.fonttype": "none", "font.size": 9}):
@@ -138,12 +140,13 @@ def _ticks(axis: Axis, base: int, values: Sequence[float]) -> None:
 
 
 def _inline(svg: str, key: str, describe: str) -> Markup:
-    """The bare `<svg>`, with unique ids and without a fixed size."""
-    start = re.search(r"<svg[^>]*>", svg)
-    box = re.search(r'viewBox="[^"]*"', svg)
-    assert start and box
-    body = svg[start.end() :].replace(INK, "currentColor")
+    """The `<svg>` element without XML header, fixed size and fonts, and with unique ids."""
+    svg_tag = re.search(r"<svg[^>]*>", svg)
+    view_box = re.search(r'viewBox="[^"]*"', svg)
+    assert svg_tag and view_box
+    body = svg[svg_tag.end() :].replace(INK, "currentColor")
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", body)
-    body = re.sub(r"<style.*?</style>|font-family: [^;]*; ", "", body)  # the page has its own
-    opening = Markup('<svg role="img" aria-label="{}" {}>').format(describe, Markup(box[0]))
+    # the page sets its own styles and fonts
+    body = re.sub(r"<style.*?</style>|font-family: [^;]*; ", "", body)
+    opening = Markup('<svg role="img" aria-label="{}" {}>').format(describe, Markup(view_box[0]))
     return opening + Markup(body)
