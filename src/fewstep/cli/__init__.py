@@ -1,6 +1,7 @@
 """The command line: one file per verb, imported only when that verb runs.
 
-Exit codes: 0 done; 2 bad input, with one line that says what to do; 1 a bug, with a traceback.
+Exit codes: 0 for success; 2 for wrong input, with one line that says what to do; 1 for a bug, with
+a traceback; 130 after Ctrl-C.
 """
 
 import importlib
@@ -16,11 +17,11 @@ VERBS = {
     "distill": "train a recipe whose student learns from a teacher",
     "record": "record noise-image pairs of a teacher into a store",
     "sample": "sample a grid of images from a run",
-    "progress": "show how far a run is, or print its log as CSV",
-    "evaluate": "score a run at several numbers of steps",
-    "compare": "measure several runs into one report",
-    "list": "list recipes, methods, samplers and everything else that has a name",
-    "doctor": "list what this machine has: device, threads, data sets, weights, extras",
+    "progress": "show the progress of a run, or print its log as CSV",
+    "evaluate": "score a run at several numbers of sampling steps",
+    "compare": "score several runs and write one report",
+    "list": "list recipes, methods, samplers and everything else that is selected by name",
+    "doctor": "list the device, threads, data sets, weights and extras of this machine",
 }
 
 
@@ -33,7 +34,7 @@ def help_text() -> str:
         f"usage: fewstep VERB ...\n\n{verbs}\n\n"
         "fewstep VERB --help lists the options of a verb.\n"
         "fewstep train RECIPE --help lists the keys of a recipe.\n"
-        "--allow-code PACKAGE, after any verb, lets weights import classes of your own package.\n"
+        "--allow-code PACKAGE, after any verb, lets weights files import classes of PACKAGE.\n"
         "Start with: fewstep demo"
     )
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fewstep: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; hide the error at exit
+        sys.stderr.close()  # the reader of the output has exited; hide Python's error at exit
         return 0
     except KeyboardInterrupt:
         print("fewstep: interrupted", file=sys.stderr)
@@ -76,6 +77,8 @@ def _allow_code(argv: list[str]) -> list[str]:
             continue
         packages = value if equals else next(words, "")
         if not packages or packages.startswith("-"):
-            raise InputError("--allow-code needs a package, such as --allow-code my_package")
+            raise InputError(
+                "--allow-code needs the name of a package, such as --allow-code my_package"
+            )
         plugins.allow(packages.split(","))
     return rest

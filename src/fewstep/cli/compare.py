@@ -17,22 +17,23 @@ from fewstep.errors import InputError
 class Options(ProtocolOptions):
     """Score several runs by one protocol and write one report.
 
-    Scores that a run's folder already holds, by the same protocol, are used again.
+    Scores in a run's folder that were measured by the same protocol are used again.
     """
 
     runs: tyro.conf.Positional[tuple[str, ...]]
     """Run folders, weights files, diffusers:FOLDER or diffusers:HUB_NAME."""
     steps: str = "1,2,4"
-    """Step counts, separated by commas; a run made for others takes the nearest of its own."""
+    """Sampling step counts, separated by commas; a run that does not support one uses the nearest
+    count that it supports."""
     weights: Literal["ema", "best"] = "ema"
-    """Averaged weights of the last step, or of the best evaluation during training."""
+    """Averaged weights: those of the last step, or those of the best evaluation during training."""
     data: str | None = None
     """Name of the reference set, resized to the runs' size; by default the set that each run was
-    trained on. Checkpoints of other projects do not name theirs and take that of the other runs."""
+    trained on. Checkpoints of other projects contain no name, and use the set of the other runs."""
     baseline: str | None = None
     """The run that the others are compared with; by default their common teacher."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("compare.html")
-    """The report."""
+    """The HTML file of the report."""
     json: bool = False
     """Print the scores as a JSON object with one list per run."""
 
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_writable(out: Path) -> None:
-    """Raise InputError if the report could not be written; called before the measuring."""
+    """Raise InputError if the report cannot be written; called before runs are scored."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("ab"):

@@ -1,4 +1,4 @@
-"""What the verbs share: options, printed text and tables, progress bars, Ctrl-C, warnings."""
+"""Helpers of all verbs: options, printed text and tables, progress bars, Ctrl-C, warnings."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ QUIET = os.environ.get("RANK", "0") != "0"
 
 
 def make_console(**settings: Any) -> Console:
-    """A console that prints text as it is: `[a=b]` and `:name:` mean nothing to it."""
+    """A console that prints text unchanged, without rich's markup `[a=b]` and `:name:`."""
     return Console(
         soft_wrap=True, markup=False, emoji=False, highlight=False, quiet=QUIET, **settings
     )
@@ -47,10 +47,10 @@ out = make_console()
 def options(
     kind: type[Options], verb: str, argv: Sequence[str], *, negations: bool = False
 ) -> Options:
-    """Parse the command line into `kind`, a dataclass; exits with 2 if it does not fit.
+    """Parse the command line into `kind`, a dataclass; exits with code 2 if that fails.
 
-    Options and positional arguments may come in any order. `negations` gives each flag a second
-    spelling, `--no-flag`.
+    Options and positional arguments may be in any order. `negations` adds an option `--no-flag` for
+    each flag.
     """
     warnings.showwarning = _print_warning
     config = [tyro.conf.DisallowNone] + ([] if negations else [tyro.conf.FlagCreatePairsOff])
@@ -60,8 +60,8 @@ def options(
         return parsed
     name = _variadic_field(kind)
     if name is None or any(word.startswith("-") for word in rest):
-        return tyro.cli(kind, **settings)  # prints what is not recognized, and exits
-    # tyro reads one group of positional arguments; these came after a later option
+        return tyro.cli(kind, **settings)  # prints the unknown arguments, and exits
+    # tyro reads only one group of positional arguments; `rest` are those after a later option
     dataclass: Any = parsed
     return replace(dataclass, **{name: (*getattr(parsed, name), *rest)})
 
@@ -82,7 +82,7 @@ def _variadic_field(kind: type[Any]) -> str | None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table in full, wider than the window where need be, so that no name is cut."""
+    """Print a table without cutting its cells, even if it is wider than the window."""
     needed = out.measure(table, options=out.options.update(max_width=1000)).maximum
     make_console(width=max(out.width, needed)).print(table)
 
@@ -92,7 +92,9 @@ def numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
     try:
         return tuple(kind(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(f"{option} {text}: give numbers with commas, such as 1,2,4") from error
+        raise InputError(
+            f"{option} {text} is not a list of numbers; separate them by commas, such as 1,2,4"
+        ) from error
 
 
 class _Rate(ProgressColumn):
@@ -103,13 +105,13 @@ class _Rate(ProgressColumn):
 
 @runtime_checkable
 class Update(Protocol):
-    """Moves a progress bar to `done` of `total`, with a note beside it."""
+    """Sets a progress bar to `done` of `total`, with a note beside it."""
 
     def __call__(self, done: int, note: str = ..., total: int = ...) -> None: ...
 
 
 class Bars:
-    """Progress bars, one below the other, with rate and time left."""
+    """Progress bars, one below the other, with rate and remaining time."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -124,7 +126,7 @@ class Bars:
         )
 
     def add(self, name: str, total: int) -> Update:
-        """A bar, shown from its first update on: an error before that leaves none behind."""
+        """Add a bar. It appears at its first update, so that an earlier error shows no bar."""
         task = self._progress.add_task(name, total=total, note="", visible=False)
 
         def update(done: int, note: str = "", total: int = total) -> None:
@@ -145,39 +147,39 @@ class Bars:
 def bar(name: str, total: int, *, stoppable: bool = False) -> Generator[Update]:
     """A single progress bar; call it with (done, note).
 
-    With `stoppable`, the first Ctrl-C makes the next call raise Stopped, unless all is done.
+    With `stoppable`, after the first Ctrl-C the next call with `done` < `total` raises Stopped.
     """
     with Bars() as bars:
         update = bars.add(name, total)
         if not stoppable:
             yield update
             return
-        with stop_requests() as requested:
+        with stop_requests() as stop_requested:
 
             def stoppable_update(done: int, note: str = "", total: int = total) -> None:
                 update(done, note, total)
-                if requested() and done < total:
+                if stop_requested() and done < total:
                     raise Stopped
 
             yield stoppable_update
 
 
 class Stopped(Exception):
-    """The user stopped the work between two steps; the same command resumes it."""
+    """Raised if the user stopped the work between two steps; the same command resumes it."""
 
 
 @contextmanager
 def stop_requests() -> Generator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed. The first one only asks; a second one interrupts at once."""
-    requested = threading.Event()
+    """A function that returns whether Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
+    pressed = threading.Event()
 
     def handler(number: int, frame: FrameType | None) -> None:
-        requested.set()
+        pressed.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = signal.signal(signal.SIGINT, handler)
     try:
-        yield requested.is_set
+        yield pressed.is_set
     finally:
         signal.signal(signal.SIGINT, before)
 

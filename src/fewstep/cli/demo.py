@@ -1,4 +1,4 @@
-"""`fewstep demo`: digits, a teacher, its pairs, students, scores and a report."""
+"""`fewstep demo`: train a teacher of digits, record pairs, train students, score all, report."""
 
 import json
 import shlex
@@ -28,26 +28,26 @@ QUICK = {
     "meanflow": ("fit.steps=110",),
     "consistency": ("fit.steps=90",),
 }
-"""The runs of the short demo, one student of each of four families, and what shortens them."""
-REST = (
+"""The runs of the short demo: a teacher and four students, with overrides that shorten them."""
+OTHER_STUDENTS = (
     *("cd", "ict", "scm", "progressive", "sfd", "sfd-one-step", "dmd2", "sid", "sida"),
     *("circuit", "residual-sum"),
 )
-"""The students that take longer, for `--all`."""
+"""The students that only `--all` trains."""
 PAIRS = {"quick": 6144, "all": 16384}
 PAIR_STEPS = 8
 PAIR_SAMPLER = "multistep"
 RINGS = {"count": 16384, "steps": 8, "chunks": 8}
-"""Recording of the circuit, for its one-step network."""
+"""Settings of the store of rings, the circuit's recorded updates, for its one-step student."""
 NOTE = (
     "These students trained for seconds. `fewstep demo --all` trains them longer, and also "
-    f"{', '.join(REST[:-1])} and {REST[-1]}."
+    f"{', '.join(OTHER_STUDENTS[:-1])} and {OTHER_STUDENTS[-1]}."
 )
 TEACHER = {
     "quick": {"transfer": (1, 2, 4, 16)},
     "all": {"transfer": (1, 2, 4, 8, 16), "heun": (10,)},
 }
-"""Samplers and numbers of steps that the teacher is measured with."""
+"""Samplers and step counts at which the teacher is scored."""
 STUDENT_STEPS = (1, 2, 4)
 
 
@@ -56,13 +56,14 @@ class Options:
     """Train a teacher and one-step students on real images, and write a report, in minutes."""
 
     all: bool = False
-    """Train every distillation method, each as long as its recipe says: over an hour."""
+    """Train every distillation method for the full length of its recipe, which takes over an
+    hour."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of the runs, by default runs/demo or runs/demo-all; the same command resumes there."""
+    """Folder of the runs, by default runs/demo or runs/demo-all. The same command resumes them."""
 
 
-class Recorded(NamedTuple):
-    """A store of the demo: which run records it, with which settings and sampler."""
+class StoreSpec(NamedTuple):
+    """The run from which a store of the demo is recorded, with the settings and the sampler."""
 
     source: str
     settings: dict[str, int]
@@ -70,7 +71,7 @@ class Recorded(NamedTuple):
 
 
 class Demo(NamedTuple):
-    """The runs of the demo, and where they are."""
+    """The runs of the demo, in the folder `out`."""
 
     out: Path
     all: bool
@@ -78,18 +79,18 @@ class Demo(NamedTuple):
     @property
     def students(self) -> tuple[str, ...]:
         quick = tuple(name for name in QUICK if name != "teacher")
-        return (*quick, *REST) if self.all else quick
+        return (*quick, *OTHER_STUDENTS) if self.all else quick
 
     @property
     def kind(self) -> str:
         return "all" if self.all else "quick"
 
-    def recorded(self, store: str) -> Recorded:
-        """How `pairs` (of the teacher) or `rings` (of the circuit) are recorded."""
+    def store_spec(self, store: str) -> StoreSpec:
+        """The specification of `pairs` (of the teacher) or `rings` (of the circuit)."""
         if store == "rings":
-            return Recorded("circuit", RINGS, "ring")
+            return StoreSpec("circuit", RINGS, "ring")
         settings = {"count": PAIRS[self.kind], "steps": PAIR_STEPS}
-        return Recorded("teacher", settings, PAIR_SAMPLER)
+        return StoreSpec("teacher", settings, PAIR_SAMPLER)
 
     def preset(self, name: str) -> str:
         return "digits-flow" if name == "teacher" else f"digits-{name}"
@@ -113,7 +114,7 @@ class Demo(NamedTuple):
         return {key: "teacher" if name == "flow" else name for key, name in names.items()}
 
     def overrides(self, name: str) -> list[str]:
-        """Changes to the preset: where its inputs are, and its length."""
+        """Overrides of the preset: the addresses of its inputs, and its length."""
         inputs = self.inputs(name).items()
         paths = [f"{key}={json.dumps(str(self.out / run))}" for key, run in inputs]
         return [*paths, *(() if self.all else QUICK.get(name, ()))]
@@ -131,8 +132,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         jobs.run_jobs(make_jobs(demo, protocol), workers=jobs.cores())
     except console.Stopped:
-        again = "fewstep demo --all" if demo.all else "fewstep demo"
-        console.out.print(f"stopped; to resume: {again} --out {demo.out}")
+        command = "fewstep demo --all" if demo.all else "fewstep demo"
+        console.out.print(f"stopped; to resume: {command} --out {demo.out}")
         return 0
     write_results(demo, protocol)
     return 0
@@ -153,7 +154,7 @@ def make_jobs(demo: Demo, protocol: "EvalProtocol") -> list[jobs.Job]:
         run = partial(_train, demo.preset(name), overrides, demo.out / name)
         trainings.append(jobs.Job(name, total, run, inputs))
         for store in inputs & {"pairs", "rings"} - recordings.keys():
-            source, settings, sampler = demo.recorded(store)
+            source, settings, sampler = demo.store_spec(store)
             chunks = settings.get("chunks", 0)
             recording = Recording(settings["count"], settings["steps"], chunks=chunks)
             run = partial(_record, demo.out / source, demo.out / store, recording, sampler)
@@ -203,7 +204,7 @@ def _measure(demo: Demo, name: str, protocol: "EvalProtocol", update: console.Up
 def _scores(
     demo: Demo, run: "LoadedRun", evaluator: "Evaluator", update: console.Update | None = None
 ) -> list["Score"]:
-    """Scores of a run, measured or read from its folder, where they are kept."""
+    """Scores of a run: read from its folder, else measured and saved there."""
     from fewstep.comparison import measure
 
     settings = _sampler_settings(demo, run)
@@ -221,7 +222,7 @@ def _scores(
 
 
 def _sampler_settings(demo: Demo, run: "LoadedRun") -> list[tuple["Generator", int]]:
-    """What is measured of a run: generators with their samplers, and numbers of steps."""
+    """The generators and step counts at which to score a run; each generator has its sampler."""
     from fewstep.plugins import resolve
 
     if run.name == "teacher":
@@ -241,7 +242,7 @@ def write_results(demo: Demo, protocol: "EvalProtocol") -> None:
     from fewstep.comparison import load_run, make_exhibit
     from fewstep.report import write_report
 
-    torch.set_num_threads(1)  # as the scores were taken; images are timed here
+    torch.set_num_threads(1)  # times per image are measured with one thread, like the scores
     evaluator = _evaluator(demo, protocol)
     exhibits: list[Exhibit] = []
     for name in ("teacher", *demo.students):
@@ -262,15 +263,15 @@ def write_results(demo: Demo, protocol: "EvalProtocol") -> None:
 
 
 def _commands(demo: Demo, name: str, steps: Sequence[int]) -> list[str]:
-    """Commands that make this run by hand, and measure it."""
+    """Shell commands that record the inputs of a run, train it and score it."""
     inputs, run = demo.inputs(name), str(demo.out / name)
     commands: list[list[str]] = []
     for store in {"pairs", "rings"} & set(inputs.values()):
-        source, settings, sampler = demo.recorded(store)
+        source, settings, sampler = demo.store_spec(store)
         options = {"-n" if key == "count" else f"--{key}": n for key, n in settings.items()}
         words = [word for key, n in options.items() for word in (key, str(n))]
-        places = [str(demo.out / source), "--out", str(demo.out / store)]
-        commands.append(["fewstep", "record", *places, *words, "--sampler", sampler])
+        paths = [str(demo.out / source), "--out", str(demo.out / store)]
+        commands.append(["fewstep", "record", *paths, *words, "--sampler", sampler])
     verb = "distill" if "teacher.load" in inputs else "train"
     commands.append(["fewstep", verb, demo.preset(name), *demo.overrides(name), "--out", run])
     counts = TEACHER[demo.kind]["transfer"] if name == "teacher" else steps

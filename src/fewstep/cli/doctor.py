@@ -1,4 +1,4 @@
-"""`fewstep doctor`: what this machine has, and how to get the rest."""
+"""`fewstep doctor`: list the device, data sets, weights and extras, and how to get missing ones."""
 
 import os
 import platform
@@ -27,7 +27,7 @@ FILES = {
 
 @dataclass(frozen=True)
 class Options:
-    """List what this machine has: device, threads, data sets, weights of extractors, extras."""
+    """List the device, threads, data sets, extractor weights and extras of this machine."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,14 +65,14 @@ def report() -> Iterator[tuple[str, str]]:
     if find_spec("torchvision"):
         yield (
             "torchvision",
-            "installed but not needed; one that does not fit torch breaks diffusers",
+            "installed but not needed; a version that does not match torch breaks diffusers",
         )
 
 
 def _missing(kind: str) -> str:
     from fewstep.download import home
 
-    return f"missing; downloaded to {home()}/{kind} when it is needed"
+    return f"missing; downloaded to {home()}/{kind} at its first use"
 
 
 def _free(path: Path) -> str:

@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolOptions:
-    """Options that choose how scores are measured."""
+    """Options of how scores are measured."""
 
     protocol: str = "quick"
-    """quick (2,000 samples, a small classifier), resnet10k, fid10k, fid50k, clean-fid50k or
-    dino50k; the next options change it."""
+    """Evaluation protocol: quick (2,000 samples, a small classifier), resnet10k, fid10k, fid50k,
+    clean-fid50k or dino50k. The next options change its settings."""
     samples: int | None = None
     """Images to generate for each score."""
     extractor: Annotated[
-        str | None, console.names_option("extractor", "What computes the features")
+        str | None, console.names_option("extractor", "Network of the features")
     ] = None
     resize: Literal["tf1-bilinear", "clean-bicubic"] | None = None
-    """How images are resized for the extractor; by default as its standard says."""
+    """How images are resized for the extractor; by default as the protocol says."""
     measures: Annotated[
-        str, console.names_option("measure", "Extra measures, with commas between")
+        str, console.names_option("measure", "Extra measures, separated by commas")
     ] = ""
 
     def evaluation_protocol(self) -> "EvalProtocol":
-        """The named protocol with these options' changes."""
+        """The protocol of that name, with the options above that are set."""
         from fewstep import metrics
 
         return metrics.protocol(self.protocol).with_settings(
@@ -47,27 +47,28 @@ class ProtocolOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(ProtocolOptions):
-    """Score a run against real images, at given numbers of steps."""
+    """Score a run against real images, at one or more numbers of sampling steps."""
 
     run: tyro.conf.Positional[str]
     """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
     steps: str = "1,2,4"
-    """Step counts, separated by commas."""
-    sampler: Annotated[str | None, console.names_option("sampler", "By default the run's own")] = (
-        None
-    )
+    """Sampling step counts, separated by commas."""
+    sampler: Annotated[
+        str | None, console.names_option("sampler", "Sampler, by default that of the run")
+    ] = None
     weights: Literal["ema", "raw", "best"] = "ema"
-    """Averaged weights of the last step, raw ones, or averaged ones of the best evaluation."""
+    """Averaged weights of the last step (ema), raw weights of the last step, or averaged weights of
+    the best evaluation during training."""
     data: str | None = None
     """Name of the reference set, resized to the run's size; by default the set that the run was
-    trained on. Checkpoints of other projects do not name theirs."""
+    trained on. Required for checkpoints of other projects."""
     guidance: float = 1.0
-    """Weight of classifier-free guidance; 1 is without."""
+    """Weight of classifier-free guidance; 1 means no guidance."""
     seed: int = 0
     """Seed of the noise."""
     straightness: bool = False
-    """Measure instead how straight the paths from noise to image are, 0 for straight lines, by 32
-    Euler steps under Flow; --steps and --sampler have no effect."""
+    """Instead of scores, measure the straightness of the paths from noise to image, which is 0 for
+    straight lines, with 32 Euler steps under Flow; --steps and --sampler have no effect."""
     json: bool = False
     """Print the scores as a JSON list."""
 
@@ -109,19 +110,19 @@ def _straightness(generator: "Generator", options: Options) -> int:
     from fewstep.evaluation import straightness
 
     samples = options.samples or 500
-    share = straightness(generator, samples=samples, seed=options.seed)
+    score = straightness(generator, samples=samples, seed=options.seed)
     if options.json:
-        print(json.dumps({"straightness": share, "samples": samples, "seed": options.seed}))
+        print(json.dumps({"straightness": score, "samples": samples, "seed": options.seed}))
     else:
         console.out.print(
-            f"{options.run}: straightness {share:.4f} (0: straight lines; a share of their squared "
-            f"length), {samples} samples, seed {options.seed}, 32 Euler steps"
+            f"{options.run}: straightness {score:.4f} (0 for straight lines; relative to their "
+            f"squared length), {samples} samples, seed {options.seed}, 32 Euler steps"
         )
     return 0
 
 
 def show(scores: Iterable[tuple[str, "Score"]]) -> None:
-    """Print one table of scores per protocol, with its settings below."""
+    """Print a table of scores for each protocol, with the protocol's settings below."""
     groups: dict[tuple[object, ...], list[tuple[str, Score]]] = {}
     for name, score in scores:
         groups.setdefault(score.protocol, []).append((name, score))
@@ -159,7 +160,7 @@ def _table(rows: Sequence[tuple[str, "Score"]]) -> None:
         )
         notes[
             f"{score.extractor} ({score.extractor_hash[:12]}), resize {score.resize}, "
-            f"{score.samples:,} samples, seed {score.seed}, {_exceptions(score)}"
+            f"{score.samples:,} samples, seed {score.seed}, {_special_settings(score)}"
             f"against {score.reference}; ± is the 95 % interval; times on {score.device}"
         ] = None
         notes |= dict.fromkeys(score.caveats)
@@ -168,7 +169,7 @@ def _table(rows: Sequence[tuple[str, "Score"]]) -> None:
         console.out.print(line, style="dim")
 
 
-def _exceptions(score: "Score") -> str:
-    """What differs from the usual way of drawing samples; empty if nothing does."""
+def _special_settings(score: "Score") -> str:
+    """Class frequencies and guidance of the samples, unless they are the default."""
     classes = "" if score.labels != "as in the set" else "classes as often as in the set, "
     return classes if score.guidance == 1 else f"{classes}guidance {score.guidance:g}, "

@@ -1,4 +1,4 @@
-"""Jobs that run side by side, each in a process of its own with one thread, under one display."""
+"""Run jobs in parallel, each in a process of its own with one thread, with one progress display."""
 
 import multiprocessing
 import os
@@ -18,8 +18,8 @@ from fewstep.cli import console
 from fewstep.errors import InputError
 
 INTERVAL = 0.1
-"""Seconds between two reports of a job to the display."""
-# fork is quick, but only Linux can fork safely once torch is imported
+"""Seconds between two progress reports of a job."""
+# forking is fast, but after torch is imported it is safe only on Linux
 _CONTEXT = (
     multiprocessing.get_context("forkserver")
     if sys.platform == "linux"
@@ -29,12 +29,13 @@ _CONTEXT = (
 
 @dataclass(frozen=True)
 class Job:
-    """A function to call in a process of its own once the jobs named in `after` are finished."""
+    """A function to call in a process of its own after the jobs named in `after` have finished."""
 
     name: str
     total: int
     run: Callable[[console.Update], None]
-    """Must be picklable. Reports its progress, at most `total`; a report may raise Stopped."""
+    """Must be picklable. It calls its argument to report progress, up to `total`; that call raises
+    Stopped if the job must end."""
     after: frozenset[str] = frozenset()
 
 
@@ -46,7 +47,7 @@ class _Running:
 
 
 def preload(modules: Sequence[str]) -> None:
-    """Begin to import modules for all jobs, once and beside this process where that is possible."""
+    """On Linux, start to import modules in the process from which all jobs are forked."""
     if sys.platform == "linux":
         _CONTEXT.set_forkserver_preload(list(modules))
         forkserver.ensure_running()
@@ -59,9 +60,9 @@ def cores() -> int:
 
 
 def run_jobs(jobs: Sequence[Job], *, workers: int) -> None:
-    """Run all jobs, at most `workers` at once, in their order where possible.
+    """Run all jobs, at most `workers` at once, in order as far as `Job.after` allows.
 
-    A job that fails stops the others at their next report.
+    If a job fails, the others stop at their next progress report.
 
     Raises: console.Stopped after Ctrl-C; InputError if a job raised one or was killed.
     """
@@ -92,8 +93,8 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> None:
                     failure = failure or console.Stopped()
                     stop.set()
     finally:
-        for each in running.values():
-            each.process.terminate()
+        for unfinished in running.values():
+            unfinished.process.terminate()
     if failure:
         raise failure
 
@@ -102,31 +103,31 @@ def _start(job: Job, stop: Event) -> tuple[Connection, BaseProcess]:
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     process = _CONTEXT.Process(target=_work, args=(job, sender, stop), daemon=True)
     process.start()
-    sender.close()  # only the job holds it now: its death ends the stream
+    sender.close()  # now only the job has it open, so that the end of the job closes the pipe
     return receiver, process
 
 
-def _receive(connection: Connection, each: _Running) -> Exception | bool | None:
-    """Show a report. At the job's end, returns True, or what went wrong."""
+def _receive(connection: Connection, sender: _Running) -> Exception | bool | None:
+    """Show a progress report and return None; at the job's end, return True or its error."""
     try:
         message = connection.recv()
     except EOFError:
-        each.process.join()
+        sender.process.join()
         return InputError(
-            f"{each.job.name}: its process was ended (exit code {each.process.exitcode}), perhaps "
-            "for lack of memory; the same command resumes"
+            f"{sender.job.name}: its process was killed (exit code {sender.process.exitcode}), "
+            "perhaps for lack of memory; run the same command again to resume"
         )
     if isinstance(message, tuple):
-        each.update(*message)
+        sender.update(*message)
         return None
-    each.process.join()
+    sender.process.join()
     if isinstance(message, str):
-        return RuntimeError(f"{each.job.name} failed:\n{message}")
+        return RuntimeError(f"{sender.job.name} failed:\n{message}")
     return message
 
 
 def _work(job: Job, sender: Connection, stop: Event) -> None:
-    """Run a job in this process, and send its reports and its result."""
+    """Run a job in this process; send its progress reports and its result or error."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
@@ -141,7 +142,7 @@ def _work(job: Job, sender: Connection, stop: Event) -> None:
         now = time.monotonic()
         if now - last > INTERVAL or done >= total:
             last = now
-            sender.send((done, note, total))  # raises if the parent has died, which ends the job
+            sender.send((done, note, total))  # raises if the parent has exited, which ends the job
 
     result: Exception | bool | str = True
     try:
@@ -149,8 +150,8 @@ def _work(job: Job, sender: Connection, stop: Event) -> None:
     except BrokenPipeError:
         return
     except (InputError, console.Stopped) as error:
-        named = isinstance(error, InputError)
-        result = InputError(f"{job.name}: {error}") if named else error
+        is_input_error = isinstance(error, InputError)
+        result = InputError(f"{job.name}: {error}") if is_input_error else error
     except Exception:
         result = traceback.format_exc()
     sender.send(result)

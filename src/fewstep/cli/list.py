@@ -1,4 +1,4 @@
-"""`fewstep list [recipes|methods|samplers|...]`: everything that has a name."""
+"""`fewstep list [recipes|methods|samplers|...]`: everything that is selected by name."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from fewstep.errors import InputError, did_you_mean
 from fewstep.schema import preset_names, read_table, summary
 
 PLURALS = {"process": "processes", "density": "densities", "data": "data", "levels": "levels"}
-"""Nouns whose plural does not just end in s."""
+"""Plurals of the nouns that do not just take an s."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """List the names of one kind, of fewstep and of installed packages; or the kinds."""
+    """List all names of one kind, those of fewstep and of installed packages; or list the kinds."""
 
     kind: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="KIND")] = None
-    """recipes, methods, samplers, ...; by default the kinds are listed."""
+    """recipes, methods, samplers, ...; by default all kinds are listed."""
 
 
 def kinds() -> dict[str, str]:

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from fewstep.runs import Run
 
 LAST = 10
-"""Log lines over which losses and rate are averaged."""
+"""Number of the latest log lines over which losses and rate are averaged."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Show how far a run is, with its latest losses and scores, or print its log as CSV."""
+    """Show a run's step, losses and scores, or print its log as CSV."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder."""
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     lines = run.progress()
     if not lines:
         raise InputError(
-            f"{options.run} holds no progress.jsonl with a complete line; give a run folder"
+            f"{options.run} contains no progress.jsonl with a complete line; give a run folder"
         )
     if options.csv or options.out:
         write_csv(lines, options.out)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def write_csv(lines: Sequence[Mapping[str, Any]], path: Path | None) -> None:
-    """Write one row per line, with columns in order of appearance; to stdout without a path."""
+    """Write the log as CSV, one row per line, to `path` or, if it is None, to stdout."""
     from fewstep.trackers import flat
 
     rows = [{key: _cell(value) for key, value in flat(line).items()} for line in lines]
@@ -65,7 +65,7 @@ def write_csv(lines: Sequence[Mapping[str, Any]], path: Path | None) -> None:
     writer.writerows(rows)
     if path is None:
         sys.stdout.write(text.getvalue())
-        sys.stdout.flush()  # a broken pipe raises here rather than at exit
+        sys.stdout.flush()  # so that a broken pipe raises here and not at exit
         return
     try:
         path.write_text(text.getvalue(), encoding="utf-8", newline="")
@@ -107,7 +107,7 @@ def _step_of_total(run: "Run", step: int) -> str:
 
 
 def _time(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Time of all sessions, and the rate of the last: `seconds` restarts at each resume."""
+    """Total training time and the latest rate; the logged `seconds` restart when a run resumes."""
     total, session = 0.0, 0
     for i, line in enumerate(steps):
         before = steps[i - 1]["seconds"] if i else 0.0
@@ -123,7 +123,7 @@ def _time(steps: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _losses(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of each number over the lines that hold it."""
+    """Mean of each number over the lines that contain it."""
     from fewstep.trackers import numbers
 
     values: dict[str, list[float]] = {}
@@ -131,11 +131,11 @@ def _losses(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         for key, value in numbers(line).items():
             if key not in ("images", "seconds", "memory"):
                 values.setdefault(key, []).append(value)
-    return {key: fmean(each) for key, each in values.items()}
+    return {key: fmean(numbers) for key, numbers in values.items()}
 
 
 def _scores(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The latest score at each number of steps, and the training step that it belongs to."""
+    """The latest score at each number of sampling steps, with the training step of its weights."""
     last = {
         line["score"].get("steps"): (line["step"], line["score"])
         for line in lines

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Record noise and images of a deterministic teacher; the same command again resumes.
+    """Record noise and images of a deterministic teacher in a store.
 
-    Under `torchrun --nproc-per-node N -m fewstep record ...` N processes share the work.
+    The same command again resumes. Under `torchrun --nproc-per-node N -m fewstep record ...`
+    N processes share the work.
     """
 
     run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
@@ -36,25 +37,26 @@ class Options:
     sampler: str = "heun"
     """A deterministic sampler: transfer, heun, multistep, or ring for a circuit."""
     guidance: float = 1.0
-    """Weight of classifier-free guidance; 1 is no guidance."""
+    """Weight of classifier-free guidance; 1 means no guidance."""
     states: int = 0
-    """Intermediate states to record of each path from noise to image."""
+    """Number of intermediate states to record of each path from noise to image."""
     chunks: int = 0
-    """For a circuit with --sampler ring: also record its states, as this many sums of updates."""
+    """For a circuit with --sampler ring: also record the first hidden state and this many sums of
+    updates, of which each covers an equal part of the ring."""
     codec: str | None = None
-    """u8, f16, raw, int8 or int8:PERCENTILE; by default u8 for images (f16 beside the states of a
-    circuit), raw for points."""
+    """Codec of the images: u8, f16, raw, int8 or int8:PERCENTILE; by default u8 for images (f16
+    with --chunks), raw for points."""
     batch: int | None = None
-    """Images between two updates of the progress bar. Neither the store nor the speed depends on
-    it, because the network always computes whole tiles."""
+    """Images between two updates of the progress bar. It has no effect on the store or the speed,
+    because the network always computes tiles of a fixed size."""
     seed: int = 0
     """Seed of the noise."""
     resume: bool = True
-    """Complete a store that was begun; --no-resume refuses a folder that is not empty."""
+    """Complete an unfinished store; --no-resume raises an error for a folder that is not empty."""
     verify: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Instead of recording, check every byte of a store and list what is damaged."""
+    """Instead of recording, check every byte of a store and list its damaged records."""
     info: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Instead of recording, print what a store holds as JSON."""
+    """Instead of recording, print a summary of a store as JSON."""
     convert: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Instead of recording, convert a folder of Denoising Circuits' sample_*.zst files into a store
     at --out, or a store into such a folder."""
@@ -71,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         return _convert(options.convert, options.out)
     if options.run is None or options.out is None:
         raise InputError(
-            "record needs a RUN and --out DIR; or --convert DIR and --out DIR, or --verify DIR, or "
+            "record needs RUN and --out DIR; or --convert DIR and --out DIR; or --verify DIR; or "
             "--info DIR"
         )
     from fewstep.recording import Recording
@@ -79,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
 
     if not options.resume and open_folder(options.out).sizes():
         raise InputError(
-            f"{options.out} is not empty, and --no-resume forbids that; give another --out"
+            f"{options.out} is not empty, which --no-resume does not allow; give another --out"
         )
     recording = Recording(
         options.count, options.steps, options.states, options.codec, options.chunks, options.seed
@@ -112,7 +114,7 @@ def run(
     guidance: float = 1.0,
     batch: int | None = None,
 ) -> None:
-    """Record to the end, reporting progress to `update`, which may raise to stop the recording."""
+    """Record until the end and report progress to `update`, which may raise Stopped to stop it."""
     from fewstep import runs
     from fewstep.distributed import device
     from fewstep.recording import record
@@ -148,9 +150,9 @@ def _verify(folder: str) -> int:
 def _info(folder: str) -> int:
     from fewstep import store
 
-    begun = store.read_unfinished(store.open_folder(folder))
-    if begun:
-        plan, shards = begun
+    unfinished = store.read_unfinished(store.open_folder(folder))
+    if unfinished:
+        plan, shards = unfinished
         summary = {"finished": False, "recorded": sum(shard.count for shard in shards)}
     else:
         reader = store.Reader(folder)

@@ -12,29 +12,31 @@ from fewstep.cli import console
 
 @dataclass(frozen=True)
 class Options:
-    """Sample a grid of images into a PNG file."""
+    """Sample images and save them as a grid in a PNG file."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
     """The PNG file to write."""
     steps: int | None = None
-    """Number of steps; by default the fewest that the run was trained for, else 8."""
+    """Number of sampling steps; by default the smallest that the run supports, or 8 if it supports
+    any."""
     sampler: str | None = None
-    """transfer, ancestral, renoise, heun, multistep or corrector, or ring for a circuit; by default
-    the run's own."""
+    """Sampler, by default that of the run: transfer, ancestral, renoise, heun, multistep or
+    corrector, or ring for a circuit."""
     times: str | None = None
-    """Decreasing times at which the network is evaluated, with commas, in place of --steps."""
+    """Decreasing times at which to call the network, separated by commas, instead of --steps."""
     count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 40
     """Number of images."""
     seed: int = 0
-    """Seed of the noise: with equal seeds, different runs start from the same noise."""
+    """Seed of the noise; with the same seed, different runs start from the same noise."""
     label: str | None = None
-    """Classes to sample in turn, with commas; by default all."""
+    """Numbers of the classes to sample in turn, separated by commas; by default all classes."""
     guidance: float = 1.0
-    """Weight of classifier-free guidance; 1 is no guidance."""
+    """Weight of classifier-free guidance; 1 means no guidance."""
     weights: Literal["ema", "raw", "best"] = "ema"
-    """Averaged weights, raw ones of the last step, or averaged ones of the best evaluation."""
+    """Averaged weights of the last step (ema), raw weights of the last step, or averaged weights of
+    the best evaluation during training."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -23,9 +23,9 @@ HELP = frozenset({"-h", "--help"})
 
 @dataclass(frozen=True)
 class Options:
-    """Train a recipe in its run folder; the same command again resumes it.
+    """Train a recipe in a run folder; the same command again resumes it.
 
-    `fewstep train RECIPE --help` lists the recipe's own keys.
+    `fewstep train RECIPE --help` lists the keys of the recipe.
     """
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
@@ -33,13 +33,13 @@ class Options:
     overrides: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[KEY=VALUE ...]")
     ] = field(default=())
-    """Changes to the recipe, such as fit.steps=100; the value is TOML."""
+    """Overrides of the recipe, such as fit.steps=100; the value is TOML."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The run folder; by default runs/RECIPE."""
     track: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        console.names_option("tracker", "Forward log and samples to it; repeat it for several"),
+        console.names_option("tracker", "Trackers that get the log and samples; one per --track"),
     ] = ()
 
 
@@ -87,7 +87,7 @@ def _train_with_bar(recipe: "Recipe", folder: Path, trackers: Sequence[str]) -> 
 def train(
     recipe: "Recipe", folder: Path, update: console.Update, tracking: "Tracking | None" = None
 ) -> None:
-    """Train to the end, reporting each step to `update`, which may raise to stop the training."""
+    """Train until the end and report each step to `update`, which may raise Stopped to stop it."""
     from fewstep.runner import run_recipe
 
     with closing(run_recipe(recipe, folder)) as steps:
@@ -99,7 +99,7 @@ def train(
 
 
 def _options_beside_help(argv: Sequence[str], verb: str) -> Options | None:
-    """The options beside `--help` if they name a recipe: then help is wanted for the recipe."""
+    """The options without `--help`, if they name a recipe; then the help is about the recipe."""
     if HELP & set(argv):
         with suppress(SystemExit), redirect_stderr(io.StringIO()):
             return console.options(Options, verb, [word for word in argv if word not in HELP])
@@ -107,7 +107,7 @@ def _options_beside_help(argv: Sequence[str], verb: str) -> Options | None:
 
 
 def _explain(options: Options, verb: str) -> int:
-    """Print every key of a recipe with its value and meaning, the method's own keys first."""
+    """Print every key of a recipe with its value and meaning; those of the method come first."""
     from rich.table import Table
     from rich.text import Text
 
