@@ -93,7 +93,7 @@ def test_a_bug_keeps_its_traceback(tmp_path):
 
 
 def test_a_killed_process_is_bad_luck_in_one_line():
-    with pytest.raises(InputError, match="^doomed: its process was ended .exit code -9"):
+    with pytest.raises(InputError, match="^doomed: its process was killed .exit code -9"):
         jobs.run_jobs([jobs.Job("doomed", 1, die)], workers=1)
 
 

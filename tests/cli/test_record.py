@@ -70,7 +70,7 @@ def test_resume_is_the_default_and_can_be_refused(teacher, recorded, capsys):
     assert main(["record", teacher, "--out", str(recorded), *WANTED]) == 0
     assert main(["record", teacher, "--out", str(recorded), *WANTED, "--resume"]) == 0
     assert main(["record", teacher, "--out", str(recorded), *WANTED, "--no-resume"]) == 2
-    assert "is not empty, and --no-resume forbids that" in capsys.readouterr().err
+    assert "is not empty, which --no-resume does not allow" in capsys.readouterr().err
     assert content(recorded) == before
 
 

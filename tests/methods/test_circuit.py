@@ -262,22 +262,22 @@ def test_what_cannot_be_is_refused():
         CircuitMethodConfig(steps=10, strides=(3,))
     with pytest.raises(InputError, match="takes 6 time steps, but method.steps is 4"):
         CircuitMethodConfig(steps=4, depths=(0.0, 0.0, 0.0, 1.0), strides=(2, 4))
-    with pytest.raises(InputError, match="two step counts"):
+    with pytest.raises(InputError, match="two numbers of training steps"):
         CircuitMethodConfig(steps=4, phases=(100,))
     with pytest.raises(InputError, match="freezes"):
         CircuitMethodConfig(steps=4, phases=(1, 1), joint=True)
-    with pytest.raises(InputError, match="different counts"):
+    with pytest.raises(InputError, match="different numbers"):
         CircuitMethodConfig(steps=4, strides=(2, 2))
     with pytest.raises(InputError, match="method.chain"):
         CircuitMethodConfig(steps=4, chain=-1.0)
-    with pytest.raises(InputError, match="from 0 to 1"):
+    with pytest.raises(InputError, match="from 0 to below 1"):
         CircuitMethodConfig(steps=4, decay=5.0)
     blind = Denoiser(circuit(classes=0), Flow(), Eps(Flow()))
-    with pytest.raises(InputError, match="eps network"):
+    with pytest.raises(InputError, match="eps-prediction network"):
         CircuitMethod(CircuitMethodConfig(steps=4), Task(blind, SPEC))
     seeing = Denoiser(circuit(classes=0), LinearBetas(), Eps(LinearBetas()))
     CircuitMethod(CircuitMethodConfig(steps=4), Task(seeing, SPEC))
-    with pytest.raises(InputError, match="not all 0"):
+    with pytest.raises(InputError, match="not all of them 0"):
         CircuitMethodConfig(depths=(0.0,))
     with pytest.raises(InputError, match="must be a circuit"):
         CircuitMethod(CircuitMethodConfig(steps=4), Task(toy.fresh(), toy.SPEC))

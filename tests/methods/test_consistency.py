@@ -321,7 +321,7 @@ def test_a_grid_beyond_the_ladder_is_refused():
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(InputError, match="velocity, v or edm"):
+    with pytest.raises(InputError, match='set it to "velocity", "v" or "edm"'):
         consistency(analytic.exact(VP(), Eps(VP()), SHAPE))
     with pytest.raises(InputError, match="needs a teacher: set teacher.load"):
         consistency(toy.fresh(), source="teacher")

@@ -328,11 +328,11 @@ def test_a_teacher_of_another_clock_is_asked_under_the_students():
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"first": 12, "last": 1}, "first must be last times a power of two"),
-        ({"first": 2, "last": 4}, "first must be last times a power of two"),
-        ({"first": 4, "last": 0}, "first must be last times a power of two"),
+        ({"first": 12, "last": 1}, "method.first must be method.last times a power of two"),
+        ({"first": 2, "last": 4}, "method.first must be method.last times a power of two"),
+        ({"first": 4, "last": 0}, "method.first must be method.last times a power of two"),
         ({"first": 4, "phases": (5, 5)}, "there are 3 phases"),
-        ({"first": 4, "phases": 0}, "each of at least 1 step"),
+        ({"first": 4, "phases": 0}, "each of at least 1 training step"),
     ],
 )
 def test_impossible_phases_are_refused(settings, told):

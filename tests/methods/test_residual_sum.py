@@ -246,7 +246,9 @@ def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(InputError, match="of another circuit"):
         build_method().check({"rings": stream}, teacher="0" * 16)
     stream.source, stream.state_shape = None, (6, 8, 8)  # converted samples have no source
-    with pytest.raises(InputError, match=r"shape \(6, 8, 8\), but the circuit's have \(12, 8, 8\)"):
+    with pytest.raises(
+        InputError, match=r"shape \(6, 8, 8\), but those of the student.s network have \(12, 8, 8\)"
+    ):
         build_method().check({"rings": stream}, teacher=own)
 
 

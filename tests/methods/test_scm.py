@@ -130,7 +130,7 @@ def test_the_student_is_kept_under_the_circle_and_starts_at_its_end():
 
 def test_what_cannot_work_is_refused():
     for wrong in (Eps(VP()), Clean(VP())):
-        with pytest.raises(InputError, match="velocity, v or edm"):
+        with pytest.raises(InputError, match='set it to "velocity", "v" or "edm"'):
             Scm(ScmConfig(source="data"), Task(analytic.exact(VP(), wrong, (2,)), toy.SPEC))
     with pytest.raises(InputError, match="needs a teacher: set teacher.load"):
         Scm(ScmConfig(), Task(toy.fresh(), toy.SPEC))
@@ -142,5 +142,5 @@ def test_what_cannot_work_is_refused():
 def test_a_teacher_that_cannot_answer_everywhere_is_refused():
     """EDM's network was never asked beyond a ratio of 80; a velocity student would ask there."""
     guide = Generator(analytic.exact(VE(), EDM(), (2,)), toy.SPEC)
-    with pytest.raises(InputError, match="teacher's parametrization"):
+    with pytest.raises(InputError, match="student's parametrization to the teacher's"):
         Scm(ScmConfig(), Task(toy.fresh(), toy.SPEC, guide))

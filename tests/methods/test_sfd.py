@@ -225,7 +225,7 @@ def test_what_cannot_be_is_refused():
 def test_a_teacher_that_cannot_answer_everywhere_is_refused():
     """EDM's network was never asked beyond a ratio of 80; a velocity student would ask there."""
     guide = Generator(analytic.exact(VE(), EDM(), (2,)), SPEC)
-    with pytest.raises(InputError, match="teacher's parametrization"):
+    with pytest.raises(InputError, match="student's parametrization to the teacher's"):
         Sfd(
             SfdConfig(),
             Task(

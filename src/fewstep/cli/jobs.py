@@ -107,22 +107,22 @@ def _start(job: Job, stop: Event) -> tuple[Connection, BaseProcess]:
     return receiver, process
 
 
-def _receive(connection: Connection, sender: _Running) -> Exception | bool | None:
+def _receive(connection: Connection, worker: _Running) -> Exception | bool | None:
     """Show a progress report and return None; at the job's end, return True or its error."""
     try:
         message = connection.recv()
     except EOFError:
-        sender.process.join()
+        worker.process.join()
         return InputError(
-            f"{sender.job.name}: its process was killed (exit code {sender.process.exitcode}), "
+            f"{worker.job.name}: its process was killed (exit code {worker.process.exitcode}), "
             "perhaps for lack of memory; run the same command again to resume"
         )
     if isinstance(message, tuple):
-        sender.update(*message)
+        worker.update(*message)
         return None
-    sender.process.join()
+    worker.process.join()
     if isinstance(message, str):
-        return RuntimeError(f"{sender.job.name} failed:\n{message}")
+        return RuntimeError(f"{worker.job.name} failed:\n{message}")
     return message
 
 
