@@ -154,8 +154,11 @@ def test_it_is_compared_with_its_student_as_the_student_is_measured(
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["evaluate", "{address}", "--weights", "best"], "weights=\"best\" needs a run folder"),
-        (["sample", "{address}", "--weights", "raw", "-o", "x.png"], "weights=\"raw\" needs a run folder"),
+        (["evaluate", "{address}", "--weights", "best"], 'weights="best" needs a run folder'),
+        (
+            ["sample", "{address}", "--weights", "raw", "-o", "x.png"],
+            'weights="raw" needs a run folder',
+        ),
         (["sample", "{address}", "--label", "1", "-o", "x.png"], "unconditional"),
         (["sample", "{address}x", "-o", "x.png"], "their-ddpmx"),
         (["sample", "gopher:x", "-o", "x.png"], "'gopher' is not a known source; known: diffusers"),
@@ -169,5 +172,5 @@ def test_mistakes_are_one_line(address, capsys, tmp_path, monkeypatch, argv, tol
 
 def test_a_checkpoint_says_nothing_of_itself(address):
     assert runs.describe(address) == {}
-    with pytest.raises(InputError, match="raw weights"):
+    with pytest.raises(InputError, match="raw"):
         runs.load(address, weights="raw")

@@ -67,9 +67,9 @@ def options(
 
 
 def names_option(noun: str, text: str) -> Any:
-    """An option that takes names of `noun`; its help lists those that are registered."""
-    registered = ", ".join(plugins.names(noun))
-    return tyro.conf.arg(help=f"{text}: {registered}, or an address package.module:NAME.")
+    """Settings of an option that takes names of `noun`; its help lists the registered names."""
+    names = ", ".join(plugins.names(noun))
+    return tyro.conf.arg(help=f"{text}: {names}, or an address package.module:NAME.")
 
 
 def _variadic_field(kind: type[Any]) -> str | None:
