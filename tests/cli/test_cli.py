@@ -177,8 +177,8 @@ def test_bad_input_is_one_line_that_says_what_to_do(
         ([*sample, "--sampler", "huen"], "unknown sampler 'huen'; did you mean heun?"),
         ([*sample, "-n", "0"], "at least 1"),
         ([*sample, "--seed", "-1"], "seed"),
-        (["evaluate", teacher, "--steps", "two"], "numbers with commas"),
-        ([*sample, "--label", "3 4"], "numbers with commas"),
+        (["evaluate", teacher, "--steps", "two"], "separate them by commas"),
+        ([*sample, "--label", "3 4"], "separate them by commas"),
         (["evaluate", teacher, "--extractor", "inceptoin"], "unknown extractor"),
         (
             ["train", "digits-flow", "data.name=folder", f"data.path={pictures}"],

@@ -159,7 +159,7 @@ def test_guidance_is_said(teacher, capsys):
     ("told", "line"),
     [
         ('evaluate.protocol="fid5k"', "unknown evaluation protocol 'fid5k'"),
-        ("evaluate.steps=[]", "evaluate.steps and evaluate.best must be at least 1"),
+        ("evaluate.steps=[]", "evaluate.steps is [] and evaluate.best None; every step"),
         ("evaluate.every=-5", "evaluate.every is -5"),
         ("evaluate.samples=1", "at least 2 samples"),
         ('evaluate.extractor="inception"', "weights-inception-2015-12-05-6726825d.pth"),
