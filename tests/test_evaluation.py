@@ -150,7 +150,7 @@ def test_real_images_score_better_than_noise(digits):
 def test_what_cannot_be_scored_is_refused(digits):
     evaluator = Evaluator(digits, EvalProtocol(4, "pixels"))
     other = Generator(exact(Flow(), Velocity(), (3, 8, 8)), SampleSpec((3, 8, 8)))
-    with pytest.raises(InputError, match=r"makes \(3, 8, 8\)"):
+    with pytest.raises(InputError, match=r"shape \(3, 8, 8\)"):
         evaluator.score(other, steps=1)
     for count, seed in ((0, 0), (3, -1)):
         with pytest.raises(InputError, match="at least 1"):

@@ -113,7 +113,7 @@ def test_features_of_a_classifier_are_its_maps_unweighted(classifier_file):
 
 
 def test_features_without_a_classifier_say_what_is_missing():
-    with pytest.raises(InputError, match="needs weights"):
+    with pytest.raises(InputError, match="has no weights"):
         Features()(images(), images())
     with pytest.raises(InputError, match="unknown extractor 'squeeze'; did you mean"):
         Features(extractor="squeeze")(images(), images())
