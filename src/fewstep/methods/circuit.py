@@ -12,8 +12,7 @@ times, from x_0 = x_t and without gradient, z_0 = Rin(x_0) and z_{k+1} = R(z_k):
 
 The targets for k ≥ 1 come from the network itself, or from its average, without gradient. Each
 batch has one n, drawn with the probabilities `depths`; n = 0 leaves only the plain loss (k = 0),
-with x_t at any time of the ring. The method is that of Denoising Circuits for 1-Step Diffusion
-(shuntama/denoising-circuits).
+with x_t at any time of the ring. Denoising Circuits for 1-Step Diffusion (shuntama).
 """
 
 from collections.abc import Iterator
@@ -36,21 +35,19 @@ from fewstep.methods.batch import Batch
 from fewstep.parametrization import Eps
 from fewstep.times import FixedGrid, UniformGrid
 
+Errors = dict[str, Tensor]
+
 
 @dataclass(frozen=True)
 class CircuitMethodConfig:
-    """Settings of `CircuitMethod`."""
-
     steps: int = 1000
     """Number of equal time steps from noise to data, which is the largest number of updates."""
     depths: tuple[float, ...] = (0.0, 1.0)
     """Relative frequencies of chains of 0, 1, 2, … updates. Published: chains of 1, later of 3."""
     strides: tuple[int, ...] = (1,)
-    """Time steps per update, one of these numbers per batch; the DDIM sampler of the targets takes
-    every time step."""
+    """Time steps per update, one of these numbers per batch; DDIM takes every time step."""
     length: int = 0
-    """Smallest number of updates in a chain, at most those of a whole ring. The loss compares all
-    of them with their targets, but gradients pass through only as many in a row as the depth."""
+    """Fewest updates in a chain; gradients pass through only as many in a row as the depth."""
     follow: Literal["live", "average"] = "live"
     """Network that computes the targets: the one in training (`live`), or its `average`."""
     decay: float = 0.999
@@ -60,77 +57,52 @@ class CircuitMethodConfig:
     image: float = 1.0
     """λ_image, the weight of the squared error of the X0out images in the loss."""
     label_dropout: float = 0.0
-    """Fraction of rows, 0 to 1, trained without their label, for guidance. Guidance works only with
-    an ordinary sampler, not with the ring."""
+    """Fraction of rows, 0 to 1, trained without their label, for guidance; a ring has none."""
     joint: bool = False
-    """Whether the losses of the updates also train the encoder, as published. The encoder then
-    learns states that hardly change from step to step: the updates predict them easily, but the
-    images of a ring are poor (docs/log.md)."""
+    """Whether the losses of the updates also train the encoder, as published. It then learns states
+    that hardly change from step to step, and the images of a ring are poor (docs/log.md)."""
     phases: tuple[int, ...] = ()
-    """Two numbers of training steps: first with the plain loss, then with chains and a frozen
-    encoder, so that the targets are fixed. Each phase has its own learning rate schedule; fit.steps
-    must be their sum. Empty: chains from the start."""
+    """Training steps with the plain loss, then with chains and a frozen encoder; each phase has its
+    own learning rate schedule, and fit.steps is their sum. Empty: chains from the start."""
 
     def __post_init__(self) -> None:
-        if not self.depths or min(self.depths) < 0 or not sum(self.depths):
-            raise InputError(
-                f"method.depths is {list(self.depths)}; give relative frequencies of at least 0, "
-                "not all of them 0"
-            )
-        if min(self.strides, default=0) < 1 or len({*self.strides}) < len(self.strides):
-            raise InputError(
-                f"method.strides is {list(self.strides)}; give different numbers of at least 1"
-            )
-        if min(self.length, self.chain, self.image) < 0:
-            raise InputError(
-                f"method.length is {self.length}, method.chain {self.chain} and method.image "
-                f"{self.image}; all three must be at least 0"
-            )
-        if not (0 <= self.decay < 1 and 0 <= self.label_dropout <= 1):
-            raise InputError(
-                f"method.decay is {self.decay} and method.label_dropout {self.label_dropout}; they "
-                "must be from 0 to below 1 and from 0 to 1"
-            )
-        if any(self.steps % stride for stride in self.strides):
-            raise InputError(
-                f"method.strides is {list(self.strides)}; each must divide method.steps, "
-                f"{self.steps}"
-            )
-        deepest = (len(self.depths) - 1) * min(self.strides)
-        if deepest > self.steps:
-            raise InputError(
-                f"the longest chain of method.depths takes {deepest} time steps, but method.steps "
-                f"is {self.steps}: shorten method.depths"
-            )
-        if len(self.phases) not in (0, 2) or min(self.phases, default=1) < 1:
-            raise InputError(
-                f"method.phases is {list(self.phases)}; give two numbers of training steps, or none"
-            )
-        if self.phases and self.joint:
-            raise InputError(
-                "method.joint trains the encoder, but method.phases freezes it: set only one of "
-                "them"
-            )
+        depths, strides, phases = list(self.depths), list(self.strides), list(self.phases)
+        if not depths or min(depths) < 0 or not sum(depths):
+            problem = f"depths is {depths}; give frequencies of at least 0, not all of them 0"
+        elif min(strides, default=0) < 1 or len({*strides}) < len(strides):
+            problem = f"strides is {strides}; give different numbers of at least 1"
+        elif min(self.length, self.chain, self.image) < 0:
+            problem = f"chain is {self.chain}, image {self.image}, length {self.length}: below 0"
+        elif not (0 <= self.decay < 1 and 0 <= self.label_dropout <= 1):
+            problem = f"decay is {self.decay}, label_dropout {self.label_dropout}: both are 0 to 1"
+        elif any(self.steps % stride for stride in strides):
+            problem = f"strides is {strides}; each must divide method.steps, {self.steps}"
+        elif (len(depths) - 1) * min(strides) > self.steps:
+            problem = f"depths has chains of more time steps than method.steps, {self.steps}"
+        elif len(phases) not in (0, 2) or min(phases, default=1) < 1:
+            problem = f"phases is {phases}; give two numbers of training steps, or none"
+        elif phases and self.joint:
+            problem = "joint trains the encoder, but method.phases freezes it: set only one of them"
+        else:
+            return
+        raise InputError(f"method.{problem}")
 
 
 class CircuitMethod(Method[CircuitMethodConfig]):
     """Train the updates of a circuit to agree with the steps of the DDIM sampler."""
 
-    reads = frozenset({"images"})
-    needs_teacher = False
+    reads, needs_teacher = frozenset({"images"}), False
 
     def __init__(self, config: CircuitMethodConfig, task: Task) -> None:
         student = task.student
         Circuit(student)  # raises InputError for other networks
         last = torch.tensor(student.span[1])
         if isinstance(student.parametrization, Eps) and student.process.ratio(last).isinf():
-            raise InputError(
-                "an eps-prediction network cannot give x0 from pure noise (alpha = 0); set the "
-                'student\'s parametrization to "velocity" or "v"'
-            )
+            need = 'set the student\'s parametrization to "velocity" or "v"'
+            raise InputError(f"an eps-prediction network cannot give x0 from pure noise; {need}")
         super().__init__(config, task)
         self.target = deepcopy(student) if config.follow == "average" else None
-        end = torch.tensor([student.span[0]], dtype=torch.float64)
+        end = torch.tensor(student.span[:1], dtype=torch.float64)
         self.times = torch.cat([UniformGrid()(config.steps, student), end])
 
     @property
@@ -138,14 +110,14 @@ class CircuitMethod(Method[CircuitMethodConfig]):
         return sum(self.config.phases) or None
 
     def turns(self, step: int) -> Iterator[Turn]:
-        plain_steps, chain_steps = self.config.phases or (0, 0)
-        if step < plain_steps:
-            yield Turn("student", self.plain_loss, phase=(0, plain_steps))
+        plain, chains = self.config.phases or (0, 0)
+        if step < plain:
+            yield Turn("student", self.plain_loss, phase=(0, plain))
         else:
-            if chain_steps and step == plain_steps:
+            if chains and step == plain:
                 for denoiser in filter(None, (self.student, self.target)):
                     Circuit(denoiser).net.copy_encoder()
-            phase = (plain_steps, plain_steps + chain_steps) if chain_steps else None
+            phase = (plain, plain + chains) if chains else None
             yield Turn("student", self.student_loss, phase=phase)
         if self.target:
             ema.follow(self.target, self.student, decay=self.config.decay)
@@ -163,17 +135,12 @@ class CircuitMethod(Method[CircuitMethodConfig]):
                 errors[name] = 0.5 * (errors[name] + error) if name in errors else error
         return self._weighted_sum(errors)
 
-    def _weighted_sum(self, errors: dict[str, Tensor]) -> Loss:
+    def _weighted_sum(self, errors: Errors) -> Loss:
         weights = {"main": 1.0, "image": self.config.image, "chain": self.config.chain}
-        value = torch.stack([weights[name] * error for name, error in errors.items()]).sum()
-        return Loss(value, errors)
+        return Loss(torch.stack([weights[k] * each for k, each in errors.items()]).sum(), errors)
 
     def _draw_chain(self, batch: Batch) -> tuple[int, int, int]:
-        """Draw (depth, updates, stride) of a chain.
-
-        Gradients pass through `depth` updates in a row, of all `updates`; one update takes `stride`
-        time steps.
-        """
+        """Draw a chain: updates in a row that gradients pass through, updates, and the stride."""
         config = self.config
         draw = batch.shared_rand() * sum(config.depths)
         depth = sum(draw >= bound for bound in accumulate(config.depths[:-1]))
@@ -187,7 +154,7 @@ class CircuitMethod(Method[CircuitMethodConfig]):
     def _time(self, index: Tensor) -> Tensor:
         return self.times.to(index.device)[index].float()
 
-    def _plain_errors(self, batch: Batch, *, encoder: bool) -> dict[str, Tensor]:
+    def _plain_errors(self, batch: Batch, *, encoder: bool) -> Errors:
         """Squared errors of both read-outs at k = 0; `encoder`: whether they train the encoder."""
         circuit, x0 = Circuit(self.student), batch.images.x0
         t = self._time((batch.rand() * (self.config.steps + 1)).long())
@@ -201,14 +168,11 @@ class CircuitMethod(Method[CircuitMethodConfig]):
             "image": squared_error(circuit.image(z, t), x0).mean(),
         }
 
-    def _chain_errors(
-        self, batch: Batch, depth: int, updates: int, stride: int
-    ) -> dict[str, Tensor]:
+    def _chain_errors(self, batch: Batch, depth: int, updates: int, stride: int) -> Errors:
         """Mean squared errors of read-outs and states over the updates k = 1 … n of a chain."""
-        circuit, cond = Circuit(self.student), self._cond(batch)
+        circuit, cond, x0 = Circuit(self.student), self._cond(batch), batch.images.x0
         first = (batch.rand() * (self.config.steps - updates * stride + 1)).long()
         times = [self._time(first + k) for k in range(updates * stride + 1)]
-        x0 = batch.images.x0
         x = self.student.process.add_noise(x0, batch.randn_like(x0), times[0])
         target = Circuit(self.target or self.student)
         with torch.no_grad():
