@@ -58,7 +58,7 @@ class Exact(Backbone):
         if isinstance(self.parametrization, Clean):
             return x0
         eps = (x_t - alpha * x0) / sigma
-        a, b = self.parametrization.row(alpha, sigma)
+        a, b = self.parametrization.target_coefficients(alpha, sigma)
         return a * x0 + b * eps
 
     def native(self, x, level):
@@ -85,5 +85,5 @@ class OnPath(Exact):
         alpha, sigma, x_t = self.native(x, level.reshape(-1, *[1] * (x.ndim - 1)))
         one, none = torch.ones_like(alpha), torch.zeros_like(alpha)
         x0 = as_flow_map(x_t, alpha, sigma, one, none)
-        a, b = self.parametrization.row(alpha, sigma)
+        a, b = self.parametrization.target_coefficients(alpha, sigma)
         return a * x0 + b * (x_t - alpha * x0) / sigma.clamp(min=1e-12)

@@ -27,7 +27,7 @@ class OnLines(Exact):
         alpha, sigma, x_t = self.native(x, level.reshape(-1, *[1] * (x.ndim - 1)))
         self.asked.append((sigma / (alpha + sigma)).flatten())
         noise = (x_t - alpha * MEAN) / (alpha * SPREAD + sigma)
-        a, b = self.parametrization.row(alpha, sigma)
+        a, b = self.parametrization.target_coefficients(alpha, sigma)
         return a * (MEAN + SPREAD * noise) + b * noise
 
 

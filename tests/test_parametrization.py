@@ -48,7 +48,7 @@ def test_conversions_return_to_where_they_began(process, parametrization):
     alpha, sigma = process.at(t, like=x_t)
     close = {"rtol": 1e-7, "atol": 1e-7}
     torch.testing.assert_close(alpha * said.x0 + sigma * said.eps, x_t, **close)
-    a, b = parametrization.row(alpha, sigma)
+    a, b = parametrization.target_coefficients(alpha, sigma)
     torch.testing.assert_close(a * said.x0 + b * said.eps, said.output, **close)
     norm = torch.sqrt(alpha**2 + sigma**2)
     torch.testing.assert_close((alpha * x_t - sigma * said.v * norm) / norm**2, said.x0, **close)
@@ -69,7 +69,7 @@ def test_finite_in_float32_on_the_whole_span(process, parametrization):
     for values in (
         parametrization.scale(alpha, sigma),
         parametrization.level(alpha, sigma),
-        *parametrization.row(alpha, sigma),
+        *parametrization.target_coefficients(alpha, sigma),
     ):
         assert values.isfinite().all()
 
@@ -77,7 +77,10 @@ def test_finite_in_float32_on_the_whole_span(process, parametrization):
 @pytest.mark.parametrize("parametrization", [Velocity(), V(Flow()), EDM(), V(Cosine())])
 def test_regular_at_both_ends(parametrization):
     alpha, sigma = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    for values in (*parametrization.skip_out(alpha, sigma), *parametrization.row(alpha, sigma)):
+    for values in (
+        *parametrization.skip_out(alpha, sigma),
+        *parametrization.target_coefficients(alpha, sigma),
+    ):
         assert values.isfinite().all()
     skip, out = parametrization.skip_out(alpha, sigma)
     assert skip[0] == 1 and out[0] == 0  # without noise, the image is what it is given

@@ -73,7 +73,7 @@ class Prediction:
 
     def target(self, x0: Tensor, eps: Tensor) -> Tensor:
         """The output of an exact network where x_t is made of `x0` and `eps`: a·x0 + b·eps."""
-        a, b = self.coefficients.row
+        a, b = self.coefficients.target_coefficients
         return a * x0 + b * eps
 
     def _combine(self, pair: Pair) -> Tensor:

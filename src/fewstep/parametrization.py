@@ -1,8 +1,8 @@
 """What a network sees, and what its output means.
 
 The network's inputs are `scale·x_t` and `level`; its output estimates `a·x0 + b·eps`, with (a, b)
-the `row`. All three depend on (alpha, sigma) through their ratio alone, so a network that was
-trained under one process runs under any other. Conversions follow from the row (docs/maths.md):
+the `target_coefficients`. All three depend on (alpha, sigma) through their ratio alone, so a
+network that was trained under one process runs under any other. Conversions follow (docs/maths.md):
 
     D = alpha·b − sigma·a,   x0 = (b·x_t − sigma·output)/D,   eps = (alpha·output − a·x_t)/D
 """
@@ -43,12 +43,12 @@ class Parametrization(ABC):
         """Noise level in the units that the network was trained with (c_noise)."""
 
     @abstractmethod
-    def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def target_coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b): the output estimates a·x0 + b·eps."""
 
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(c_skip, c_out): x0 = c_skip·x_t + c_out·output."""
-        a, b = self.row(alpha, sigma)
+        a, b = self.target_coefficients(alpha, sigma)
         d = alpha * b - sigma * a
         return b / d, -sigma / d
 
@@ -83,9 +83,9 @@ class Native(Parametrization):
 
 @dataclass(frozen=True)
 class Eps(Native):
-    """The network predicts the noise: row (0, 1).  Ho et al. 2020, arXiv:2006.11239."""
+    """The network predicts the noise: a = 0, b = 1.  Ho et al. 2020, arXiv:2006.11239."""
 
-    def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def target_coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(alpha), torch.ones_like(sigma)
 
 
@@ -96,7 +96,7 @@ class V(Native):
     Salimans and Ho 2022, arXiv:2202.00512.
     """
 
-    def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def target_coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         norm = torch.sqrt(alpha.square() + sigma.square())
         return -sigma / norm, alpha / norm
 
@@ -105,7 +105,7 @@ class V(Native):
 class Clean(Native):
     """The network predicts the image: its output is x0."""
 
-    def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def target_coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(alpha), torch.zeros_like(sigma)
 
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +122,7 @@ class Velocity(Native):
     def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return 1 / (alpha + sigma)
 
-    def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def target_coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return -torch.ones_like(alpha), torch.ones_like(sigma)
 
 
@@ -150,7 +150,7 @@ class EDM(Parametrization):
     def level(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return 0.25 * torch.log((sigma / alpha).clamp(self.ratio_min, self.ratio_max))
 
-    def row(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def target_coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         deviation = self._deviation(alpha, sigma)
         return sigma / (self.sigma_data * deviation), -alpha * self.sigma_data / deviation
 
@@ -196,9 +196,9 @@ class Coefficients:
         return torch.log(self.sigma / self.alpha)
 
     @cached_property
-    def row(self) -> Pair:
+    def target_coefficients(self) -> Pair:
         """(a, b): the output estimates a·x0 + b·eps."""
-        return self.parametrization.row(self.alpha, self.sigma)
+        return self.parametrization.target_coefficients(self.alpha, self.sigma)
 
     @cached_property
     def x0(self) -> Pair:
@@ -208,7 +208,7 @@ class Coefficients:
     @cached_property
     def eps(self) -> Pair:
         """(−a, alpha)/D."""
-        a, b = self.row
+        a, b = self.target_coefficients
         d = self.alpha * b - self.sigma * a
         return -a / d, self.alpha / d
 
@@ -271,8 +271,8 @@ class _Entry(Coefficients):
         return self._table.log_ratio[self._index]
 
     @cached_property
-    def row(self) -> Pair:
-        return self._pick_pair("row")
+    def target_coefficients(self) -> Pair:
+        return self._pick_pair("target_coefficients")
 
     @cached_property
     def x0(self) -> Pair:

@@ -30,8 +30,8 @@ IMAGES, PARTITION = "img_align_celeba", "list_eval_partition.txt"
 SPLITS = {"train": "0", "valid": "1", "test": "2"}
 SHAPE = (178, 218)  # width, height
 _INSTRUCTION = (
-    f"unpack {IMAGES}.zip of mmlab.ie.cuhk.edu.hk/projects/CelebA.html there, and put {PARTITION} "
-    "beside its folder; or set data.path to another folder"
+    f"get {IMAGES}.zip and {PARTITION} from mmlab.ie.cuhk.edu.hk/projects/CelebA.html, and put the "
+    "unpacked folder and that file side by side into the folder named by data.path"
 )
 
 Pixels = UInt8[np.ndarray, "n 3 size size"]
@@ -66,7 +66,7 @@ def _list_files(folder: Path, split: str) -> tuple[list[str], str]:
     """
     for required in (folder / IMAGES, folder / PARTITION):
         if not required.exists():
-            raise InputError(f"there is no {required}; {_INSTRUCTION}")
+            raise InputError(f"{required} does not exist; {_INSTRUCTION}")
     rows = [line.split() for line in (folder / PARTITION).read_text().splitlines() if line.strip()]
     names = [row[0] for row in rows if row[1:] == [SPLITS[split]]]
     if not names or any(len(row) != 2 or row[1] not in SPLITS.values() for row in rows):
