@@ -140,7 +140,7 @@ def test_recipes_in_weights_name_no_code_unless_it_is_allowed(evaluate, monkeypa
     table = {"data": {"name": "digits"}, "method": {"name": "denoise"}, "evaluate": evaluate}
     for allow_code in (None, ["metrics"]):
         parse(table, allow_code=allow_code)
-    with pytest.raises(InputError, match="allow it with --allow-code metrics"):
+    with pytest.raises(InputError, match="pass --allow-code metrics"):
         parse(table, allow_code=())
 
 
