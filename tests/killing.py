@@ -55,13 +55,13 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def attempt(folder, ranks, moment):
-    """Record for `moment` seconds at most; whether it was killed before its end."""
+def attempt(folder, ranks, moment, shards_at_most):
+    """Record for `moment` seconds, or until there are so many shards; whether it was killed."""
     port = free_port()
     children = [forked(folder, rank, ranks, port) for rank in range(ranks)]
     deadline = time.monotonic() + moment
     running = set(children)
-    while running and time.monotonic() < deadline:
+    while running and time.monotonic() < deadline and len(shards(folder)) < shards_at_most:
         for child in list(running):
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
@@ -97,7 +97,11 @@ def main(folder, kills, ranks, seed):
         place = folder / f"store-{seen['stores']}"
         whole = {}
         while True:
-            killed = attempt(place, ranks, dice.uniform(0, 0.6 * length))
+            # at any moment, or just after a shard: most of the time goes to starting the processes
+            at_any_moment = dice.random() < 0.5
+            moment = dice.uniform(0, 0.6 * length) if at_any_moment else 10 * length
+            count = len(truth) if at_any_moment else len(whole) + dice.randint(1, 5)
+            killed = attempt(place, ranks, moment, count)
             seen["kills"] += killed
             now = shards(place)
             for name, (content, _, _) in now.items():
