@@ -183,6 +183,7 @@ def check_importable(noun: str, kind: Any) -> None:
         )
 
 
+@cache
 def package_version(address: str) -> tuple[str, str]:
     """(package, version) of the code at an address; the version is "" for uninstalled code."""
     package = address.partition(":")[0].partition(".")[0]

@@ -7,14 +7,11 @@ other fields. An unknown key raises an error that suggests the nearest key.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from itertools import pairwise
-from textwrap import dedent
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
 
@@ -141,22 +138,6 @@ def field_types(kind: Any) -> dict[str, Any]:
     """The type of each field of a dataclass."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in fields(kind)}
-
-
-@cache
-def field_docs(kind: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, on one line; from its source code."""
-    tree = ast.parse(dedent(inspect.getsource(kind)))
-    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef))
-    return {
-        field.target.id: " ".join(doc.value.value.split())
-        for field, doc in pairwise(body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(doc, ast.Expr)
-        and isinstance(doc.value, ast.Constant)
-        and isinstance(doc.value.value, str)
-    }
 
 
 def _mapping(value: Any, table_key: str) -> Mapping[str, Any]:

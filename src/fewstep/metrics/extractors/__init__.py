@@ -5,7 +5,12 @@ from typing import Any
 
 from fewstep import plugins
 from fewstep.errors import InputError
-from fewstep.metrics.extractors.base import Extractor, ExtractorOutput, ReferenceImages
+from fewstep.metrics.extractors.base import (
+    Extractor,
+    ExtractorOutput,
+    ReferenceImages,
+    resize_error,
+)
 from fewstep.metrics.extractors.classifier import (
     Classifier,
     classifier_file,
@@ -53,7 +58,7 @@ def make_extractor(
     if isinstance(target, type) and issubclass(target, Extractor):
         return _check(name, target.create(images, resize=resize, cache=cache))
     if resize:
-        raise InputError(f"{name} does not resize images; leave out the resize {resize!r}")
+        raise resize_error(name, resize)
     return _check(name, target() if callable(target) else target)
 
 

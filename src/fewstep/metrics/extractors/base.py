@@ -30,6 +30,11 @@ class ReferenceImages(Protocol):
         """Hash of images and labels."""
 
 
+def resize_error(name: str, resize: Resize) -> InputError:
+    """The error for a `resize` of an extractor that has no fixed input size."""
+    return InputError(f"{name} does not resize images; leave out the resize {resize!r}")
+
+
 class ExtractorOutput(NamedTuple):
     """Features (n, d) of a batch of images, and class logits (n, k) if the network has classes."""
 
@@ -68,7 +73,7 @@ class Extractor(ABC):
         Raises: InputError if it cannot be made for these images or with this `resize`.
         """
         if resize:
-            raise InputError(f"{cls.name} does not resize images; leave out the resize {resize!r}")
+            raise resize_error(cls.name, resize)
         return cls()
 
     def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Float32[Tensor, "n d"]:

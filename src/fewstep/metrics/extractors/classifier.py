@@ -20,7 +20,12 @@ from torch.nn import functional as F
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
 from fewstep.images import from_uint8
-from fewstep.metrics.extractors.base import Extractor, ExtractorOutput, ReferenceImages
+from fewstep.metrics.extractors.base import (
+    Extractor,
+    ExtractorOutput,
+    ReferenceImages,
+    resize_error,
+)
 from fewstep.metrics.extractors.resize import Resize
 from fewstep.metrics.extractors.weights import weights_digest
 
@@ -105,7 +110,7 @@ class Classifier(Extractor):
         Raises: InputError for a `resize`, or if there are no images or they have no classes.
         """
         if resize:
-            raise InputError(f"{cls.name} does not resize images; leave out the resize {resize!r}")
+            raise resize_error(cls.name, resize)
         if images is None:
             raise InputError("the extractor classifier is trained on images; give it some")
         labels = images.labels

@@ -6,7 +6,6 @@ from torchvision's Inception: average pools exclude the padding, the last block 
 there are 1008 classes.
 """
 
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -14,9 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.metrics.extractors.base import ExtractorOutput, ReferenceImages
+from fewstep.metrics.extractors.base import ExtractorOutput
 from fewstep.metrics.extractors.pretrained import PretrainedExtractor
-from fewstep.metrics.extractors.resize import Resize
 from fewstep.metrics.extractors.weights import INCEPTION_SHA256, load_into, load_weights
 
 INCEPTION_HASH = INCEPTION_SHA256[:16]
@@ -30,19 +28,7 @@ class Inception(PretrainedExtractor):
     name = "inception"
     size = 299
     standard_resize = "tf1-bilinear"
-
-    @classmethod
-    def create(
-        cls,
-        images: ReferenceImages | None = None,
-        *,
-        resize: Resize | None = None,
-        cache: Path | None = None,
-    ) -> PretrainedExtractor:
-        """As `PretrainedExtractor.create`, but only with the published weights file."""
-        extractor = super().create(images, resize=resize, cache=cache)
-        extractor.hash = INCEPTION_HASH
-        return extractor
+    published_hash = INCEPTION_HASH
 
     @classmethod
     def load_network(cls) -> nn.Module:

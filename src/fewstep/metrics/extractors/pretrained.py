@@ -29,6 +29,8 @@ class PretrainedExtractor(Extractor):
     """The resize used by published scores."""
     class_set: ClassVar[str | None] = None
     """Name of the data set whose classes the logits are for."""
+    published_hash: ClassVar[str | None] = None
+    """Hash of the one accepted weights file; by default the loaded weights are hashed."""
 
     def __init__(
         self, network: nn.Module, *, resize: Resize | None = None, hash: str | None = None
@@ -61,7 +63,7 @@ class PretrainedExtractor(Extractor):
         if images is not None and images.images.shape[1] not in (1, 3):
             channels = images.images.shape[1]
             raise InputError(f"{cls.name} takes images of 1 or 3 channels, not {channels}")
-        extractor = cls(cls.load_network(), resize=resize)
+        extractor = cls(cls.load_network(), resize=resize, hash=cls.published_hash)
         extractor.classifies = images is not None and images.name == cls.class_set
         return extractor
 
