@@ -20,7 +20,7 @@ class Options(ProtocolOptions):
     Scores in a run's folder that were measured by the same protocol are used again.
     """
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
     """Run folders, weights files, diffusers:FOLDER or diffusers:HUB_NAME."""
     steps: str = "1,2,4"
     """Sampling step counts, separated by commas; a run that does not support one uses the nearest

@@ -40,7 +40,7 @@ PAIR_SAMPLER = "multistep"
 RINGS = {"count": 16384, "steps": 8, "chunks": 8}
 """Settings of the store of rings, the circuit's recorded updates, for its one-step student."""
 NOTE = (
-    "These students trained for seconds. `fewstep demo --all` trains them longer, and also "
+    "These students trained for seconds. To train longer, run: fewstep demo --all. It also trains "
     f"{', '.join(OTHER_STUDENTS[:-1])} and {OTHER_STUDENTS[-1]}."
 )
 TEACHER = {

@@ -49,7 +49,7 @@ class ProtocolOptions:
 class Options(ProtocolOptions):
     """Score a run against real images, at one or more numbers of sampling steps."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
     steps: str = "1,2,4"
     """Sampling step counts, separated by commas."""

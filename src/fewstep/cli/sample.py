@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fewstep.cli import console
+from fewstep.formatting import quantity
 
 
 @dataclass(frozen=True)
@@ -76,5 +77,7 @@ def main(argv: Sequence[str]) -> int:
     ]
     columns = len(labels) or generator.spec.classes or None
     save_grid(torch.cat(images), options.out, columns=columns if options.count >= 10 else None)
-    console.out.print(f"{options.out}: {options.count} images, {steps} steps")
+    console.out.print(
+        f"{options.out}: {quantity(options.count, 'image')}, {quantity(steps, 'step')}"
+    )
     return 0
