@@ -147,12 +147,13 @@ def docstring_as_rst(app, what, name, item, options, lines):
     """
     result, verbatim, in_list = [], False, False
     for line in lines:
+        line = line.rstrip()
         indented = line.startswith("  ") and not in_list
         if indented and not verbatim:
             result += ["", "::", ""]
-        elif line.strip() and not indented and verbatim:
+        elif line and not indented and verbatim:
             result.append("")
-        if line.strip():
+        if line:
             verbatim = indented
             in_list = line.startswith("- ") or (in_list and line.startswith("  "))
         result.append(line if indented else escape(line))

@@ -256,8 +256,7 @@ class RunWriter:
         reset_peak_memory(self.device)
         self.evaluator = assembly.evaluator
         self.latest: dict[str, float] = {}
-        """Latest value of each number since the last log line: not all players train at each step.
-        """
+        """Latest value of each number since the last log line; not all players train each step."""
         if self.writes and step < recipe.fit.steps:
             note = {"allocator": "freed memory is kept"} if keeps_freed_memory() else {}
             run.log({"step": step, "hardware": hardware(self.device), **note})
