@@ -87,7 +87,7 @@ def test_foreign_safetensors_are_refused(tmp_path):
     with pytest.raises(InputError, match="was not written by fewstep"):
         runs.load(tmp_path / "theirs.safetensors")
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(InputError, match="damaged or not a safetensors"):
+    with pytest.raises(InputError, match="neither a safetensors file, nor one of PyTorch"):
         runs.load(tmp_path / "notes.txt")
 
 

@@ -304,14 +304,15 @@ def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             note = (file.metadata() or {}).get(KEY)
-            if note is None:
-                raise InputError(
-                    f"{path} is a safetensors file, but was not written by fewstep: it has no "
-                    "description of its network"
-                )
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(note)
+            if note is not None:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                return tensors, json.loads(note)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
+        if path.suffix == ".safetensors":
+            raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
+    from fewstep.pretrained.files import describe_file
+
+    raise InputError(describe_file(path))
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:

@@ -1,0 +1,198 @@
+"""Read weights files of any project without running code from them, and tell them apart.
+
+Formats: safetensors; archives and older files of `torch.save`, by `torch.load(weights_only=True)`;
+plain pickles of networks, by `pickles.read_pickle`.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fewstep.errors import InputError
+from fewstep.pretrained.pickles import NetworkObject, read_pickle, unsafe_name
+
+Format = Literal["safetensors file", "PyTorch archive", "PyTorch file", "pickle", "unknown file"]
+TORCH_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
+"""The number at the start of files that torch.save wrote before 1.6, as a pickle stores it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A project's file, recognised by some of its keys."""
+
+    project: str
+    keys: frozenset[str]
+    """Names of tensors, or of entries, all of which such a file has."""
+    source: str = ""
+    """The source that loads it, such as "lucidrains"; "" if none does."""
+    remedy: str = "fewstep does not read it"
+    """What to do if no source loads it."""
+
+
+LAYOUTS = (
+    Layout(
+        "lucidrains' denoising-diffusion-pytorch",
+        frozenset({"init_conv.weight", "time_mlp.1.weight", "final_res_block.mlp.1.weight"}),
+        "lucidrains",
+    ),
+    Layout("NVIDIA's EDM", frozenset({"ema: a network"}), "edm"),
+    Layout(
+        "a latent diffusion model",
+        frozenset({"first_stage_model.encoder.conv_in.weight"}),
+        remedy="fewstep has no latent diffusion models",
+    ),
+    Layout(
+        "OpenAI's guided-diffusion",
+        frozenset({"input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight"}),
+        "openai",
+    ),
+    Layout(
+        "diffusers",
+        frozenset({"conv_in.weight", "time_embedding.linear_1.weight", "conv_out.weight"}),
+        remedy="put it beside its config.json and load the folder as diffusers:FOLDER",
+    ),
+    Layout(
+        "the DDPM of ermongroup's ddim or pesser's pytorch_diffusion",
+        frozenset({"temb.dense.0.weight", "conv_in.weight", "mid.block_1.conv1.weight"}),
+        remedy="convert it to a folder of diffusers by the script in diffusers' repository",
+    ),
+    Layout(
+        "score_sde_pytorch",
+        frozenset({"all_modules.0.weight", "all_modules.1.weight"}),
+    ),
+)
+PREFIXES = ("model.", "ema_model.", "module.", "diffusion_model.", "online_model.", "_orig_mod.")
+"""Names of wrappers, at the start of the tensors' names."""
+
+
+def read_weights(path: Path) -> Any:
+    """The content of a weights file: a state dict, or nested dicts and lists around tensors.
+
+    Raises: InputError for a file that is missing, damaged, of another format, or that would run
+    code when it is loaded; the code is not run.
+    """
+    match file_format(path):
+        case "safetensors file":
+            try:
+                return load_file(path)
+            except (SafetensorError, OSError) as error:
+                raise InputError(f"{path} is a damaged safetensors file: {error}") from error
+        case "pickle":
+            return read_pickle(path)
+        case "unknown file":
+            raise InputError(f"{path} is {_unknown(path)}: give a weights file")
+        case kind:
+            return _read_torch(path, kind)
+
+
+def file_format(path: Path) -> Format:
+    """The format of a file, from its first bytes.  Raises: InputError if it is missing."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    if start.startswith(b"PK\x03\x04"):
+        return "PyTorch archive"
+    if start[:1] == b"\x80":
+        return "PyTorch file" if TORCH_MAGIC in start else "pickle"
+    return "safetensors file" if start[8:9] == b"{" else "unknown file"
+
+
+def describe_file(path: Path) -> str:
+    """One line on a file that is not fewstep's own: its format, its keys, and how to load it."""
+    kind = file_format(path)
+    if kind == "unknown file":
+        return f"{path} is {_unknown(path)}: give a run folder or a weights file"
+    try:
+        content = read_weights(path)
+    except InputError as error:
+        return str(error)
+    names, layout = entry_names(content), find_layout(content)
+    keys = ", ".join(names if len(names) < 6 else [*names[:4], f"{len(names) - 4} more"])
+    start = f"{path} was not written by fewstep: it is a {kind} with keys {keys or 'none'}"
+    if layout is None:
+        return f"{start}, and a layout that fewstep does not know"
+    remedy = f"load it as {layout.source}:{path}" if layout.source else layout.remedy
+    return f"{start}, and looks like {layout.project}: {remedy}"
+
+
+def find_layout(content: Any) -> Layout | None:
+    """The project that wrote a file with this content; None if it is unknown."""
+    names = set(entry_names(content))
+    if isinstance(content, Mapping):
+        entries = cast(Mapping[str, Any], content)
+        networks = [key for key, item in entries.items() if isinstance(item, NetworkObject)]
+        names |= {f"{key}: a network" for key in networks}
+        for state in (entries, *(v for v in entries.values() if isinstance(v, Mapping))):
+            names |= {_bare_name(str(name)) for name in cast(Mapping[str, Any], state)}
+    return next((layout for layout in LAYOUTS if layout.keys <= names), None)
+
+
+def entry_names(content: Any) -> list[str]:
+    """The keys at the top of a file's content."""
+    if isinstance(content, Mapping):
+        return [str(key) for key in cast(Mapping[str, Any], content)]
+    return []
+
+
+def state_dict(content: Any) -> dict[str, Tensor]:
+    """The tensors at the top of a file's content, or of a network in it, by name."""
+    if isinstance(content, NetworkObject):
+        return content.tensors()
+    if not isinstance(content, Mapping):
+        return {}
+    items = cast(Mapping[str, Any], content).items()
+    return {name: value for name, value in items if isinstance(value, Tensor)}
+
+
+def _bare_name(name: str) -> str:
+    """A tensor's name without those of wrappers at its start."""
+    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
+    return name if prefix is None else _bare_name(name.removeprefix(prefix))
+
+
+def _read_torch(path: Path, kind: str) -> Any:
+    try:
+        mmap = kind == "PyTorch archive"
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} is a {kind} that would run {unsafe_name(error)} when it is loaded; fewstep "
+            "refuses it and did not run it: save the state dict alone"
+        ) from None
+    # torch raises many kinds of errors for damaged archives
+    except Exception as error:
+        problem = "it is no archive of torch.save" if _other_archive(path) else str(error)
+        raise InputError(
+            f"{path} is damaged or is not a weights file: {problem.strip().partition(chr(10))[0]}"
+        ) from error
+
+
+def _other_archive(path: Path) -> bool:
+    """Whether this is an intact zip archive, but not one of torch."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return not any(name.endswith("data.pkl") for name in archive.namelist())
+
+
+def _unknown(path: Path) -> str:
+    """What a file is that is neither weights nor a pickle."""
+    with path.open("rb") as file:
+        start = file.read(256).lstrip().lower()
+    if not start:
+        return "an empty file"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS instead of the file itself"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "a web page instead of a file of weights"
+    return "neither a safetensors file, nor one of PyTorch, nor a pickle"
