@@ -71,13 +71,13 @@ class NetworkObject:
 
     def tensors(self) -> dict[str, Tensor]:
         """All parameters and buffers by their dotted names, as in a state dict."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for group in ("_parameters", "_buffers"):
             values = cast(Mapping[str, Any], self.attributes.get(group) or {})
-            found |= {k: v for k, v in values.items() if isinstance(v, Tensor)}
+            tensors |= {k: v for k, v in values.items() if isinstance(v, Tensor)}
         for name, child in self.children().items():
-            found |= {f"{name}.{key}": value for key, value in child.tensors().items()}
-        return found
+            tensors |= {f"{name}.{key}": value for key, value in child.tensors().items()}
+        return tensors
 
     def children(self) -> dict[str, "NetworkObject"]:
         """The modules that this one contains, by name."""
