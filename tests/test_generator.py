@@ -6,10 +6,10 @@ import torch
 from analytic import exact
 from fewstep.condition import Condition
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec, from_description
+from fewstep.generator import Generator, SampleSpec, convert_step, from_description
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
-from fewstep.sampling import Heun, Renoise, sample
+from fewstep.sampling import Ancestral, Corrector, Heun, Multistep, Renoise, Transfer, sample
 from fewstep.times import FixedGrid, KarrasGrid, UniformGrid
 
 
@@ -87,3 +87,46 @@ def test_a_span_is_described_where_it_is_not_the_natural_one():
     description["span"] = [0.9, 0.1]
     with pytest.raises(InputError, match="low < high"):
         from_description(description)
+
+
+def test_a_converted_step_keeps_the_settings_that_it_has_too():
+    clipped = Ancestral(clip=1.0)
+    assert convert_step(clipped, "transfer") == Transfer(clip=1.0)
+    assert convert_step(clipped, "ancestral") == clipped
+    assert convert_step(clipped, "heun") == Heun(clip=1.0)
+    assert convert_step(clipped, "multistep") == Multistep(clip=1.0)
+    assert convert_step(Corrector(clip=0.5), "renoise") == Renoise(clip=0.5)
+    with pytest.raises(InputError, match="unknown sampler 'heum'; did you mean heun"):
+        convert_step(clipped, "heum")
+
+
+@pytest.mark.parametrize(
+    ("step", "name", "message"),
+    [
+        (
+            Ancestral(eta=0.5, variance="large"),
+            "heun",
+            "the sampler heun ignores variance = 'large', eta = 0.5 of ancestral, which it "
+            "replaces",
+        ),
+        (
+            Renoise(share=0.5),
+            "transfer",
+            "the sampler transfer ignores share = 0.5 of renoise, which it replaces",
+        ),
+        (
+            Corrector(snr=0.1),
+            "ancestral",
+            "the sampler ancestral ignores snr = 0.1 of corrector, which it replaces",
+        ),
+        (
+            Heun(clip=1.0),
+            "ring",
+            "the sampler ring ignores clip = 1.0 of heun, which it replaces",
+        ),
+    ],
+)
+def test_a_converted_step_warns_of_settings_that_it_lacks(step, name, message):
+    with pytest.warns(UserWarning) as warned:
+        convert_step(step, name)
+    assert [str(warning.message) for warning in warned] == [message]

@@ -19,7 +19,6 @@ from fewstep.sampling import (
     RowNoise,
     Step,
     Transfer,
-    convert_step,
     noise_from_seeds,
     path,
     sample,
@@ -181,6 +180,79 @@ def test_a_clip_bounds_the_image_as_in_ddpm_and_ddim(i):
     for kind in (Ancestral, Transfer, Renoise):
         assert torch.equal(kind(clip=0.2)(context, x, i / 999, None)[0], x0)
         assert not torch.equal(kind(clip=0.2)(context, x, *times)[0], kind()(context, x, *times)[0])
+
+
+def test_a_clip_bounds_the_images_behind_heuns_slopes():
+    """EDM's algorithm 1 with a denoiser D clamped to ±0.3: d = (x − D)/sigma, sigma = 80·t."""
+    from fewstep.sampling import StepContext
+
+    model, x = exact(VE(), EDM()), torch.linspace(-30, 30, 20, dtype=torch.float64).view(10, 2)
+
+    def slope(x, t):
+        image = model(x, t).x0
+        assert (image.abs() > 0.3).any() and (image.abs() < 0.3).any()
+        return 80 * (x - image.clamp(-0.3, 0.3)) / (80 * t)
+
+    ahead = x - 0.2 * slope(x, 0.5)
+    expected = x - 0.2 * (slope(x, 0.5) + slope(ahead, 0.3)) / 2
+    context = StepContext(model, None, RowNoise(()))
+    torch.testing.assert_close(Heun(clip=0.3)(context, x, 0.5, 0.3)[0], expected)
+    last, _ = Heun(clip=0.3)(context, x, 0.5, None)
+    assert torch.equal(last, model(x, 0.5).x0.clamp(-0.3, 0.3))
+
+
+def test_a_clip_bounds_the_images_that_multistep_combines():
+    """Lu et al. 2022, algorithm 2, with images clamped to ±0.3, lambda = ln(alpha/sigma)."""
+    from fewstep.sampling import StepContext
+
+    model = exact(VP(), Eps(VP()))
+    x = torch.linspace(-1.5, 1.5, 20, dtype=torch.float64).view(10, 2)
+    times, context = (0.9, 0.6, 0.4), StepContext(model, None, RowNoise(()))
+    (alpha0, sigma0), (alpha1, sigma1), (alpha2, sigma2) = (VP().at(t, like=x) for t in times)
+    log_snr = [torch.log(a / s) for a, s in ((alpha0, sigma0), (alpha1, sigma1), (alpha2, sigma2))]
+    h, last_h = log_snr[2] - log_snr[1], log_snr[1] - log_snr[0]
+    image0 = model(x, 0.9).x0.clamp(-0.3, 0.3)
+    x1 = sigma1 / sigma0 * x - alpha1 * torch.expm1(-last_h) * image0
+    image1 = model(x1, 0.6).x0
+    assert (image1.abs() > 0.3).any() and (image1.abs() < 0.3).any()
+    image1 = image1.clamp(-0.3, 0.3)
+    r = last_h / h
+    combined = (1 + 1 / (2 * r)) * image1 - 1 / (2 * r) * image0
+    x2 = sigma2 / sigma1 * x1 - alpha2 * torch.expm1(-h) * combined
+    ours, context.memory = Multistep(clip=0.3)(context, x, 0.9, 0.6)
+    torch.testing.assert_close(ours, x1)
+    ours, context.memory = Multistep(clip=0.3)(context, ours, 0.6, 0.4)
+    torch.testing.assert_close(ours, x2)
+    last, _ = Multistep(clip=0.3)(context, ours, 0.4, None)
+    assert torch.equal(last, model(ours, 0.4).x0.clamp(-0.3, 0.3))
+
+
+def test_a_clip_bounds_the_correctors_image():
+    from fewstep.sampling import StepContext
+
+    model, x = (
+        exact(VP(), Eps(VP())),
+        torch.linspace(-1.5, 1.5, 20, dtype=torch.float64).view(10, 2),
+    )
+    z = torch.randn(10, 2, dtype=torch.float64)
+    context = StepContext(model, None, Fixed(z))
+    assert torch.equal(
+        Corrector(clip=0.3)(context, x, 0.5, None)[0], model(x, 0.5).x0.clamp(-0.3, 0.3)
+    )
+    x_s, _ = Transfer(clip=0.3)(context, x, 0.5, 0.4)
+    eps, sigma = model(x_s, 0.4).eps, VP().at(0.4, like=x)[1]
+    length = 2 * (0.16 * z.norm(dim=1, keepdim=True) / eps.norm(dim=1, keepdim=True)) ** 2
+    expected = x_s - length * sigma * eps + (2 * length).sqrt() * sigma * z
+    torch.testing.assert_close(Corrector(clip=0.3)(context, x, 0.5, 0.4)[0], expected)
+
+
+@pytest.mark.parametrize("step", [Heun, Multistep])
+@clocks
+def test_a_wide_clip_changes_nothing(step, process):
+    model, noise = exact(process, Velocity()), noise_from_seeds(range(4), (2,)).double()
+    times = UniformGrid()(8, model)
+    images = [sample(model, noise, times, step=step(clip=clip)) for clip in (None, 50.0)]
+    torch.testing.assert_close(*images)
 
 
 def test_renoise_is_consistency_sampling():
@@ -379,15 +451,6 @@ def test_a_step_is_a_table_of_its_settings():
     assert from_table(Step, to_table(half), "step") == half
     with pytest.raises(InputError, match="unknown sampler 'heum'; did you mean heun"):
         from_table(Step, {"name": "heum"}, "step")
-
-
-def test_a_converted_step_keeps_the_settings_that_it_has_too():
-    clipped = Ancestral(clip=1.0, eta=0.5)
-    assert convert_step(clipped, "transfer") == Transfer(clip=1.0)
-    assert convert_step(clipped, "ancestral") == clipped
-    assert convert_step(clipped, "heun") == Heun()
-    with pytest.raises(InputError, match="unknown sampler 'heum'; did you mean heun"):
-        convert_step(clipped, "heum")
 
 
 @pytest.mark.parametrize("name", [n for n in plugins.names("sampler") if n != "ring"])

@@ -2,8 +2,8 @@
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -158,6 +158,28 @@ class Generator(nn.Module):
             description["span"] = list(self.denoiser.span)
         packages = dict(plugins.package_version(name) for name in tables.addresses(description))
         return {**description, "packages": packages} if packages else description
+
+
+def convert_step(step: Step, name: str) -> Step:
+    """The sampler `name` with the settings that it shares with `step`, such as `clip`.
+
+    Warns of a setting that `name` does not have, unless it has its default value.
+
+    Raises: InputError for an unknown name.
+    """
+    kind, old = plugins.resolve("sampler", name), fields(cast(Any, step))
+    names = {f.name for f in fields(kind)}
+    surplus = [
+        f"{f.name} = {getattr(step, f.name)!r}"
+        for f in old
+        if f.name not in names and getattr(step, f.name) != f.default
+    ]
+    if surplus:
+        source = plugins.name_of("sampler", type(step))
+        settings = ", ".join(surplus)
+        message = f"the sampler {name} ignores {settings} of {source}, which it replaces"
+        warnings.warn(message, stacklevel=2)
+    return kind(**{f.name: getattr(step, f.name) for f in old if f.name in names})
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,13 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep import plugins
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser, Prediction, check_times
 from fewstep.errors import InputError
@@ -188,12 +187,9 @@ class Ancestral(Step):
         self, context: StepContext, x_t: Tensor, t: float, s: float | None
     ) -> tuple[Tensor, Any]:
         prediction = context.predict(x_t, t)
-        x0 = _clamp(prediction.x0, self.clip)
         if s is None:
-            return x0, None
-        alpha_t, sigma_t = prediction.alpha, prediction.sigma
-        # q depends on x_t and x0 alone: its noise is the one that makes x_t of the clamped x0
-        eps = prediction.eps if self.clip is None else (x_t - alpha_t * x0) / sigma_t
+            return _clamp(prediction.x0, self.clip), None
+        x0, eps = _image_and_noise(prediction, self.clip)
         alpha_s, sigma_s = context.at(s, like=x_t)
         log_t, log_s = (context.coefficients(time, x_t).log_ratio for time in (t, s))
         # 1 − (alpha_t·sigma_s/(alpha_s·sigma_t))², without cancellation
@@ -202,7 +198,7 @@ class Ancestral(Step):
         mean = alpha_s * x0 + sigma_s * math.sqrt(1 - share) * eps
         spread = sigma_s * math.sqrt(share)
         if self.variance == "large":
-            spread = sigma_t * math.sqrt(fresh)
+            spread = prediction.sigma * math.sqrt(fresh)
         return mean + spread * context.noise.like(x_t), None
 
 
@@ -216,16 +212,18 @@ class Heun(Step):
     deterministic: ClassVar[bool] = True
     order: ClassVar[int] = 2
     evaluations: ClassVar[int] = 2
+    clip: float | None = None
+    """Clamp the predicted image to ±clip; slopes are those of the noise that then makes x_t."""
 
     def __call__(
         self, context: StepContext, x_t: Tensor, t: float, s: float | None
     ) -> tuple[Tensor, Any]:
         prediction = context.predict(x_t, t)
         if s is None:
-            return prediction.x0, None
-        slope = prediction.velocity
+            return _clamp(prediction.x0, self.clip), None
+        slope = _velocity(prediction, self.clip)
         ahead = context.predict(x_t + (s - t) * slope, s)
-        return x_t + 0.5 * (s - t) * (slope + ahead.velocity), None
+        return x_t + 0.5 * (s - t) * (slope + _velocity(ahead, self.clip)), None
 
 
 @dataclass(frozen=True)
@@ -234,14 +232,16 @@ class Multistep(Step):
 
     deterministic: ClassVar[bool] = True
     order: ClassVar[int] = 2
+    clip: float | None = None
+    """Clamp each predicted image to ±clip before the last two are combined."""
 
     def __call__(
         self, context: StepContext, x_t: Tensor, t: float, s: float | None
     ) -> tuple[Tensor, Any]:
         prediction = context.predict(x_t, t)
+        first = x0 = _clamp(prediction.x0, self.clip)
         if s is None:
-            return prediction.x0, None
-        first = x0 = prediction.x0
+            return x0, None
         gain = prediction.coefficients.log_ratio - context.coefficients(s, x_t).log_ratio
         if context.memory is not None:
             last_gain, last_x0 = context.memory
@@ -262,11 +262,13 @@ class Corrector(Step):
     evaluations: ClassVar[int] = 2
     snr: float = 0.16
     """Ratio of the Langevin step's gradient to its noise."""
+    clip: float | None = None
+    """Clamp the image that the transfer step predicts to ±clip."""
 
     def __call__(
         self, context: StepContext, x_t: Tensor, t: float, s: float | None
     ) -> tuple[Tensor, Any]:
-        x_s, _ = Transfer()(context, x_t, t, s)
+        x_s, _ = Transfer(clip=self.clip)(context, x_t, t, s)
         if s is None:
             return x_s, None
         prediction = context.predict(x_s, s)
@@ -280,19 +282,24 @@ def _clamp(x0: Tensor, clip: float | None) -> Tensor:
     return x0 if clip is None else x0.clamp(-clip, clip)
 
 
+def _image_and_noise(prediction: Prediction, clip: float | None) -> tuple[Tensor, Tensor]:
+    """The predicted x0, and eps; with `clip`, the clamped x0, and the noise that then makes x_t."""
+    if clip is None:
+        return prediction.x0, prediction.eps
+    x0 = _clamp(prediction.x0, clip)
+    return x0, (prediction.x_t - prediction.alpha * x0) / prediction.sigma
+
+
+def _velocity(prediction: Prediction, clip: float | None) -> Tensor:
+    """The velocity of `_image_and_noise`."""
+    if clip is None:
+        return prediction.velocity
+    output = prediction.target(*_image_and_noise(prediction, clip))
+    return replace(prediction, output=output).velocity
+
+
 def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
-
-
-def convert_step(step: Step, name: str) -> Step:
-    """The sampler `name` with the settings that it shares with `step`, such as `clip`.
-
-    Raises: InputError for an unknown name.
-    """
-    kind = plugins.resolve("sampler", name)
-    settings = {f.name for f in fields(cast(Any, step))}
-    shared = {f.name: getattr(step, f.name) for f in fields(kind) if f.name in settings}
-    return kind(**shared)
 
 
 def path(

@@ -9,7 +9,7 @@ import fewstep
 from fewstep import recipe, runs
 from fewstep.cli import main
 from fewstep.errors import InputError
-from fewstep.sampling import Ancestral, Heun, Transfer
+from fewstep.sampling import Ancestral, Heun, Multistep, Transfer
 
 QUICK = ["--extractor", "pixels", "--samples", "90", "--steps", "2"]
 
@@ -87,10 +87,10 @@ def test_another_sampler_clips_as_the_checkpoint_asks(address, tmp_path, monkeyp
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(fewstep.Generator, "forward", forward)
-    for name in ("ancestral", "transfer", "heun"):
+    for name in ("ancestral", "transfer", "heun", "multistep"):
         out = str(tmp_path / "x.png")
         assert main(["sample", address, "-o", out, "-n", "1", "--sampler", name]) == 0
-    assert seen == [Ancestral(clip=1.0), Transfer(clip=1.0), Heun()]
+    assert seen == [Ancestral(clip=1.0), Transfer(clip=1.0), Heun(clip=1.0), Multistep(clip=1.0)]
 
 
 def test_pairs_are_recorded_as_it_samples(address, pairs, capsys):

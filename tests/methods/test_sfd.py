@@ -19,7 +19,7 @@ from fewstep.methods.base import Task
 from fewstep.methods.sfd import Sfd, SfdConfig
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
-from fewstep.sampling import Heun, Multistep, Transfer, noise_from_seeds, sample
+from fewstep.sampling import Ancestral, Heun, Multistep, Transfer, noise_from_seeds, sample
 from fewstep.times import KarrasGrid, UniformGrid
 from fewstep.trainer import FitConfig, Training
 
@@ -134,6 +134,15 @@ def test_no_gradient_goes_to_the_state_or_the_teacher():
     first.value.backward()
     assert gain[100, 50] != 0
     assert all(p.grad is None for p in learnt.parameters())
+
+
+def test_the_teachers_clip_holds_for_the_solver_and_what_does_not_is_told():
+    taught = TEACHER.with_sampler(step=Ancestral(eta=0.5, clip=0.1))
+    with pytest.warns(UserWarning, match=r"the sampler heun ignores eta = 0\.5 of ancestral"):
+        method = sfd(teacher=taught, counts=(1,), solver="heun")
+    (one,) = batches().step(0)
+    losses(method, one)
+    assert float(one.carry["points"][:, -1].abs().max()) == pytest.approx(0.1)
 
 
 def test_classes_stay_with_their_rows():

@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     from fewstep import comparison
     from fewstep.distributed import device
     from fewstep.evaluation import Evaluator
-    from fewstep.sampling import convert_step
+    from fewstep.generator import convert_step
 
     counts, protocol = console.numbers("--steps", options.steps, int), options.evaluation_protocol()
     run = comparison.load_run(options.run, weights=options.weights)

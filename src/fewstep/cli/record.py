@@ -117,8 +117,8 @@ def run(
     """Record until the end and report progress to `update`, which may raise Stopped to stop it."""
     from fewstep import runs
     from fewstep.distributed import device
+    from fewstep.generator import convert_step
     from fewstep.recording import record
-    from fewstep.sampling import convert_step
 
     generator = runs.load(address)
     teacher = runs.weights_hash(generator)

@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
     from fewstep import runs
     from fewstep.distributed import device
     from fewstep.drawing import generate
+    from fewstep.generator import convert_step
     from fewstep.images import save_grid
-    from fewstep.sampling import convert_step
     from fewstep.times import FixedGrid
 
     labels = console.numbers("--label", options.label, int) if options.label else ()

@@ -22,11 +22,11 @@ from torch import Tensor
 from fewstep.condition import Condition
 from fewstep.denoiser import SPAN_TOLERANCE
 from fewstep.errors import InputError
-from fewstep.generator import Generator
+from fewstep.generator import Generator, convert_step
 from fewstep.losses import AbsoluteError, Distance, PointDistance
 from fewstep.methods.base import Loss, Method, Task, Turn, check_spans, require_teacher
 from fewstep.methods.batch import Batch
-from fewstep.sampling import RowNoise, StepContext, Transfer, convert_step, path
+from fewstep.sampling import RowNoise, StepContext, Transfer, path
 from fewstep.times import FixedGrid, Grid, UniformGrid
 
 
@@ -68,7 +68,9 @@ class Sfd(Method[SfdConfig]):
                 'work: set method.solver = "transfer"'
             )
         super().__init__(config, replace(task, student=task.student.as_flow_map()))
-        check_spans(self.student, require_teacher(task).denoiser.under(self.student.process))
+        teacher = require_teacher(task)
+        check_spans(self.student, teacher.denoiser.under(self.student.process))
+        self.solver = convert_step(teacher.step, config.solver)
         self.times = {
             count: self.teacher_times(count)[:: config.between + 1].tolist()
             for count in config.counts
@@ -114,8 +116,7 @@ class Sfd(Method[SfdConfig]):
         assert self.teacher
         noise, cond = batch.noise(), batch.cond()
         teacher = self.teacher.denoiser.under(self.student.process)
-        step = convert_step(self.teacher.step, self.config.solver)
-        states = list(path(teacher, noise, self.teacher_times(count), step=step, cond=cond))
+        states = list(path(teacher, noise, self.teacher_times(count), step=self.solver, cond=cond))
         batch.carry["state"], *points = states[:: self.config.between + 1]
         batch.carry["points"] = torch.stack(points, dim=1)
         if cond is not None:

@@ -16,14 +16,14 @@ from fewstep.drawing import generate
 from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
 from fewstep.formatting import quantity
-from fewstep.generator import SampleSpec
+from fewstep.generator import SampleSpec, convert_step
 from fewstep.images import to_uint8
 from fewstep.metrics.accumulator import COPY_ROWS
 from fewstep.plugins import name_of
 from fewstep.report.exhibits import StyledExhibit
 from fewstep.report.ranking import best, fastest, rank
 from fewstep.report.rendering import render
-from fewstep.sampling import convert_step, noise_from_seeds
+from fewstep.sampling import noise_from_seeds
 from fewstep.scores import Score
 
 SEED = 0
