@@ -14,7 +14,7 @@ ROOT = Path(fewstep.__file__).parent
 # each layer may import those before it; names in one layer do not import each other
 LAYERS = [
     ["errors", "allocator", "formatting"],
-    ["files", "images", "plugins"],
+    ["files", "images", "paths", "plugins"],
     ["schema", "tables"],
     ["download"],
     ["condition"],
@@ -46,8 +46,8 @@ LAYERS = [
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 TENSORS_ONLY = {
     "backbones": {"errors", "condition", "plugins"},
-    "data": {"errors", "files", "download", "plugins"},
-    "store": {"errors", "files", "images"},
+    "data": {"errors", "files", "download", "paths", "plugins"},
+    "store": {"errors", "files", "images", "paths"},
     "metrics": {"errors", "formatting", "files", "images", "download", "plugins"},
 }
 

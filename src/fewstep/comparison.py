@@ -91,8 +91,8 @@ def compare(
     """Score each run at each step count of `steps`, or at the nearest that the run supports.
 
     Scores in a run's folder that were measured by the same protocol are used again. `data_name`
-    names the reference set; by default it is the set that each run was trained on. `baseline` names
-    one of the runs; see `find_baseline` for the default.
+    names the reference set, as `NAME` or `NAME:PATH`; by default it is the set that each run was
+    trained on. `baseline` names one of the runs; see `find_baseline` for the default.
 
     Raises: InputError if a run is missing or is listed twice, or if the runs generate images of
     different shapes or classes.
@@ -181,15 +181,19 @@ def find_baseline(loaded: Sequence[LoadedRun], name: str | None = None) -> Loade
 def reference_images(run: LoadedRun, name: str | None = None) -> ImageSet:
     """The real images to measure `run` against.
 
-    They are the data set `name`, resized to the size of the run's images; without a `name`, the set
-    that the run was trained on. Raises InputError if `name` is None and the run has no recipe.
+    They are the data set `name`, or `name:path`, with the size and channels of the run's images;
+    without a `name`, the set that the run was trained on. Raises InputError if `name` is None and
+    the run has no recipe.
     """
     if name:
         shape = run.generator.spec.shape
-        return data.load(name, size=shape[-1] if len(shape) == 3 else None)
+        set_name, path = data.split_path(name)
+        images = data.load(set_name, size=shape[-1] if len(shape) == 3 else None, path=path)
+        return images.with_channels(shape[0]) if len(shape) == 3 else images
     if run.recipe is None:
         raise InputError(
             f"{run.address} contains no recipe, so its training data are unknown; give --data NAME"
+            ", or --data folder:PATH for a folder of images"
         )
     return read_data(run.recipe)
 

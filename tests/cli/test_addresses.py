@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fewstep
-from fewstep import recipe, runs
+from fewstep import data, recipe, runs
 from fewstep.cli import main
 from fewstep.errors import InputError
 from fewstep.sampling import Ancestral, Heun, Multistep, Transfer
@@ -119,13 +121,12 @@ def test_it_is_measured_against_the_set_that_is_named(address, capsys):
     assert again["sampler"] == "ancestral" and again["frechet"] != score["frechet"]
     line = fails(capsys, "evaluate", address, *QUICK)
     assert (
-        f"{address} contains no recipe, so its training data are unknown; give --data NAME" in line
-    )
+        f"{address} contains no recipe, so its training data are unknown; give --data NAME, or "
+        "--data folder:PATH for a folder of images"
+    ) in line
 
 
 def test_the_named_set_is_brought_to_its_size(address, monkeypatch, capsys):
-    from fewstep import data
-
     digits, asked = data.load("digits"), []
 
     def load(name, **told):
@@ -134,7 +135,29 @@ def test_the_named_set_is_brought_to_its_size(address, monkeypatch, capsys):
 
     monkeypatch.setattr(data, "load", load)
     scores(capsys, "evaluate", address, "--data", "fashion-mnist")
-    assert asked == [("fashion-mnist", {"size": 8})]
+    assert asked == [("fashion-mnist", {"size": 8, "path": None})]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A flat folder of photographs of several sizes, in colour."""
+    folder = tmp_path_factory.mktemp("photos")
+    draws = np.random.default_rng(0)
+    for i in range(40):
+        pixels = draws.integers(0, 256, (9 + i % 3, 10, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def test_it_is_measured_against_a_folder_of_images(address, student, photos, tmp_path, capsys):
+    told = ["--data", f"folder:{photos}"]
+    (score,) = scores(capsys, "evaluate", address, *told)
+    real = data.load("folder", size=8, path=photos).with_channels(1)
+    assert score["reference"] == f"{photos.name} (40, {real.fingerprint[:12]})"
+    out = tmp_path / "report.html"
+    both = scores(capsys, "compare", address, student, *told, "--out", out)
+    assert {row["reference"] for rows in both.values() for row in rows} == {score["reference"]}
+    assert both["their-ddpm"][0]["frechet"] == score["frechet"]
 
 
 def test_it_is_compared_with_its_student_as_the_student_is_measured(

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fewstep.cli import VERBS, main
+from fewstep.data import load
 
 TINY = [
     "student.backbone.channels=[8]",
@@ -133,7 +134,7 @@ def test_record_tells_and_verifies(pairs, tmp_path, capsys):
     capsys.readouterr()
     assert main(["record", "--info", str(pairs)]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["records"] == 40 and told["provenance"]["sampler"] == {"name": "heun"}
+    assert told["records"] == 40 and told["provenance"]["sampler"] == {"name": "heun", "clip": None}
     assert main(["record", "--verify", str(pairs)]) == 0
     broken = tmp_path / "broken"
     shutil.copytree(pairs, broken)
@@ -227,6 +228,45 @@ def test_doctor_tells_of_this_machine(home, capsys):
     told = capsys.readouterr().out
     assert torch.__version__ in told and str(home) in told and "mnist" in told
     assert "lpips-squeeze" in told and f"{home}/weights" in told
+
+
+def test_doctor_counts_the_files_of_a_set(home, capsys):
+    from fewstep.data.cifar10 import FILES
+
+    folder = home / "data" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    for file in FILES["train"]:
+        (folder / file).touch()
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("cifar10")] == [
+        "cifar10           1 of 6 files (test_batch.bin) missing; downloaded to "
+        f"{home}/data at its first use"
+    ]
+    assert any(line.startswith("celeba ") and f"{home}/data/celeba" in line for line in lines)
+
+
+def test_doctor_describes_a_set(tmp_path, capsys):
+    for name in ("b/0", "b/1", "a/0"):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 5), (0, 0, 9 * int(name[-1]))).save(path)
+    assert main(["doctor", f"folder:{tmp_path}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    fingerprint = load("folder", path=tmp_path).fingerprint
+    assert [line.split(maxsplit=1) for line in lines] == [
+        ["set", f"{tmp_path.name}, train, of {tmp_path}"],
+        ["images", "3"],
+        ["shape", "3 x 5 x 4 (channels, height, width)"],
+        ["classes", "2: a (1) and b (2)"],
+        ["column", "file_name"],
+        ["fingerprint", fingerprint],
+        ["problem", "1 image too many: exact copies of others"],
+    ]
+    assert main(["doctor", "digits", "--size", "4"]) == 0
+    assert "1 x 4 x 4" in capsys.readouterr().out
+    assert main(["doctor", f"folder:{tmp_path}", "--split", "test"]) == 2
+    assert capsys.readouterr().err == "fewstep: folder has no split 'test'; choose train\n"
 
 
 def run_cli(*argv, **settings):

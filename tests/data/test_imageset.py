@@ -98,3 +98,20 @@ def test_resized_keeps_everything_else():
     assert (small.name, small.class_names, small.columns) == ("a", ("x", "y"), images.columns)
     assert torch.equal(small.labels, images.labels)
     assert small.fingerprint != images.fingerprint
+
+
+def test_grey_and_colour_are_converted_as_pillow_does():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 6, 3), dtype=np.uint8)
+    colour = ImageSet("c", torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())
+    grey = colour.with_channels(1)
+    expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in pixels])
+    assert torch.equal(grey.images[:, 0], torch.from_numpy(expected))
+    again = grey.with_channels(3)
+    assert again.shape == (3, 5, 6) and torch.equal(again.with_channels(1).images, grey.images)
+    assert again.with_channels(3) is again
+    with pytest.raises(InputError) as refusal:
+        colour.with_channels(4)
+    assert str(refusal.value) == (
+        "the images of c have shape (3, 5, 6), and 4 channels are needed; only grey and RGB images "
+        "are converted into each other"
+    )

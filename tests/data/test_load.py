@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fewstep import plugins
-from fewstep.data import ImageSet, load
+from fewstep.data import ImageSet, load, split_path
 from fewstep.download import home
 from fewstep.errors import InputError
 
@@ -46,7 +46,11 @@ def test_a_name_like_no_other_gets_no_guess():
         ({"name": "celeba", "split": "validation"}, "choose train or valid or test"),
         ({"name": "celeba"}, "celeba needs data.size"),
         ({"name": "celeba", "size": 8, "path": "/no/such/place"}, "/no/such/place/img_align"),
-        ({"name": "folder"}, "needs a path"),
+        (
+            {"name": "folder"},
+            "folder needs a path: write folder:PATH on the command line, or set data.path in a "
+            "recipe, to the folder of the images",
+        ),
         ({"name": "folder", "path": "/no/such/place"}, "/no/such/place"),
     ],
 )
@@ -79,3 +83,40 @@ def test_a_strangers_reader_is_named_by_its_address():
 
 def test_a_size_resizes():
     assert load("digits", size=12).shape == (1, 12, 12)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("digits", ("digits", None)),
+        ("folder:photos", ("folder", "photos")),
+        ("folder:/a b/c:d", ("folder", "/a b/c:d")),
+        ("folder:C:/photos", ("folder", "C:/photos")),
+        ("celeba:~/celeba", ("celeba", "~/celeba")),
+        ("my_sets:read", ("my_sets:read", None)),
+        ("my_package.sets:Flowers.read", ("my_package.sets:Flowers.read", None)),
+        ("my_sets:read:/data/x:y", ("my_sets:read", "/data/x:y")),
+    ],
+)
+def test_a_name_and_its_path_are_told_apart_from_an_address(address, expected):
+    name, path = split_path(address)
+    assert (name, path and path.as_posix()) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("folder:", "folder: has no path after the colon; write folder:PATH"),
+        ("foldr:photos", "unknown data set 'foldr'; did you mean folder? (choose one of digits, "),
+        ("CIFAR-10", "unknown data set 'CIFAR-10'; did you mean cifar10? (choose one of digits, "),
+        ("./photos", "folder:PATH is a folder of images, and my_package.my_module:my_function a "),
+        ("my_sets:/photos", "unknown data set 'my_sets' (choose one of"),
+        ("my_sets:read:", "unknown data set 'my_sets' (choose one of"),
+        ("{tmp}", "{tmp} is a folder; write folder:{tmp}"),
+    ],
+)
+def test_a_set_that_is_not_named_as_it_must_be_is_one_line(address, message, tmp_path):
+    with pytest.raises(InputError) as refusal:
+        split_path(address.format(tmp=tmp_path))
+    assert message.format(tmp=tmp_path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)

@@ -20,16 +20,23 @@ class Options(ProtocolOptions):
     Scores in a run's folder that were measured by the same protocol are used again.
     """
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
-    """Run folders, weights files, diffusers:FOLDER or diffusers:HUB_NAME."""
+    runs: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        console.run_option("Run folders or weights files", metavar="RUN ..."),
+    ]
     steps: str = "1,2,4"
     """Sampling step counts, separated by commas; a run that does not support one uses the nearest
     count that it supports."""
     weights: Literal["ema", "best"] = "ema"
     """Averaged weights: those of the last step, or those of the best evaluation during training."""
-    data: str | None = None
-    """Name of the reference set, resized to the runs' size; by default the set that each run was
-    trained on. Checkpoints of other projects contain no name, and use the set of the other runs."""
+    data: Annotated[
+        str | None,
+        console.data_option(
+            "Real images to compare with, resized to the runs' size, by default the training set "
+            "of each run; checkpoints of other projects use that of the other runs"
+        ),
+    ] = None
     baseline: str | None = None
     """The run that the others are compared with; by default their common teacher."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("compare.html")

@@ -72,6 +72,26 @@ def names_option(noun: str, text: str) -> Any:
     return tyro.conf.arg(help=f"{text}: {names}, or an address package.module:NAME.")
 
 
+def run_option(text: str = "", *, metavar: str = "RUN") -> Any:
+    """Settings of an argument that takes runs; its help lists the registered sources."""
+    sources = ", ".join(f"{source}:PATH" for source in plugins.names("source"))
+    return tyro.conf.arg(
+        metavar=metavar,
+        help=f"{text or 'A run folder or weights file'}, or a checkpoint of another project: "
+        f"{sources}. PATH is a folder or file, or OWNER/NAME on the Hugging Face hub.",
+    )
+
+
+def data_option(text: str, *, metavar: str = "DATA") -> Any:
+    """Settings of an option that takes a data set; its help lists the registered names."""
+    names = ", ".join(name for name in plugins.names("data") if name != "folder")
+    return tyro.conf.arg(
+        metavar=metavar,
+        help=f"{text}: {names}, folder:PATH for a folder of images, or an address "
+        "package.module:NAME. NAME:PATH also names the folder of celeba.",
+    )
+
+
 def _variadic_field(kind: type[Any]) -> str | None:
     """The field that takes any number of positional arguments."""
     for name, hint in get_type_hints(kind, include_extras=True).items():

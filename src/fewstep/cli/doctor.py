@@ -1,4 +1,7 @@
-"""`fewstep doctor`: list the device, data sets, weights and extras, and how to get missing ones."""
+"""`fewstep doctor`: list the device, data sets, weights and extras, and how to get missing ones.
+
+`fewstep doctor DATA` describes one data set.
+"""
 
 import os
 import platform
@@ -7,9 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from fewstep import __version__
 from fewstep.cli import console
+from fewstep.formatting import listing, quantity
+
+if TYPE_CHECKING:
+    from fewstep.data import ImageSet
 
 EXTRAS = {
     "studio": ("streamlit",),
@@ -18,30 +28,85 @@ EXTRAS = {
     "hub": ("huggingface_hub", "transformers"),
     "s3": ("s3fs",),
 }
-FILES = {
-    "mnist": "data/mnist/train-images-idx3-ubyte.gz",
-    "fashion-mnist": "data/fashion-mnist/train-images-idx3-ubyte.gz",
-    "cifar10": "data/cifar-10-batches-bin/data_batch_1.bin",
-}
 
 
 @dataclass(frozen=True)
 class Options:
-    """List the device, threads, data sets, extractor weights and extras of this machine."""
+    """List the device, threads, data sets, extractor weights and extras of this machine; or read
+    one data set, and print what it contains and what is wrong with it."""
+
+    data: Annotated[
+        str | None, tyro.conf.Positional, console.data_option("A data set to read and describe")
+    ] = None
+    split: str = "train"
+    """The part of DATA to read: train or test; celeba also has valid."""
+    size: int | None = None
+    """Side length in pixels to which the images of DATA are resized; by default that of the set."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `fewstep doctor`. Returns the exit code."""
-    console.options(Options, "doctor", argv)
-    for name, status in report():
+    options = console.options(Options, "doctor", argv)
+    lines = (
+        report() if options.data is None else describe(options.data, options.split, options.size)
+    )
+    for name, status in lines:
         print(f"{name:<17} {status}")
     return 0
+
+
+def describe(address: str, split: str, size: int | None) -> Iterator[tuple[str, str]]:
+    """Lines about a data set, as (name, text).  Raises: InputError if it cannot be read."""
+    from fewstep import data
+
+    name, path = data.split_path(address)
+    images = data.load(name, split=split, size=size, path=path)
+    yield "set", f"{images.name}, {split}" if path is None else f"{images.name}, {split}, of {path}"
+    yield "images", f"{len(images):,}"
+    yield "shape", " x ".join(map(str, images.shape)) + " (channels, height, width)"
+    yield "classes", _classes(images)
+    for column in images.columns:
+        yield "column", column
+    yield "fingerprint", images.fingerprint
+    problems = _problems(images)
+    for problem in problems:
+        yield "problem", problem
+    if not problems:
+        yield "problems", "none"
+
+
+def _classes(images: "ImageSet") -> str:
+    """Number and names of the classes, each with its number of images."""
+    if images.labels is None:
+        return "none: the images have no labels"
+    counts = images.labels.bincount(minlength=images.classes).tolist()
+    names = images.class_names or [str(label) for label in range(images.classes)]
+    texts = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)]
+    return f"{images.classes}: {listing(texts, limit=100)}"
+
+
+def _problems(images: "ImageSet") -> list[str]:
+    """What is wrong with a set that can be read, one line each."""
+    problems: list[str] = []
+    if images.labels is not None:
+        counts = images.labels.bincount(minlength=images.classes).tolist()
+        names = images.class_names or [str(label) for label in range(images.classes)]
+        empty = [name for name, count in zip(names, counts, strict=True) if not count]
+        if empty:
+            problems.append(f"no image has the class {listing(empty)}: remove it, or add images")
+        elif images.classes == 1:
+            problems.append("there is only one class: train with data.labels=false")
+    copies = len(images) - len({image.tobytes() for image in images.images.numpy()})
+    if copies:
+        problems.append(f"{quantity(copies, 'image')} too many: exact copies of others")
+    return problems
 
 
 def report() -> Iterator[tuple[str, str]]:
     """Lines of the report, as (name, status)."""
     import torch
 
+    from fewstep.data import celeba
     from fewstep.distributed import device, hardware
     from fewstep.download import home
     from fewstep.metrics.extractors import weights
@@ -54,8 +119,24 @@ def report() -> Iterator[tuple[str, str]]:
     yield "threads", f"{torch.get_num_threads()} of {cores} cores"
     yield "home", f"{home()} ($FEWSTEP_HOME), {_free(home())} free"
     yield "digits", "with scikit-learn"
-    for name, file in FILES.items():
-        yield name, "present" if (home() / file).exists() else _missing("data")
+    for name, files in _data_files().items():
+        missing = [file.name for file in files if not file.exists()]
+        if missing and len(missing) < len(files):
+            count = f"{len(missing)} of {len(files)} files ({listing(missing)})"
+            yield name, f"{count} {_missing('data')}"
+        else:
+            yield name, _missing("data") if missing else "present"
+    celeba_folder = home() / "data" / "celeba"
+    missing = [
+        name for name in (celeba.IMAGES, celeba.PARTITION) if not (celeba_folder / name).exists()
+    ]
+    yield (
+        "celeba",
+        f"{listing(missing)} missing in {celeba_folder}; download by hand, or name another folder "
+        "by celeba:PATH"
+        if missing
+        else "present",
+    )
     for name in weights.PUBLISHED:
         path = weights.find_weights(name)
         yield name, path.name if path else _missing("weights")
@@ -67,6 +148,19 @@ def report() -> Iterator[tuple[str, str]]:
             "torchvision",
             "installed but not needed; a version that does not match torch breaks diffusers",
         )
+
+
+def _data_files() -> dict[str, list[Path]]:
+    """The files of each data set that is downloaded."""
+    from fewstep.data import cifar10, mnist
+    from fewstep.download import home
+
+    folder = home() / "data"
+    sets = {
+        name: [folder / name / file for file in mnist.SOURCES[name].md5] for name in mnist.SOURCES
+    }
+    files = (file for split in cifar10.FILES.values() for file in split)
+    return {**sets, "cifar10": [folder / cifar10.FOLDER / file for file in files]}
 
 
 def _missing(kind: str) -> str:

@@ -49,8 +49,7 @@ class ProtocolOptions:
 class Options(ProtocolOptions):
     """Score a run against real images, at one or more numbers of sampling steps."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
+    run: Annotated[str, tyro.conf.Positional, console.run_option()]
     steps: str = "1,2,4"
     """Sampling step counts, separated by commas."""
     sampler: Annotated[
@@ -59,9 +58,13 @@ class Options(ProtocolOptions):
     weights: Literal["ema", "raw", "best"] = "ema"
     """Averaged weights of the last step (ema), raw weights of the last step, or averaged weights of
     the best evaluation during training."""
-    data: str | None = None
-    """Name of the reference set, resized to the run's size; by default the set that the run was
-    trained on. Required for checkpoints of other projects."""
+    data: Annotated[
+        str | None,
+        console.data_option(
+            "Real images to compare with, resized to the run's size, by default the run's training "
+            "set; required for checkpoints of other projects"
+        ),
+    ] = None
     guidance: float = 1.0
     """Weight of classifier-free guidance; 1 means no guidance."""
     seed: int = 0

@@ -26,8 +26,7 @@ class Options:
     N processes share the work.
     """
 
-    run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
-    """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
+    run: Annotated[str | None, tyro.conf.Positional, console.run_option()] = None
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """The folder to record into, or an address such as s3://bucket/folder."""
     count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 50_000

@@ -15,16 +15,15 @@ from fewstep.formatting import quantity
 class Options:
     """Sample images and save them as a grid in a PNG file."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """A run folder, a weights file, diffusers:FOLDER or diffusers:HUB_NAME."""
+    run: Annotated[str, tyro.conf.Positional, console.run_option()]
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
     """The PNG file to write."""
     steps: int | None = None
     """Number of sampling steps; by default the smallest that the run supports, or 8 if it supports
     any."""
-    sampler: str | None = None
-    """Sampler, by default that of the run: transfer, ancestral, renoise, heun, multistep or
-    corrector, or ring for a circuit."""
+    sampler: Annotated[
+        str | None, console.names_option("sampler", "Sampler, by default that of the run")
+    ] = None
     times: str | None = None
     """Decreasing times at which to call the network, separated by commas, instead of --steps."""
     count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 40

@@ -3,16 +3,20 @@
 A reader of a data set is a function `read(split)` that returns an `ImageSet`. It may also take the
 keyword arguments `size`, if it resizes images itself, and `path`. Readers are found by the names in
 `plugins.names("data")`, or by an address such as `my_package.sets:read_flowers`.
+
+Command lines name a set and its path in one word, `folder:PATH`; see `split_path`.
 """
 
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 
 from fewstep import plugins
 from fewstep.data.imageset import ImageSet, check_split
-from fewstep.errors import InputError
+from fewstep.errors import InputError, did_you_mean
+from fewstep.paths import mix_up
 
-__all__ = ["ImageSet", "check_split", "load"]
+__all__ = ["ImageSet", "check_split", "load", "split_path"]
 
 
 def load(
@@ -42,3 +46,31 @@ def load(
     if not isinstance(images, ImageSet):
         raise InputError(f"{name} returned {type(images).__name__}, not a fewstep.data.ImageSet")
     return images if size is None else images.resize(size)
+
+
+def split_path(address: str) -> tuple[str, Path | None]:
+    """The name of a data set and its path, from `NAME`, `NAME:PATH`, or `module:function[:PATH]`.
+
+    Registered names take precedence over modules of the same name. Raises InputError for an empty
+    path, for a name that is neither registered nor an address, and for a folder without `folder:`.
+    """
+    name, colon, rest = address.partition(":")
+    choices = plugins.names("data")
+    if name in choices:
+        if colon and not rest:
+            raise InputError(f"{address} has no path after the colon; write {name}:PATH")
+        return name, Path(rest) if colon else None
+    function, path_colon, path = rest.partition(":")
+    names = [*name.split("."), *function.split(".")]
+    hint = did_you_mean(name.lower(), choices)
+    is_code = all(map(str.isidentifier, names)) and not (hint and find_spec(names[0]) is None)
+    if is_code and (path or not path_colon):
+        return f"{name}:{function}", Path(path) if path else None
+    if Path(address).is_dir():
+        raise InputError(
+            mix_up(address, "images") or f"{address} is a folder; write folder:{address}"
+        )
+    raise InputError(
+        f"unknown data set {name!r}{hint} (choose one of {', '.join(choices)}; folder:PATH is a "
+        "folder of images, and my_package.my_module:my_function a reader of your own)"
+    )

@@ -15,6 +15,7 @@ from fewstep.files import atomic_write
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+FOLDER = "cifar-10-batches-bin"
 RECORDS = 10_000  # images in each file
 CLASS_NAMES = (
     "airplane",
@@ -30,10 +31,11 @@ CLASS_NAMES = (
 )
 _SHAPE = (3, 32, 32)
 _RECORD = 1 + 3 * 32 * 32
-_FILES = {
+FILES = {
     "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
     "test": ("test_batch.bin",),
 }
+"""The files of each split, in the folder FOLDER."""
 
 
 def read_cifar10(split: str) -> ImageSet:
@@ -42,9 +44,9 @@ def read_cifar10(split: str) -> ImageSet:
     The column `file_name` is read from `train.csv` or `test.csv` beside the batches, if present:
     label, file name; one line per image, no header.
     """
-    folder = home() / "data" / "cifar-10-batches-bin"
-    check_split("cifar10", split, _FILES)
-    files = _FILES[split]
+    folder = home() / "data" / FOLDER
+    check_split("cifar10", split, FILES)
+    files = FILES[split]
     if not all((folder / file).exists() for file in files):
         _download(folder)
     images = np.empty((len(files) * RECORDS, *_SHAPE), np.uint8)
@@ -82,7 +84,7 @@ def _file_names(table: Path, labels: np.ndarray) -> tuple[str, ...]:
 
 
 def _download(folder: Path) -> None:
-    files = (*_FILES["train"], *_FILES["test"])
+    files = (*FILES["train"], *FILES["test"])
     # with the process number, so that ranks do not remove each other's archive
     archive = folder.with_name(f"cifar-10-binary.{os.getpid()}.tar.gz")
     try:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fewstep.data.imageset import ImageSet, check_split, resize_to_square
 from fewstep.errors import InputError
+from fewstep.paths import IMAGE_SUFFIXES, mix_up
 
 TABLE = "metadata.csv"
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,23 @@ def read_folder(
     """
     check_split("folder", split, ["train"])
     if path is None:
-        raise InputError("folder needs a path: set it to the folder of the images")
+        raise InputError(
+            "folder needs a path: write folder:PATH on the command line, or set data.path in a "
+            "recipe, to the folder of the images"
+        )
     folder = path.expanduser()
     if not folder.is_dir():
         raise InputError(
             f"the folder {folder} does not exist; set path to the folder of the images"
         )
+    mistake = mix_up(folder, "images")
+    if mistake:
+        raise InputError(mistake)
     listing = _from_table(folder / TABLE) if (folder / TABLE).exists() else _from_tree(folder)
     if not listing.files:
-        raise InputError(f"{folder} holds no images, that is {', '.join(sorted(SUFFIXES))} files")
+        raise InputError(
+            f"{folder} holds no images, that is {', '.join(sorted(IMAGE_SUFFIXES))} files"
+        )
     images = _decode_all(folder, listing.files, size)
     columns = {"file_name": tuple(listing.files), **listing.columns}
     labels, class_names = (None, ()) if listing.labels is None else _class_numbers(listing.labels)
@@ -68,7 +76,8 @@ def _from_tree(folder: Path) -> _Listing:
     images = sorted(
         path
         for path in paths
-        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.parts)
     )
     files = [path.as_posix() for path in images]
     flat = [path for path in images if len(path.parts) == 1]

@@ -78,6 +78,30 @@ class ImageSet:
             resized[i] = np.asarray(resize_to_square(Image.fromarray(plane), size))
         return replace(self, images=torch.from_numpy(resized).reshape(n, c, size, size))
 
+    def with_channels(self, channels: int) -> "ImageSet":
+        """The same set with this number of channels: grey images as RGB, or RGB images as grey.
+
+        Grey is ITU-R 601's luma, (19595·R + 38470·G + 7471·B + 2¹⁵)/2¹⁶ rounded down, as in Pillow.
+
+        Raises: InputError for other numbers of channels.
+        """
+        present = self.shape[0]
+        if channels == present:
+            return self
+        if (present, channels) == (1, 3):
+            return replace(self, images=self.images.expand(-1, 3, -1, -1).contiguous())
+        if (present, channels) != (3, 1):
+            raise InputError(
+                f"the images of {self.name} have shape {self.shape}, and {channels} channels are "
+                "needed; only grey and RGB images are converted into each other"
+            )
+        grey = torch.empty_like(self.images[:, :1])
+        weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32).view(3, 1, 1)
+        for batch, target in zip(self.images.split(1024), grey.split(1024), strict=True):
+            luma = (batch.int() * weights).sum(1, keepdim=True) + (1 << 15)
+            target.copy_(luma >> 16)
+        return replace(self, images=grey)
+
 
 def check_split(name: str, split: str, splits: Iterable[str]) -> None:
     """Raises: InputError if the set `name` has no such split."""
