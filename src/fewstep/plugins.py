@@ -34,6 +34,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "backbone": {
         "mlp": "fewstep.backbones.mlp:MLPConfig",
         "unet": "fewstep.backbones.unet:UNetConfig",
+        "lucidrains-unet": "fewstep.backbones.lucidrains_unet:LucidrainsUNetConfig",
         "circuit": "fewstep.circuits.network:CircuitConfig",
         "residuals": "fewstep.circuits.one_step:ResidualsConfig",
     },
@@ -99,7 +100,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "resnet56-cifar10": "fewstep.metrics.extractors.resnet:ResNet56Cifar10",
     },
     "measure": {"sliced-wasserstein": "fewstep.metrics.distances.sliced:SLICED_WASSERSTEIN"},
-    "source": {"diffusers": "fewstep.pretrained.diffusers:read_diffusers"},
+    "source": {
+        "diffusers": "fewstep.pretrained.diffusers:read_diffusers",
+        "lucidrains": "fewstep.pretrained.lucidrains:read_lucidrains",
+    },
     "tracker": {
         "tensorboard": "fewstep.trackers:TensorBoard",
         "wandb": "fewstep.trackers:WandB",

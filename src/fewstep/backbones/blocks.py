@@ -148,8 +148,8 @@ def images(x: Float[Tensor, "b heads n d"], *, like: Images) -> Images:
 
 def attention(
     q: Float[Tensor, "b heads n d"],
-    k: Float[Tensor, "b heads n d"],
-    v: Float[Tensor, "b heads n d"],
+    k: Float[Tensor, "b heads m d"],
+    v: Float[Tensor, "b heads m d"],
 ) -> Float[Tensor, "b heads n d"]:
     """Scaled dot-product attention."""
     if forward_mode():  # the fused kernels have no forward-mode derivative
@@ -175,9 +175,9 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Double height and width: repeat every pixel, then convolve."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, width_out: int | None = None) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = nn.Conv2d(width, width_out or width, 3, padding=1)
 
     def forward(self, x: Images) -> Images:
         if x.is_cpu:  # faster on CPUs; not measured on GPUs

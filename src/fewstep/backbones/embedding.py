@@ -1,6 +1,7 @@
 """Embedding of the noise level, the destination and the class, one vector per row."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -40,16 +41,22 @@ class Sinusoid:
 
 
 class LevelEmbedding(nn.Module):
-    """Two linear layers with a SiLU between them. Their names are those of diffusers."""
+    """Two linear layers with an activation between them. Their names are those of diffusers."""
 
-    def __init__(self, width_in: int, width: int) -> None:
+    def __init__(
+        self,
+        width_in: int,
+        width: int,
+        activation: Callable[[Tensor], Tensor] = functional.silu,
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.linear_1 = nn.Linear(width_in, width)
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, features: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
         features = features.to(self.linear_1.weight.dtype)
-        return self.linear_2(functional.silu(self.linear_1(features)))
+        return self.linear_2(self.activation(self.linear_1(features)))
 
 
 @runtime_checkable

@@ -1,0 +1,217 @@
+"""Checkpoints of lucidrains' denoising-diffusion-pytorch, versions with RMS normalisation.
+
+    lucidrains:FILE.pt?size=32      a file of its Trainer, or a state dict of its GaussianDiffusion
+    lucidrains:FILE.pt?size=32&schedule=cosine&objective=pred_noise      a state dict of its Unet
+
+The settings of the network follow from the shapes of its tensors, the schedule and the objective
+from the buffers of the diffusion. The size of the images is in no file.
+"""
+
+import math
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from fewstep.backbones.lucidrains_unet import LucidrainsUNetConfig
+from fewstep.errors import InputError
+from fewstep.generator import Generator
+from fewstep.parametrization import Clean, Eps, V
+from fewstep.pretrained.address import parse_options, split_options
+from fewstep.pretrained.assembly import assemble, build_backbone
+from fewstep.pretrained.files import read_weights, state_dict
+from fewstep.process import Table
+from fewstep.sampling import Transfer
+
+Objective = Literal["pred_noise", "pred_x0", "pred_v"]
+OBJECTIVES = {"pred_noise": Eps, "pred_x0": Clean, "pred_v": V}
+FIRST = "init_conv.weight"
+"""A tensor that every such network has; the prefix of its name is that of all its tensors."""
+STAGE = ("resnet1", "resnet2", "attention", "resample")
+RENAMED = {
+    r"time_mlp\.1\.": "time_embedding.linear_1.",
+    r"time_mlp\.3\.": "time_embedding.linear_2.",
+    r"\.mlp\.1\.": ".emb_proj.",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of an address, for what is not in the file."""
+
+    size: Annotated[tuple[PositiveInt, ...], Field(max_length=2)] = ()
+    """Side of the images in pixels, or height and width."""
+    weights: Literal["ema", "raw"] = "ema"
+    """Averaged or raw weights, of a file that has both."""
+    objective: Objective | None = None
+    """What the network predicts; by default as the diffusion's buffers say."""
+    schedule: Literal["linear", "cosine", "sigmoid"] | None = None
+    """Noise schedule with the package's own settings; by default that of the buffers."""
+    steps: PositiveInt = 1000
+    """Number of steps of `schedule`."""
+
+
+def read_lucidrains(address: str) -> Generator:
+    """Load a generator, which samples by DDIM. `address` is a file, with `Options`.
+
+    A network with self-conditioning is evaluated without it, as at the first step of a sample.
+
+    Raises: InputError for a file of another layout, or one whose settings need an option.
+    """
+    name, text = split_options(address)
+    path, options = Path(name).expanduser(), parse_options(Options, text, address)
+    state, diffusion = _tensors(path, options.weights)
+    if not options.size:
+        raise InputError(
+            f"the image size is not in {path}: add it, as in lucidrains:{name}?size=32"
+        )
+    config, channels, state = _network(state, path)
+    shape = (channels, options.size[0], options.size[-1])
+    backbone = build_backbone(config, state, path, shape=shape)
+    process = _process(diffusion, options, path)
+    objective = options.objective or _objective(diffusion, path)
+    return assemble(backbone, process, OBJECTIVES[objective](process), step=Transfer(clip=1.0))
+
+
+def _tensors(
+    path: Path, weights: Literal["ema", "raw"]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The network's tensors and the diffusion's buffers."""
+    content = read_weights(path)
+    step = ""
+    if isinstance(content, Mapping) and "model" in content:
+        entries = cast(Mapping[str, Any], content)
+        key = "ema" if weights == "ema" and entries.get("ema") else "model"
+        content, step = entries[key], f" of step {entries.get('step')}"
+        kind = "averaged (EMA)" if key == "ema" else "raw"
+        print(f"fewstep: {path}: using the {kind} weights{step}", file=sys.stderr)
+    state = state_dict(content)
+    prefixes = [name.removesuffix(FIRST) for name in state if name.endswith(FIRST)]
+    if not prefixes:
+        raise InputError(
+            f"{path} holds no network of lucidrains' denoising-diffusion-pytorch: no {FIRST}"
+        )
+    # the averager of a Trainer may hold the raw weights too
+    prefix = min(prefixes, key=lambda prefix: "online_model." in prefix)
+    outer = prefix.removesuffix("model.")
+    network = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    buffers = {k.removeprefix(outer): v for k, v in state.items() if k.startswith(outer)}
+    inner = {name for name in network if "." not in name}  # buffers beside a bare network
+    return {k: v for k, v in network.items() if k not in inner}, buffers
+
+
+def _network(
+    state: Mapping[str, Tensor], path: Path
+) -> tuple[LucidrainsUNetConfig, int, dict[str, Tensor]]:
+    """The network's settings, the number of image channels, and its tensors by our names."""
+    problems = {
+        "time_mlp.0.weights": "has learned or random frequencies in its embedding",
+        "downs.0.0.block1.norm.weight": "was written by an older version, with group normalisation",
+    }
+    for name, problem in problems.items():
+        if name in state:
+            raise InputError(f"{path} {problem}, which fewstep does not support")
+    try:
+        sizes = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("downs."))
+        channels, first = state["final_conv.weight"].shape[0], state[FIRST].shape[1]
+        # a full attention's output is one layer, a linear one's is a layer and a normalisation
+        full = tuple(f"downs.{i}.2.to_out.weight" in state for i in range(sizes))
+        memory = [state[f"downs.{i}.2.mem_kv"].shape for i in range(sizes)]
+        config = LucidrainsUNetConfig(
+            channels=(
+                *(state[f"downs.{i}.0.block1.proj.weight"].shape[0] for i in range(sizes)),
+                state["mid_block1.block1.proj.weight"].shape[0],
+            ),
+            width=state["time_mlp.1.weight"].shape[1],
+            full_attention=full,
+            heads=tuple(shape[1] for shape in memory),
+            head_dim=tuple(
+                shape[3 if is_full else 2] for shape, is_full in zip(memory, full, strict=True)
+            ),
+            memory=memory[0][2 if full[0] else 3],
+        )
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{path} holds no whole network of lucidrains' denoising-diffusion-pytorch: it lacks "
+            f"{error}"
+        ) from None
+    if first not in (channels, 2 * channels):
+        raise InputError(
+            f"{path}: the network has {first} input and {channels} output channels: a network that "
+            "predicts its variance too is not supported"
+        )
+    renamed = {_our_name(name): value for name, value in state.items()}
+    # self-conditioning: the first half of the input is the last predicted image, here always zero
+    renamed[FIRST] = renamed[FIRST][:, -channels:]
+    return config, channels, renamed
+
+
+def _our_name(name: str) -> str:
+    for theirs, ours in RENAMED.items():
+        name = re.sub(theirs, ours, name)
+    stage = re.fullmatch(r"(downs|ups)\.(\d+)\.([0-3])\.(.+)", name)
+    if stage is None:
+        return name
+    side, index, layer, rest = stage.groups()
+    if side == "ups" and layer == "3":
+        rest = re.sub(r"^1\.", "conv.", rest)
+    return f"{side}.{index}.{STAGE[int(layer)]}.{rest}"
+
+
+def _process(diffusion: Mapping[str, Tensor], options: Options, path: Path) -> Table:
+    if options.schedule:
+        return Table(tuple(torch.cumprod(1 - _betas(options), 0).tolist()))
+    try:
+        signal, noise = (
+            diffusion[name].double().square()
+            for name in ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
+        )
+        # both are rounded to float32: take the smaller one, whose relative error is small in both
+        return Table(tuple(torch.where(signal < noise, signal, 1 - noise).tolist()))
+    except KeyError:
+        raise InputError(
+            f"{path} holds a network without its noise schedule: add it, as in "
+            f"schedule=cosine&steps=1000&objective=pred_noise"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{path}: its alphas_cumprod are no noise schedule: {error}") from error
+
+
+def _betas(options: Options) -> Tensor:
+    """The betas of the package's three schedules, with its own settings."""
+    steps = options.steps
+    if options.schedule == "linear":
+        ends = (0.1 / steps, 20 / steps)
+        return torch.linspace(*ends, steps, dtype=torch.float64)
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    if options.schedule == "cosine":  # Nichol and Dhariwal 2021, arXiv:2102.09672
+        signal = torch.cos((t + 0.008) / 1.008 * math.pi / 2).square()
+    else:  # Jabri et al. 2022, arXiv:2212.11972
+        signal = torch.sigmoid(3 - 6 * t) - torch.sigmoid(torch.tensor(-3.0, dtype=torch.float64))
+    return (1 - signal[1:] / signal[:-1]).clamp(0, 0.999)
+
+
+def _objective(diffusion: Mapping[str, Tensor], path: Path) -> Objective:
+    """What the network predicts, from the weights of its loss.
+
+    These are 1, snr and snr/(snr + 1); clipping of the snr leaves those of noisy times unchanged.
+    """
+    if {"loss_weight", "alphas_cumprod"} <= diffusion.keys():
+        signal = diffusion["alphas_cumprod"].double()
+        noisy = (signal > 0.05) & (signal < 0.3)
+        signal, weight = signal[noisy], diffusion["loss_weight"].double()[noisy]
+        snr = signal / (1 - signal)
+        expected = {"pred_noise": torch.ones_like(snr), "pred_x0": snr, "pred_v": signal}
+        for objective, values in expected.items():
+            if len(weight) and torch.allclose(weight, values, rtol=1e-3):
+                return cast(Objective, objective)
+    raise InputError(
+        f"{path} does not say what its network predicts: add objective=pred_noise, "
+        "objective=pred_x0 or objective=pred_v"
+    )
