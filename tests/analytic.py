@@ -10,7 +10,7 @@ import torch
 
 from fewstep.backbones import Backbone
 from fewstep.denoiser import Denoiser
-from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
+from fewstep.parametrization import EDM, Clean, EDMBoundary, Eps, ScaledScore, V, Velocity
 from fewstep.process import VE, VP, Cosine, Flow, LinearBetas
 
 MEAN, SPREAD = 0.3, 0.5
@@ -20,6 +20,8 @@ PARAMETRIZATIONS = [
     *(kind(native) for kind in (Eps, V, Clean) for native in (TABLE, VP(), Cosine())),
     Velocity(),
     EDM(0.5),
+    EDMBoundary(0.5),
+    ScaledScore(),
 ]
 
 
@@ -66,6 +68,9 @@ class Exact(Backbone):
         if isinstance(self.parametrization, EDM):
             sigma = torch.exp(4 * level)
             return torch.ones_like(sigma), sigma, x * torch.sqrt(sigma**2 + 0.5**2)
+        if isinstance(self.parametrization, ScaledScore):
+            sigma = 2 * torch.exp(level)
+            return torch.ones_like(sigma), sigma, x
         t = level / self.parametrization.native.levels
         native = self.parametrization.native
         return native.alpha(t), native.sigma(t), x

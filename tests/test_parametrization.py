@@ -3,7 +3,7 @@ import torch
 
 from analytic import MEAN, PARAMETRIZATIONS, PROCESSES, SPREAD, TABLE, Exact, exact, posterior_mean
 from fewstep.denoiser import Denoiser
-from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
+from fewstep.parametrization import EDM, Clean, EDMBoundary, Eps, V, Velocity
 from fewstep.process import VE, VP, Cosine, Flow
 
 every = pytest.mark.parametrize(
@@ -159,3 +159,15 @@ def test_a_network_is_told_its_native_state_whatever_the_process():
     for seen, level in shown[1:]:
         torch.testing.assert_close(seen, shown[0][0], rtol=1e-6, atol=1e-8)
         torch.testing.assert_close(level, shown[0][1], rtol=1e-6, atol=1e-5)
+
+
+def test_the_boundary_is_the_input_and_far_from_it_edm():
+    """c_skip and c_out of consistency models: 1 and 0 at the least noise."""
+    sigma = torch.tensor([0.002, 0.01, 80.0], dtype=torch.float64)
+    skip, out = EDMBoundary().skip_out(torch.ones_like(sigma), sigma)
+    assert (skip[0], out[0]) == (1, 0)
+    shift = sigma - 0.002
+    torch.testing.assert_close(skip, 0.25 / (shift**2 + 0.25))
+    torch.testing.assert_close(out, shift * 0.5 / torch.sqrt(sigma**2 + 0.25))
+    _, far = EDM().skip_out(torch.ones_like(sigma), sigma)
+    torch.testing.assert_close(out[2], far[2], rtol=1e-4, atol=0)

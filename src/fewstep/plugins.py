@@ -30,10 +30,13 @@ REGISTRY: dict[str, dict[str, str]] = {
         "velocity": "fewstep.parametrization:Velocity",
         "clean": "fewstep.parametrization:Clean",
         "edm": "fewstep.parametrization:EDM",
+        "edm-boundary": "fewstep.parametrization:EDMBoundary",
+        "scaled-score": "fewstep.parametrization:ScaledScore",
     },
     "backbone": {
         "mlp": "fewstep.backbones.mlp:MLPConfig",
         "unet": "fewstep.backbones.unet:UNetConfig",
+        "edm-unet": "fewstep.backbones.edm_unet:EDMUNetConfig",
         "lucidrains-unet": "fewstep.backbones.lucidrains_unet:LucidrainsUNetConfig",
         "circuit": "fewstep.circuits.network:CircuitConfig",
         "residuals": "fewstep.circuits.one_step:ResidualsConfig",
@@ -102,6 +105,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "measure": {"sliced-wasserstein": "fewstep.metrics.distances.sliced:SLICED_WASSERSTEIN"},
     "source": {
         "diffusers": "fewstep.pretrained.diffusers:read_diffusers",
+        "edm": "fewstep.pretrained.edm:read_edm",
         "lucidrains": "fewstep.pretrained.lucidrains:read_lucidrains",
     },
     "tracker": {

@@ -10,6 +10,7 @@ import torch
 from torch.func import jvp
 
 from fewstep.backbones import set_dropout, with_two_times
+from fewstep.backbones.edm_unet import EDMUNetConfig
 from fewstep.backbones.lucidrains_unet import LucidrainsUNetConfig
 from fewstep.condition import Condition
 from fewstep.errors import InputError
@@ -19,8 +20,26 @@ CONFIGS = {
     "lucidrains": LucidrainsUNetConfig(
         channels=(8, 8, 16), width=8, full_attention=(False, True), heads=(2, 2), head_dim=(4, 4)
     ),
+    "ncsn++": EDMUNetConfig(
+        width=8, channels=(8, 16), layers=1, attention=(4,), level_width=8, embedding=16,
+        fourier=True, taps=(1, 3, 3, 1), image_skips=True,
+    ),
+    "adm": EDMUNetConfig(
+        width=8, channels=(8, 16), layers=1, attention=(8,), level_width=8, embedding=16, heads=2,
+        decoder_attention="all", adaptive=True, class_first=False, residual_scale=1.0,
+        shortcut=False, cosine_first=True, freq_shift=0.0,
+    ),
+    "improved": EDMUNetConfig(
+        width=8, channels=(8, 16), layers=1, attention=(), level_width=8, embedding=16,
+        resampling="convolution", decoder_attention="all",
+    ),
+}  # fmt: skip
+FEATURES = {
+    "lucidrains": [(8, 8), (8, 4), (16, 4)],
+    "ncsn++": [(8, 8), (16, 4), (16, 4)],
+    "adm": [(8, 8), (16, 4), (16, 4)],
+    "improved": [(8, 8), (16, 4), (16, 4)],
 }
-FEATURES = {"lucidrains": [(8, 8), (8, 4), (16, 4)]}
 
 every = pytest.mark.parametrize("name", CONFIGS)
 
@@ -127,6 +146,7 @@ def test_export_with_a_dynamic_batch():
     """In a plain interpreter, where no import hook checks shapes: graph capture goes around it."""
     code = f"""
     import torch
+    from fewstep.backbones.edm_unet import EDMUNetConfig
     from fewstep.backbones.lucidrains_unet import LucidrainsUNetConfig
     def inputs(rows):
         return torch.randn(rows, *{SHAPE}), 10 * torch.rand(rows)
@@ -150,6 +170,11 @@ def test_export_with_a_dynamic_batch():
         ("lucidrains", {}, (1, 9, 8), "9x8 pixels cannot be halved 1 times"),
         ("lucidrains", {"heads": (2,)}, SHAPE, "heads has 1 entries, but there are 2 sizes"),
         ("lucidrains", {"width": 7}, SHAPE, "width is 7"),
+        ("adm", {}, (2,), "use the mlp"),
+        ("adm", {}, (1, 9, 8), "9x8 pixels cannot be halved 1 times"),
+        ("adm", {"attention": (16,)}, SHAPE, "attention is at height 16"),
+        ("adm", {"channels": (8, 2)}, SHAPE, "2 channels cannot be split into 0 groups"),
+        ("adm", {"heads": 5}, SHAPE, "the attention of 16 channels cannot have heads of 3 cha"),
     ],
 )
 def test_impossible_networks_are_refused(name, change, shape, message):

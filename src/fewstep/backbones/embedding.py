@@ -40,6 +40,24 @@ class Sinusoid:
         return torch.cat(parts[::-1] if self.cosine_first else parts, dim=1)
 
 
+class Fourier(nn.Module):
+    """Features (b, width) of levels: `sin(2π pace f_k level)`, then cosines; f_k are random.
+
+    Song et al. 2021, arXiv:2011.13456, with frequencies of standard deviation 16.
+    """
+
+    def __init__(self, width: int, pace: float = 1.0) -> None:
+        super().__init__()
+        self.pace = pace
+        self.register_buffer("frequencies", 16 * torch.randn(width // 2))
+
+    def forward(self, level: Float[Tensor, " b"]) -> Float[Tensor, "b width"]:
+        dtype = torch.promote_types(level.dtype, torch.float32)
+        frequencies = self.get_buffer("frequencies").to(dtype)
+        angle = level.to(dtype)[:, None] * (2 * math.pi * self.pace * frequencies)
+        return torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
+
+
 class LevelEmbedding(nn.Module):
     """Two linear layers with an activation between them. Their names are those of diffusers."""
 
@@ -64,7 +82,7 @@ class EmbeddingModules(Protocol):
     """Modules of a network that `embed` uses; the names are those of diffusers."""
 
     classes: int
-    sinusoid: Sinusoid
+    sinusoid: Callable[[Tensor], Tensor]
     time_embedding: LevelEmbedding
     time_embedding_s: LevelEmbedding | None
     class_embedding: nn.Embedding | None
@@ -75,24 +93,33 @@ def embed(
     level: Float[Tensor, " b"],
     level_s: Float[Tensor, " b"] | None,
     cond: Condition | None,
+    *,
+    class_first: bool = False,
 ) -> Float[Tensor, "b width"]:
     """Sum of the embeddings of the level, the distance to the destination, and the class.
 
     A network with two times embeds the difference `level - level_s`. It is 0 at all levels for the
-    instantaneous velocity, where `level_s = level`.
+    instantaneous velocity, where `level_s = level`. With `class_first` the class is added to the
+    features of the level, before the layers of the level's embedding.
 
     Raises: ValueError for a `level_s` or `cond` that `net` was not built for.
     """
-    total = net.time_embedding(net.sinusoid(level))
+    features = net.sinusoid(level)
+    if net.class_embedding is None:
+        if cond is not None:
+            raise ValueError("this network has no classes and takes no cond: build it with classes")
+        total = net.time_embedding(features)
+    else:
+        class_vector = net.class_embedding(class_indices(net.classes, level, cond))
+        if class_first:
+            total = net.time_embedding(features + class_vector)
+        else:
+            total = net.time_embedding(features) + class_vector
     if net.time_embedding_s is not None:
         distance = torch.zeros_like(level) if level_s is None else level - level_s
         total = total + net.time_embedding_s(net.sinusoid(distance))
     elif level_s is not None:
         raise ValueError("this network has one time and takes no level_s: build it with two_times")
-    if net.class_embedding is not None:
-        total = total + net.class_embedding(class_indices(net.classes, level, cond))
-    elif cond is not None:
-        raise ValueError("this network has no classes and takes no cond: build it with classes")
     return total
 
 
