@@ -18,7 +18,7 @@ TABLE = LinearBetas().table
 PROCESSES = [Flow(), VP(), VE(), Cosine(), Cosine(0.5), TABLE, LinearBetas(steps=100)]
 PARAMETRIZATIONS = [
     *(kind(native) for kind in (Eps, V, Clean) for native in (TABLE, VP(), Cosine())),
-    Velocity(),
+    *(Velocity(native) for native in (Flow(), TABLE, VP())),
     EDM(0.5),
     EDMBoundary(0.5),
     ScaledScore(),
@@ -80,6 +80,8 @@ class Exact(Backbone):
 
 
 def exact(process, parametrization, shape=(2,)):
+    """That network under `process`; a parametrization without a native process gets `Flow`."""
+    parametrization = parametrization.bind(Flow())
     return Denoiser(Exact(parametrization, shape), process, parametrization)
 
 

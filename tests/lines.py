@@ -33,7 +33,7 @@ class OnLines(Exact):
 
 def on_lines(process=None, parametrization=None):
     """The exact student, under any clock."""
-    process, parametrization = process or Flow(), parametrization or Velocity()
+    process, parametrization = process or Flow(), parametrization or Velocity(Flow())
     network = OnLines(parametrization, SHAPE)
     network.asked = []
     return Denoiser(network, process, parametrization)

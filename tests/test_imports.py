@@ -37,6 +37,7 @@ LAYERS = [
     ["recording", "trackers"],
     ["scores"],
     ["evaluation"],
+    ["assembly"],
     ["runner"],
     ["comparison"],
     ["report"],

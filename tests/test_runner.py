@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from fewstep import runs
+from fewstep.assembly import assemble, read_data
 from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
 from fewstep.recipe import read
-from fewstep.runner import assemble, read_data, run_recipe
+from fewstep.runner import run_recipe
 from fewstep.runs import Run
 
 DEVICE = torch.device("cpu")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep import data, runs
+from fewstep.assembly import read_data
 from fewstep.data import ImageSet
 from fewstep.distributed import device
 from fewstep.errors import InputError, did_you_mean
@@ -19,7 +20,6 @@ from fewstep.evaluation import Evaluator, cached_score, exhaust
 from fewstep.generator import Generator
 from fewstep.metrics import EvalProtocol
 from fewstep.recipe import Recipe, parse
-from fewstep.runner import read_data
 from fewstep.runs import Run, Weights
 from fewstep.scores import Score, append_score
 

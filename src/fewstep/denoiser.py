@@ -4,6 +4,7 @@
 `Prediction`: the network's output, which can be read as x0, eps, v, score or velocity.
 """
 
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ class Denoiser(nn.Module):
         self.backbone: Backbone = backbone
         self.is_flow_map = is_flow_map
         self.process = process
-        self.parametrization = parametrization
+        self.parametrization = parametrization.bind(process)
         self.autocast = autocast
         self.span = self.natural_span if span is None else span
         if not 0 <= self.span[0] < self.span[1] <= 1:
@@ -116,6 +117,18 @@ class Denoiser(nn.Module):
         ratios = torch.tensor(self.parametrization.ratios, dtype=torch.float64)
         low, high = self.process.time(ratios).tolist()
         return low, high
+
+    def error_factor(self, t: float) -> float:
+        """Factor by which an error of the output at time `t` is larger in the image: |c_out|.
+
+        For an eps network it is sigma/alpha, and infinite where alpha is 0.
+        """
+        alpha, sigma = (
+            f(torch.tensor([t], dtype=torch.float64))
+            for f in (self.process.alpha, self.process.sigma)
+        )
+        factor = self.parametrization.skip_out(alpha, sigma)[1].abs().item()
+        return math.inf if math.isnan(factor) else factor
 
     def forward(
         self,

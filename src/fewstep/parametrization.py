@@ -9,7 +9,7 @@ network that was trained under one process runs under any other. Conversions fol
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -28,6 +28,13 @@ class Parametrization(ABC):
     noun: ClassVar[str] = "parametrization"
     logarithmic: ClassVar[bool] = False
     """Whether levels are logarithms, which a backbone multiplies with its `level_scale`."""
+
+    def bind(self, process: Process) -> "Parametrization":
+        """The parametrization of a network that is trained under `process`.
+
+        It differs from this one only if this one has a `native` process that is None.
+        """
+        return self
 
     @property
     @abstractmethod
@@ -57,28 +64,41 @@ class Parametrization(ABC):
 class Native(Parametrization):
     """Base class for networks that were trained on the x_t and times of the process `native`."""
 
-    native: Process
+    native: Process | None = None
+    """The process that the network was trained under; None means that of its `Denoiser`."""
+
+    def bind(self, process: Process) -> Parametrization:
+        return self if self.native else replace(self, native=process)
+
+    @property
+    def process(self) -> Process:
+        """The process `native`.  Raises: ValueError if it is None."""
+        if self.native is None:
+            raise ValueError(f"{self} has no native process: call bind(process) first")
+        return self.native
 
     @property
     def ratios(self) -> tuple[float, float]:
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        low, high = self.native.ratio(ends).tolist()
+        low, high = self.process.ratio(ends).tolist()
         return low, high
 
     def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        if isinstance(self.native, Flow):
+            return 1 / (alpha + sigma)
         t = self._time(alpha, sigma)
         # alpha_native/alpha, which equals sigma_native/sigma: divide by the larger of the two
-        by_sigma = self.native.sigma(t) / sigma.clamp(min=torch.finfo(sigma.dtype).tiny)
-        by_alpha = self.native.alpha(t) / alpha.clamp(min=torch.finfo(alpha.dtype).tiny)
+        by_sigma = self.process.sigma(t) / sigma.clamp(min=torch.finfo(sigma.dtype).tiny)
+        by_alpha = self.process.alpha(t) / alpha.clamp(min=torch.finfo(alpha.dtype).tiny)
         return torch.where(alpha > sigma, by_alpha, by_sigma)
 
     def level(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return self._time(alpha, sigma) * self.native.levels
+        return self._time(alpha, sigma) * self.process.levels
 
     def _time(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         if isinstance(self.native, Flow):
             return sigma / (alpha + sigma)  # finite, as are its derivatives, where alpha is 0
-        return self.native.time(sigma / alpha)
+        return self.process.time(sigma / alpha)
 
 
 @dataclass(frozen=True)
@@ -116,11 +136,6 @@ class Clean(Native):
 @dataclass(frozen=True)
 class Velocity(Native):
     """The network predicts eps − x0, the velocity under `Flow`.  Lipman et al. 2022, 2210.02747."""
-
-    native: Flow = Flow()
-
-    def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return 1 / (alpha + sigma)
 
     def target_coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return -torch.ones_like(alpha), torch.ones_like(sigma)

@@ -28,7 +28,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "eps": "fewstep.parametrization:Eps",
         "v": "fewstep.parametrization:V",
         "velocity": "fewstep.parametrization:Velocity",
-        "clean": "fewstep.parametrization:Clean",
+        "x0": "fewstep.parametrization:Clean",
         "edm": "fewstep.parametrization:EDM",
         "edm-boundary": "fewstep.parametrization:EDMBoundary",
         "scaled-score": "fewstep.parametrization:ScaledScore",

@@ -4,8 +4,9 @@ An unknown key raises an error that suggests the nearest key. `[method]` is pars
 class of the method that it names, so a new method adds its own keys.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import tomli_w
@@ -105,9 +106,23 @@ class StudentConfig:
     process: Process | None = None
     """Noise process, with init = "scratch": flow, vp, ve, cosine, table or linear-betas."""
     parametrization: Parametrization | None = None
-    """What the network predicts, with init = "scratch": eps, v, velocity, clean or edm."""
+    """What the network predicts: eps, v, velocity, x0 or edm. A copied network keeps its weights
+    and first trains for fit.adapt steps to predict this instead."""
+    start: float | None = None
+    """Time in (0, 1] at which the student's sampling starts; by default the noisiest one of the
+    network. An eps network cannot start near 1: its errors there are too large in the image."""
+    start_snr: float | None = None
+    """The same as a signal-to-noise ratio, (alpha/sigma)²: 0.25 is sigma = 2 alpha."""
     backbone: BackboneConfig | None = None
     """Architecture and its settings, with init = "scratch": unet, mlp, circuit or residuals."""
+
+    def __post_init__(self) -> None:
+        if self.start is not None and self.start_snr is not None:
+            raise InputError("student.start and student.start_snr are both set: remove one")
+        if not 0 < (1.0 if self.start is None else self.start) <= 1:
+            raise InputError(f"student.start is {self.start}; it must be above 0 and at most 1")
+        if not 0 < (1.0 if self.start_snr is None else self.start_snr) < math.inf:
+            raise InputError(f"student.start_snr is {self.start_snr}; it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -217,8 +232,6 @@ def parse(table: Mapping[str, Any], *, allow_code: Collection[str] | None = None
             raise InputError(f"the recipe has no [{key}] section")
     method = resolve_name("method", table["method"], "method", allow_code)
     settings = {key: value for key, value in table["method"].items() if key != "name"}
-    if "student" in table:
-        table = {**table, "student": _with_native(table["student"], allow_code)}
     values = {
         key: from_table(kind, table[key], key, allow_code=allow_code)
         for key, kind in _SECTIONS.items()
@@ -234,18 +247,6 @@ def parse(table: Mapping[str, Any], *, allow_code: Collection[str] | None = None
     for measure in recipe.evaluate.measures:
         plugins.check_allowed("measure", measure, allow_code)
     return recipe
-
-
-def _with_native(student: Any, allow_code: Collection[str] | None) -> Any:
-    """Set a parametrization's `native` to the student's process, unless the recipe sets it."""
-    table = student.get("parametrization") if isinstance(student, Mapping) else None
-    if not isinstance(table, Mapping) or "native" in table or "process" not in student:
-        return student
-    kind = resolve_name("parametrization", table, "student.parametrization", allow_code)
-    native = next((f for f in fields(kind) if f.name == "native"), None)
-    if native is None or native.default is not MISSING:
-        return student
-    return {**student, "parametrization": {**table, "native": student["process"]}}
 
 
 def _without_none(value: Any) -> Any:

@@ -1,8 +1,9 @@
 """Convert frozen dataclasses to nested tables, as in recipes and weights files, and back.
 
 A field whose type is the base class of a noun, such as `Grid`, becomes a table with a `name`, which
-`plugins` resolves; its other keys are the fields of the class of that name. pydantic checks all
-other fields. An unknown key raises an error that suggests the nearest key.
+`plugins` resolves; its other keys are the fields of the class of that name. A string in place of a
+table is the name alone. pydantic checks all other fields. An unknown key raises an error that
+suggests the nearest key.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def resolve_name(noun: str, table: Any, table_key: str, allow_code: Collection[s
 
 
 def _by_name(kind: Any, value: Any, table_key: str, allow_code: Collection[str] | None) -> Any:
+    value = {"name": value} if isinstance(value, str) else value
     if "name" not in _mapping(value, table_key) and not inspect.isabstract(kind):
         return _dataclass(kind, value, table_key, allow_code)  # the field's type is the only choice
     subclass = resolve_name(kind.noun, value, table_key, allow_code)

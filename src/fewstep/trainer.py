@@ -20,7 +20,7 @@ from fewstep.batching import Batches
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator
-from fewstep.methods.base import Loss, Method, Turn
+from fewstep.methods.base import Loss, Method, Turn, check_start
 from fewstep.methods.batch import Batch
 
 
@@ -81,6 +81,10 @@ class FitConfig:
     """Compile the backbones with torch.compile, which takes minutes and then makes steps faster."""
     seed: int = 0
     """Seed of all random numbers of the run."""
+    adapt: int | None = None
+    """Steps before the others that adapt a copied network to student.parametrization, with the
+    optimiser settings of [fit.players.adapt]; by default a tenth of `steps` if it differs from the
+    network's, else 0."""
     save_every: int = 1000
     """Training steps between two checkpoints."""
     players: dict[str, PlayerConfig] = field(default_factory=dict[str, PlayerConfig])
@@ -92,6 +96,8 @@ class FitConfig:
                 raise InputError(f"fit.{name} is {getattr(self, name)}; it must be at least 1")
         if not self.lr > 0:
             raise InputError(f"fit.lr is {self.lr}; it must be above 0")
+        if (self.adapt or 0) < 0:
+            raise InputError(f"fit.adapt is {self.adapt}; it must be at least 0")
         if self.micro_batch < 0 or self.warmup < 0 or self.clip < 0:
             raise InputError(
                 f"fit.micro_batch is {self.micro_batch}, fit.warmup {self.warmup} and fit.clip "
@@ -117,9 +123,11 @@ class NonFiniteLoss(ArithmeticError):
 
 @dataclass(frozen=True)
 class Progress:
-    """A finished step: its number from 1, images trained on so far, and numbers to log by name."""
+    """A finished step: its number from 1, the number of all steps, images trained on so far, and
+    numbers to log by name."""
 
     step: int
+    total: int
     images: int
     numbers: Mapping[str, float]
     training: "Training"
@@ -134,10 +142,26 @@ def fit(method: Method, batches: Batches, config: FitConfig) -> Iterator[Progres
 
 
 class Training:
-    """The state of a training: method, optimisers, weight averages and number of finished steps."""
+    """The state of a training: method, optimisers, weight averages and number of finished steps.
 
-    def __init__(self, method: Method, batches: Batches, config: FitConfig) -> None:
+    A run may consist of two trainings: `earlier` is the number of steps in the one before this,
+    `later` in the one after it. They count in the progress and in the saved step number, but not in
+    `config.steps` nor in `step`.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        batches: Batches,
+        config: FitConfig,
+        *,
+        earlier: int = 0,
+        later: int = 0,
+    ) -> None:
+        check_start(method)
         self.method = method
+        self.earlier = earlier
+        self.run_steps = earlier + config.steps + later
         self.batches = batches
         self.config = config
         self.step = 0
@@ -152,14 +176,13 @@ class Training:
             name: _optimizer(player, config.player(name)) for name, player in method.players.items()
         }
         self.averages = [
-            [p.detach().clone() for p in method.players["student"].parameters()]
-            for _ in config.halflives
+            [p.detach().clone() for p in method.student.parameters()] for _ in config.halflives
         ]
         self._active_player: str | None = None
         self._between_steps = True
 
     def __iter__(self) -> Iterator[Progress]:
-        while self.step < self.config.steps:
+        while not self.is_finished:
             yield self.advance()
 
     def advance(self) -> Progress:
@@ -174,8 +197,18 @@ class Training:
         self._average()
         self.step += 1
         self._between_steps = True
-        images = self.step * self.config.batch
-        return Progress(step=self.step, images=images, numbers=numbers, training=self)
+        return Progress(
+            step=self.run_step,
+            total=self.run_steps,
+            images=self.run_step * self.config.batch,
+            numbers=numbers,
+            training=self,
+        )
+
+    @property
+    def run_step(self) -> int:
+        """The number of finished steps of the run, with those before this training."""
+        return self.earlier + self.step
 
     def _do_turn(self, turn: Turn, occurrence: int, micros: list[Batch]) -> dict[str, float]:
         self._activate(turn.player)
@@ -243,7 +276,7 @@ class Training:
         self._active_player = player
 
     def _average(self) -> None:
-        weights = [p.detach() for p in self.method.players["student"].parameters()]
+        weights = [p.detach() for p in self.method.student.parameters()]
         batch = self.config.batch
         images = (self.step + 1) * batch
         for average, halflife in zip(self.averages, self.config.halflives, strict=True):
@@ -262,6 +295,11 @@ class Training:
                 module.autocast = None
         return generator
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether all `config.steps` steps are done."""
+        return self.step >= self.config.steps
+
     def can_be_saved(self) -> bool:
         """Whether the state can be saved: between two steps, and with finite parameters."""
         return self._between_steps and all(
@@ -278,7 +316,7 @@ class Training:
                 tensors |= {f"optimizer.{name}.{index}.{key}": v for key, v in moments.items()}
         for index, average in enumerate(self.averages):
             tensors |= {f"average.{index}.{i}": value for i, value in enumerate(average)}
-        return tensors, {"step": self.step}
+        return tensors, {"step": self.run_step, "players": list(self.method.players)}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
@@ -295,7 +333,7 @@ class Training:
         for index, average in enumerate(self.averages):
             for i, value in enumerate(average):
                 value.copy_(tensors[f"average.{index}.{i}"])
-        self.step = note["step"]
+        self.step = note["step"] - self.earlier
 
     def _method_state(self) -> dict[str, Tensor]:
         """State of the method without the teacher, which training does not change."""

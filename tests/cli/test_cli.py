@@ -73,7 +73,7 @@ def test_a_run_folder_holds_everything_about_a_run(teacher):
 def test_the_same_command_again_is_finished_and_another_recipe_is_refused(teacher, capsys):
     again = ["train", "digits-flow", *TINY, "fit.steps=4", "--out", str(teacher)]
     assert main(again) == 0
-    assert "is finished: 4 steps" in capsys.readouterr().out
+    assert "is finished" in capsys.readouterr().out
     line = fails(capsys, "train", "digits-flow", *TINY, "fit.steps=5", "--out", teacher)
     assert (
         "belongs to another recipe: fit.steps is 4 in its recipe.toml and 5 in this recipe" in line

@@ -17,7 +17,7 @@ from fewstep.losses import SquaredError
 from fewstep.methods.base import Task
 from fewstep.methods.batch import Batch
 from fewstep.methods.consistency import Consistency, ConsistencyConfig
-from fewstep.parametrization import EDM, Eps, Velocity
+from fewstep.parametrization import EDM, Clean, Velocity
 from fewstep.process import VE, VP, Flow
 from fewstep.sampling import Heun, RowNoise, StepContext, Transfer, noise_from_seeds
 from fewstep.times import DiscreteLevels, EctLevels, FixedGrid, Karras, LogNormal
@@ -154,7 +154,7 @@ def test_a_solver_asks_the_teacher_once_or_twice():
 
 
 @pytest.mark.parametrize(
-    "process, parametrization", [(VE(), EDM()), (Flow(), Velocity()), (VP(), EDM())]
+    "process, parametrization", [(VE(), EDM()), (Flow(), Velocity(Flow())), (VP(), EDM())]
 )
 def test_the_exact_student_has_no_loss_on_the_teachers_path(process, parametrization):
     settings = {"source": "teacher", "levels": DiscreteLevels(growth="fixed", first=400)}
@@ -274,7 +274,7 @@ def test_the_target_follows_by_the_published_decay(levels, decays):
 def test_both_passes_see_the_same_dropout(decay):
     config = UNetConfig(channels=(8,), layers=1, attention=(), groups=4, dropout=0.5)
     spec = SampleSpec((1, 4, 4))
-    student = Denoiser(config.build(shape=spec.shape), Flow(), Velocity())
+    student = Denoiser(config.build(shape=spec.shape), Flow(), Velocity(Flow()))
     settings = ConsistencyConfig(target_decay=decay)
     method = Consistency(settings, Task(student, spec)).eval()
     method.student.train()  # as the trainer leaves it
@@ -322,7 +322,7 @@ def test_a_grid_beyond_the_ladder_is_refused():
 
 def test_what_cannot_work_is_refused():
     with pytest.raises(InputError, match='set it to "velocity", "v" or "edm"'):
-        consistency(analytic.exact(VP(), Eps(VP()), SHAPE))
+        consistency(analytic.exact(VP(), Clean(VP()), SHAPE))
     with pytest.raises(InputError, match="needs a teacher: set teacher.load"):
         consistency(toy.fresh(), source="teacher")
     with pytest.raises(InputError, match="target_decay"):

@@ -58,7 +58,7 @@ def network(process=None, parametrization=None, seed=0):
         torch.manual_seed(seed)
         net = MLPConfig(width=16, depth=2).build(shape=(2,), classes=3)
         nn.init.normal_(net.last.weight, std=0.3)
-        return Denoiser(net, process or Flow(), parametrization or Velocity())
+        return Denoiser(net, process or Flow(), parametrization or Velocity(Flow()))
 
 
 def dmd(student, teacher=None, *, guidance=1.0, **settings):
@@ -124,8 +124,8 @@ def test_where_the_fake_is_the_teacher_there_is_no_gradient():
 def test_of_two_gaussians_the_gradient_points_from_fake_to_real():
     """m_f − m_r is the means' difference times what the noise hides of it, wherever x_t is."""
     student = images(50)
-    method = dmd(student, Denoiser(Exact(Velocity()), Flow(), Velocity()))
-    method.fake.score = Denoiser(Gaussian(Velocity()), Flow(), Velocity())
+    method = dmd(student, Denoiser(Exact(Velocity(Flow())), Flow(), Velocity(Flow())))
+    method.fake.score = Denoiser(Gaussian(Velocity(Flow())), Flow(), Velocity(Flow()))
     method.student_loss(batch(50)).value.backward()
     x = student.backbone.x.detach()
     x_t, t, _ = add_noise(method, x)

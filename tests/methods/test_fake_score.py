@@ -31,7 +31,7 @@ def network(process=None, parametrization=None, seed=0):
         torch.manual_seed(seed)
         net = MLPConfig(width=16, depth=2).build(shape=(2,), classes=3)
         nn.init.normal_(net.last.weight, std=0.3)
-        return Denoiser(net, process or Flow(), parametrization or Velocity())
+        return Denoiser(net, process or Flow(), parametrization or Velocity(Flow()))
 
 
 def fake(teacher=None, **settings):

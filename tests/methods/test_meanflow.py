@@ -18,7 +18,7 @@ from fewstep.losses import squared_error
 from fewstep.methods.base import Task
 from fewstep.methods.batch import ImageBatch
 from fewstep.methods.meanflow import Meanflow, MeanflowConfig
-from fewstep.parametrization import EDM, Eps, V, Velocity
+from fewstep.parametrization import EDM, Clean, V, Velocity
 from fewstep.process import VE, VP, Flow
 from fewstep.sampling import noise_from_seeds
 from fewstep.times import LogNormal, Uniform
@@ -26,7 +26,7 @@ from fewstep.trainer import FitConfig, Training
 
 SHAPE = (2,)
 SPEC = SampleSpec(SHAPE)
-TEACHER = Generator(analytic.exact(Flow(), Velocity()), SPEC)
+TEACHER = Generator(analytic.exact(Flow(), Velocity(Flow())), SPEC)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Average(analytic.Exact):
     """The closed-form average velocity from t to s; at s = t the velocity itself."""
 
     def __init__(self):
-        super().__init__(Velocity(), SHAPE)
+        super().__init__(Velocity(Flow()), SHAPE)
         self.config = TwoTimes()
 
     def forward(self, x, level, *, level_s=None, cond=None):
@@ -98,7 +98,7 @@ def network(shape=SHAPE, classes=0, parametrization=None, dropout=0.0):
     else:
         config = UNetConfig(channels=(8, 16), layers=1, groups=4, attention=(), dropout=dropout)
     made = Denoiser(
-        config.build(shape=shape, classes=classes), Flow(), parametrization or Velocity()
+        config.build(shape=shape, classes=classes), Flow(), parametrization or Velocity(Flow())
     ).as_flow_map()
     for weight in made.parameters():
         torch.nn.init.normal_(weight, std=0.2)
@@ -110,7 +110,7 @@ def meanflow(student=None, *, spec=SPEC, teacher=TEACHER, **settings):
 
 
 def exact():
-    return Denoiser(Average(), Flow(), Velocity())
+    return Denoiser(Average(), Flow(), Velocity(Flow()))
 
 
 def numbers(shape, rows=5):
@@ -120,7 +120,7 @@ def numbers(shape, rows=5):
 
 
 @pytest.mark.parametrize("shape", [(2,), (1, 4, 4)])
-@pytest.mark.parametrize("parametrization", [Velocity(), EDM(), V(VP())])
+@pytest.mark.parametrize("parametrization", [Velocity(Flow()), EDM(), V(VP())])
 def test_the_loss_is_the_formula_with_a_slope_by_finite_differences(shape, parametrization):
     method = meanflow(
         network(shape, parametrization=parametrization).double(), spec=SampleSpec(shape)
@@ -337,7 +337,7 @@ def test_a_teacher_gives_the_velocity_and_no_gradient():
 def test_the_closed_form_is_learnt_from_an_exact_teacher():
     torch.manual_seed(5)
     method = meanflow(
-        Denoiser(Smooth(), Flow(), Velocity()), source="teacher", distinct=0.5, p=0.0,
+        Denoiser(Smooth(), Flow(), Velocity(Flow())), source="teacher", distinct=0.5, p=0.0,
         density=Uniform(),
     )  # fmt: skip
     batches = Batches({"images": Gaussian()}, SPEC, batch=64, seed=0)
@@ -356,8 +356,8 @@ def test_the_closed_form_is_learnt_from_an_exact_teacher():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(InputError, match='"eps" are not'):
-        meanflow(network(parametrization=Eps(VP())))
+    with pytest.raises(InputError, match='"x0" is not'):
+        meanflow(network(parametrization=Clean(VP())))
     with pytest.raises(InputError, match="needs a teacher: set teacher.load"):
         meanflow(teacher=None, source="teacher")
     with pytest.raises(InputError, match="need class labels"):

@@ -25,7 +25,7 @@ from fewstep.trainer import FitConfig, Training
 
 SHAPE = (2, 3)
 SPEC = SampleSpec(SHAPE)
-WORLDS = [(Flow(), Velocity()), (VE(), EDM()), (Cosine(), V(Cosine())), (VP(), Clean(VP()))]
+WORLDS = [(Flow(), Velocity(Flow())), (VE(), EDM()), (Cosine(), V(Cosine())), (VP(), Clean(VP()))]
 
 
 class Gaussian:
@@ -141,7 +141,7 @@ def test_the_target_is_two_explicit_ddim_steps(process, parametrization, grid, s
 @pytest.mark.parametrize(
     ("parametrization", "weights"),
     [
-        (Velocity(), lambda a, s: ((a + s) / s) ** 2),
+        (Velocity(Flow()), lambda a, s: ((a + s) / s) ** 2),
         (V(VP()), lambda a, s: 1 + (a / s) ** 2),
         (EDM(0.5), lambda a, s: (s**2 + 0.25 * a**2) / (0.5 * s) ** 2),
         (Clean(VP()), lambda a, s: torch.ones_like(s)),
@@ -166,7 +166,7 @@ def test_a_student_trained_to_the_end_lands_where_the_teachers_steps_do():
 
     Each time's answer is free, so that every phase can be learnt exactly.
     """
-    teacher = exact(Flow(), Velocity(), SHAPE)
+    teacher = exact(Flow(), Velocity(Flow()), SHAPE)
     student = Denoiser(Affine(UniformGrid()(8, teacher)), Flow(), Clean(Flow()))
     method = progressive(student, teacher, first=4, phases=120, weight="output")
     config = FitConfig(steps=360, batch=64, lr=0.1, schedule="cosine")
@@ -184,7 +184,7 @@ def test_a_student_trained_to_the_end_lands_where_the_teachers_steps_do():
 
 
 def test_a_student_that_lands_there_has_no_loss():
-    teacher = exact(Flow(), Velocity(), SHAPE)
+    teacher = exact(Flow(), Velocity(Flow()), SHAPE)
 
     class Landing(Exact):
         """Says the velocity that leads from x_t to where the teacher's two steps land."""
@@ -194,13 +194,13 @@ def test_a_student_that_lands_there_has_no_loss():
             x_m = x - 0.25 * teacher(x, t).velocity
             return 0.5 * (teacher(x, t).velocity + teacher(x_m, t - 0.25).velocity)
 
-    student = Denoiser(Landing(Velocity(), SHAPE), Flow(), Velocity())
+    student = Denoiser(Landing(Velocity(Flow()), SHAPE), Flow(), Velocity(Flow()))
     method = progressive(student, teacher, first=2, phases=1)
     assert float(method.student_loss(batch(), method.phases[0]).value) < 1e-20
 
 
 def test_the_student_is_trained_at_the_times_at_which_it_is_sampled():
-    teacher = exact(Flow(), Velocity(), SHAPE)
+    teacher = exact(Flow(), Velocity(Flow()), SHAPE)
     student = Denoiser(Affine(UniformGrid()(8, teacher)), Flow(), Clean(Flow()))
     method = progressive(student, teacher, first=4, phases=1)
     for phase in method.phases:
@@ -283,7 +283,7 @@ class Labelled(Exact):
     """Says its label as the velocity; a condition of none counts as −1."""
 
     def __init__(self, bias=0.0):
-        super().__init__(Velocity(), SHAPE)
+        super().__init__(Velocity(Flow()), SHAPE)
         self.bias = nn.Parameter(torch.tensor(bias, dtype=torch.float64))
         self.classes, self.asked = 3, 0
 
@@ -296,9 +296,9 @@ class Labelled(Exact):
 def test_guidance_is_folded_in_by_the_first_phase_and_never_applied_again():
     """Under constant velocities all steps agree: the target's is that of the guide itself."""
     spec = SampleSpec(SHAPE, 3)
-    plain = Denoiser(Labelled(), Flow(), Velocity())
+    plain = Denoiser(Labelled(), Flow(), Velocity(Flow()))
     teacher = Generator(plain, spec).with_guidance(3.0)
-    student = Denoiser(Labelled(0.5), Flow(), Velocity())
+    student = Denoiser(Labelled(0.5), Flow(), Velocity(Flow()))
     method = Progressive(
         ProgressiveConfig(first=2, phases=1, weight="output"), Task(student, spec, teacher)
     )
@@ -336,7 +336,7 @@ def test_a_teacher_of_another_clock_is_asked_under_the_students():
     ],
 )
 def test_impossible_phases_are_refused(settings, told):
-    denoiser = exact(Flow(), Velocity(), SHAPE)
+    denoiser = exact(Flow(), Velocity(Flow()), SHAPE)
     with pytest.raises(InputError, match=told):
         progressive(denoiser, denoiser, **settings)
 

@@ -30,7 +30,7 @@ def network(process=None, parametrization=None, seed=0):
         torch.manual_seed(seed)
         net = MLPConfig(width=16, depth=2).build(shape=(2,))
         nn.init.normal_(net.last.weight, std=0.3)
-        return Denoiser(net, process or Flow(), parametrization or Velocity())
+        return Denoiser(net, process or Flow(), parametrization or Velocity(Flow()))
 
 
 def sid(student=None, teacher=None, **settings):
@@ -124,8 +124,8 @@ class Moved(Exact):
 def gaussians(mean, alpha=1.2):
     """A student at `mean`, its exact fake score, and the exact score of data around MEAN."""
     student = Denoiser(Moved(mean), Flow(), Clean(Flow()))
-    method = sid(student, Denoiser(Exact(Velocity()), Flow(), Velocity()), alpha=alpha)
-    method.fake.score = Denoiser(Gaussian(Velocity()), Flow(), Velocity())
+    method = sid(student, Denoiser(Exact(Velocity(Flow())), Flow(), Velocity(Flow())), alpha=alpha)
+    method.fake.score = Denoiser(Gaussian(Velocity(Flow())), Flow(), Velocity(Flow()))
     method.fake.score.backbone.mean = mean
     return method
 

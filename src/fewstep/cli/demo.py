@@ -166,9 +166,9 @@ def make_jobs(demo: Demo, protocol: "EvalProtocol") -> list[jobs.Job]:
 
 
 def _evaluator(demo: Demo, protocol: "EvalProtocol") -> "Evaluator":
+    from fewstep.assembly import read_data
     from fewstep.evaluation import Evaluator
     from fewstep.recipe import read
-    from fewstep.runner import read_data
 
     return Evaluator(read_data(read(demo.preset("teacher"))), protocol)
 

@@ -84,7 +84,7 @@ def show(run: "Run", lines: Sequence[Mapping[str, Any]]) -> None:
     steps = [line for line in lines if "seconds" in line]
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_row("run", str(run.folder))
-    table.add_row("step", _step_of_total(run, max(line["step"] for line in lines)))
+    table.add_row("step", _step_of_total(lines))
     if steps:
         table.add_row("images", f"{steps[-1]['images']:,}")
         table.add_row("time", _time(steps))
@@ -97,13 +97,9 @@ def show(run: "Run", lines: Sequence[Mapping[str, Any]]) -> None:
     console.print_table(table)
 
 
-def _step_of_total(run: "Run", step: int) -> str:
-    if not run.recipe_file.exists():
-        return f"{step:,}"
-    from fewstep.recipe import read
-
-    total = read(str(run.recipe_file)).fit.steps
-    return f"{step:,} of {total:,} ({100 * step / total:.0f} %)"
+def _step_of_total(lines: Sequence[Mapping[str, Any]]) -> str:
+    step, total = (max(line.get(key, 0) for line in lines) for key in ("step", "total"))
+    return f"{step:,} of {total:,} ({100 * step / total:.0f} %)" if total else f"{step:,}"
 
 
 def _time(steps: Sequence[Mapping[str, Any]]) -> str:

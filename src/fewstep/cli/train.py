@@ -58,7 +58,7 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     folder = options.out or Path("runs") / Path(options.recipe).stem
     command = shlex.join(["fewstep", verb, *argv])
     if is_finished(recipe, folder):
-        console.out.print(f"{folder} is finished: {recipe.fit.steps} steps")
+        console.out.print(f"{folder} is finished")
         return 0
     try:
         _train_with_bar(recipe, folder, options.track)
@@ -94,8 +94,10 @@ def train(
         for progress in steps:
             if tracking:
                 tracking.forward(progress.step)
-            loss = progress.numbers.get("student/loss")
-            update(progress.step, "" if loss is None else f"loss {loss:.4g}")
+            losses = (progress.numbers.get(f"{name}/loss") for name in ("student", "adapt"))
+            loss = next((loss for loss in losses if loss is not None), None)
+            note = "" if loss is None else f"loss {loss:.4g}"
+            update(progress.step, note, total=progress.total)
 
 
 def _options_beside_help(argv: Sequence[str], verb: str) -> Options | None:

@@ -3,6 +3,7 @@
 The trainer does everything else. docs/extending.md builds a method in one file.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.batch import Batch
-from fewstep.parametrization import Clean, Eps
+from fewstep.parametrization import Clean
 from fewstep.plugins import name_of
+
+MAX_ERROR_FACTOR = 10.0
+"""Largest `Denoiser.error_factor` at which `check_start` lets sampling start."""
 
 
 class Loss(NamedTuple):
@@ -67,6 +71,9 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
     """Data streams that its batches contain: any of `images`, `pairs`, `rings`. If they depend on
     the settings, `__init__` sets this attribute."""
     needs_teacher: ClassVar[bool] = True
+    uses_first_image: ClassVar[bool] = True
+    """Whether training or sampling uses the student's x0 or velocity at the time where sampling
+    starts. Then `check_start` refuses an eps network that starts from almost pure noise."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -102,7 +109,7 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
 
     @property
     def players(self) -> Mapping[str, nn.Module]:
-        """The networks that the method trains, by name. The run saves the one named `student`."""
+        """The networks that the method trains, by name. The run saves `student`."""
         return {"student": self.student}
 
     @abstractmethod
@@ -127,14 +134,36 @@ def require_teacher(task: Task) -> Generator:
     return task.teacher
 
 
+def check_start(method: Method[Any]) -> None:
+    """Raise InputError if the student's errors are too large in the image where sampling starts.
+
+    An eps network of DDPM multiplies its error there by 157.
+    """
+    if not method.uses_first_image:
+        return
+    generator = method.generator()
+    denoiser, counts = generator.denoiser, generator.grid.counts or (1,)
+    start = max(float(generator.grid(count, denoiser)[0]) for count in counts)
+    factor = denoiser.error_factor(start)
+    if factor <= MAX_ERROR_FACTOR:
+        return
+    name = name_of("parametrization", type(denoiser.parametrization))
+    size = f"{factor:.0f} times" if math.isfinite(factor) else "infinitely"
+    raise InputError(
+        f'the student predicts "{name}", whose error is {size} as large in the image at t = '
+        f"{start:.4g}, where sampling starts; 10 times is allowed. Choose one: "
+        'student.parametrization="v" keeps the weights and adapts them for fit.adapt steps; '
+        "student.start_snr=0.25 starts with less noise; student.init=RUN starts from a network "
+        "that predicts something else"
+    )
+
+
 def check_regular(student: Denoiser) -> None:
-    """Raise InputError if the student's x0 or velocity is undefined at one end of its span."""
-    if isinstance(student.parametrization, Eps | Clean):
+    """Raise InputError if the student's velocity is undefined at the image end of its span."""
+    if isinstance(student.parametrization, Clean):
         raise InputError(
-            "this method needs a student whose x0 and velocity are defined at all noise levels, "
-            "which those of student.parametrization "
-            f'"{name_of("parametrization", type(student.parametrization))}" are not: set it to '
-            '"velocity", "v" or "edm"'
+            "this method needs a student whose velocity is defined at all noise levels, which "
+            'that of student.parametrization "x0" is not: set it to "velocity", "v" or "edm"'
         )
 
 

@@ -91,7 +91,7 @@ class CircuitMethodConfig:
 class CircuitMethod(Method[CircuitMethodConfig]):
     """Train the updates of a circuit to agree with the steps of the DDIM sampler."""
 
-    reads, needs_teacher = frozenset({"images"}), False
+    reads, needs_teacher, uses_first_image = frozenset({"images"}), False, False
 
     def __init__(self, config: CircuitMethodConfig, task: Task) -> None:
         student = task.student

@@ -44,6 +44,7 @@ class Denoise(Method[DenoiseConfig]):
 
     reads = frozenset({"images"})
     needs_teacher = False
+    uses_first_image = False
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)

@@ -68,7 +68,7 @@ class ResidualSum(Method[ResidualSumConfig]):
         if not isinstance(net, ResidualsNet) or not isinstance(student.parametrization, Clean):
             raise InputError(
                 'method "residual_sum" needs student.backbone.name = "residuals" and '
-                'student.parametrization.name = "clean", because the network\'s output is the image'
+                'student.parametrization.name = "x0", because the network\'s output is the image'
             )
         super().__init__(config, task)
         end = circuit.denoiser.network_inputs(circuit.denoiser.span[0], net.end.expand(1, 1))[1]

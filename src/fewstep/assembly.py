@@ -1,0 +1,262 @@
+"""Build the objects that a recipe describes: data, teacher, student, method and batches."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fewstep import backbones, data, metrics, plugins, runs, store
+from fewstep.batching import Batches, ImageStream, Stream
+from fewstep.data import ImageSet
+from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
+from fewstep.download import cache
+from fewstep.errors import InputError
+from fewstep.evaluation import Evaluator
+from fewstep.generator import Generator, SampleSpec
+from fewstep.guidance import unguided
+from fewstep.losses import bind_classifier, perceptual_hash
+from fewstep.methods.adapt import Adapt, AdaptConfig
+from fewstep.methods.base import Method, Task
+from fewstep.methods.batch import derive_seed
+from fewstep.parametrization import Native, Parametrization
+from fewstep.recipe import Recipe, StudentConfig
+from fewstep.streams import PairStream, RingStream
+from fewstep.tables import addresses
+from fewstep.trainer import FitConfig, Training
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The objects that a recipe describes."""
+
+    method: Method
+    batches: Batches
+    pins: dict[str, str]
+    """Hashes of the data and weights that training uses; a resumed run must have the same ones."""
+    evaluator: Evaluator | None
+    """Measures the run during training; None if evaluate.every is 0."""
+    adaptation: tuple[Adapt, Batches] | None
+    """The method that adapts a copied student before training, and its batches."""
+    rebuild: Callable[[], Method]
+    """Builds `method` again with the student's present weights, which it may copy."""
+
+    def trainings(self, fit: FitConfig, steps_done: int | None = None) -> Iterator[Training]:
+        """The trainings of the run, in order: the adaptation, if any, then that of the method.
+
+        The caller finishes each before it takes the next. Those that ended before `steps_done`, the
+        saved step of a resumed run, are left out.
+        """
+        players = {name: player for name, player in fit.players.items() if name != "adapt"}
+        main = replace(fit, players=players)
+        if not self.adaptation:
+            yield Training(self.method, self.batches, main)
+            return
+        adapt, batches = self.adaptation
+        steps = adapt_steps(fit)
+        if steps_done is None or steps_done <= steps:
+            own = {name: player for name, player in fit.players.items() if name == "adapt"}
+            config = replace(fit, steps=steps, schedule="cosine", players=own)
+            yield Training(adapt, batches, config, later=fit.steps)
+        yield Training(self.rebuild(), self.batches, main, earlier=steps)
+
+    def count_steps(self, fit: FitConfig) -> int:
+        """The number of steps of all trainings of the run."""
+        return fit.steps + (adapt_steps(fit) if self.adaptation else 0)
+
+
+def adapt_steps(fit: FitConfig) -> int:
+    """The steps of an adaptation: `fit.adapt`, by default a tenth of the method's."""
+    return -(-fit.steps // 10) if fit.adapt is None else fit.adapt
+
+
+def read_data(recipe: Recipe) -> ImageSet:
+    """Load the images of a recipe."""
+    config = recipe.data
+    return data.load(config.name, split=config.split, size=config.size, path=config.path)
+
+
+def assemble(recipe: Recipe, device: torch.device) -> Assembly:
+    """Build the objects that a recipe describes, and check that they fit together."""
+    # the user wrote this recipe, so weights that it names may import the same packages
+    evaluation = recipe.evaluate
+    evaluation_names = (evaluation.extractor or "", *evaluation.measures)
+    code = [*addresses(recipe.table()), *(name for name in evaluation_names if ":" in name)]
+    plugins.allow(address.partition(":")[0].partition(".")[0] for address in code)
+    images = read_data(recipe)
+    use_labels = recipe.data.labels and images.labels is not None
+    spec = SampleSpec(
+        images.shape,
+        images.classes if use_labels else 0,
+        images.class_names if use_labels else (),
+    )
+    pins = {"data": images.fingerprint}
+    teacher = None
+    if recipe.teacher:
+        teacher = _teacher(recipe, spec)
+        pins["teacher"] = runs.weights_hash(teacher)
+    method_class = plugins.resolve("method", recipe.method_name)
+    student, original = _student(recipe, spec, teacher)
+    config = bind_classifier(recipe.method, lambda: _classifier(images))
+    loss_hash = perceptual_hash(config, spec.shape)
+    if loss_hash:
+        pins["loss"] = loss_hash
+    # created before training, so that a wrong setting raises its error now
+    evaluator = Evaluator(images, evaluation.evaluation_protocol) if evaluation.every else None
+
+    def build() -> Method:
+        return method_class(config, Task(student, spec, teacher)).to(device)
+
+    method = build()
+    if method.fixed_steps not in (None, recipe.fit.steps):
+        raise InputError(
+            f"the sum of method.phases is {method.fixed_steps} training steps, but fit.steps is "
+            f"{recipe.fit.steps}: make them equal"
+        )
+    streams: dict[str, Stream] = {}
+    if "images" in method.reads:
+        streams["images"] = _image_stream(recipe, images, spec)
+    if "pairs" in method.reads:
+        streams["pairs"], pins["pairs"] = _open_store(recipe, spec, PairStream)
+    if "rings" in method.reads:
+        streams["rings"], pins["pairs"] = _open_store(recipe, spec, RingStream)
+    method.check(streams, teacher=pins.get("teacher"))
+    batches = Batches(streams, spec, batch=recipe.fit.batch, seed=recipe.fit.seed, device=device)
+    adaptation = None
+    if original and method.uses_first_image and adapt_steps(recipe.fit):
+        adapt = Adapt(AdaptConfig(), Task(student, spec, original)).to(device)
+        seed = derive_seed(recipe.fit.seed, "adapt")
+        rows = {"images": _image_stream(recipe, images, spec)}
+        adaptation = adapt, Batches(rows, spec, batch=recipe.fit.batch, seed=seed, device=device)
+    return Assembly(method, batches, pins, evaluator, adaptation, build)
+
+
+def _image_stream(recipe: Recipe, images: ImageSet, spec: SampleSpec) -> ImageStream:
+    labels = images.labels if spec.classes else None
+    return ImageStream(images.images, labels, flip=recipe.data.flip)
+
+
+def _classifier(images: ImageSet) -> Path:
+    """The weights file of a classifier of these images; trains it if the file is missing."""
+    if not images.classes:
+        raise InputError(
+            f'method.loss "features" trains a classifier, but {images.name} has no labels; set the '
+            'loss\'s extractor="squeezenet" or another pretrained network'
+        )
+    metrics.make_extractor("classifier", images, cache=cache())
+    return metrics.classifier_file(images.fingerprint, cache())
+
+
+def _teacher(recipe: Recipe, spec: SampleSpec) -> Generator:
+    assert recipe.teacher
+    teacher = runs.load(recipe.teacher.load)
+    if (teacher.spec.shape, teacher.spec.classes) != (spec.shape, spec.classes):
+        raise InputError(
+            f"the teacher {recipe.teacher.load} generates images of shape {teacher.spec.shape} "
+            f"with {teacher.spec.classes} classes, but those of data.name={recipe.data.name} have "
+            f"shape {spec.shape} and {spec.classes} classes"
+            + ("" if teacher.spec.classes else "; data.labels=false trains without classes")
+        )
+    return (
+        teacher if recipe.teacher.guidance == 1 else teacher.with_guidance(recipe.teacher.guidance)
+    )
+
+
+def _open_store(
+    recipe: Recipe, spec: SampleSpec, kind: type[PairStream] | type[RingStream]
+) -> tuple[Stream, str]:
+    """A stream of the recipe's recorded pairs, and the hash of their store."""
+    if recipe.pairs is None:
+        raise InputError(
+            f"method {recipe.method_name!r} learns from recorded pairs, and the recipe has none: "
+            "run `fewstep record RUN --out DIR`, then set pairs.load=DIR"
+        )
+    reader = store.Reader(recipe.pairs.load)
+    stream = kind(reader, classes=spec.classes)
+    if stream.shape != spec.shape:
+        raise InputError(
+            f"the images in the store {recipe.pairs.load} have shape {stream.shape}, but those of "
+            f"data.name={recipe.data.name} have {spec.shape}: record pairs of this size"
+        )
+    return stream, reader.hash
+
+
+def _student(
+    recipe: Recipe, spec: SampleSpec, teacher: Generator | None
+) -> tuple[Denoiser, Generator | None]:
+    """The student, and the network whose weights it copies if it must be adapted to predict
+    another quantity than that network."""
+    config = recipe.student
+    if config.init == "scratch":
+        return _with_start(_new_student(recipe, spec, teacher), config), None
+    if config.backbone or config.process:
+        raise InputError(
+            f"student.init = {config.init!r} copies a network with its process: remove "
+            'student.backbone and student.process, or set student.init = "scratch"'
+        )
+    if config.init == "teacher" and teacher is None:
+        raise InputError(
+            'student.init = "teacher" copies the teacher, and the recipe has none: set '
+            'teacher.load, or student.init = "scratch"'
+        )
+    source = teacher if config.init == "teacher" else runs.load(config.init)
+    assert source
+    denoiser = source.denoiser
+    network = unguided(denoiser.backbone)
+    backbone = deepcopy(network)
+    if config.dropout is not None:
+        backbones.set_dropout(backbone, config.dropout)
+    student = Denoiser(backbone, denoiser.process, denoiser.parametrization, span=denoiser.span)
+    if config.parametrization is None:
+        return _with_start(student, config), None
+    student = _repurpose(student, config.parametrization)
+    changed = student.parametrization != denoiser.parametrization
+    original = Generator(denoiser.replace(backbone=network), spec) if changed else None
+    return _with_start(student, config), original
+
+
+def _repurpose(student: Denoiser, parametrization: Parametrization) -> Denoiser:
+    """The same network with another parametrization, at the noise levels that it was trained at.
+
+    The network's inputs stay as they are, if the new parametrization allows it.
+    """
+    old = student.parametrization
+    native = old.process if isinstance(old, Native) else student.process
+    parametrization = parametrization.bind(native)
+    natural = student.replace(parametrization=parametrization, span=None).span
+    low, high = max(student.span[0], natural[0]), min(student.span[1], natural[1])
+    return student.replace(parametrization=parametrization, span=(low, high))
+
+
+def _with_start(student: Denoiser, config: StudentConfig) -> Denoiser:
+    """The student with the start time of the recipe as the upper end of its span."""
+    start = config.start
+    if config.start_snr is not None:
+        ratio = torch.tensor([config.start_snr**-0.5], dtype=torch.float64)
+        start = student.process.time(ratio).item()
+    if start is None:
+        return student
+    low, high = student.span
+    if not low < start <= high + SPAN_TOLERANCE:
+        raise InputError(
+            f"student.start is {start:.6g}, but the student's network was trained only for times "
+            f"in [{low:.6g}, {high:.6g}]: choose a start in this span"
+        )
+    return student.replace(span=(low, min(start, high)))
+
+
+def _new_student(recipe: Recipe, spec: SampleSpec, teacher: Generator | None) -> Denoiser:
+    config = recipe.student
+    process = config.process or (teacher and teacher.denoiser.process)
+    parametrization = config.parametrization or (teacher and teacher.denoiser.parametrization)
+    if not (process and parametrization and config.backbone):
+        raise InputError(
+            'student.init = "scratch" needs student.backbone, student.process and '
+            "student.parametrization (the last two may come from a teacher)"
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.fit.seed)
+        backbone = config.backbone.build(shape=spec.shape, classes=spec.classes)
+    backbone.load_teacher(teacher and unguided(teacher.denoiser.backbone))
+    return Denoiser(backbone, process, parametrization)
