@@ -92,9 +92,12 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         images.class_names if use_labels else (),
     )
     pins = {"data": images.fingerprint}
-    teacher = None
+    teacher = unguided_hash = None
     if recipe.teacher:
         teacher = _teacher(recipe, spec)
+        unguided_hash = runs.weights_hash(teacher)
+        if recipe.teacher.guidance != 1:
+            teacher = teacher.with_guidance(recipe.teacher.guidance)
         pins["teacher"] = runs.weights_hash(teacher)
     method_class = plugins.resolve("method", recipe.method_name)
     student, original = _student(recipe, spec, teacher)
@@ -118,10 +121,10 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     if "images" in method.reads:
         streams["images"] = _image_stream(recipe, images, spec)
     if "pairs" in method.reads:
-        streams["pairs"], pins["pairs"] = _open_store(recipe, spec, PairStream)
+        streams["pairs"], pins["pairs"] = _open_store(recipe, spec, PairStream, unguided_hash)
     if "rings" in method.reads:
-        streams["rings"], pins["pairs"] = _open_store(recipe, spec, RingStream)
-    method.check(streams, teacher=pins.get("teacher"))
+        streams["rings"], pins["pairs"] = _open_store(recipe, spec, RingStream, unguided_hash)
+    method.check(streams)
     batches = Batches(streams, spec, batch=recipe.fit.batch, seed=recipe.fit.seed, device=device)
     adaptation = None
     if original and method.uses_first_image and adapt_steps(recipe.fit):
@@ -158,15 +161,19 @@ def _teacher(recipe: Recipe, spec: SampleSpec) -> Generator:
             f"shape {spec.shape} and {spec.classes} classes"
             + ("" if teacher.spec.classes else "; data.labels=false trains without classes")
         )
-    return (
-        teacher if recipe.teacher.guidance == 1 else teacher.with_guidance(recipe.teacher.guidance)
-    )
+    return teacher
 
 
 def _open_store(
-    recipe: Recipe, spec: SampleSpec, kind: type[PairStream] | type[RingStream]
+    recipe: Recipe,
+    spec: SampleSpec,
+    kind: type[PairStream] | type[RingStream],
+    teacher_hash: str | None,
 ) -> tuple[Stream, str]:
-    """A stream of the recipe's recorded pairs, and the hash of their store."""
+    """A stream of the recipe's recorded pairs, and the hash of their store.
+
+    `teacher_hash` is that of the recipe's teacher without guidance, as `fewstep record` stores it.
+    """
     if recipe.pairs is None:
         raise InputError(
             f"method {recipe.method_name!r} learns from recorded pairs, and the recipe has none: "
@@ -178,6 +185,15 @@ def _open_store(
         raise InputError(
             f"the images in the store {recipe.pairs.load} have shape {stream.shape}, but those of "
             f"data.name={recipe.data.name} have {spec.shape}: record pairs of this size"
+        )
+    # samples converted from other projects do not say who recorded them
+    source = reader.provenance.get("teacher", teacher_hash)
+    if teacher_hash and source != teacher_hash:
+        assert recipe.teacher
+        raise InputError(
+            f"the pairs in {recipe.pairs.load} were recorded with another teacher than "
+            f"{recipe.teacher.load} (weights {source[:12]} and {teacher_hash[:12]}): record pairs "
+            "of this teacher, or set teacher.load to theirs"
         )
     return stream, reader.hash
 

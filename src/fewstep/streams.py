@@ -101,8 +101,6 @@ class RingStream:
             )
         self.reader, self.classes, self.shape = reader, classes, pairs.shape
         self.chunks, self.state_shape = chunks.shape[0], state.shape
-        # hash of the circuit's weights; None for samples converted from Denoising Circuits
-        self.source: str | None = reader.provenance.get("teacher")
 
     def __len__(self) -> int:
         return len(self.reader)

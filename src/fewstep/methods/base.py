@@ -100,11 +100,10 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
         """Total number of training steps of its phases; None for a method without phases."""
         return None
 
-    def check(self, streams: Mapping[str, Any], *, teacher: str | None) -> None:
-        """Check that the recorded data fit the student and the teacher.
+    def check(self, streams: Mapping[str, Any]) -> None:
+        """Check that the recorded data fit the student.
 
-        `streams` are the data streams of `reads` by name, and `teacher` is the hash of the
-        teacher's weights. Raises InputError if the data do not fit.
+        `streams` are the data streams of `reads` by name. Raises InputError if the data do not fit.
         """
 
     @property

@@ -79,15 +79,10 @@ class ResidualSum(Method[ResidualSumConfig]):
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)
 
-    def check(self, streams: Mapping[str, Any], *, teacher: str | None) -> None:
-        """Raise InputError for rings of another circuit, or with another number of chunks."""
+    def check(self, streams: Mapping[str, Any]) -> None:
+        """Raise InputError for rings with another number of chunks or shape of states."""
         assert isinstance(self.student.backbone, ResidualsNet)
         rings, config = streams["rings"], self.student.backbone.config
-        if rings.source not in (None, teacher):
-            raise InputError(
-                "the store of pairs.load contains rings of another circuit than the teacher: "
-                "record rings of the teacher"
-            )
         expected, actual = config.state.shape(self.spec.shape), rings.state_shape
         if actual != expected:
             raise InputError(

@@ -1,0 +1,179 @@
+"""Students as recipes describe them: copied, adapted, started below the noisiest time."""
+
+import os
+from contextlib import closing
+
+import pytest
+import torch
+
+from fewstep import runs
+from fewstep.assembly import assemble
+from fewstep.errors import InputError
+from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
+from fewstep.process import Flow, LinearBetas
+from fewstep.recipe import read
+from fewstep.recording import Recording, record
+from fewstep.runner import is_finished, run_recipe
+from fewstep.runs import Run
+from fewstep.sampling import Transfer
+
+DEVICE = torch.device("cpu")
+SMALL = [
+    "student.backbone.channels=[8]",
+    "student.backbone.attention=[]",
+    "student.backbone.groups=4",
+    "fit.batch=16",
+    "fit.warmup=0",
+]
+FEW = ["fit.batch=8", "fit.save_every=100", "fit.steps=4", "fit.warmup=0", "evaluate.every=0"]
+
+
+def run(recipe, folder, until=None):
+    with closing(run_recipe(recipe, folder)) as steps:
+        for progress in steps:
+            if progress.step == until:
+                return
+
+
+@pytest.fixture(scope="module")
+def ddpm(tmp_path_factory):
+    """An eps network under DDPM's betas, and pairs that it recorded."""
+    folder = tmp_path_factory.mktemp("ddpm")
+    world = ["student.process=linear-betas", "student.parametrization=eps", "fit.steps=3"]
+    run(read("digits-flow", [*SMALL, *world]), folder / "run")
+    generator = runs.load(folder / "run").with_sampler(step=Transfer(clip=1.0))
+    teacher = runs.weights_hash(runs.load(folder / "run"))
+    for _ in record(generator, folder / "pairs", Recording(64, 4), teacher=teacher):
+        pass
+    return folder
+
+
+def student(ddpm, *more, name="digits-regress"):
+    sources = [f"teacher.load={ddpm}/run", f"pairs.load={ddpm}/pairs"]
+    return read(name, [*FEW, *sources, *more])
+
+
+def method(*arguments, **named):
+    return assemble(student(*arguments, **named), DEVICE).method
+
+
+def test_a_parametrization_alone_takes_the_teachers_native_process(ddpm):
+    teacher = runs.load(ddpm / "run").denoiser
+    assert teacher.parametrization == Eps(LinearBetas())
+    for text, expected in {
+        "v": V(LinearBetas()),
+        '{name="v"}': V(LinearBetas()),
+        "velocity": Velocity(LinearBetas()),
+        "x0": Clean(LinearBetas()),
+        "edm": EDM(),
+        '{name="v", native="flow"}': V(Flow()),
+    }.items():
+        built = method(ddpm, f"student.parametrization={text}").student
+        assert built.parametrization == expected
+        assert built.process == teacher.process
+        weights = built.state_dict()
+        assert all(weights[name].equal(value) for name, value in teacher.state_dict().items())
+        low, high = built.span
+        assert teacher.span[0] <= low < high <= teacher.span[1]
+        if not isinstance(expected, EDM):
+            assert (low, high) == teacher.span
+
+
+def test_a_copied_student_without_a_parametrization_is_refused_at_its_start(ddpm, tmp_path):
+    with pytest.raises(InputError, match="157 times as large in the image at t = 1"):
+        run(student(ddpm), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("setting", "start"), [("start=0.4", 0.4), ("start_snr=0.01", 0.0), ("start=1", 1.0)]
+)
+def test_a_start_is_where_students_begin(ddpm, setting, start):
+    built = method(ddpm, f"student.{setting}", "student.parametrization=v")
+    generator = built.generator()
+    (time,) = generator.grid(1, generator.denoiser).tolist()
+    assert generator.denoiser.span[1] == time
+    if start:
+        assert time == start
+    else:
+        ratio = LinearBetas().ratio(torch.tensor(time, dtype=torch.float64))
+        assert ratio.item() == pytest.approx(10)
+    again = runs.from_description(generator.describe())  # as weights files do
+    assert again.denoiser.span == generator.denoiser.span
+
+
+def test_starts_out_of_range_are_refused(ddpm):
+    for setting, problem in {
+        "start=0": "must be above 0",
+        "start=1.5": "at most 1",
+        "start_snr=0": "must be above 0",
+        "start_snr=-1.0": "must be above 0",
+        "start_snr=1e9": "trained only for times in",
+    }.items():
+        with pytest.raises(InputError, match=problem):
+            method(ddpm, f"student.{setting}")
+    with pytest.raises(InputError, match="both set"):
+        method(ddpm, "student.start=0.4", "student.start_snr=0.1")
+
+
+def test_a_run_adapts_first_and_logs_it(ddpm, tmp_path):
+    recipe = student(ddpm, "student.parametrization=v", "fit.adapt=12")
+    run(recipe, tmp_path / "run")
+    folder = Run(tmp_path / "run")
+    lines = [line for line in folder.progress() if "seconds" in line]
+    assert [line["step"] for line in lines if "adapt/loss" in line] == [10, 12]
+    assert [line["step"] for line in lines if "student/loss" in line] == [16]
+    assert folder.progress()[0]["total"] == 16
+    assert is_finished(recipe, folder.folder)
+    assert len(folder.grids()) == 3  # at the start, after the adaptation, at the end
+
+
+def test_the_default_adaptation_is_a_tenth_of_the_steps_and_can_be_off(ddpm):
+    for settings, steps in {
+        ("student.parametrization=v", "fit.steps=95"): 105,
+        ("student.parametrization=v", "fit.adapt=0"): 4,
+        ("student.start=0.4",): 4,
+        ("student.start=0.4", "student.parametrization=eps"): 4,
+    }.items():
+        recipe = student(ddpm, *settings)
+        assert assemble(recipe, DEVICE).count_steps(recipe.fit) == steps
+
+
+@pytest.mark.parametrize("stop", [3, 5, 7, 8])
+def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bytes(ddpm, tmp_path, stop):
+    """Steps 1 to 5 adapt, 6 to 9 train; the average of consistency starts from adapted weights."""
+    more = [
+        "student.parametrization=v", "fit.adapt=5", "method.target_decay=0.5", "fit.save_every=1",
+        "fit.players.adapt.lr=0.01",
+    ]  # fmt: skip
+    recipe = student(ddpm, *more, name="digits-consistency")
+    run(recipe, tmp_path / "whole")
+    run(recipe, tmp_path / "parts", until=stop)
+    run(recipe, tmp_path / "parts")
+    for name in ("model.safetensors", "state/state.safetensors"):
+        one, other = (tmp_path / part / name for part in ("whole", "parts"))
+        assert one.read_bytes() == other.read_bytes(), name
+    raw = Run(tmp_path / "whole").raw_generator()
+    assert raw.denoiser.parametrization == V(LinearBetas())
+
+
+def test_an_adapted_run_can_start_another_one(ddpm, tmp_path):
+    run(student(ddpm, "student.parametrization=v"), tmp_path / "first")
+    copied = method(ddpm, f"student.init={tmp_path / 'first'}")
+    assert copied.student.parametrization == V(LinearBetas())
+
+
+def test_a_copied_network_keeps_its_process(ddpm):
+    with pytest.raises(InputError, match="remove student.backbone and student.process"):
+        method(ddpm, "student.process=flow")
+
+
+def test_pairs_of_another_teacher_are_refused(ddpm, tmp_path):
+    world = ["student.process=linear-betas", "student.parametrization=eps", "fit.steps=1"]
+    run(read("digits-flow", [*SMALL, *world]), tmp_path / "other")
+    with pytest.raises(InputError, match="were recorded with another teacher"):
+        method(ddpm, f"teacher.load={tmp_path / 'other'}", "student.parametrization=v")
+    os.rename(ddpm / "run", tmp_path / "moved")  # the same weights in another place
+    try:
+        method(ddpm, f"teacher.load={tmp_path / 'moved'}", "student.parametrization=v")
+    finally:
+        os.rename(tmp_path / "moved", ddpm / "run")
