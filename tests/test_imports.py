@@ -31,7 +31,7 @@ LAYERS = [
     ["losses", "ema", "distributed", "threads"],
     ["drawing"],
     ["methods"],
-    ["batching", "streams"],
+    ["batching", "streams", "optimizers"],
     ["trainer"],
     ["recipe"],
     ["recording", "trackers"],

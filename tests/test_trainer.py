@@ -13,9 +13,10 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import squared_error
 from fewstep.methods.base import Loss, Method, Task, Turn
+from fewstep.optimizers import FitConfig, PlayerConfig, learning_rate
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
-from fewstep.trainer import FitConfig, NonFiniteLoss, PlayerConfig, Training, fit, learning_rate
+from fewstep.trainer import NonFiniteLoss, Training, fit
 
 SPEC = SampleSpec((2,))
 

@@ -27,7 +27,7 @@ _MODULES = {
     "Method": "methods.base", "Turn": "methods.base", "Loss": "methods.base",
     "Batch": "methods.batch", "Task": "methods.base", "Batches": "batching",
     "ImageStream": "batching",
-    "fit": "trainer", "FitConfig": "trainer",
+    "fit": "trainer", "FitConfig": "optimizers",
     "load": "runs", "Run": "runs",
     "record": "recording", "Recording": "recording", "PairStream": "streams",
     "Evaluator": "evaluation", "Score": "scores", "EvalProtocol": "metrics",

@@ -20,11 +20,12 @@ from fewstep.losses import bind_classifier, perceptual_hash
 from fewstep.methods.adapt import Adapt, AdaptConfig
 from fewstep.methods.base import Method, Task
 from fewstep.methods.batch import derive_seed
+from fewstep.optimizers import FitConfig
 from fewstep.parametrization import Native, Parametrization
 from fewstep.recipe import Recipe, StudentConfig
 from fewstep.streams import PairStream, RingStream
 from fewstep.tables import addresses
-from fewstep.trainer import FitConfig, Training
+from fewstep.trainer import Training
 
 
 @dataclass(frozen=True)

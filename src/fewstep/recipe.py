@@ -16,11 +16,11 @@ from fewstep.backbones import BackboneConfig
 from fewstep.errors import InputError, did_you_mean
 from fewstep.metrics import EvalProtocol, protocol
 from fewstep.metrics.extractors.resize import Resize
+from fewstep.optimizers import FitConfig
 from fewstep.parametrization import Parametrization
 from fewstep.process import Process
 from fewstep.schema import read_table
 from fewstep.tables import from_table, resolve_name, to_table
-from fewstep.trainer import FitConfig
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def pairs(folder, address):
 def student(folder, address, pairs):
     out = folder.parent / "student"
     told = [f"teacher.load={address}", f"pairs.load={pairs}", "data.labels=false"]
-    told += ["fit.steps=3", "fit.batch=8", "--out", str(out)]
+    told += ["student.start=0.4", "fit.steps=3", "fit.batch=8", "--out", str(out)]
     assert main(["distill", "digits-regress", *told]) == 0
     return out
 

@@ -15,9 +15,10 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.adapt import Adapt, AdaptConfig
 from fewstep.methods.base import Task, check_start
+from fewstep.optimizers import FitConfig
 from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
 from fewstep.process import VP, Cosine, Flow, LinearBetas
-from fewstep.trainer import FitConfig, Training
+from fewstep.trainer import Training
 
 DDPM = LinearBetas()
 

@@ -17,11 +17,12 @@ from fewstep.losses import SquaredError
 from fewstep.methods.base import Task
 from fewstep.methods.batch import Batch
 from fewstep.methods.consistency import Consistency, ConsistencyConfig
+from fewstep.optimizers import FitConfig
 from fewstep.parametrization import EDM, Clean, Velocity
 from fewstep.process import VE, VP, Flow
 from fewstep.sampling import Heun, RowNoise, StepContext, Transfer, noise_from_seeds
 from fewstep.times import DiscreteLevels, EctLevels, FixedGrid, Karras, LogNormal
-from fewstep.trainer import FitConfig, Training
+from fewstep.trainer import Training
 
 SHAPE = (2,)
 SPEC = SampleSpec(SHAPE)

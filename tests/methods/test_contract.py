@@ -12,8 +12,9 @@ import toy
 from fewstep import plugins
 from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.base import Task
+from fewstep.optimizers import FitConfig
 from fewstep.times import DiscreteLevels, EctLevels, LogNormal
-from fewstep.trainer import FitConfig, Training
+from fewstep.trainer import Training
 
 # what a method is tried with on the toy, where it is not its defaults
 SETTINGS = {
