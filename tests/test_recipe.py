@@ -6,6 +6,7 @@ import torch
 from fewstep import recipe
 from fewstep.errors import InputError
 from fewstep.methods.denoise import DenoiseConfig
+from fewstep.parametrization import Eps
 from fewstep.process import Flow, LinearBetas
 from fewstep.schema import preset_names
 from fewstep.times import LogNormal
@@ -85,11 +86,13 @@ def test_overrides_are_toml(tmp_path):
     assert told.teacher.load == "runs/demo/teacher" and told.about.title == "7"
 
 
-def test_eps_is_native_to_its_own_process(tmp_path):
-    text = DIGITS.replace('{ name = "flow" }', '{ name = "linear-betas", steps = 50 }')
-    told = read(tmp_path, text.replace('"velocity"', '"eps"'))
-    assert told.student.parametrization.native == LinearBetas(steps=50) == told.student.process
+def test_a_name_alone_stands_for_its_table(tmp_path):
+    text = DIGITS.replace('{ name = "flow" }', '"linear-betas"')
+    told = read(tmp_path, text.replace('{ name = "velocity" }', '"eps"'))
+    assert told.student.process == LinearBetas() and told.student.parametrization == Eps()
     assert recipe.parse(tomllib.loads(told.toml())) == told
+    with pytest.raises(InputError, match="unknown parametrization 'velocityy'; did you mean"):
+        read(tmp_path, DIGITS.replace('{ name = "velocity" }', '"velocityy"'))
 
 
 @pytest.mark.parametrize(
