@@ -107,6 +107,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "diffusers": "fewstep.pretrained.diffusers:read_diffusers",
         "edm": "fewstep.pretrained.edm:read_edm",
         "lucidrains": "fewstep.pretrained.lucidrains:read_lucidrains",
+        "openai": "fewstep.pretrained.openai:read_openai",
     },
     "tracker": {
         "tensorboard": "fewstep.trackers:TensorBoard",

@@ -7,7 +7,6 @@ The settings of the network follow from the shapes of its tensors, the schedule 
 from the buffers of the diffusion. The size of the images is in no file.
 """
 
-import math
 import re
 import sys
 from collections.abc import Mapping
@@ -26,7 +25,8 @@ from fewstep.parametrization import Clean, Eps, V
 from fewstep.pretrained.address import parse_options, split_options
 from fewstep.pretrained.assembly import assemble, build_backbone
 from fewstep.pretrained.files import read_weights, state_dict
-from fewstep.process import Table
+from fewstep.pretrained.schedules import Schedule, named_schedule
+from fewstep.process import Process, Table
 from fewstep.sampling import Transfer
 
 Objective = Literal["pred_noise", "pred_x0", "pred_v"]
@@ -51,7 +51,7 @@ class Options:
     """Averaged or raw weights, of a file that has both."""
     objective: Objective | None = None
     """What the network predicts; by default as the diffusion's buffers say."""
-    schedule: Literal["linear", "cosine", "sigmoid"] | None = None
+    schedule: Schedule | None = None
     """Noise schedule with the package's own settings; by default that of the buffers."""
     steps: PositiveInt = 1000
     """Number of steps of `schedule`."""
@@ -164,9 +164,9 @@ def _our_name(name: str) -> str:
     return f"{side}.{index}.{STAGE[int(layer)]}.{rest}"
 
 
-def _process(diffusion: Mapping[str, Tensor], options: Options, path: Path) -> Table:
+def _process(diffusion: Mapping[str, Tensor], options: Options, path: Path) -> Process:
     if options.schedule:
-        return Table(tuple(torch.cumprod(1 - _betas(options), 0).tolist()))
+        return named_schedule(options.schedule, options.steps)
     try:
         signal, noise = (
             diffusion[name].double().square()
@@ -181,20 +181,6 @@ def _process(diffusion: Mapping[str, Tensor], options: Options, path: Path) -> T
         ) from None
     except ValueError as error:
         raise InputError(f"{path}: its alphas_cumprod are no noise schedule: {error}") from error
-
-
-def _betas(options: Options) -> Tensor:
-    """The betas of the package's three schedules, with its own settings."""
-    steps = options.steps
-    if options.schedule == "linear":
-        ends = (0.1 / steps, 20 / steps)
-        return torch.linspace(*ends, steps, dtype=torch.float64)
-    t = torch.arange(steps + 1, dtype=torch.float64) / steps
-    if options.schedule == "cosine":  # Nichol and Dhariwal 2021, arXiv:2102.09672
-        signal = torch.cos((t + 0.008) / 1.008 * math.pi / 2).square()
-    else:  # Jabri et al. 2022, arXiv:2212.11972
-        signal = torch.sigmoid(3 - 6 * t) - torch.sigmoid(torch.tensor(-3.0, dtype=torch.float64))
-    return (1 - signal[1:] / signal[:-1]).clamp(0, 0.999)
 
 
 def _objective(diffusion: Mapping[str, Tensor], path: Path) -> Objective:
