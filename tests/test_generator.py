@@ -96,8 +96,13 @@ def test_a_converted_step_keeps_the_settings_that_it_has_too():
     assert convert_step(clipped, "heun") == Heun(clip=1.0)
     assert convert_step(clipped, "multistep") == Multistep(clip=1.0)
     assert convert_step(Corrector(clip=0.5), "renoise") == Renoise(clip=0.5)
+    assert convert_step(clipped, "heun", clip=0.5) == Heun(clip=0.5)
     with pytest.raises(InputError, match="unknown sampler 'heum'; did you mean heun"):
         convert_step(clipped, "heum")
+    with pytest.raises(InputError, match="clip is -1; it must be positive"):
+        convert_step(clipped, "heun", clip=-1.0)
+    with pytest.raises(InputError, match="the sampler ring cannot clip images: leave out the clip"):
+        convert_step(Heun(), "ring", clip=1.0)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ LAYERS = [
     ["pretrained"],
     ["runs"],
     ["losses", "ema", "distributed", "threads"],
-    ["drawing"],
+    ["drawing", "value_range"],
     ["methods"],
     ["batching", "streams", "optimizers"],
     ["trainer"],

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import killing
-from analytic import as_flow_map, exact
+from analytic import Exact, as_flow_map, exact
 from fewstep import store
 from fewstep.backbones import UNetConfig
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
+from fewstep.evaluation import exhaust
 from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
@@ -24,6 +25,7 @@ from fewstep.recording import (
 from fewstep.sampling import Ancestral, Heun, noise_from_seeds
 from fewstep.streams import PairStream
 from fewstep.times import KarrasGrid
+from fewstep.value_range import ValueRange
 
 IMAGES = (1, 4, 4)
 
@@ -205,6 +207,97 @@ def test_another_teachers_pairs_are_not_mixed_in(tmp_path):
     recorded(images(), tmp_path / "p")
     with pytest.raises(InputError, match="teacher"):
         recorded(images(), tmp_path / "p", teacher="other")
+
+
+class Scaled(Exact):
+    """Predicts the image `SIZE`, of either sign, at every time."""
+
+    SIZE = 8.0
+
+    def forward(self, x, level, *, level_s=None, cond=None):
+        alpha, sigma, x_t = self.native(x, level.reshape(-1, *[1] * (x.ndim - 1)))
+        a, b = self.parametrization.target_coefficients(alpha, sigma)
+        image = self.SIZE * x_t.sign()
+        return a * image + b * (x_t - alpha * image) / sigma
+
+
+def unclipped(shape=IMAGES, **settings):
+    network = Scaled(Velocity(), shape)
+    return Generator(Denoiser(network, Flow(), Velocity()), SampleSpec(shape), **settings)
+
+
+def test_images_out_of_range_are_refused_before_anything_is_written(tmp_path):
+    folder = tmp_path / "p"
+    with pytest.raises(InputError) as refusal:
+        recorded(unclipped(step=Heun()), folder, max_out_of_range=0.01)
+    assert str(refusal.value) == (
+        "100.0 % of the values of the first 128 images are beyond ±1.5 (largest |x| 8.00) with "
+        f"5 steps of heun, so {folder} is not recorded: record with a clip (--clip 1), another "
+        "sampler or more steps, or allow it (--allow-out-of-range)"
+    )
+    assert not folder.exists()
+    recorded(unclipped(step=Heun(clip=1.0)), folder, max_out_of_range=0.01)
+    assert store.Reader(folder)[:]["x0"].abs().max() == 1
+    recorded(unclipped(step=Heun()), tmp_path / "allowed")
+    assert store.Reader(tmp_path / "allowed").provenance["range"] == {
+        "values": 128 * 16, "outside": 128 * 16, "largest": 8.0,
+    }  # fmt: skip
+    # a store that was begun with permission is not continued without it
+    next(iter((tmp_path / "allowed").glob("shard-00001.zst"))).unlink()
+    with pytest.raises(InputError, match="allowed is not recorded"):
+        recorded(unclipped(step=Heun()), tmp_path / "allowed", max_out_of_range=0.01)
+
+
+def test_a_store_resumes_with_the_range_of_its_first_recording(tmp_path, monkeypatch):
+    """Other hardware rounds otherwise, and the first tile need not be computed again."""
+    recorded(images(), tmp_path / "p")
+    before = content(tmp_path / "p")
+    (tmp_path / "p" / "shard-00001.zst").unlink()
+    tiles = []
+    real = Tiles._sample
+    monkeypatch.setattr(
+        Tiles, "_sample", lambda self, rows: tiles.append(rows.start) or real(self, rows)
+    )
+    assert recorded(images(), tmp_path / "p")[0] == 13
+    assert tiles == [0] and content(tmp_path / "p") == before
+    assert recorded(images(), tmp_path / "p") == [23] and tiles == [0]
+
+
+def test_images_that_leave_the_range_later_are_refused_at_the_end(tmp_path, monkeypatch):
+    real = Tiles._sample
+
+    def sample(self, rows):
+        records = real(self, rows)
+        return {**records, "x0": records["x0"].clamp(-1, 1) * (1 + rows.start)}
+
+    monkeypatch.setattr(Tiles, "_sample", sample)
+    settings = {"count": 200, "shard": 128, "max_out_of_range": 0.01}
+    with pytest.raises(InputError, match=f"of the images are .* so {tmp_path}/p is not finished"):
+        recorded(images(), tmp_path / "p", **settings)
+    work = record(images(), tmp_path / "p", Recording(200, 5, shard=128), teacher="hash")
+    assert exhaust(work) == ValueRange()  # all shards are there
+    assert len(store.Reader(tmp_path / "p")) == 200
+
+
+def test_the_range_is_that_of_all_images_and_points_have_none(tmp_path):
+    work = record(images(), tmp_path / "p", Recording(23, 5, codec="raw", shard=10), teacher="h")
+    values, x0 = exhaust(work), store.Reader(tmp_path / "p")[:]["x0"].abs()
+    assert values == ValueRange(23 * 16, int((x0 > 1.5).sum()), float(x0.max()))
+    assert 0 < values.outside < values.values
+    plane = Generator(exact(Flow(), Velocity()), SampleSpec((2,)), step=Heun())
+    work = record(plane, tmp_path / "q", Recording(23, 5), teacher="h")
+    assert exhaust(work) == ValueRange()
+    assert "range" not in store.Reader(tmp_path / "q").provenance
+
+
+def test_samples_that_are_no_numbers_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Scaled, "SIZE", float("nan"))
+    with pytest.raises(InputError) as refusal:
+        recorded(unclipped(), tmp_path / "p", steps=1)
+    assert str(refusal.value) == (
+        "samples 0 to 127 contain NaN or infinite values with 1 step of transfer: record with "
+        "another sampler or more steps, or train the teacher longer"
+    )
 
 
 def test_labels_come_in_turn():

@@ -221,5 +221,6 @@ def pairs_of(tmp_path):
 
     teacher, pairs = tmp_path / "teacher", tmp_path / "pairs"
     train(teacher, "evaluate.every=0", until=4)
-    assert main(["record", str(teacher), "--out", str(pairs), "-n", "16", "--steps", "2"]) == 0
+    told = ["-n", "16", "--steps", "2", "--allow-out-of-range"]
+    assert main(["record", str(teacher), "--out", str(pairs), *told]) == 0
     return teacher, pairs

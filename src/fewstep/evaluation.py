@@ -152,10 +152,13 @@ class Evaluator:
         )
 
 
+Done = TypeVar("Done")
 Result = TypeVar("Result")
 
 
-def exhaust(work: Pull[int, None, Result], update: Callable[[int], object] | None = None) -> Result:
+def exhaust(
+    work: Pull[Done, None, Result], update: Callable[[Done], object] | None = None
+) -> Result:
     """Run a generator to its end and return its result; `update` is called with each value that it
     yields."""
     while True:

@@ -160,12 +160,13 @@ class Generator(nn.Module):
         return {**description, "packages": packages} if packages else description
 
 
-def convert_step(step: Step, name: str) -> Step:
+def convert_step(step: Step, name: str, *, clip: float | None = None) -> Step:
     """The sampler `name` with the settings that it shares with `step`, such as `clip`.
 
-    Warns of a setting that `name` does not have, unless it has its default value.
+    Warns of a setting that `name` does not have, unless it has its default value. `clip`, if it is
+    not None, replaces that of `step`.
 
-    Raises: InputError for an unknown name.
+    Raises: InputError for an unknown name, or a clip that is not positive or not supported.
     """
     kind, old = plugins.resolve("sampler", name), fields(cast(Any, step))
     names = {f.name for f in fields(kind)}
@@ -176,10 +177,18 @@ def convert_step(step: Step, name: str) -> Step:
     ]
     if surplus:
         source = plugins.name_of("sampler", type(step))
-        settings = ", ".join(surplus)
-        message = f"the sampler {name} ignores {settings} of {source}, which it replaces"
+        message = f"the sampler {name} ignores {', '.join(surplus)} of {source}, which it replaces"
         warnings.warn(message, stacklevel=2)
-    return kind(**{f.name: getattr(step, f.name) for f in old if f.name in names})
+    settings = {f.name: getattr(step, f.name) for f in old if f.name in names}
+    if clip is None:
+        return kind(**settings)
+    if clip <= 0 or "clip" not in names:
+        raise InputError(
+            f"clip is {clip:g}; it must be positive"
+            if clip <= 0
+            else f"the sampler {name} cannot clip images: leave out the clip"
+        )
+    return kind(**{**settings, "clip": clip})
 
 
 @dataclass(frozen=True)

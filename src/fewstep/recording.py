@@ -10,7 +10,7 @@ from collections import abc
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -23,11 +23,13 @@ from fewstep.circuits.view import Circuit
 from fewstep.condition import NO_LABEL
 from fewstep.drawing import class_labels, seeds
 from fewstep.errors import InputError
+from fewstep.formatting import quantity
 from fewstep.generator import Generator
 from fewstep.plugins import name_of, names, resolve
 from fewstep.sampling import noise_from_seeds
 from fewstep.store import Address
 from fewstep.tables import to_table
+from fewstep.value_range import ValueRange, stored_range, sum_ranges
 
 FIRST_SEED = 1 << 62
 SHARD_BYTES = 256 << 20  # a shard is in memory, uncompressed, while it is computed
@@ -66,6 +68,9 @@ class Recording:
     shard: int = 1024
     """Records per shard; fewer if records are large. A killed process loses at most two shards: the
     one that it computes and the one that it writes."""
+    max_out_of_range: float = 1.0
+    """Largest share of the images' values that may be beyond ±1.5; by default all. `fewstep record`
+    sets 0.01; see `value_range.MAX_SHARE`."""
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.steps < 1:
@@ -97,15 +102,19 @@ def record(
     *,
     teacher: str,
     batch: int | None = None,
-) -> abc.Generator[Progress]:
+) -> abc.Generator[Progress, None, ValueRange]:
     """Record pairs shard by shard; yields the progress at the start and after each batch.
+
+    Returns the range of the images that all processes have recorded in this call.
 
     Row i has class i modulo the number of classes. `teacher` is the hash of the weights, which is
     stored as provenance. Under `torchrun` each process records its own shards, and rank 0 finishes
     the store. `batch` is the largest number of rows between two yields, by default that of a
     `Tiles` tile; it changes neither the store nor the speed.
 
-    Raises: InputError for a stochastic sampler, or a folder with other data.
+    Raises: InputError for a stochastic sampler, a folder with other data, images with NaN, and too
+    many values out of range. Those of the first tile are checked before anything is written, those
+    of all images at the end.
     """
     _check_sampler(generator, recording)
     if batch is not None and batch < 1:
@@ -113,21 +122,33 @@ def record(
     # ranks wait for each other only at the end, perhaps for hours
     rank, ranks = distributed.world(timeout=timedelta(days=1))
     tiles = Tiles(generator, recording)
-    writer = _writer(generator, folder, recording, teacher, tile=tiles.size)
+    first = _first_range(folder, tiles)
+    writer = _writer(generator, folder, recording, teacher, first, tile=tiles.size)
     size = writer.plan.shard_size
     total = sum(len(writer.plan.records(k)) for k in range(rank, writer.plan.shards, ranks))
     missing = [rows for rows in writer.missing() if rows.start // size % ranks == rank]
     done = total - sum(map(len, missing))
     yield Progress(done, total)
+    values = ValueRange()
     with closing(_write_shards(writer, missing, tiles, batch)) as batches:
-        for rows in batches:
-            done += len(rows)
+        for rows, images in batches:
+            done, values = done + len(rows), values + ValueRange.of(images)
             yield Progress(done, total)
     distributed.wait()
+    values = sum_ranges(values, generator.device)
+    tiles.check(values, "the images", f"{folder} is not finished")
     tally = distributed.sum_numbers(writer.tally().to(generator.device))
     if rank == 0:
         writer.finish(tally.cpu())
     distributed.wait()
+    return values
+
+
+def _first_range(folder: Address, tiles: "Tiles") -> ValueRange:
+    """Range of the images of the first tile: stored in the folder, or computed; then checked."""
+    values = stored_range(folder) or ValueRange.of(tiles.records(range(tiles.size))["x0"])
+    tiles.check(values, f"the first {tiles.size} images", f"{folder} is not recorded")
+    return values
 
 
 def _check_sampler(generator: Generator, recording: Recording) -> None:
@@ -147,8 +168,8 @@ def _check_sampler(generator: Generator, recording: Recording) -> None:
 
 def _write_shards(
     writer: store.Writer, missing: list[range], tiles: "Tiles", batch: int | None
-) -> abc.Generator[range]:
-    """Compute and write each missing shard. Yields the range of rows after computing it."""
+) -> abc.Generator[tuple[range, Tensor]]:
+    """Compute and write each missing shard. Yields ranges of rows and their images."""
     # a shard is encoded, compressed and written while the next one is computed
     with threads.workers(1) as pool:
         pending: Future[None] | None = None
@@ -156,7 +177,7 @@ def _write_shards(
             parts: list[dict[str, Tensor]] = []
             for piece in tiles.pieces(rows, batch):
                 parts.append(tiles.records(piece))
-                yield piece
+                yield piece, parts[-1]["x0"]
             records = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
             if pending:
                 pending.result()
@@ -166,7 +187,13 @@ def _write_shards(
 
 
 def _writer(
-    generator: Generator, folder: Address, recording: Recording, teacher: str, *, tile: int
+    generator: Generator,
+    folder: Address,
+    recording: Recording,
+    teacher: str,
+    first: ValueRange,
+    *,
+    tile: int,
 ) -> store.Writer:
     times = generator.grid(recording.steps, generator.denoiser).tolist()
     provenance = {
@@ -177,6 +204,8 @@ def _writer(
         "seed": recording.seed,
         "version": __version__,
     }
+    if first.values:
+        provenance["range"] = asdict(first)
     if recording.states:
         provenance["states"] = [times[point] for point in recording.state_points]
     if recording.chunks:
@@ -276,8 +305,31 @@ class Tiles:
             yield range(first, stop)
             first = stop
 
-    @torch.inference_mode()
+    def check(self, values: ValueRange, noun: str, consequence: str) -> None:
+        """Raise InputError if too many values of the images are out of range."""
+        if values.share <= self.recording.max_out_of_range:
+            return
+        step = self.generator.step
+        clip = "a clip (--clip 1), " if getattr(step, "clip", 0) is None else ""
+        raise InputError(
+            f"{values.text(noun)} with {quantity(self.recording.steps, 'step')} of "
+            f"{name_of('sampler', type(step))}, so {consequence}: record with {clip}another "
+            "sampler or more steps, or allow it (--allow-out-of-range)"
+        )
+
     def _compute(self, rows: range) -> dict[str, Tensor]:
+        records = self._sample(rows)
+        if not records["x0"].isfinite().all():
+            step = name_of("sampler", type(self.generator.step))
+            raise InputError(
+                f"samples {rows.start} to {rows.stop - 1} contain NaN or infinite values with "
+                f"{quantity(self.recording.steps, 'step')} of {step}: record with another sampler "
+                "or more steps, or train the teacher longer"
+            )
+        return records
+
+    @torch.inference_mode()
+    def _sample(self, rows: range) -> dict[str, Tensor]:
         generator, recording = self.generator, self.recording
         row_seeds = seeds(recording.seed, rows, first=FIRST_SEED)
         noise = noise_from_seeds(row_seeds, generator.spec.shape, device=generator.device)

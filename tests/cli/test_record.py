@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,7 +22,7 @@ from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
 
-WANTED = ["-n", "2100", "--steps", "2", "--sampler", "transfer"]
+WANTED = ["-n", "2100", "--steps", "2", "--sampler", "transfer", "--allow-out-of-range"]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,28 @@ def test_two_processes_under_torchrun_record_the_store_of_one(teacher, recorded,
     assert told.returncode == 0, told.stderr
     assert told.stdout.count("2100 pairs") == 1  # one of them talks
     assert content(out) == content(recorded)
+
+
+def test_images_out_of_range_are_refused_unless_allowed(teacher, tmp_path, capsys):
+    out, few = tmp_path / "p", ["-n", "8", "--steps", "2"]
+    assert main(["record", teacher, "--out", str(out), *few]) == 2
+    line = capsys.readouterr().err
+    share = re.fullmatch(
+        r"fewstep: (.*) % of the values of the first 128 images are beyond ±1.5 \(largest \|x\| "
+        rf"(.*)\) with 2 steps of heun, so {out} is not recorded: record with a clip \(--clip 1\), "
+        r"another sampler or more steps, or allow it \(--allow-out-of-range\)\n",
+        line,
+    )
+    assert share and float(share[1]) > 1 and float(share[2]) > 1.5 and not out.exists()
+    assert main(["record", teacher, "--out", str(out), *few, "--clip", "1"]) == 0
+    assert (
+        f"{out}: 8 pairs; 0.00 % of the values of the images are beyond ±1.5 (largest |x| 1.00)"
+        in capsys.readouterr().out
+    )
+    assert store.Reader(out).provenance["sampler"] == {"name": "heun", "clip": 1.0}
+    bad = ["record", teacher, "--out", str(tmp_path / "q"), *few, "--clip"]
+    assert main([*bad, "0"]) == 2
+    assert capsys.readouterr().err == "fewstep: clip is 0; it must be positive\n"
 
 
 def test_resume_is_the_default_and_can_be_refused(teacher, recorded, capsys):

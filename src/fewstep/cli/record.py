@@ -16,6 +16,7 @@ from fewstep.errors import InputError
 
 if TYPE_CHECKING:
     from fewstep.recording import Recording
+    from fewstep.value_range import ValueRange
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Options:
     """Number of sampler steps."""
     sampler: str = "heun"
     """A deterministic sampler: transfer, heun, multistep, or ring for a circuit."""
+    clip: float | None = None
+    """Clamp the predicted images to ±CLIP, such as 1; by default as the run's sampler does."""
+    allow_out_of_range: bool = False
+    """Record images even if more than 1 % of their values are beyond ±1.5."""
     guidance: float = 1.0
     """Weight of classifier-free guidance; 1 means no guidance."""
     states: int = 0
@@ -77,29 +82,38 @@ def main(argv: Sequence[str]) -> int:
         )
     from fewstep.recording import Recording
     from fewstep.store import open_folder
+    from fewstep.value_range import MAX_SHARE
 
     if not options.resume and open_folder(options.out).sizes():
         raise InputError(
             f"{options.out} is not empty, which --no-resume does not allow; give another --out"
         )
     recording = Recording(
-        options.count, options.steps, options.states, options.codec, options.chunks, options.seed
+        options.count,
+        options.steps,
+        options.states,
+        options.codec,
+        options.chunks,
+        options.seed,
+        max_out_of_range=1.0 if options.allow_out_of_range else MAX_SHARE,
     )
     try:
         with console.bar("record", options.count, stoppable=True) as update:
-            run(
+            values = run(
                 options.run,
                 options.out,
                 recording,
                 update,
                 sampler=options.sampler,
+                clip=options.clip,
                 guidance=options.guidance,
                 batch=options.batch,
             )
     except console.Stopped:
         console.out.print("stopped; the same command resumes")
         return 0
-    console.out.print(f"{options.out}: {options.count} pairs")
+    text = f"; {values.text('the images')}" if values.values else ""
+    console.out.print(f"{options.out}: {options.count} pairs{text}")
     return 0
 
 
@@ -110,24 +124,28 @@ def run(
     update: console.Update,
     *,
     sampler: str,
+    clip: float | None = None,
     guidance: float = 1.0,
     batch: int | None = None,
-) -> None:
-    """Record until the end and report progress to `update`, which may raise Stopped to stop it."""
+) -> "ValueRange":
+    """Record until the end and report progress to `update`, which may raise Stopped to stop it.
+
+    Returns the range of the images that are recorded now.
+    """
     from fewstep import runs
     from fewstep.distributed import device
+    from fewstep.evaluation import exhaust
     from fewstep.generator import convert_step
     from fewstep.recording import record
 
     generator = runs.load(address)
     teacher = runs.weights_hash(generator)
-    step = convert_step(generator.step, sampler)
+    step = convert_step(generator.step, sampler, clip=clip)
     generator = generator.with_sampler(step=step).to(device())
     if guidance != 1:
         generator = generator.with_guidance(guidance)
     with closing(record(generator, folder, recording, teacher=teacher, batch=batch)) as rows:
-        for progress in rows:
-            update(progress.done, total=progress.total)
+        return exhaust(rows, lambda progress: update(progress.done, total=progress.total))
 
 
 def _verify(folder: str) -> int:
