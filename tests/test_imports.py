@@ -23,6 +23,7 @@ LAYERS = [
     ["backbones", "data", "store", "metrics"],
     ["denoiser"],
     ["times"],
+    ["spacing"],
     ["sampling"],
     ["circuits", "guidance"],
     ["generator"],

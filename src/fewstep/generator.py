@@ -67,14 +67,20 @@ class Generator(nn.Module):
         Raises InputError for fewer than 1 step, noise of another shape, or a label out of range.
         """
         self._check(noise, cond)
-        times = self.grid(self.nearest(steps), self.denoiser)
+        times, noise = self._start(noise, steps)
         return sample(self.denoiser, noise, times, step=self.step, cond=cond, seed=seed)
 
     def path(self, noise: Tensor, *, steps: int, cond: Condition | None = None) -> Iterator[Tensor]:
         """Yield the states (b, *shape) at each time of the grid, then the images: `steps` + 1."""
         self._check(noise, cond)
-        times = self.grid(self.nearest(steps), self.denoiser)
+        times, noise = self._start(noise, steps)
         return path(self.denoiser, noise, times, step=self.step, cond=cond)
+
+    def _start(self, noise: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """The times of a sample, and the noise at which it starts."""
+        times = self.grid(self.nearest(steps), self.denoiser)
+        scale = self.grid.start_scale(float(times[0]), self.denoiser)
+        return times, noise if scale == 1 else scale * noise
 
     def _check(self, noise: Tensor, cond: Condition | None) -> None:
         if tuple(noise.shape[1:]) != self.spec.shape:

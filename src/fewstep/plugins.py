@@ -54,6 +54,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "uniform": "fewstep.times:UniformGrid",
         "karras": "fewstep.times:KarrasGrid",
         "fixed": "fewstep.times:FixedGrid",
+        "table": "fewstep.spacing:TableGrid",
+        "shifted": "fewstep.spacing:ShiftedGrid",
     },
     "density": {
         "uniform": "fewstep.times:Uniform",

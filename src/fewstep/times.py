@@ -144,6 +144,10 @@ class Grid(ABC):
         check_times(times, denoiser.span)
         return times
 
+    def start_scale(self, t: float, denoiser: Denoiser) -> float:
+        """Factor of the state sigma·noise at which a sample starts at the first time `t`."""
+        return 1.0
+
 
 @dataclass(frozen=True)
 class UniformGrid(Grid):

@@ -6,13 +6,12 @@ import re
 import shutil
 import sys
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from fewstep.download import fetch, home
 from fewstep.errors import InputError
+from fewstep.pretrained.folder import CONFIG, FORMS, INDEX, NETWORK_FOLDERS, SCHEDULER, STEM
 
-CONFIG, SCHEDULER = "config.json", "scheduler_config.json"
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 EMA = "ddpm_ema_cifar10"
 EMA_URL = f"https://github.com/VainF/Diff-Pruning/releases/download/v0.0.1/{EMA}.zip"
 AVERAGED = {"google/ddpm-cifar10-32": EMA}
@@ -60,22 +59,28 @@ def _from_hub(name: str, *, otherwise: str) -> Path:
         raise InputError(
             f"downloading {name} needs huggingface-hub: pip install 'fewstep[hub]', or {otherwise}"
         ) from None
-    settings = [CONFIG, f"unet/{CONFIG}", SCHEDULER, f"scheduler/{SCHEDULER}"]
-    problem = f"it holds neither {' nor '.join(WEIGHTS)}"
-    for weights in WEIGHTS:
-        patterns = [*settings, weights, f"unet/{weights}"]
+    settings = [INDEX, SCHEDULER, f"scheduler/{SCHEDULER}"]
+    settings += [_join(place, CONFIG) for place in NETWORK_FOLDERS]
+    problem = f"it holds no {STEM}.safetensors or .bin"
+    for form in FORMS:
+        files = [form.index, form.single, *form.shards]
+        weights = [_join(place, file) for place in NETWORK_FOLDERS for file in files]
         try:
-            folder = Path(snapshot_download(name, allow_patterns=patterns))
+            folder = Path(snapshot_download(name, allow_patterns=[*settings, *weights]))
         # the client's own errors, those of its HTTP library, and the system's
         except Exception as error:
             problem = str(error).strip().partition("\n")[0]
-            continue
-        if any(folder.rglob(weights)):
+            break
+        if any(path.match(form.index) or path.match(form.single) for path in folder.rglob("*")):
             return folder
     raise InputError(
         f"there is no folder {name}, and downloading huggingface.co/{name} failed ({problem}); go "
         f"online, or {otherwise}"
     )
+
+
+def _join(folder: str, file: str) -> str:
+    return str(PurePosixPath(folder, file))
 
 
 def _download_release(folder: Path) -> Path:
@@ -102,19 +107,27 @@ def _unpack(archive: Path, folder: Path) -> None:
         with zipfile.ZipFile(archive) as archive_file:
             for member in archive_file.infolist():
                 path = PurePosixPath(member.filename)
-                if path.name not in (CONFIG, SCHEDULER, *WEIGHTS):
+                if path.name not in (CONFIG, SCHEDULER) and not _is_weights(path):
                     continue
                 # the archive's paths are not used: they could point outside the folder
-                inner = path.parent.name if path.parent.name in ("unet", "scheduler") else ""
+                places = (*NETWORK_FOLDERS, "scheduler")
+                inner = path.parent.name if path.parent.name in places else ""
                 target = temporary / inner / path.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive_file.open(member) as packed, target.open("wb") as file:
                     shutil.copyfileobj(packed, file)
-        if not any(path.name in WEIGHTS for path in temporary.rglob("*")):
-            raise InputError(f"{EMA_URL} holds none of {', '.join(WEIGHTS)}")
+        if not any(_is_weights(path) for path in temporary.rglob("*")):
+            raise InputError(f"{EMA_URL} holds no {STEM}.safetensors or .bin")
         if not folder.is_dir():  # another rank may have been first
             temporary.replace(folder)
     except zipfile.BadZipFile as error:
         raise InputError(f"{EMA_URL} is a damaged archive ({error}); try again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_weights(path: PurePath) -> bool:
+    """Whether this is a weights file or a list of shards."""
+    return any(
+        path.match(pattern) for form in FORMS for pattern in (form.single, form.index, *form.shards)
+    )

@@ -1,0 +1,288 @@
+"""Scheduler settings of diffusers: the process, parametrization, sampler and grid that they imply.
+
+Where diffusers' solver is not one of ours, the nearest one is used, with a warning.
+docs/pretrained.md has the whole table.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import PositiveInt
+
+from fewstep import plugins
+from fewstep.errors import InputError, did_you_mean
+from fewstep.parametrization import EDM, Clean, Eps, Parametrization, V, Velocity
+from fewstep.pretrained.betas import Betas
+from fewstep.pretrained.folder import read_json
+from fewstep.pretrained.scheduler_classes import KINDS, REFUSED
+from fewstep.pretrained.settings import read_settings
+from fewstep.process import VE, Flow, Process
+from fewstep.sampling import Ancestral, Heun, Renoise, Step, Transfer
+from fewstep.spacing import Curve, ShiftedGrid, TableGrid
+from fewstep.times import Grid, KarrasGrid
+
+PREDICTIONS = {"epsilon": Eps, "v_prediction": V, "sample": Clean, "original_sample": Clean}
+Prediction = Literal["epsilon", "v_prediction", "sample", "original_sample", "flow_prediction"]
+Off = Literal[False] | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a scheduler says about its network."""
+
+    process: Process
+    parametrization: Parametrization
+    step: Step
+    grid: Grid
+    span: tuple[float, float] | None = None
+    """Times at which the network can be used; None: those of its noise levels."""
+    unet: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Settings of `UNetConfig` that turn our levels into those of the training."""
+
+
+@dataclass(frozen=True)
+class TableSettings(Betas):
+    """Settings of a scheduler with a table of noise levels; the types allow what we support."""
+
+    prediction_type: Prediction = "epsilon"
+    predict_epsilon: Literal[True] = True
+    clip_sample: bool | None = None
+    clip_sample_range: float = 1.0
+    thresholding: bool | None = False
+    sample_max_value: float = 1.0
+    timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    steps_offset: int = 0
+    use_karras_sigmas: bool | None = False
+    use_exponential_sigmas: bool | None = False
+    use_beta_sigmas: bool | None = False
+    use_lu_lambdas: bool | None = False
+    use_flow_sigmas: bool | None = False
+    flow_shift: float = 1.0
+    use_dynamic_shifting: Off = False
+    shift_terminal: None = None
+    sigma_min: None = None
+    sigma_max: None = None
+    interpolation_type: Literal["linear"] = "linear"
+    timestep_type: Literal["discrete"] = "discrete"
+    lambda_min_clipped: float = float("-inf")
+    original_inference_steps: PositiveInt = 50
+    algorithm_type: str = "dpmsolver++"
+    solver_type: str = "midpoint"
+    solver_order: int = 2
+
+    @property
+    def clip(self) -> float | None:
+        """Bound to which the predicted image is clipped; None if it is not."""
+        if self.thresholding:  # up to a maximum of 1, thresholding is clipping
+            return 1.0 if self.sample_max_value <= 1 else None
+        return self.clip_sample_range if self.clip_sample else None
+
+    @property
+    def curve(self) -> Curve | None:
+        """The curve on which the levels are spaced."""
+        if self.use_karras_sigmas:
+            return "karras"
+        if self.use_exponential_sigmas or self.use_lu_lambdas:
+            return "exponential"
+        return "beta" if self.use_beta_sigmas else None
+
+
+@dataclass(frozen=True)
+class EdmSettings:
+    """Settings of a scheduler of Karras et al. 2022, arXiv:2206.00364."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+    sigma_schedule: Literal["karras", "exponential"] = "karras"
+    prediction_type: Literal["epsilon"] = "epsilon"
+    rho: float = 7.0
+    thresholding: Off = False
+    algorithm_type: str = "dpmsolver++"
+    solver_type: str = "midpoint"
+    solver_order: int = 2
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """Settings of a scheduler of flow matching."""
+
+    num_train_timesteps: PositiveInt = 1000
+    shift: float = 1.0
+    use_dynamic_shifting: Off = False
+    invert_sigmas: Off = False
+    shift_terminal: None = None
+    use_karras_sigmas: bool | None = False
+    use_exponential_sigmas: bool | None = False
+    use_beta_sigmas: bool | None = False
+    stochastic_sampling: bool | None = False
+    scale_factors: None = None
+
+
+def read_scheduler(path: Path | None, address: str, changes: Mapping[str, Any]) -> Reading:
+    """Read a scheduler's settings from a file, or from the `changes` alone if there is none.
+
+    `changes` are settings that the address of the checkpoint contains. Raises InputError for a
+    scheduler or a setting that is not supported.
+    """
+    where = address if path is None else path
+    values = {**({} if path is None else read_json(path)), **changes}
+    name = values.get("_class_name", "DDPMScheduler")
+    if name in REFUSED:
+        raise InputError(f"{where}: {name} is not supported: {REFUSED[name]}")
+    if name not in KINDS:
+        hint = did_you_mean(str(name), list(KINDS))
+        raise InputError(f"{where}: _class_name is {name!r}, not a known scheduler{hint}")
+    kind = KINDS[name]
+    values = {**kind.defaults, **{k: v for k, v in values.items() if v is not None}}
+    match kind.family:
+        case "edm":
+            reading, equal = _read_edm(name, read_settings(EdmSettings, values, where))
+        case "flow":
+            reading, equal = _read_flow(name, read_settings(FlowSettings, values, where))
+        case _:
+            if not kind.clips:
+                values.pop("clip_sample", None)
+            settings = read_settings(TableSettings, values, where)
+            reading, equal = _read_table(name, settings, where)
+    if not equal:
+        ours = plugins.name_of("sampler", type(reading.step))
+        warnings.warn(
+            f"{where}: fewstep does not have the solver of {name} with these settings: it samples "
+            f"by {ours}, the nearest that it has",
+            stacklevel=3,
+        )
+    return reading
+
+
+def _read_table(name: str, settings: TableSettings, where: Path | str) -> tuple[Reading, bool]:
+    """The reading, and whether our sampler is the class's own."""
+    if settings.use_flow_sigmas:
+        return _read_flow_solver(name, settings, where)
+    if settings.prediction_type == "flow_prediction":
+        raise InputError(
+            f"{where}: prediction_type = 'flow_prediction' is not supported: {name} has the noise "
+            "levels of a table"
+        )
+    try:
+        process = settings.process()
+    except ValueError as error:
+        raise InputError(f"{where}: its betas are not a noise schedule: {error}") from error
+    parametrization = PREDICTIONS[settings.prediction_type](process)
+    span = None
+    if settings.ends_in_noise and isinstance(parametrization, Eps):
+        last = settings.levels - 1
+        span = (0.0, (last - 1) / last)
+    kind, equal = _solver(name, settings)
+    step, grid = _clipped(kind, settings, where), _table_grid(name, settings, process)
+    if kind is Heun:
+        # diffusers' slopes are along sigma/alpha, which is the time of VE
+        table, process = process, VE(float(process.ratio(torch.ones((), dtype=torch.float64))))
+        if span:
+            span = tuple(
+                process.time(table.ratio(torch.tensor(span, dtype=torch.float64))).tolist()
+            )
+    return Reading(process, parametrization, step, grid, span), equal
+
+
+def _solver(name: str, settings: TableSettings | EdmSettings) -> tuple[type[Step], bool]:
+    """Our sampler, and whether it is the class's own."""
+    kind = KINDS[name]
+    if "DPMSolver" not in name or name == "DPMSolverSDEScheduler":
+        return kind.step, kind.equal
+    if settings.algorithm_type.startswith("sde"):
+        return Ancestral, settings.solver_order == 1
+    if settings.solver_order == 1:
+        return Transfer, True
+    plain = settings.algorithm_type != "dpmsolver" and settings.solver_type != "heun"
+    return kind.step, kind.equal and plain and settings.solver_order == 2
+
+
+def _clipped(kind: type[Step], settings: TableSettings, where: Path | str) -> Step:
+    """The sampler with the scheduler's bound of the predicted image."""
+    if settings.thresholding and settings.clip is None:
+        warnings.warn(
+            f"{where}: thresholding is on with sample_max_value = {settings.sample_max_value}, but "
+            "dynamic thresholding is not supported: it is ignored",
+            stacklevel=4,
+        )
+    clips = "clip" in {f.name for f in fields(cast(Any, kind))}
+    return kind(**({"clip": settings.clip} if clips else {}))
+
+
+def _table_grid(name: str, settings: TableSettings, process: Process) -> TableGrid:
+    levels, spacing = settings.levels, settings.timestep_spacing
+    match KINDS[name].family:
+        case "lcm":
+            return TableGrid(levels, "lcm", original=settings.original_inference_steps)
+        case "euler":
+            return TableGrid(
+                levels,
+                spacing,
+                settings.steps_offset,
+                rounded=False,
+                curve=settings.curve,
+                unit_start=spacing == "leading",
+            )
+        case "solver":
+            if name == "DPMSolverSinglestepScheduler":
+                spacing = "linspace"
+            t = torch.linspace(0, 1, levels, dtype=torch.float64)
+            skipped = int((-torch.log(process.ratio(t)) < settings.lambda_min_clipped).sum())
+            return TableGrid(
+                levels,
+                spacing,
+                settings.steps_offset,
+                open_end=True,
+                last=levels - 1 - skipped if skipped else None,
+                curve=settings.curve,
+            )
+        case _:
+            return TableGrid(levels, spacing, settings.steps_offset)
+
+
+def _read_edm(name: str, settings: EdmSettings) -> tuple[Reading, bool]:
+    """The network's level is ln(sigma)/4, without a factor."""
+    kind, equal = _solver(name, settings)
+    parametrization = EDM(settings.sigma_data, settings.sigma_min, settings.sigma_max)
+    grid = (
+        KarrasGrid(settings.rho)
+        if settings.sigma_schedule == "karras"
+        else TableGrid(open_end=True, curve="exponential")
+    )
+    process = VE(settings.sigma_max)
+    return Reading(process, parametrization, kind(), grid, unet={"level_scale": 1.0}), equal
+
+
+def _read_flow(name: str, settings: FlowSettings) -> tuple[Reading, bool]:
+    """The shift is applied to the ends of the times, and then to all of them, as in diffusers."""
+    shift, last = settings.shift, 1 / settings.num_train_timesteps
+    curve = "beta" if settings.use_beta_sigmas else None
+    curve = "exponential" if settings.use_exponential_sigmas else curve
+    curve = "karras" if settings.use_karras_sigmas else curve
+    grid = ShiftedGrid(shift, low=shift * last / (1 + (shift - 1) * last), curve=curve)
+    step = Renoise() if settings.stochastic_sampling else KINDS[name].step()
+    return _flow_reading(step, grid, settings.num_train_timesteps), True
+
+
+def _read_flow_solver(
+    name: str, settings: TableSettings, where: Path | str
+) -> tuple[Reading, bool]:
+    if settings.prediction_type != "flow_prediction" or settings.curve:
+        raise InputError(
+            f"{where}: use_flow_sigmas is not supported with prediction_type = "
+            f"{settings.prediction_type!r} and other sigmas: it needs 'flow_prediction' alone"
+        )
+    last = 1 / settings.levels
+    low, high = (last, 1.0) if name.startswith("UniPC") else (0.0, 1 - last)
+    grid = ShiftedGrid(settings.flow_shift, low, high, open_end=True)
+    kind, equal = _solver(name, settings)
+    return _flow_reading(_clipped(kind, settings, where), grid, settings.levels), equal
+
+
+def _flow_reading(step: Step, grid: Grid, levels: int) -> Reading:
+    return Reading(Flow(), Velocity(), step, grid, unet={"pace": levels / 1000})
