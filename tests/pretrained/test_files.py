@@ -220,3 +220,14 @@ def test_archives_and_old_files_give_their_tensors(tmp_path):
         found = read_weights(path)
         assert torch.equal(found["model"]["w"], content["model"]["w"])
         assert found["step"] == 3
+
+
+def test_a_header_whose_length_looks_like_a_pickle(tmp_path):
+    """The first byte of a safetensors file is that of its header's length, and can be 0x80."""
+    tensors, path = {"weight": torch.ones(2)}, tmp_path / "weights.safetensors"
+    for padding in range(0, 256, 8):
+        save_file(tensors, path, metadata={"padding": "x" * padding})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert torch.equal(read_weights(path)["weight"], torch.ones(2))

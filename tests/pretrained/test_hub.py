@@ -4,6 +4,7 @@ import io
 import json
 import sys
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 from urllib.error import URLError
 
@@ -11,8 +12,11 @@ import pytest
 
 from fewstep.errors import InputError
 from fewstep.pretrained import hub as hub_module
-from fewstep.pretrained.hub import AVERAGED, EMA, WEIGHTS, find_folder
+from fewstep.pretrained.folder import find_files
+from fewstep.pretrained.hub import AVERAGED, EMA, find_folder
 
+STEM = "diffusion_pytorch_model"
+WEIGHTS = (f"{STEM}.safetensors", f"{STEM}.bin")
 GOOGLE = "google/ddpm-cifar10-32"
 
 
@@ -42,7 +46,9 @@ def hub(monkeypatch, tmp_path):
 
     def snapshot_download(name, *, allow_patterns):
         Hub.asked.append(allow_patterns)
-        for file in set(Hub.files) & set(allow_patterns):
+        for file in Hub.files:
+            if not any(fnmatch(file, pattern) for pattern in allow_patterns):
+                continue
             (Hub.cached / file).parent.mkdir(parents=True, exist_ok=True)
             (Hub.cached / file).write_text("{}")
         return str(Hub.cached)
@@ -97,17 +103,42 @@ def test_the_hub_is_asked_for_settings_and_one_file_of_weights(hub, weights):
     assert there == {"config.json", "scheduler_config.json", WEIGHTS[0]}
 
 
-@pytest.mark.parametrize("file", [f"unet/{WEIGHTS[0]}", WEIGHTS[1], f"unet/{WEIGHTS[1]}"])
-def test_other_layouts_of_the_hub(hub, weights, file):
-    hub.files = ["unet/config.json", "scheduler/scheduler_config.json", "vae/config.json", file]
+INDEX = f"{STEM}.safetensors.index"
+FORMS = [
+    [f"unet/{WEIGHTS[0]}"],
+    [WEIGHTS[1]],
+    [f"unet/{WEIGHTS[1]}"],
+    [f"unet_ema/{WEIGHTS[0]}", "unet_ema/config.json"],
+    [f"{INDEX}.json", f"{STEM}-00001-of-00002.safetensors", f"{STEM}-00002-of-00002.safetensors"],
+    [f"unet/{STEM}.bin.index.json", f"unet/{STEM}-00001-of-00001.bin"],
+    [f"unet/{STEM}.fp16.safetensors"],
+    [f"unet/{STEM}.fp16.bin"],
+    [f"unet/{INDEX}.fp16.json", f"unet/{STEM}.fp16-00001-of-00001.safetensors"],
+    [f"unet/{INDEX}.fp16.json", f"unet/{STEM}-00001-of-00001.fp16.safetensors"],
+    [f"unet/{STEM}.non_ema.bin"],
+]
+
+
+@pytest.mark.parametrize("files", FORMS, ids=lambda files: files[0])
+def test_other_forms_on_the_hub(hub, weights, files):
+    hub.files = ["unet/config.json", "scheduler/scheduler_config.json", "vae/config.json", *files]
     assert find_folder(GOOGLE) == hub.cached
-    assert (hub.cached / file).exists() and not (hub.cached / "vae").exists()
+    assert all((hub.cached / file).exists() for file in files)
+    assert not (hub.cached / "vae").exists()
     assert (hub.cached / "scheduler" / "scheduler_config.json").exists()
+
+
+def test_only_the_best_form_is_downloaded(hub, weights):
+    variants = [f"{STEM}.fp16.safetensors", f"{STEM}.non_ema.safetensors", f"{STEM}.fp16.bin"]
+    hub.files = ["config.json", *WEIGHTS, *variants]
+    files = find_files(find_folder(GOOGLE))
+    assert files.weights == (hub.cached / WEIGHTS[0],)
+    assert {path.name for path in hub.cached.iterdir()} == {"config.json", WEIGHTS[0]}
 
 
 def test_a_network_without_weights_says_so(hub, weights):
     hub.files = ["config.json", "model.ckpt"]
-    assert f"failed (it holds neither {WEIGHTS[0]} nor {WEIGHTS[1]})" in refusal(GOOGLE)
+    assert f"failed (it holds no {STEM}.safetensors or .bin)" in refusal(GOOGLE)
 
 
 @pytest.fixture
@@ -218,8 +249,8 @@ def test_paths_of_the_archive_are_not_trusted(weights, monkeypatch):
     [
         (None, "cannot download"),
         (b"<html>not found</html>", "is a damaged archive"),
-        ({"readme.txt": "x"}, "holds none of"),
-        ({f"{EMA}/unet/config.json": "{}"}, "holds none of"),
+        ({"readme.txt": "x"}, "holds no diffusion_pytorch_model.safetensors or .bin"),
+        ({f"{EMA}/unet/config.json": "{}"}, "holds no diffusion_pytorch_model.safetensors or .bin"),
     ],
 )
 def test_a_release_that_fails_leaves_nothing(weights, monkeypatch, members, told):

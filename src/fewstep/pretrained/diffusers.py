@@ -13,15 +13,15 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt
 
-from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.pretrained.address import parse_options, split_options
+from fewstep.pretrained.assembly import assemble, build_backbone
 from fewstep.pretrained.betas import Schedule
-from fewstep.pretrained.folder import AVERAGED, RAW, SCHEDULER, find_files
+from fewstep.pretrained.folder import SCHEDULER, find_files
 from fewstep.pretrained.hub import EMA, find_folder
 from fewstep.pretrained.scheduler import Prediction, read_scheduler
-from fewstep.pretrained.unet_config import load_network, read_network
+from fewstep.pretrained.unet_config import network_tensors, read_network
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_diffusers(name: str) -> Generator:
     network = read_network(files.config, options.sample_size)
     changes = options.scheduler
     if files.scheduler is None:
-        changes = _assume_scheduler(folder, changes)
+        changes = _assume_scheduler(folder, len(files.weights), changes)
     reading = read_scheduler(files.scheduler, address, changes)
     null_is_last = options.null_class == "last"
     classes = (network.num_class_embeds or 0) - null_is_last
@@ -70,28 +70,33 @@ def read_diffusers(name: str) -> Generator:
             f"{address}: null_class=last needs num_class_embeds of at least 2 in {files.config}, "
             f"which is {network.num_class_embeds}"
         )
-    try:
-        config = network.unet(reading.unet)
-        backbone = config.build(shape=network.shape, classes=classes)
-    except InputError as error:
-        message = f"{files.config}: our U-Net does not support this network: {error}"
-        raise InputError(message) from error
-    load_network(backbone, files.weights, network, null_is_last=null_is_last)
-    denoiser = Denoiser(backbone, reading.process, reading.parametrization, span=reading.span)
-    spec = SampleSpec(network.shape, classes)
-    generator = Generator(denoiser, spec, grid=reading.grid, step=reading.step)
-    return generator.eval().requires_grad_(False)
+    state = network_tensors(files.weights, null_is_last=null_is_last)
+    backbone = build_backbone(
+        network.unet(reading.unet),
+        state,
+        files.config.parent,
+        shape=network.shape,
+        classes=classes,
+    )
+    return assemble(
+        backbone,
+        reading.process,
+        reading.parametrization,
+        step=reading.step,
+        grid=reading.grid,
+        span=reading.span,
+    )
 
 
-def _assume_scheduler(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
+def _assume_scheduler(folder: Path, shards: int, changes: dict[str, Any]) -> dict[str, Any]:
     """The settings of a network without a scheduler's file: DDPM's, with those in the address."""
     # the published weights of that name are an eps network on DDPM's linear betas
     if EMA in (folder.name, folder.parent.name) or changes.get("prediction_type"):
         flow = changes.get("prediction_type") == "flow_prediction"
         name = "FlowMatchEulerDiscreteScheduler" if flow else "DDPMScheduler"
         return {"_class_name": name, **changes}
-    where = f"{folder} or above it" if folder.name in (AVERAGED, RAW) else str(folder)
+    network = "a network" if shards == 1 else f"a network in {shards} shards"
     raise InputError(
-        f"there is no {SCHEDULER} in {where}, so what the network predicts is unknown: add it, or "
-        f"write diffusers:{folder}?prediction_type=epsilon (or v_prediction, or sample)"
+        f"{folder} holds {network} without a {SCHEDULER}, so what it predicts is unknown: add the "
+        f"file, or write diffusers:{folder}?prediction_type=epsilon (or v_prediction, or sample)"
     )

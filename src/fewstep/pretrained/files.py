@@ -100,11 +100,14 @@ def file_format(path: Path) -> Format:
             start = file.read(64)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    # the length of a safetensors header comes first, and its bytes can be those of a pickle
+    if start[4:9] == b"\0\0\0\0{":
+        return "safetensors file"
     if start.startswith(b"PK\x03\x04"):
         return "PyTorch archive"
     if start[:1] == b"\x80":
         return "PyTorch file" if TORCH_MAGIC in start else "pickle"
-    return "safetensors file" if start[8:9] == b"{" else "unknown file"
+    return "unknown file"
 
 
 def describe_file(path: Path) -> str:

@@ -154,7 +154,8 @@ def _describe_other(folder: Path) -> str:
             f"{folder} holds no finished network, but checkpoints of a training: choose one, such "
             f"as {folder / checkpoints[-1]}"
         )
-    if (folder / INDEX).is_file():
-        name = read_json(folder / INDEX).get("_class_name", "a pipeline")
-        return f"{folder} is a {name}, and fewstep reads pipelines with a UNet2DModel in unet/"
+    pipeline = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+    if pipeline and RAW not in pipeline:
+        name = pipeline.get("_class_name", "pipeline")
+        return f"{folder} is a {name}, and fewstep reads pipelines with a UNet2DModel in {RAW}/"
     return f"{folder} is no diffusers checkpoint: it lacks {CONFIG}, also in unet/"

@@ -10,9 +10,9 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from fewstep.backbones import Backbone, UNetConfig
+from fewstep.backbones import UNetConfig
 from fewstep.errors import InputError
-from fewstep.pretrained.folder import CONFIG, read_json, read_tensors
+from fewstep.pretrained.folder import read_json, read_tensors
 from fewstep.pretrained.settings import read_settings
 
 ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -164,30 +164,17 @@ def read_network(path: Path, sample_size: int | None = None) -> Network:
     return network
 
 
-def load_network(
-    backbone: Backbone, paths: tuple[Path, ...], network: Network, *, null_is_last: bool
-) -> None:
-    """Load weights files, which must have exactly the network's tensors.
+def network_tensors(paths: tuple[Path, ...], *, null_is_last: bool) -> dict[str, Tensor]:
+    """The tensors in weights files, by the names and with the shapes of our U-Net.
 
     A class embedding gets a row for no class, the mean of all classes, unless it is its last row.
     """
     state = {_current_name(name): value for name, value in read_tensors(paths).items()}
     rows = state.get(CLASSES)
-    if rows is not None and network.num_class_embeds == len(rows) and not null_is_last:
-        state[CLASSES] = torch.cat([rows, rows.float().mean(0, keepdim=True).to(rows.dtype)])
-    expected = backbone.state_dict()
-    for name in sorted(expected.keys() | state.keys()):
-        needed, actual = (_shape(tensors.get(name)) for tensors in (expected, state))
-        if needed != actual:
-            raise InputError(
-                f"{paths[0]} does not fit its {CONFIG}: {name} is {actual} in the file, but "
-                f"{needed} in a network with these settings"
-            )
-    backbone.load_state_dict(state)
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "missing" if tensor is None else str(tuple(tensor.shape))
+    if rows is not None and not null_is_last:
+        mean = rows.float().mean(0, keepdim=True)
+        state[CLASSES] = torch.cat([rows, mean.to(rows.dtype)])
+    return state
 
 
 def _current_name(name: str) -> str:
