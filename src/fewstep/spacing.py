@@ -57,7 +57,7 @@ class TableGrid(Grid):
         return self.levels - 1 if self.last is None else self.last
 
     def points(self, steps: int, denoiser: Denoiser) -> Tensor:
-        native = getattr(denoiser.parametrization, "native", denoiser.process)
+        native = getattr(denoiser.parametrization, "native", None) or denoiser.process
         t = self.indices(steps) / (self.levels - 1)
         if self.curve or native != denoiser.process:
             ratio = native.ratio(t)

@@ -188,7 +188,7 @@ def test_without_a_scheduler_the_address_says_what_is_predicted(folder):
     assert generator.denoiser.process.ratio(torch.tensor(1.0)) > 1e4
     generator = read_diffusers(f"{folder}?prediction_type=flow_prediction")
     assert generator.denoiser.process == Flow()
-    assert generator.denoiser.parametrization == Velocity()
+    assert generator.denoiser.parametrization == Velocity(Flow())
 
 
 def test_the_published_averaged_weights_need_no_scheduler(folder, home):

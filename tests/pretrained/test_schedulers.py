@@ -395,7 +395,7 @@ def test_families_have_their_process_and_grid(folder):
     assert edm.denoiser.parametrization == EDM(1.0, 0.002, 40.0)
     assert edm.denoiser.backbone.level_scale == 1
     flow = read("FlowMatchEulerDiscrete", shift=3.0)
-    assert flow.denoiser.process == Flow() and flow.denoiser.parametrization == Velocity()
+    assert flow.denoiser.process == Flow() and flow.denoiser.parametrization == Velocity(Flow())
     assert flow.grid == ShiftedGrid(3.0, low=0.003 / 1.002)
     heun = read("HeunDiscrete")
     native = heun.denoiser.parametrization.native

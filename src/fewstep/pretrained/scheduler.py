@@ -285,4 +285,4 @@ def _read_flow_solver(
 
 
 def _flow_reading(step: Step, grid: Grid, levels: int) -> Reading:
-    return Reading(Flow(), Velocity(), step, grid, unet={"pace": levels / 1000})
+    return Reading(Flow(), Velocity(Flow()), step, grid, unet={"pace": levels / 1000})
