@@ -10,7 +10,8 @@ import torch
 
 from fewstep.backbones import Backbone
 from fewstep.denoiser import Denoiser
-from fewstep.parametrization import EDM, Clean, EDMBoundary, Eps, ScaledScore, V, Velocity
+from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
+from fewstep.pretrained.parametrizations import EDMBoundary, ScaledScore
 from fewstep.process import VE, VP, Cosine, Flow, LinearBetas
 
 MEAN, SPREAD = 0.3, 0.5

@@ -3,7 +3,8 @@ import torch
 
 from analytic import MEAN, PARAMETRIZATIONS, PROCESSES, SPREAD, TABLE, Exact, exact, posterior_mean
 from fewstep.denoiser import Denoiser
-from fewstep.parametrization import EDM, Clean, EDMBoundary, Eps, V, Velocity
+from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
+from fewstep.pretrained.parametrizations import EDMBoundary
 from fewstep.process import VE, VP, Cosine, Flow
 
 every = pytest.mark.parametrize(

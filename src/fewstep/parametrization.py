@@ -160,62 +160,18 @@ class EDM(Parametrization):
         return self.ratio_min, self.ratio_max
 
     def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return 1 / self._deviation(alpha, sigma)
+        return 1 / self.deviation(alpha, sigma)
 
     def level(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return 0.25 * torch.log((sigma / alpha).clamp(self.ratio_min, self.ratio_max))
 
     def target_coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        deviation = self._deviation(alpha, sigma)
+        deviation = self.deviation(alpha, sigma)
         return sigma / (self.sigma_data * deviation), -alpha * self.sigma_data / deviation
 
-    def _deviation(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def deviation(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Standard deviation of x_t."""
         return torch.sqrt(sigma.square() + (alpha * self.sigma_data).square())
-
-
-@dataclass(frozen=True)
-class EDMBoundary(EDM):
-    """As EDM, but x0 is the input where sigma/alpha is `ratio_min`, as in consistency models.
-
-    Song et al. 2023, arXiv:2303.01469, appendix C, with x_t scaled freely.
-    """
-
-    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        excess = (sigma - self.ratio_min * alpha).clamp(min=0)
-        data = alpha * self.sigma_data
-        skip = alpha * self.sigma_data**2 / (excess.square() + data.square())
-        return skip, excess * self.sigma_data / self._deviation(alpha, sigma)
-
-    def target_coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        skip, out = self.skip_out(alpha, sigma)
-        # at the boundary x0 does not depend on the output: b is large there instead of infinite
-        out = out.clamp(min=1e-6)
-        return (1 - alpha * skip) / out, -sigma * skip / out
-
-
-@dataclass(frozen=True)
-class ScaledScore(Parametrization):
-    """The network predicts −eps, the score times sigma, from x_t/alpha: NCSN++ under `VE`.
-
-    The level is ln(sigma/(2·alpha)).  Song et al. 2021, arXiv:2011.13456; Karras et al. 2022,
-    arXiv:2206.00364, table 1.
-    """
-
-    ratio_min: float = 0.02
-    ratio_max: float = 100.0
-
-    @property
-    def ratios(self) -> tuple[float, float]:
-        return self.ratio_min, self.ratio_max
-
-    def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return 1 / alpha
-
-    def level(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return torch.log(0.5 * (sigma / alpha).clamp(self.ratio_min, self.ratio_max))
-
-    def target_coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(alpha), -torch.ones_like(sigma)
 
 
 class Coefficients:

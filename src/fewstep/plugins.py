@@ -30,8 +30,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "velocity": "fewstep.parametrization:Velocity",
         "x0": "fewstep.parametrization:Clean",
         "edm": "fewstep.parametrization:EDM",
-        "edm-boundary": "fewstep.parametrization:EDMBoundary",
-        "scaled-score": "fewstep.parametrization:ScaledScore",
+        "edm-boundary": "fewstep.pretrained.parametrizations:EDMBoundary",
+        "scaled-score": "fewstep.pretrained.parametrizations:ScaledScore",
     },
     "backbone": {
         "mlp": "fewstep.backbones.mlp:MLPConfig",

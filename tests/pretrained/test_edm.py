@@ -7,7 +7,8 @@ import fewstep
 from fewstep import runs
 from fewstep.condition import Condition
 from fewstep.errors import InputError
-from fewstep.parametrization import EDM, Eps, ScaledScore
+from fewstep.parametrization import EDM, Eps
+from fewstep.pretrained.parametrizations import ScaledScore
 from fewstep.process import VE, VP, Table
 from fewstep.sampling import Heun
 from fewstep.times import KarrasGrid

@@ -9,7 +9,8 @@ import fewstep
 from fewstep import runs
 from fewstep.condition import Condition
 from fewstep.errors import InputError
-from fewstep.parametrization import EDM, Clean, EDMBoundary, Eps
+from fewstep.parametrization import EDM, Clean, Eps
+from fewstep.pretrained.parametrizations import EDMBoundary
 from fewstep.process import VE, LinearBetas
 from fewstep.sampling import Heun, Renoise, Transfer
 from fewstep.times import KarrasGrid

@@ -17,6 +17,7 @@ VERBS = {
     "distill": "train a recipe whose student learns from a teacher",
     "record": "record noise-image pairs of a teacher into a store",
     "sample": "sample a grid of images from a run",
+    "convert": "write a run, or a checkpoint of another project, as one weights file",
     "progress": "show the progress of a run, or print its log as CSV",
     "evaluate": "score a run at several numbers of sampling steps",
     "compare": "score several runs and write one report",

@@ -15,11 +15,12 @@ from torch import Tensor
 from fewstep.backbones.edm_unet import EDMUNetConfig
 from fewstep.errors import InputError
 from fewstep.generator import Generator
-from fewstep.parametrization import EDM, Eps, ScaledScore
+from fewstep.parametrization import EDM, Eps
 from fewstep.pretrained.address import split_options
 from fewstep.pretrained.assembly import assemble, build_backbone
 from fewstep.pretrained.attention import split_joint
 from fewstep.pretrained.files import read_weights
+from fewstep.pretrained.parametrizations import ScaledScore
 from fewstep.pretrained.pickles import NetworkObject
 from fewstep.process import VE, VP, Table
 from fewstep.sampling import Heun

@@ -20,11 +20,12 @@ from torch import Tensor
 from fewstep.backbones.edm_unet import EDMUNetConfig
 from fewstep.errors import InputError
 from fewstep.generator import Generator
-from fewstep.parametrization import EDM, Clean, EDMBoundary, Eps
+from fewstep.parametrization import EDM, Clean, Eps
 from fewstep.pretrained.address import parse_options, split_options
 from fewstep.pretrained.assembly import assemble, build_backbone
 from fewstep.pretrained.attention import split_joint
 from fewstep.pretrained.files import read_weights, state_dict
+from fewstep.pretrained.parametrizations import EDMBoundary
 from fewstep.pretrained.schedules import named_schedule
 from fewstep.process import VE
 from fewstep.sampling import Heun, Renoise, Transfer

@@ -1,0 +1,83 @@
+"""`fewstep convert`: a run or another project's checkpoint becomes one self-describing file."""
+
+import pytest
+import torch
+
+import fewstep
+from fewstep import runs
+from fewstep.cli import main
+from pretrained import lucid, nvidia
+from pretrained.snapshots import dump
+
+
+def sample(address):
+    generator = fewstep.load(address)
+    noise = torch.randn(2, *generator.spec.shape, generator=torch.Generator().manual_seed(0))
+    return generator(noise, steps=2)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(0)
+    net = nvidia.snapshot(nvidia.EDMPrecond(nvidia.SongUNet, labels=3))
+    (folder / "net.pkl").write_bytes(dump({"ema": net}))
+    unet = {f"model.{k}": v for k, v in lucid.Unet(8, (1, 2)).state_dict().items()}
+    torch.save({**lucid.buffers("cosine", "pred_v"), **unet}, folder / "unet.pt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "edm:{}/net.pkl",
+            "backbone edm-unet, process ve, parametrization edm, sampler heun, 3x8x8, 3 classes",
+        ),
+        (
+            "lucidrains:{}/unet.pt?size=8",
+            "backbone lucidrains-unet, process table, parametrization v, ",
+        ),
+    ],
+)
+def test_a_checkpoint_becomes_one_file(checkpoints, tmp_path, capsys, source, message):
+    address, out = source.format(checkpoints), tmp_path / "new" / "ours.safetensors"
+    assert main(["convert", address, "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "ours.safetensors: " in text and " parameters, " in text and message in text
+    assert torch.equal(sample(out), sample(address))
+    assert runs.describe(out)["recipe"] is None
+
+
+def test_a_run_keeps_its_recipe(tmp_path, capsys):
+    tiny = ["student.backbone.channels=[8]", "student.backbone.attention=[]", "fit.batch=4"]
+    run, out = str(tmp_path / "run"), str(tmp_path / "run.safetensors")
+    tiny += ["student.backbone.groups=4", "fit.steps=2"]
+    assert main(["train", "digits-flow", *tiny, "--out", run]) == 0
+    assert main(["convert", run, "-o", out, "--weights", "raw"]) == 0
+    assert torch.equal(
+        sample(out),
+        runs.load(run, weights="raw")(
+            torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), steps=2
+        ),
+    )
+    assert main(["convert", run, "-o", out]) == 0
+    assert torch.equal(sample(out), sample(run))
+    assert runs.describe(out)["recipe"] == runs.describe(run)["recipe"]
+    assert main(["sample", out, "-o", str(tmp_path / "grid.png"), "-n", "4"]) == 0
+
+
+def test_mistakes_are_one_line(checkpoints, tmp_path, capsys):
+    (tmp_path / "their.pt").write_bytes((checkpoints / "unet.pt").read_bytes())
+    cases = [
+        ([f"edm:{checkpoints}/net.pkl", "-o", "x.pt"], "must be the name of a .safetensors file"),
+        ([tmp_path / "their.pt", "-o", "x.safetensors"], "load it as lucidrains:"),
+        ([f"edm:{tmp_path}/their.pt", "-o", "x.safetensors"], "holds no network of NVIDIA's EDM"),
+        ([f"edm:{tmp_path}/none.pkl", "-o", "x.safetensors"], "cannot read"),
+        (["emd:x", "-o", "x.safetensors"], "'emd' is not a known source"),
+    ]
+    for arguments, message in cases:
+        assert main(["convert", *map(str, arguments)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
