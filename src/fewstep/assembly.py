@@ -156,11 +156,17 @@ def _teacher(recipe: Recipe, spec: SampleSpec) -> Generator:
     assert recipe.teacher
     teacher = runs.load(recipe.teacher.load)
     if (teacher.spec.shape, teacher.spec.classes) != (spec.shape, spec.classes):
+        size = teacher.spec.shape[-1]
+        remedies: list[str] = []
+        if spec.shape[1:] != teacher.spec.shape[1:] == (size, size):
+            remedies.append(f"data.size={size} resizes the images")
+        if spec.classes and not teacher.spec.classes:
+            remedies.append("data.labels=false trains without classes")
         raise InputError(
             f"the teacher {recipe.teacher.load} generates images of shape {teacher.spec.shape} "
             f"with {teacher.spec.classes} classes, but those of data.name={recipe.data.name} have "
             f"shape {spec.shape} and {spec.classes} classes"
-            + ("" if teacher.spec.classes else "; data.labels=false trains without classes")
+            + (f"; {' and '.join(remedies)}" if remedies else "")
         )
     return teacher
 

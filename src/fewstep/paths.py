@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from fewstep.errors import InputError
+
 Kind = Literal["run", "store", "diffusers", "images", "recipe"]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -31,10 +33,12 @@ _ADVICE: dict[tuple[Kind, Kind], str] = {
     ("store", "diffusers"): (
         "record pairs with `fewstep record diffusers:{path} --out DIR`, and give that DIR"
     ),
-    ("store", "images"): "pairs of noise and image are recorded with `fewstep record RUN`",
+    ("store", "images"): "pairs of noise and image are recorded by `fewstep record RUN --out DIR`",
+    ("store", "recipe"): "pairs are recorded by `fewstep record RUN --out DIR`; give that DIR",
     ("images", "run"): "give the folder of the images themselves",
     ("images", "store"): "give the folder of the images themselves",
     ("images", "diffusers"): "give the folder of the images themselves",
+    ("images", "recipe"): "give the folder of the images themselves",
     ("recipe", "run"): "its recipe is {path}/recipe.toml",
     ("recipe", "store"): "a recipe names it by pairs.load={path}",
     ("recipe", "diffusers"): "a recipe names it by teacher.load=diffusers:{path}",
@@ -69,10 +73,10 @@ def _contains(file: Path, content: bytes) -> bool:
         return content in stream.read(1 << 16)
 
 
-def mix_up(path: str | Path, expected: Kind) -> str | None:
-    """An error message for a path of another kind than `expected`; None if it is of no kind."""
+def check_kind(path: str | Path, expected: Kind) -> None:
+    """Raise InputError for a path of another kind than `expected`; accept one of no kind."""
     kind = identify(Path(path))
     if kind is None or kind == expected:
-        return None
-    advice = _ADVICE.get((expected, kind), f"give {NAMES[expected]}").format(path=path)
-    return f"{path} is {NAMES[kind]}, not {NAMES[expected]}: {advice}"
+        return
+    advice = _ADVICE[expected, kind].format(path=path)
+    raise InputError(f"{path} is {NAMES[kind]}, not {NAMES[expected]}: {advice}")

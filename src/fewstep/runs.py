@@ -27,6 +27,7 @@ from fewstep.errors import InputError
 from fewstep.files import atomic_write, tensor_digest
 from fewstep.generator import Generator, from_description
 from fewstep.guidance import unguided
+from fewstep.paths import check_kind
 from fewstep.tables import from_table, to_table
 
 # a single metadata key: safetensors writes several in random order, so equal weights would not
@@ -219,6 +220,7 @@ def load(
             )
         return plugins.resolve("source", source)(rest)
     path = Path(address)
+    check_kind(path, "run")
     if path.is_dir():
         run = Run(path)
         if weights == "raw":
@@ -300,7 +302,11 @@ def _append(path: Path, line: Mapping[str, Any]) -> None:
 
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
-        raise InputError(f"{path} does not exist: give a run folder or a weights file")
+        sources = ", ".join(f"{source}:PATH" for source in plugins.names("source"))
+        raise InputError(
+            f"{path} does not exist: give a run folder or a weights file, or another project's "
+            f"checkpoint as {sources}"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             note = (file.metadata() or {}).get(KEY)

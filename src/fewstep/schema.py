@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from fewstep import plugins
 from fewstep.errors import InputError, did_you_mean
+from fewstep.paths import check_kind
 
 Table = Mapping[str, Any]
 
@@ -62,6 +63,7 @@ def read_table(name: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     elif name in preset_names():
         text = (resources.files("fewstep") / "presets" / f"{name}.toml").read_text()
     else:
+        check_kind(path, "recipe")
         raise InputError(
             f"unknown recipe {name!r}{did_you_mean(name, preset_names())}; give a TOML file or "
             "the name of a preset (`fewstep list recipes` lists them)"

@@ -14,6 +14,7 @@ import tyro
 
 from fewstep.cli import console
 from fewstep.errors import InputError
+from fewstep.paths import check_kind
 
 if TYPE_CHECKING:
     from fewstep.runs import Run
@@ -43,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
     run = Run(options.run)
     lines = run.progress()
     if not lines:
+        check_kind(options.run, "run")
         raise InputError(
             f"{options.run} contains no progress.jsonl with a complete line; give a run folder"
         )

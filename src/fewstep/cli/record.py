@@ -13,6 +13,7 @@ import tyro
 
 from fewstep.cli import console
 from fewstep.errors import InputError
+from fewstep.paths import check_kind
 
 if TYPE_CHECKING:
     from fewstep.recording import Recording
@@ -151,6 +152,7 @@ def run(
 def _verify(folder: str) -> int:
     from fewstep import store
 
+    check_kind(folder, "store")
     steps = store.iter_verify(folder)
     start = next(steps)
     damaged = list(start.lines)

@@ -14,7 +14,7 @@ from pathlib import Path
 from fewstep import plugins
 from fewstep.data.imageset import ImageSet, check_split
 from fewstep.errors import InputError, did_you_mean
-from fewstep.paths import mix_up
+from fewstep.paths import check_kind
 
 __all__ = ["ImageSet", "check_split", "load", "split_path"]
 
@@ -37,6 +37,7 @@ def load(
     """
     if size is not None and size < 1:
         raise InputError(f"the data size is {size} pixels; it must be at least 1")
+    _check_name(name)
     read = plugins.resolve("data", name)
     accepted = signature(read).parameters
     arguments = {"size": size, "path": None if path is None else Path(path)}
@@ -46,6 +47,22 @@ def load(
     if not isinstance(images, ImageSet):
         raise InputError(f"{name} returned {type(images).__name__}, not a fewstep.data.ImageSet")
     return images if size is None else images.resize(size)
+
+
+def _check_name(name: str) -> None:
+    """Raise InputError for a name that contains a path."""
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix in plugins.names("data"):
+        raise InputError(
+            f"{name} is a name with a path: in a recipe, set data.name={prefix} data.path={rest}; "
+            f'in Python, load("{prefix}", path="{rest}")'
+        )
+    if not colon and name not in plugins.names("data") and Path(name).is_dir():
+        check_kind(name, "images")
+        raise InputError(
+            f"{name} is a folder: in a recipe, set data.name=folder data.path={name}; in Python, "
+            f'load("folder", path="{name}")'
+        )
 
 
 def split_path(address: str) -> tuple[str, Path | None]:
@@ -67,9 +84,8 @@ def split_path(address: str) -> tuple[str, Path | None]:
     if is_code and (path or not path_colon):
         return f"{name}:{function}", Path(path) if path else None
     if Path(address).is_dir():
-        raise InputError(
-            mix_up(address, "images") or f"{address} is a folder; write folder:{address}"
-        )
+        check_kind(address, "images")
+        raise InputError(f"{address} is a folder; write folder:{address}")
     raise InputError(
         f"unknown data set {name!r}{hint} (choose one of {', '.join(choices)}; folder:PATH is a "
         "folder of images, and my_package.my_module:my_function a reader of your own)"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewstep.data.imageset import ImageSet, check_split, resize_to_square
 from fewstep.errors import InputError
-from fewstep.paths import IMAGE_SUFFIXES, mix_up
+from fewstep.paths import IMAGE_SUFFIXES, check_kind
 
 TABLE = "metadata.csv"
 
@@ -57,9 +57,7 @@ def read_folder(
         raise InputError(
             f"the folder {folder} does not exist; set path to the folder of the images"
         )
-    mistake = mix_up(folder, "images")
-    if mistake:
-        raise InputError(mistake)
+    check_kind(folder, "images")
     listing = _from_table(folder / TABLE) if (folder / TABLE).exists() else _from_tree(folder)
     if not listing.files:
         raise InputError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from fewstep.errors import InputError
+from fewstep.paths import check_kind
 from fewstep.store.codecs import Codec, codec_from
 from fewstep.store.folder import Folder
 
@@ -140,6 +141,7 @@ def read_manifest(folder: Folder) -> Manifest:
         return _read(folder, MANIFEST, _manifest_from)
     if PLAN in names:
         raise InputError(f"{folder} is not finished: run the same recording again to complete it")
+    check_kind(str(folder), "store")
     raise InputError(f"{folder} holds no teacher data: it has no {MANIFEST}; record into it first")
 
 
