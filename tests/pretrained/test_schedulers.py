@@ -15,7 +15,7 @@ from fewstep.images import to_uint8
 from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
 from fewstep.pretrained.diffusers import read_diffusers
 from fewstep.pretrained.scheduler_classes import KINDS, REFUSED
-from fewstep.process import VE, Flow, LinearBetas, Table
+from fewstep.process import VE, Flow, LinearBetas
 from fewstep.sampling import Ancestral, Heun, Multistep, Renoise, RowNoise, Transfer
 from fewstep.spacing import ShiftedGrid, TableGrid
 
@@ -50,81 +50,7 @@ def refusal(folder):
     return str(error.value)
 
 
-SCHEDULES = [
-    {},
-    {"beta_start": 2e-4, "beta_end": 0.01},
-    {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195},
-    {"beta_schedule": "squaredcos_cap_v2"},
-    {"beta_schedule": "sigmoid"},
-    {"beta_schedule": "laplace"},
-    {"num_train_timesteps": 50, "beta_end": 0.3},
-    {"trained_betas": torch.linspace(1e-4, 0.02, 1000).tolist()},
-    {"trained_betas": torch.linspace(0.01, 0.2, 40).square().tolist(), "num_train_timesteps": 40},
-]
-
-
-def table_of(noise_schedule):
-    """sigma/alpha at each step of diffusers' table, in float64 from its float32 products."""
-    products = noise_schedule.alphas_cumprod.double()
-    return torch.sqrt((1 - products) / products)
-
-
-@pytest.mark.parametrize("settings", SCHEDULES, ids=lambda settings: ",".join(settings) or "none")
-def test_tables_of_every_schedule(folder, settings):
-    noise_schedule = scheduler(**settings)
-    noise_schedule.save_pretrained(folder / "scheduler")
-    process = read_diffusers(str(folder)).denoiser.process
-    steps = len(noise_schedule.alphas_cumprod)
-    t = torch.arange(steps, dtype=torch.float64) / (steps - 1)
-    # diffusers' is in float32, where 1 - abar at step 0 has few digits
-    torch.testing.assert_close(process.ratio(t), table_of(noise_schedule), rtol=1e-3, atol=0.0)
-    linear = "schedule" not in "".join(settings) and settings.get("num_train_timesteps") != 40
-    assert isinstance(process, LinearBetas if linear else Table)
-
-
-def test_an_exponential_table(folder):
-    noise_schedule = scheduler("HeunDiscrete", beta_schedule="exp")
-    noise_schedule.save_pretrained(folder / "scheduler")
-    process = read_diffusers(str(folder)).denoiser.parametrization.native
-    t = torch.arange(1000, dtype=torch.float64) / 999
-    torch.testing.assert_close(process.ratio(t), table_of(noise_schedule), rtol=1e-3, atol=0.0)
-
-
-def test_betas_on_a_line_are_described_by_its_ends(folder):
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).tolist()
-    edit(settings_of(folder), trained_betas=betas)
-    process = read_diffusers(str(folder)).denoiser.process
-    assert isinstance(process, LinearBetas) and process.steps == 1000
-    assert (process.beta_0, process.beta_1) == pytest.approx((1e-4, 0.02), rel=1e-6)
-    edit(settings_of(folder), trained_betas=[*betas[:500], betas[500] * 1.001, *betas[501:]])
-    assert isinstance(read_diffusers(str(folder)).denoiser.process, Table)
-
-
-def test_betas_that_make_no_table(folder):
-    edit(settings_of(folder), trained_betas=[0.1, 0.0, 0.3])
-    assert "its betas are not a noise schedule" in refusal(folder)
-
-
-@pytest.mark.parametrize("kind", ["rescaled", "trained"])
-def test_a_table_that_ends_in_noise(folder, kind):
-    """Zero terminal SNR: the last level has sigma/alpha = 4096, the others are diffusers'."""
-    rescaled = scheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
-    assert rescaled.alphas_cumprod[-1] == 0
-    noise_schedule = rescaled
-    if kind == "trained":
-        noise_schedule = scheduler(
-            trained_betas=rescaled.betas.tolist(), prediction_type="v_prediction"
-        )
-    noise_schedule.save_pretrained(folder / "scheduler")
-    denoiser = read_diffusers(str(folder)).denoiser
-    t = torch.arange(1000, dtype=torch.float64) / 999
-    ratio = denoiser.process.ratio(t)
-    assert ratio[-1] == pytest.approx(4096) and (ratio.diff() > 0).all()
-    torch.testing.assert_close(ratio[:990], table_of(rescaled)[:990], rtol=1e-3, atol=0.0)
-    # diffusers' samplers along sigma use this number as well
-    euler = scheduler("EulerDiscrete", rescale_betas_zero_snr=True)
-    assert float(euler.sigmas[0]) == pytest.approx(4096)
-    assert denoiser.span == (0, 1)
+V_NET = {"prediction_type": "v_prediction"}
 
 
 def test_an_eps_network_whose_table_ends_in_noise_is_used_below_it(folder):
@@ -156,7 +82,6 @@ def test_predictions_mean_what_diffusers_means(folder, published, prediction, ki
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-V_NET = {"prediction_type": "v_prediction"}
 ZERO_SNR = {**V_NET, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 EQUAL = [

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fewstep.process import LinearBetas, Process, Table
 
-ZERO_SNR = 2.0**-24
-"""The cumulative product of a last level without signal; diffusers' samplers use this number."""
+ZERO_SNR = 1e-12
+"""The cumulative product of a last level without signal: sigma/alpha is 1e6 there."""
 BETA_MAX = 0.999
 
 Schedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp", "laplace"]
@@ -33,11 +33,11 @@ class Betas:
         """Number of noise levels."""
         return self.num_train_timesteps if self.trained_betas is None else len(self.trained_betas)
 
-    def process(self) -> Process:
+    def process(self, zero_snr: float = ZERO_SNR) -> Process:
         """`LinearBetas` if the betas are equally spaced, else a table.
 
-        A last level without signal gets sigma/alpha = 4096.  Raises: ValueError if the betas do not
-        make a noise schedule.
+        The cumulative product of a last level without signal is `zero_snr`.  Raises: ValueError if
+        the betas do not make a noise schedule.
         """
         betas = self._betas()
         steps, first, last = len(betas), float(betas[0]), float(betas[-1])
@@ -50,7 +50,7 @@ class Betas:
         products = torch.cumprod(1 - betas.double(), dim=0)
         if self.rescale_betas_zero_snr:
             products = _rescale(products)
-        return Table(tuple(_lift(products).tolist()))
+        return Table(tuple(_lift(products, zero_snr).tolist()))
 
     @property
     def ends_in_noise(self) -> bool:
@@ -95,12 +95,12 @@ def _rescale(products: Tensor) -> Tensor:
     return ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])).square()
 
 
-def _lift(products: Tensor) -> Tensor:
-    """The products with a last level without signal raised to `ZERO_SNR`, still decreasing."""
+def _lift(products: Tensor, lowest: float) -> Tensor:
+    """The products with a last level without signal raised to `lowest`, still decreasing."""
     if products[-1] > 0:
         return products
-    last = int((products > ZERO_SNR).sum()) - 1
+    last = int((products > lowest).sum()) - 1
     count = len(products) - 1 - last
     share = torch.arange(1, count + 1, dtype=products.dtype) / count
-    tail = products[last] * (ZERO_SNR / products[last]) ** share
+    tail = products[last] * (lowest / products[last]) ** share
     return torch.cat([products[: last + 1], tail])

@@ -16,7 +16,7 @@ from pydantic import PositiveInt
 from fewstep import plugins
 from fewstep.errors import InputError, did_you_mean
 from fewstep.parametrization import EDM, Clean, Eps, Parametrization, V, Velocity
-from fewstep.pretrained.betas import Betas
+from fewstep.pretrained.betas import ZERO_SNR, Betas
 from fewstep.pretrained.folder import read_json
 from fewstep.pretrained.scheduler_classes import KINDS, REFUSED
 from fewstep.pretrained.settings import read_settings
@@ -28,6 +28,8 @@ from fewstep.times import Grid, KarrasGrid
 PREDICTIONS = {"epsilon": Eps, "v_prediction": V, "sample": Clean, "original_sample": Clean}
 Prediction = Literal["epsilon", "v_prediction", "sample", "original_sample", "flow_prediction"]
 Off = Literal[False] | None
+ZERO_SNR_ALONG_SIGMA = 2.0**-24
+"""What diffusers' samplers along sigma take in place of a cumulative product of 0."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,8 @@ def _read_table(name: str, settings: TableSettings, where: Path | str) -> tuple[
             "levels of a table"
         )
     try:
-        process = settings.process()
+        along_sigma = KINDS[name].family in ("euler", "solver")
+        process = settings.process(ZERO_SNR_ALONG_SIGMA if along_sigma else ZERO_SNR)
     except ValueError as error:
         raise InputError(f"{where}: its betas are not a noise schedule: {error}") from error
     parametrization = PREDICTIONS[settings.prediction_type](process)
