@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,6 +191,8 @@ RANDOM = [
         None,
     ),
     ("FlowMatchEulerDiscrete", {"stochastic_sampling": True}, "flow_match_euler_discrete", None),
+    ("CMStochasticIterative", {}, "consistency_models", None),
+    ("CMStochasticIterative", {"clip_denoised": False}, "consistency_models", None),
     ("FlowMatchLCM", {"shift": 3.0}, "flow_match_lcm", None),
 ]
 
@@ -264,6 +267,11 @@ def test_every_scheduler_of_diffusers_is_read_or_refused():
     assert ours - theirs == {"ScoreSdeVpScheduler", "ConsistencyDecoderScheduler"}
 
 
+def test_the_table_of_the_docs_is_complete():
+    page = (Path(__file__).parents[2] / "docs" / "pretrained.md").read_text()
+    assert not [name for name in (*KINDS, *REFUSED) if f"`{name}`" not in page]
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_scheduler_that_is_refused_says_why(folder, name):
     edit(settings_of(folder), _class_name=name)
@@ -331,6 +339,18 @@ def test_families_have_their_process_and_grid(folder):
     assert read("LCM", original_inference_steps=25).grid == TableGrid(spacing="lcm", original=25)
     assert isinstance(read("LCM").step, Renoise)
     assert math.isclose(read("DDPM").denoiser.span[1], 1)
+
+
+def test_a_consistency_model_has_its_own_steps(folder):
+    noise_schedule = scheduler("CMStochasticIterative", num_train_timesteps=7, rho=5.0)
+    noise_schedule.save_pretrained(folder / "scheduler")
+    generator = read_diffusers(str(folder))
+    assert generator.grid.counts == (1, 2, 4)
+    for steps in (1, 2, 4):
+        noise_schedule.set_timesteps(steps)
+        sigmas = 80 * generator.grid(steps, generator.denoiser)
+        torch.testing.assert_close(sigmas, noise_schedule.sigmas[:-1].double(), rtol=1e-6, atol=0)
+    assert generator.step == Renoise(clip=1.0)
 
 
 def test_whether_images_are_clipped_is_what_the_scheduler_says(folder):

@@ -18,18 +18,21 @@ from fewstep.errors import InputError, did_you_mean
 from fewstep.parametrization import EDM, Clean, Eps, Parametrization, V, Velocity
 from fewstep.pretrained.betas import ZERO_SNR, Betas
 from fewstep.pretrained.folder import read_json
+from fewstep.pretrained.parametrizations import EDMBoundary
 from fewstep.pretrained.scheduler_classes import KINDS, REFUSED
 from fewstep.pretrained.settings import read_settings
 from fewstep.process import VE, Flow, Process
 from fewstep.sampling import Ancestral, Heun, Renoise, Step, Transfer
 from fewstep.spacing import Curve, ShiftedGrid, TableGrid
-from fewstep.times import Grid, KarrasGrid
+from fewstep.times import FixedGrid, Grid, KarrasGrid
 
 PREDICTIONS = {"epsilon": Eps, "v_prediction": V, "sample": Clean, "original_sample": Clean}
 Prediction = Literal["epsilon", "v_prediction", "sample", "original_sample", "flow_prediction"]
 Off = Literal[False] | None
 ZERO_SNR_ALONG_SIGMA = 2.0**-24
 """What diffusers' samplers along sigma take in place of a cumulative product of 0."""
+CONSISTENCY_STEPS = (1, 2, 4, 8)
+"""Step counts of a consistency model."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,19 @@ class EdmSettings:
 
 
 @dataclass(frozen=True)
+class ConsistencySettings:
+    """Settings of the scheduler of consistency models.  Song et al. 2023, arXiv:2303.01469."""
+
+    num_train_timesteps: PositiveInt = 40
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+    s_noise: Literal[1] = 1
+    rho: float = 7.0
+    clip_denoised: bool = True
+
+
+@dataclass(frozen=True)
 class FlowSettings:
     """Settings of a scheduler of flow matching."""
 
@@ -144,6 +160,9 @@ def read_scheduler(path: Path | None, address: str, changes: Mapping[str, Any]) 
     match kind.family:
         case "edm":
             reading, equal = _read_edm(name, read_settings(EdmSettings, values, where))
+        case "consistency":
+            reading = _read_consistency(read_settings(ConsistencySettings, values, where))
+            equal = True
         case "flow":
             reading, equal = _read_flow(name, read_settings(FlowSettings, values, where))
         case _:
@@ -259,6 +278,23 @@ def _read_edm(name: str, settings: EdmSettings) -> tuple[Reading, bool]:
     )
     process = VE(settings.sigma_max)
     return Reading(process, parametrization, kind(), grid, unet={"level_scale": 1.0}), equal
+
+
+def _read_consistency(settings: ConsistencySettings) -> Reading:
+    """The network's level is 250·ln(sigma); its times are steps of a Karras grid."""
+    process, levels = VE(settings.sigma_max), settings.num_train_timesteps
+    low, high = (sigma ** (1 / settings.rho) for sigma in (settings.sigma_min, settings.sigma_max))
+    rows: list[tuple[float, ...]] = []
+    for steps in (count for count in CONSISTENCY_STEPS if count <= levels):
+        share = torch.arange(steps, dtype=torch.float64) * (levels // steps) / max(levels - 1, 1)
+        rows.append(tuple(process.time((high + share * (low - high)) ** settings.rho).tolist()))
+    return Reading(
+        process,
+        EDMBoundary(settings.sigma_data, settings.sigma_min, settings.sigma_max),
+        Renoise(clip=1.0 if settings.clip_denoised else None),
+        FixedGrid(tuple(rows)),
+        unet={"level_scale": 1000.0},
+    )
 
 
 def _read_flow(name: str, settings: FlowSettings) -> tuple[Reading, bool]:

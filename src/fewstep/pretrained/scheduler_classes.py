@@ -11,7 +11,7 @@ from fewstep.sampling import Ancestral, Heun, Multistep, Renoise, Step, Transfer
 class Kind:
     """A class of schedulers: its family, our sampler, and the defaults that are its own."""
 
-    family: Literal["ddpm", "euler", "solver", "lcm", "edm", "flow"]
+    family: Literal["ddpm", "euler", "solver", "lcm", "edm", "consistency", "flow"]
     step: type[Step]
     defaults: Mapping[str, Any]
     equal: bool = True
@@ -55,6 +55,7 @@ KINDS = {
     "TCDScheduler": Kind("lcm", Transfer, _DISTILLED, equal=False),
     "EDMEulerScheduler": Kind("edm", Transfer, {}),
     "EDMDPMSolverMultistepScheduler": Kind("edm", Multistep, {}),
+    "CMStochasticIterativeScheduler": Kind("consistency", Renoise, {}),
     "FlowMatchEulerDiscreteScheduler": Kind("flow", Transfer, {}),
     "FlowMatchHeunDiscreteScheduler": Kind("flow", Heun, {}),
     "FlowMatchLCMScheduler": Kind("flow", Renoise, {}),
@@ -63,8 +64,6 @@ KINDS = {
 
 _NOT_PIXELS = "it belongs to a pipeline of tokens, videos or latents, not to a UNet2DModel"
 REFUSED = {
-    "CMStochasticIterativeScheduler": "it belongs to a consistency model, whose output is tied to "
-    "the input at sigma_min: fewstep has no such parametrization",
     "ScoreSdeVeScheduler": "it belongs to an NCSN++ score network, which our U-Net cannot be",
     "ScoreSdeVpScheduler": "diffusers no longer samples with it: use the DDPM of the same betas",
     "KarrasVeScheduler": "diffusers no longer samples with it: use EulerDiscreteScheduler",
