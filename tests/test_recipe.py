@@ -86,6 +86,15 @@ def test_overrides_are_toml(tmp_path):
     assert told.teacher.load == "runs/demo/teacher" and told.about.title == "7"
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["lucidrains:a/b-1.pt?size=8&weights=raw", "~/my runs/a+b", "diffusers:o/n?size=8,16"],
+)
+def test_addresses_need_no_quotes(tmp_path, address):
+    told = read(tmp_path, DIGITS, f"teacher.load={address}")
+    assert told.teacher.load == address
+
+
 def test_a_name_alone_stands_for_its_table(tmp_path):
     text = DIGITS.replace('{ name = "flow" }', '"linear-betas"')
     told = read(tmp_path, text.replace('{ name = "velocity" }', '"eps"'))

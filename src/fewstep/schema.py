@@ -320,6 +320,7 @@ def _toml_value(key: str, text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as error:
-        if re.fullmatch(r"[A-Za-z./~][\w./:~-]*", text):
-            return text  # a word or path may lack the quotes of TOML, which the shell removes
+        # a word, path or address may lack the quotes of TOML, which the shell removes
+        if re.fullmatch(r"[A-Za-z./~][\w./:~?&=,@+% -]*", text):
+            return text
         raise InputError(f"{key}={text}: {text!r} is not a valid TOML value ({error})") from error
