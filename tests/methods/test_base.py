@@ -3,10 +3,13 @@ from dataclasses import dataclass
 import pytest
 
 import toy
+from fewstep import plugins
 from fewstep.errors import InputError
+from fewstep.generator import Generator
 from fewstep.methods.base import Method, Task
 from fewstep.methods.dmd import Dmd, DmdConfig
 from fewstep.methods.fake_score import DistributionMatching
+from fewstep.times import FixedGrid
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,20 @@ def test_a_subclass_may_keep_or_replace_the_config():
 def test_a_method_that_distils_needs_a_teacher():
     with pytest.raises(InputError, match="Plain distils a teacher"):
         Plain(Settings(), Task(toy.fresh(), toy.SPEC))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "needed"),
+    [
+        ("progressive", {"first": 4, "phases": 2}, 8),
+        ("sfd", {"counts": (2,), "between": 1}, 4),
+        ("dmd", {"steps": 2}, 2),
+        ("sid", {"steps": 2}, 2),
+    ],
+)
+def test_a_grid_without_the_times_that_a_method_needs_is_refused(name, settings, needed):
+    kind, teacher = plugins.resolve("method", name), Generator(toy.fresh(), toy.SPEC)
+    config = kind.Config(grid=FixedGrid(((0.4,),)), **settings)
+    with pytest.raises(InputError, match="only for 1: ") as caught:
+        kind(config, Task(toy.fresh(), toy.SPEC, teacher))
+    assert f"no times for the {needed} steps" in str(caught.value)

@@ -17,6 +17,7 @@ from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.batch import Batch
 from fewstep.parametrization import Clean
 from fewstep.plugins import name_of
+from fewstep.times import Grid
 
 MAX_ERROR_FACTOR = 10.0
 """Largest `Denoiser.error_factor` at which `check_start` lets sampling start."""
@@ -155,6 +156,20 @@ def check_start(method: Method[Any]) -> None:
         "student.start_snr=0.25 starts with less noise; student.init=RUN starts from a network "
         "that predicts something else"
     )
+
+
+def grid_times(grid: Grid, steps: int, student: Denoiser) -> Tensor:
+    """The times of `steps` steps on a method's grid.
+
+    Raises: InputError if the grid has no times for that many steps.
+    """
+    if grid.counts and steps not in grid.counts:
+        counts = " or ".join(map(str, grid.counts))
+        raise InputError(
+            f"method.grid has no times for the {steps} steps of this method, only for {counts}: "
+            'set it to "uniform" or "karras", whose first time is student.start'
+        )
+    return grid(steps, student)
 
 
 def check_regular(student: Denoiser) -> None:

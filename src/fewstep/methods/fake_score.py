@@ -20,7 +20,7 @@ from fewstep.generator import Generator, SampleSpec
 from fewstep.guidance import unguided
 from fewstep.losses import squared_error
 from fewstep.methods.adversarial import AdversarialConfig, Head
-from fewstep.methods.base import Loss, Method, Task
+from fewstep.methods.base import Loss, Method, Task, grid_times
 from fewstep.methods.batch import Batch
 from fewstep.sampling import Renoise
 from fewstep.times import Density, FixedGrid, Grid
@@ -108,7 +108,7 @@ class DistributionMatching(Method[ConfigT], ABC):
     def __init__(self, config: ConfigT, task: Task) -> None:
         super().__init__(config, task)
         self.fake = FakeScore(self.real, task.spec, config.fake_density, config.adversarial)
-        self.times: list[float] = config.grid(config.steps, task.student).tolist()
+        self.times: list[float] = grid_times(config.grid, config.steps, task.student).tolist()
 
     @property
     def real(self) -> Denoiser:

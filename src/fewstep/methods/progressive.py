@@ -30,7 +30,7 @@ from fewstep.denoiser import Denoiser, Prediction, check_times
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.losses import squared_error
-from fewstep.methods.base import Loss, Method, Task, Turn
+from fewstep.methods.base import Loss, Method, Task, Turn, grid_times
 from fewstep.methods.batch import Batch
 from fewstep.process import broadcast_to
 from fewstep.times import FixedGrid, Grid, UniformGrid
@@ -77,7 +77,7 @@ class Progressive(Method[ProgressiveConfig]):
         super().__init__(config, replace(task, teacher=teacher))
         self.phases = _phases(config)
         self.guide = deepcopy(student)
-        self.times = config.grid(2 * config.first, student)
+        self.times = grid_times(config.grid, 2 * config.first, student)
         check_times(self.times, self.guide_of(self.phases[0]).span)
         signals = 1 / student.process.ratio(self.times)
         self.signals = torch.cat([signals, torch.full_like(signals[:1], math.inf)])

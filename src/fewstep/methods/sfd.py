@@ -24,7 +24,15 @@ from fewstep.denoiser import SPAN_TOLERANCE
 from fewstep.errors import InputError
 from fewstep.generator import Generator, convert_step
 from fewstep.losses import AbsoluteError, Distance, PointDistance
-from fewstep.methods.base import Loss, Method, Task, Turn, check_spans, require_teacher
+from fewstep.methods.base import (
+    Loss,
+    Method,
+    Task,
+    Turn,
+    check_spans,
+    grid_times,
+    require_teacher,
+)
 from fewstep.methods.batch import Batch
 from fewstep.sampling import RowNoise, StepContext, Transfer, path
 from fewstep.times import FixedGrid, Grid, UniformGrid
@@ -83,9 +91,9 @@ class Sfd(Method[SfdConfig]):
         step already goes to the image.
         """
         steps = count * (self.config.between + 1)
-        times, end = self.config.grid(steps, self.student), self.student.span[0]
+        times, end = grid_times(self.config.grid, steps, self.student), self.student.span[0]
         if float(times[-1]) < end + SPAN_TOLERANCE:
-            return self.config.grid(steps + 1, self.student)[:-1]
+            return grid_times(self.config.grid, steps + 1, self.student)[:-1]
         return times
 
     def turns(self, step: int) -> Iterator[Turn]:
