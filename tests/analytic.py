@@ -10,7 +10,7 @@ import torch
 
 from fewstep.backbones import Backbone
 from fewstep.denoiser import Denoiser
-from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
+from fewstep.parametrization import EDM, Clean, Eps, Mixed, V, Velocity
 from fewstep.pretrained.parametrizations import EDMBoundary, ScaledScore
 from fewstep.process import VE, VP, Cosine, Flow, LinearBetas
 
@@ -23,6 +23,8 @@ PARAMETRIZATIONS = [
     EDM(0.5),
     EDMBoundary(0.5),
     ScaledScore(),
+    Mixed(inputs=Eps(TABLE), outputs=EDM(0.5)),
+    Mixed(inputs=EDM(0.5), outputs=V(VP())),
 ]
 
 
@@ -66,14 +68,15 @@ class Exact(Backbone):
 
     def native(self, x, level):
         """alpha, sigma and x_t in the world that the network was trained in."""
-        if isinstance(self.parametrization, EDM):
+        inputs = getattr(self.parametrization, "inputs", self.parametrization)
+        if isinstance(inputs, EDM):
             sigma = torch.exp(4 * level)
             return torch.ones_like(sigma), sigma, x * torch.sqrt(sigma**2 + 0.5**2)
-        if isinstance(self.parametrization, ScaledScore):
+        if isinstance(inputs, ScaledScore):
             sigma = 2 * torch.exp(level)
             return torch.ones_like(sigma), sigma, x
-        t = level / self.parametrization.native.levels
-        native = self.parametrization.native
+        native = inputs.native
+        t = level / native.levels
         return native.alpha(t), native.sigma(t), x
 
     def features(self, x, level, *, cond=None):

@@ -9,7 +9,7 @@ import torch
 from fewstep import runs
 from fewstep.assembly import assemble
 from fewstep.errors import InputError
-from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
+from fewstep.parametrization import EDM, Clean, Eps, Mixed, V, Velocity
 from fewstep.process import Flow, LinearBetas
 from fewstep.recipe import read
 from fewstep.recording import Recording, record
@@ -65,7 +65,7 @@ def test_a_parametrization_alone_takes_the_teachers_native_process(ddpm):
         '{name="v"}': V(LinearBetas()),
         "velocity": Velocity(LinearBetas()),
         "x0": Clean(LinearBetas()),
-        "edm": EDM(),
+        "edm": Mixed(inputs=Eps(LinearBetas()), outputs=EDM()),
         '{name="v", native="flow"}': V(Flow()),
     }.items():
         built = method(ddpm, f"student.parametrization={text}").student
@@ -75,7 +75,7 @@ def test_a_parametrization_alone_takes_the_teachers_native_process(ddpm):
         assert all(weights[name].equal(value) for name, value in teacher.state_dict().items())
         low, high = built.span
         assert teacher.span[0] <= low < high <= teacher.span[1]
-        if not isinstance(expected, EDM):
+        if not isinstance(expected, Mixed):
             assert (low, high) == teacher.span
 
 

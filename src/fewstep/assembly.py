@@ -21,7 +21,7 @@ from fewstep.methods.adapt import Adapt, AdaptConfig
 from fewstep.methods.base import Method, Task
 from fewstep.methods.batch import derive_seed
 from fewstep.optimizers import FitConfig
-from fewstep.parametrization import Native, Parametrization
+from fewstep.parametrization import Mixed, Native, Parametrization
 from fewstep.recipe import Recipe, StudentConfig
 from fewstep.streams import PairStream, RingStream
 from fewstep.tables import addresses
@@ -240,16 +240,14 @@ def _student(
 
 
 def _repurpose(student: Denoiser, parametrization: Parametrization) -> Denoiser:
-    """The same network with another parametrization, at the noise levels that it was trained at.
-
-    The network's inputs stay as they are, if the new parametrization allows it.
-    """
+    """The same network, with its inputs unchanged, to predict another quantity."""
     old = student.parametrization
-    native = old.process if isinstance(old, Native) else student.process
-    parametrization = parametrization.bind(native)
-    natural = student.replace(parametrization=parametrization, span=None).span
+    new = parametrization.bind(old.process if isinstance(old, Native) else student.process)
+    if not (isinstance(old, Native) and isinstance(new, Native) or type(old) is type(new)):
+        new = Mixed(inputs=old, outputs=new)
+    natural = student.replace(parametrization=new, span=None).span
     low, high = max(student.span[0], natural[0]), min(student.span[1], natural[1])
-    return student.replace(parametrization=parametrization, span=(low, high))
+    return student.replace(parametrization=new, span=(low, high))
 
 
 def _with_start(student: Denoiser, config: StudentConfig) -> Denoiser:

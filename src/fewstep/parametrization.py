@@ -174,6 +174,41 @@ class EDM(Parametrization):
         return torch.sqrt(sigma.square() + (alpha * self.sigma_data).square())
 
 
+@dataclass(frozen=True)
+class Mixed(Parametrization):
+    """The network sees the inputs of one parametrization, and predicts the quantity of another.
+
+    So a copied network can learn to predict another quantity with its inputs unchanged.
+    """
+
+    inputs: Parametrization
+    outputs: Parametrization
+
+    @property
+    def logarithmic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inputs.logarithmic
+
+    def bind(self, process: Process) -> Parametrization:
+        return replace(self, inputs=self.inputs.bind(process), outputs=self.outputs.bind(process))
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        (low, high), (other_low, other_high) = self.inputs.ratios, self.outputs.ratios
+        return max(low, other_low), min(high, other_high)
+
+    def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return self.inputs.scale(alpha, sigma)
+
+    def level(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return self.inputs.level(alpha, sigma)
+
+    def target_coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return self.outputs.target_coefficients(alpha, sigma)
+
+    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return self.outputs.skip_out(alpha, sigma)
+
+
 class Coefficients:
     """alpha, sigma and all that follows from them at given times, each computed at its first use.
 

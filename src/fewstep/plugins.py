@@ -30,6 +30,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "velocity": "fewstep.parametrization:Velocity",
         "x0": "fewstep.parametrization:Clean",
         "edm": "fewstep.parametrization:EDM",
+        "mixed": "fewstep.parametrization:Mixed",
         "edm-boundary": "fewstep.pretrained.parametrizations:EDMBoundary",
         "scaled-score": "fewstep.pretrained.parametrizations:ScaledScore",
     },
