@@ -101,6 +101,64 @@ def test_a_set_with_uneven_classes_is_asked_for_in_its_own_shares(digits):
     assert uneven.frechet < 0.02 and even.frechet < 0.02  # in turn, the uneven one is at 5
 
 
+@pytest.mark.parametrize("labels", [None, torch.zeros(60, dtype=torch.int64)])
+def test_a_set_without_classes_has_a_default_extractor_of_its_own(
+    digits, labels, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        "fewstep.metrics.extractors.classifier.train_classifier",
+        lambda images, labels: metrics.train_classifier(images, labels, steps=4),
+    )
+    plain = data.ImageSet("plain", digits.images[:60], labels)
+    quick = metrics.protocol("quick").with_settings(samples=80)
+    score = Evaluator(plain, quick).score(generator(), steps=1)
+    assert capsys.readouterr().err == (
+        "fewstep: plain has no classes, which the extractor classifier needs: its scores use the "
+        "extractor rotations, unless another is set\n"
+    )
+    assert score.distance == "Fréchet distance (rotations)" and score.accuracy is None
+    assert score.caveats == [
+        "the features of rotations are those of a small network that was trained without labels, "
+        "to recognise how the real images are rotated; the scores are no FID",
+        "60 real images are too few for 64 features of rotations: the Fréchet distance is far too "
+        "high; the kernel distance has no such bias",
+    ]
+    with pytest.raises(InputError, match="plain has none"):
+        Evaluator(plain, quick.with_settings(extractor="classifier"))
+    labelled = data.ImageSet("labelled", digits.images[:60], digits.labels[:60])
+    assert Evaluator(labelled, quick).extractor.name == "classifier"
+    assert capsys.readouterr().err == ""
+
+
+def test_classes_of_another_set_are_asked_for_in_turn_and_not_counted_as_hits(digits, monkeypatch):
+    """Ten classes against a set without any, of three, and of ten with other names."""
+    monkeypatch.setattr(
+        "fewstep.metrics.extractors.classifier.train_classifier",
+        lambda images, labels: metrics.train_classifier(images, labels, steps=4),
+    )
+    names = tuple("abcdefghij")
+    model = exact(Flow(), Velocity(), SHAPE)
+    made = Generator(model, SampleSpec(SHAPE, 10, tuple("0123456789")))
+    few = digits.labels % 3
+    sets = {
+        "none": (digits.images, None, ()),
+        "three": (digits.images, few, ()),
+        "named": (digits.images, digits.labels, names),
+        "same": (digits.images, digits.labels, digits.class_names),
+        "nameless": (digits.images, digits.labels, ()),
+    }
+    protocol = metrics.protocol("quick").with_settings(samples=40)
+    scores = {
+        name: Evaluator(data.ImageSet(name, *columns), protocol).score(made, steps=1)
+        for name, columns in sets.items()
+    }
+    accuracies = {name: score.accuracy is not None for name, score in scores.items()}
+    assert accuracies == {
+        "none": False, "three": False, "named": False, "same": True, "nameless": True,
+    }  # fmt: skip
+    assert {score.labels for score in scores.values()} == {"in turn"}
+
+
 def test_fewer_samples_than_features_are_warned_of(digits):
     few = Evaluator(digits, EvalProtocol(64, "pixels")).score(generator(), steps=1)
     assert "64 samples are too few for 64 features of pixels" in few.caveats[0]

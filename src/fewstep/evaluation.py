@@ -1,6 +1,7 @@
 """Measure generators: score, network evaluations, time per image, parameters, straightness."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from collections.abc import Generator as Pull
@@ -14,11 +15,11 @@ from torch import nn
 
 from fewstep import metrics
 from fewstep.data import ImageSet
-from fewstep.distributed import hardware
+from fewstep.distributed import first_rank, hardware
 from fewstep.download import cache
 from fewstep.drawing import generate, start_noise
 from fewstep.errors import InputError
-from fewstep.generator import Generator
+from fewstep.generator import Generator, SampleSpec
 from fewstep.guidance import Guided
 from fewstep.metrics import EvalProtocol, Measures
 from fewstep.plugins import name_of
@@ -30,15 +31,26 @@ from fewstep.scores import Score, score_from
 class Evaluator:
     """Scores any number of generators against one set of real images, by one protocol.
 
+    If the set has no classes, which the protocol's default extractor needs, another is used, and
+    one line on stderr says so.
+
     Raises: InputError if the protocol's extractor or measures cannot be used with these images.
     """
 
     def __init__(self, images: ImageSet, protocol: EvalProtocol) -> None:
         self.images = images
         self.protocol = protocol
-        self.extractor = metrics.make_extractor(
-            protocol.extractor, images, resize=protocol.resize, cache=cache()
-        )
+        name = protocol.extractor
+        if protocol.unlabelled_extractor and not has_classes(images):
+            name = protocol.unlabelled_extractor
+            if first_rank():
+                print(
+                    f"fewstep: {images.name} has no classes, which the extractor "
+                    f"{protocol.extractor} needs: its scores use the extractor {name}, unless "
+                    "another is set",
+                    file=sys.stderr,
+                )
+        self.extractor = metrics.make_extractor(name, images, resize=protocol.resize, cache=cache())
         self.extra = [metrics.find_measure(name) for name in protocol.measures]
         self._reference: metrics.Reference | None = None
 
@@ -111,7 +123,8 @@ class Evaluator:
                 f"reference set {self.images.name} have {self.images.shape}"
             )
         samples, classes = self.protocol.samples, generator.spec.classes
-        own = self.labels if classes == self.images.classes else None
+        same_classes = _same_classes(generator.spec, self.images)
+        own = self.labels if same_classes else None
         requested = own or range(classes)
         # blocks of samples are comparable if each has all classes equally often
         cycle = 1 if own else max(classes, 1)
@@ -120,7 +133,7 @@ class Evaluator:
         )
         work = generate(generator, samples, steps=steps, seed=seed, batch=batch, labels=own)
         for rows, images in work:
-            labels = [requested[row % len(requested)] for row in rows] if classes else None
+            labels = [requested[row % len(requested)] for row in rows] if same_classes else None
             accumulator.update(images, None if labels is None else torch.tensor(labels))
             yield rows.stop
         how = "as in the set" if own else "in turn" if classes else "none"
@@ -150,6 +163,17 @@ class Evaluator:
             device=hardware(generator.device),
             measures=measures,
         )
+
+
+def has_classes(images: ImageSet) -> bool:
+    """Whether the images have labels of at least two classes, as a classifier needs."""
+    return images.labels is not None and bool(images.labels.min() < images.labels.max())
+
+
+def _same_classes(spec: SampleSpec, images: ImageSet) -> bool:
+    """Whether the classes of a generator are those of the real images, as far as names tell."""
+    differ = spec.class_names and images.class_names and spec.class_names != images.class_names
+    return spec.classes > 0 and spec.classes == images.classes and not differ
 
 
 Done = TypeVar("Done")

@@ -100,6 +100,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "extractor": {
         "classifier": "fewstep.metrics.extractors.classifier:Classifier",
         "pixels": "fewstep.metrics.extractors.pixels:Pixels",
+        "rotations": "fewstep.metrics.extractors.rotations:Rotations",
         "inception": "fewstep.metrics.extractors.inception:Inception",
         "dinov2": "fewstep.metrics.extractors.dinov2:Dinov2",
         "squeezenet": "fewstep.metrics.extractors.squeezenet:SqueezeNet",

@@ -141,8 +141,8 @@ class EvaluateConfig:
     samples: int | None = None
     """Images to generate for each score; by default the protocol's number."""
     extractor: str | None = None
-    """Network that computes the features, by default the protocol's: classifier, pixels, inception,
-    dinov2, squeezenet or resnet56-cifar10."""
+    """Network that computes the features, by default the protocol's: classifier, pixels, rotations,
+    inception, dinov2, squeezenet or resnet56-cifar10."""
     resize: Resize | None = None
     """How images are resized for the extractor: tf1-bilinear or clean-bicubic."""
     measures: tuple[str, ...] = ()

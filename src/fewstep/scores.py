@@ -71,15 +71,21 @@ class Score:
 
     @property
     def caveats(self) -> list[str]:
-        """Warnings about the score, one sentence each."""
+        """What to know about the score, one sentence each."""
+        texts: list[str] = []
+        if self.extractor == "rotations":
+            texts.append(
+                "the features of rotations are those of a small network that was trained without "
+                "labels, to recognise how the real images are rotated; the scores are no FID"
+            )
         count = min(self.samples, self.real)
-        if count > self.features:
-            return []
-        noun = "samples" if count == self.samples else "real images"
-        return [
-            f"{count:,} {noun} are too few for {self.features:,} features of {self.extractor}: the "
-            "Fréchet distance is far too high; the kernel distance has no such bias"
-        ]
+        if count <= self.features:
+            noun = "samples" if count == self.samples else "real images"
+            texts.append(
+                f"{count:,} {noun} are too few for {self.features:,} features of {self.extractor}: "
+                "the Fréchet distance is far too high; the kernel distance has no such bias"
+            )
+        return texts
 
     def table(self) -> dict[str, Any]:
         """The score as a flat table, as `fewstep evaluate --json` prints it."""

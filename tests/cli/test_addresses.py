@@ -11,6 +11,7 @@ import fewstep
 from fewstep import data, recipe, runs
 from fewstep.cli import main
 from fewstep.errors import InputError
+from fewstep.metrics import train_classifier
 from fewstep.sampling import Ancestral, Heun, Multistep, Transfer
 
 QUICK = ["--extractor", "pixels", "--samples", "90", "--steps", "2"]
@@ -158,6 +159,37 @@ def test_it_is_measured_against_a_folder_of_images(address, student, photos, tmp
     both = scores(capsys, "compare", address, student, *told, "--out", out)
     assert {row["reference"] for rows in both.values() for row in rows} == {score["reference"]}
     assert both["their-ddpm"][0]["frechet"] == score["frechet"]
+
+
+def test_a_flat_folder_has_a_score_without_an_extractor(
+    address, student, photos, tmp_path, capsys, monkeypatch
+):
+    """evaluate, compare, and the evaluation during a training."""
+    monkeypatch.setattr(
+        "fewstep.metrics.extractors.classifier.train_classifier",
+        lambda images, labels: train_classifier(images, labels, steps=4),
+    )
+    line = (
+        f"fewstep: {photos.name} has no classes, which the extractor classifier needs: its scores "
+        "use the extractor rotations, unless another is set"
+    )
+    told = ["--data", f"folder:{photos}", "--samples", "70", "--steps", "1"]
+    capsys.readouterr()
+    assert main(["evaluate", address, *told]) == 0
+    output = capsys.readouterr()
+    assert output.err.splitlines().count(line) == 1
+    assert "Fréchet distance (rotations)" in output.out and "trained without labels" in output.out
+    out = tmp_path / "report.html"
+    assert main(["compare", address, str(student), *told, "--out", str(out)]) == 0
+    assert capsys.readouterr().err.splitlines().count(line) == 1
+    assert "trained without labels" in out.read_text()
+    changes = ["data.name=folder", f"data.path={photos}", "data.size=8", "fit.steps=2"]
+    changes += ["student.backbone.channels=[8]", "student.backbone.attention=[]", "fit.batch=8"]
+    changes += ["student.backbone.groups=4", "evaluate.every=2", "evaluate.samples=70"]
+    assert main(["train", "digits-flow", *changes, "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().err.splitlines().count(line) == 1
+    scores = [line["score"] for line in runs.Run(tmp_path / "run").progress() if "score" in line]
+    assert scores and {score["extractor"] for score in scores} == {"rotations"}
 
 
 def test_it_is_compared_with_its_student_as_the_student_is_measured(

@@ -21,6 +21,16 @@ def test_what_is_given_takes_the_place_of_the_protocols_own():
     assert fid.with_settings(extractor="pixels") == EvalProtocol(50_000, "pixels")
 
 
+def test_sets_without_classes_have_an_extractor_unless_one_is_named():
+    quick = protocol("quick")
+    assert (quick.extractor, quick.unlabelled_extractor) == ("classifier", "rotations")
+    assert quick.with_settings(samples=90).unlabelled_extractor == "rotations"
+    assert quick.with_settings(extractor="classifier").unlabelled_extractor is None
+    # the other protocols' extractors need no classes
+    needy = [name for name, told in PROTOCOLS.items() if told.extractor == "classifier"]
+    assert needy == [name for name, told in PROTOCOLS.items() if told.unlabelled_extractor]
+
+
 def test_what_is_no_protocol_is_refused():
     with pytest.raises(
         InputError, match="unknown evaluation protocol 'fid5k'; did you mean fid50k"

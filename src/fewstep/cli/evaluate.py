@@ -20,8 +20,9 @@ class ProtocolOptions:
     """Options of how scores are measured."""
 
     protocol: str = "quick"
-    """Evaluation protocol: quick (2,000 samples, a small classifier), resnet10k, fid10k, fid50k,
-    clean-fid50k or dino50k. The next options change its settings."""
+    """Evaluation protocol: quick (2,000 samples, a small classifier, or a network that is trained
+    without labels for sets without classes), resnet10k, fid10k, fid50k, clean-fid50k or dino50k.
+    The next options change its settings."""
     samples: int | None = None
     """Images to generate for each score."""
     extractor: Annotated[

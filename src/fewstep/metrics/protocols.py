@@ -16,6 +16,8 @@ class EvalProtocol:
     """How images are resized for the extractor; None uses the extractor's standard."""
     measures: tuple[str, ...] = ()
     """Names of extra measures, which are not in `MEASURES`."""
+    unlabelled_extractor: str | None = None
+    """The extractor for sets without classes, if `extractor` needs classes."""
 
     def with_settings(
         self,
@@ -27,7 +29,8 @@ class EvalProtocol:
     ) -> "EvalProtocol":
         """A copy with these settings replaced; None and () keep the protocol's own.
 
-        Another `extractor` also resets the resize to that extractor's standard.
+        Another `extractor` also resets the resize to that extractor's standard, and is used for
+        all sets.
 
         Raises: InputError for fewer than 2 samples.
         """
@@ -37,6 +40,7 @@ class EvalProtocol:
             extractor=extractor or self.extractor,
             resize=resize or (None if extractor else self.resize),
             measures=measures or self.measures,
+            unlabelled_extractor=None if extractor else self.unlabelled_extractor,
         )
         if protocol.samples < 2:
             raise InputError(f"a score needs at least 2 samples, not {protocol.samples}")
@@ -44,7 +48,7 @@ class EvalProtocol:
 
 
 PROTOCOLS = {
-    "quick": EvalProtocol(2_000, "classifier"),
+    "quick": EvalProtocol(2_000, "classifier", unlabelled_extractor="rotations"),
     "resnet10k": EvalProtocol(10_000, "resnet56-cifar10"),
     "fid10k": EvalProtocol(10_000, "inception", "tf1-bilinear"),
     "fid50k": EvalProtocol(50_000, "inception", "tf1-bilinear"),

@@ -117,7 +117,7 @@ class Classifier(Extractor):
         if labels is None or labels.max() == labels.min():
             raise InputError(
                 f"the extractor classifier learns the classes of a set, and {images.name} has "
-                "none; use another extractor, such as pixels"
+                "none; use another extractor, such as pixels or rotations"
             )
         return classifier_for(images.images, labels, fingerprint=images.fingerprint, cache=cache)
 
