@@ -151,7 +151,7 @@ def test_export_with_a_dynamic_batch():
     def inputs(rows):
         return torch.randn(rows, *{SHAPE}), 10 * torch.rand(rows)
     dynamic = ({{0: torch.export.Dim.DYNAMIC}}, {{0: torch.export.Dim.DYNAMIC}})
-    for config in {list(CONFIGS.values())!r}:
+    for config in {[CONFIGS["lucidrains"], CONFIGS["ncsn++"]]!r}:
         torch.manual_seed(0)
         net = config.build(shape={SHAPE}).eval()
         program = torch.export.export(net, inputs(2), dynamic_shapes=dynamic).module()

@@ -42,7 +42,7 @@ class Module:
         return rebuild, (meta,)
 
 
-def dump(content):
+def dump(content, protocol=None):
     """The bytes of a pickle that names NVIDIA's function to rebuild a module."""
     package, module = types.ModuleType("torch_utils"), types.ModuleType("torch_utils.persistence")
     module._reconstruct_persistent_obj = rebuild
@@ -51,7 +51,7 @@ def dump(content):
     rebuild.__qualname__ = rebuild.__name__
     sys.modules |= {"torch_utils": package, "torch_utils.persistence": module}
     try:
-        return pickle.dumps(content)
+        return pickle.dumps(content, protocol)
     finally:
         rebuild.__module__, rebuild.__name__, rebuild.__qualname__ = names
         del sys.modules["torch_utils"], sys.modules["torch_utils.persistence"]

@@ -120,11 +120,12 @@ def test_a_pickle_cannot_change_the_reader(tmp_path):
         read_weights(tmp_path / "x.pkl")
 
 
-def test_a_snapshot_becomes_its_tensors_and_attributes(tmp_path):
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_snapshot_becomes_its_tensors_and_attributes(tmp_path, protocol):
     inner = Module("Linear", {"weight": torch.randn(3, 2)}, {"steps": torch.arange(4)[1:]})
     net = Module("EDMPrecond", children={"model": inner}, extra=np.float64(0.25), sizes=(1, 2))
     path = tmp_path / "net.pkl"
-    path.write_bytes(dump({"ema": net, "options": OrderedDict(a=1)}))
+    path.write_bytes(dump({"ema": net, "options": OrderedDict(a=1)}, protocol))
     content = read_weights(path)
     ema = content["ema"]
     assert isinstance(ema, NetworkObject)

@@ -49,6 +49,17 @@ class BlockOptions:
         )
 
 
+def channels_last_on_cpu(x: Images) -> Images:
+    """The memory format in which a network computes: channels-last on CPUs, unchanged elsewhere.
+
+    On CPUs convolutions are faster in channels-last, and attention needs no transposition. GPUs
+    would copy at every normalisation, and so would `Norm` in forward mode.
+    """
+    if x.is_cpu and not forward_mode():
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
 def contiguous_for_jvp(x: Images) -> Images:
     """Make the input of a group normalisation contiguous while `torch.func.jvp` is computed.
 

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.backbones.base import Backbone, BackboneConfig
-from fewstep.backbones.blocks import Attention, Downsample, Embedding, Images, Upsample
+from fewstep.backbones.blocks import (
+    Attention,
+    Downsample,
+    Embedding,
+    Images,
+    Upsample,
+    channels_last_on_cpu,
+)
 from fewstep.backbones.embedding import Fourier, LevelEmbedding, Sinusoid, embed
 from fewstep.backbones.residual_blocks import ImageSkip, ResidualBlock, ResidualOptions
 from fewstep.condition import Condition
@@ -247,7 +254,7 @@ class EDMUNet(Backbone):
         hidden = self._bottleneck(skips[-1], emb)
         for up in self.ups:
             hidden = up(hidden, skips, emb)
-        return self.conv_out(functional.silu(self.norm_out(hidden)))
+        return self.conv_out(functional.silu(self.norm_out(hidden))).contiguous()
 
     def features(
         self,
@@ -273,7 +280,8 @@ class EDMUNet(Backbone):
 
     def _encode(self, x: Images, emb: Embedding) -> list[list[Images]]:
         """The output of the first convolution, then the outputs of each size's layers."""
-        levels, image = [[self.conv_in(x)]], x
+        image = channels_last_on_cpu(x)
+        levels = [[self.conv_in(image)]]
         for down in self.downs:
             outputs, image = down(levels[-1][-1], image, emb)
             levels.append(outputs)

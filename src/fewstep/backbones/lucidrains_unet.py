@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.backbones.base import Backbone, BackboneConfig
-from fewstep.backbones.blocks import Embedding, Images, Upsample, attention, images, tokens
+from fewstep.backbones.blocks import (
+    Embedding,
+    Images,
+    Upsample,
+    attention,
+    channels_last_on_cpu,
+    images,
+    tokens,
+)
 from fewstep.backbones.embedding import LevelEmbedding, Sinusoid, embed
 from fewstep.condition import Condition
 from fewstep.errors import InputError
@@ -254,7 +262,7 @@ class LucidrainsUNet(Backbone):
         for stage in self.ups:
             hidden = stage(hidden, skips, emb)
         hidden = self.final_res_block(torch.cat([hidden, first], dim=1), emb)
-        return self.final_conv(hidden)
+        return self.final_conv(hidden).contiguous()
 
     def features(
         self,
@@ -272,7 +280,7 @@ class LucidrainsUNet(Backbone):
 
     def _encode(self, x: Images, emb: Embedding) -> tuple[Images, list[Images], Images]:
         """The output of the first convolution, of the layers of each size, and the bottleneck."""
-        first = hidden = self.init_conv(x)
+        first = hidden = self.init_conv(channels_last_on_cpu(x))
         skips: list[Tensor] = []
         for stage in self.downs:
             *outputs, hidden = stage(hidden, emb)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,7 +28,7 @@ from fewstep.backbones.blocks import (
     MidBlock,
     Resnet,
     UpBlock,
-    forward_mode,
+    channels_last_on_cpu,
 )
 from fewstep.backbones.embedding import LevelEmbedding, Sinusoid, embed
 from fewstep.condition import Condition
@@ -176,12 +175,7 @@ class UNet(Backbone):
 
     def _encode(self, x: Images, emb: Embedding) -> list[list[Images]]:
         """The output of the first convolution, then the outputs of each block's layers."""
-        hidden = self.conv_in(x)
-        # On CPUs convolutions are faster in channels-last, and attention needs no transposition.
-        # GPUs would copy at every normalisation, and so would `Norm` in forward mode.
-        if x.is_cpu and not forward_mode():
-            hidden = hidden.contiguous(memory_format=torch.channels_last)
-        outputs = [[hidden]]
+        outputs = [[channels_last_on_cpu(self.conv_in(x))]]
         for block in self.down_blocks:
             outputs.append(block(outputs[-1][-1], emb))
         return outputs

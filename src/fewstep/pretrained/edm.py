@@ -61,7 +61,7 @@ LAYER = {
 
 
 def read_edm(address: str) -> Generator:
-    """Load a generator from a snapshot: `{"ema": network}`, or the network alone.
+    """Load a network snapshot of NVIDIA's EDM, such as edm:FILE.pkl.
 
     EDM's and VE's networks sample by Heun's method on a Karras grid, the others by DDIM.
 

@@ -58,7 +58,7 @@ class Options:
 
 
 def read_lucidrains(address: str) -> Generator:
-    """Load a generator, which samples by DDIM. `address` is a file, with `Options`.
+    """Load a file of denoising-diffusion-pytorch, such as lucidrains:FILE.pt?size=32.
 
     A network with self-conditioning is evaluated without it, as at the first step of a sample.
 

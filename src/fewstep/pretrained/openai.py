@@ -80,7 +80,7 @@ class Options:
 
 
 def read_openai(address: str) -> Generator:
-    """Load a generator from a file with `Options`.
+    """Load a U-Net of OpenAI, such as openai:FILE.pt?size=64&schedule=cosine&head_channels=64.
 
     It samples by DDIM with betas, by Heun's method under EDM's schedule, and as a consistency model
     if it is one. Of a network that predicts its variance, only the mean is used.

@@ -30,6 +30,8 @@ FUNCTIONS = {
     ("numpy._core.multiarray", "scalar"),
     ("numpy", "dtype"),
     ("builtins", "set"),
+    ("__builtin__", "set"),
+    ("_codecs", "encode"),  # bytes, in pickles of protocol 2
 }
 """Functions and classes that a snapshot of a network calls, other than torch's modules."""
 MODULES = re.compile(r"torch\.nn\.modules(\.\w+)*")
@@ -152,6 +154,10 @@ def _record_value(record: Record) -> Any:
             return np.dtype(code).newbyteorder("<")
         case "set", _:
             return []
+        case "encode", [str() as text, "latin1"]:
+            return text.encode("latin1")
+        case "encode", []:
+            return b""
         case name, _:
             raise ValueError(f"unexpected arguments of {record.module}.{name}")
 
