@@ -67,3 +67,15 @@ def theirs_from(net, noise_schedule, noise, count, **condition):
             scaled = noise_schedule.scale_model_input(x, t)
         x = noise_schedule.step(net(scaled, t, **condition).sample, t, x).prev_sample
     return x, noise_schedule.timesteps.tolist()
+
+
+def settings_of(folder):
+    """The file of a folder's scheduler."""
+    return folder / "scheduler" / "scheduler_config.json"
+
+
+def name_of(value):
+    """The name of a test's parameter: the settings in it."""
+    if isinstance(value, dict):
+        return ",".join(f"{k}={v}" for k, v in value.items()) or "default"
+    return str(value) if isinstance(value, str) else ""

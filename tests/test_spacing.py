@@ -1,15 +1,19 @@
 """Grids of others' samplers: diffusers' own timesteps are the truth."""
 
+import json
+
 import pytest
 import torch
 
 from analytic import TABLE, exact
 from ddpm_folders import scheduler
+from fewstep import recipe
 from fewstep.errors import InputError
 from fewstep.parametrization import EDM, Eps, V, Velocity
 from fewstep.process import VE, Flow
 from fewstep.sampling import sample
 from fewstep.spacing import ShiftedGrid, TableGrid, respace
+from fewstep.tables import to_table
 from fewstep.times import FixedGrid
 
 # diffusers converts its tables to NumPy in the old way
@@ -150,6 +154,17 @@ def test_shifted_times_are_those_of_flow_matching(shift, curve):
 def test_shifts_and_ends_are_checked(settings):
     with pytest.raises(InputError, match="a shifted grid has shift = "):
         ShiftedGrid(**settings)
+
+
+@pytest.mark.parametrize("grid", [TableGrid(spacing="trailing", last=900), ShiftedGrid(3.0)])
+def test_recipes_can_name_the_grids(grid):
+    table = to_table(grid)
+    settings = ", ".join(
+        f"{key} = {json.dumps(value)}" for key, value in table.items() if value is not None
+    )
+    assert table["name"] in ("table", "shifted")
+    read = recipe.read("digits-flow", [f"method.grid={{{settings}}}"])
+    assert read.method.grid == grid
 
 
 def test_an_exact_network_samples_on_the_grid():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddpm_folders import edit, saved, scheduler
+from ddpm_folders import edit, scheduler, settings_of
 from fewstep.errors import InputError
 from fewstep.pretrained.diffusers import read_diffusers
 from fewstep.process import LinearBetas, Table
@@ -12,29 +12,9 @@ from fewstep.process import LinearBetas, Table
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """A folder as `DDPMPipeline.save_pretrained` writes it, and the network in it."""
-    folder = tmp_path_factory.mktemp("published") / "ddpm"
-    return folder, saved(folder)
-
-
-@pytest.fixture
-def folder(published, tmp_path):
-    """A folder with that network's weights, and a scheduler to spoil."""
-    (tmp_path / "unet").symlink_to(published[0] / "unet")
-    (tmp_path / "scheduler").mkdir()
-    scheduler().save_pretrained(tmp_path / "scheduler")
-    return tmp_path
-
-
-def settings_of(folder):
-    return folder / "scheduler" / "scheduler_config.json"
-
-
-def refusal(folder):
+def refusal(scheduled):
     with pytest.raises(InputError) as error:
-        read_diffusers(str(folder))
+        read_diffusers(str(scheduled))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -60,10 +40,10 @@ def table_of(noise_schedule):
 
 
 @pytest.mark.parametrize("settings", SCHEDULES, ids=lambda settings: ",".join(settings) or "none")
-def test_tables_of_every_schedule(folder, settings):
+def test_tables_of_every_schedule(scheduled, settings):
     noise_schedule = scheduler(**settings)
-    noise_schedule.save_pretrained(folder / "scheduler")
-    process = read_diffusers(str(folder)).denoiser.process
+    noise_schedule.save_pretrained(scheduled / "scheduler")
+    process = read_diffusers(str(scheduled)).denoiser.process
     steps = len(noise_schedule.alphas_cumprod)
     t = torch.arange(steps, dtype=torch.float64) / (steps - 1)
     # diffusers' is in float32, where 1 - abar at step 0 has few digits
@@ -72,31 +52,31 @@ def test_tables_of_every_schedule(folder, settings):
     assert isinstance(process, LinearBetas if linear else Table)
 
 
-def test_an_exponential_table(folder):
+def test_an_exponential_table(scheduled):
     noise_schedule = scheduler("HeunDiscrete", beta_schedule="exp")
-    noise_schedule.save_pretrained(folder / "scheduler")
-    process = read_diffusers(str(folder)).denoiser.parametrization.native
+    noise_schedule.save_pretrained(scheduled / "scheduler")
+    process = read_diffusers(str(scheduled)).denoiser.parametrization.native
     t = torch.arange(1000, dtype=torch.float64) / 999
     torch.testing.assert_close(process.ratio(t), table_of(noise_schedule), rtol=1e-3, atol=0.0)
 
 
-def test_betas_on_a_line_are_described_by_its_ends(folder):
+def test_betas_on_a_line_are_described_by_its_ends(scheduled):
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).tolist()
-    edit(settings_of(folder), trained_betas=betas)
-    process = read_diffusers(str(folder)).denoiser.process
+    edit(settings_of(scheduled), trained_betas=betas)
+    process = read_diffusers(str(scheduled)).denoiser.process
     assert isinstance(process, LinearBetas) and process.steps == 1000
     assert (process.beta_0, process.beta_1) == pytest.approx((1e-4, 0.02), rel=1e-6)
-    edit(settings_of(folder), trained_betas=[*betas[:500], betas[500] * 1.001, *betas[501:]])
-    assert isinstance(read_diffusers(str(folder)).denoiser.process, Table)
+    edit(settings_of(scheduled), trained_betas=[*betas[:500], betas[500] * 1.001, *betas[501:]])
+    assert isinstance(read_diffusers(str(scheduled)).denoiser.process, Table)
 
 
-def test_betas_that_make_no_table(folder):
-    edit(settings_of(folder), trained_betas=[0.1, 0.0, 0.3])
-    assert "its betas are not a noise schedule" in refusal(folder)
+def test_betas_that_make_no_table(scheduled):
+    edit(settings_of(scheduled), trained_betas=[0.1, 0.0, 0.3])
+    assert "its betas are not a noise schedule" in refusal(scheduled)
 
 
 @pytest.mark.parametrize("kind", ["rescaled", "trained"])
-def test_a_table_that_ends_in_noise(folder, kind):
+def test_a_table_that_ends_in_noise(scheduled, kind):
     """Zero terminal SNR: the last level has sigma/alpha = 1e6, the others are diffusers'."""
     rescaled = scheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     assert rescaled.alphas_cumprod[-1] == 0
@@ -105,20 +85,20 @@ def test_a_table_that_ends_in_noise(folder, kind):
         noise_schedule = scheduler(
             trained_betas=rescaled.betas.tolist(), prediction_type="v_prediction"
         )
-    noise_schedule.save_pretrained(folder / "scheduler")
-    denoiser = read_diffusers(str(folder)).denoiser
+    noise_schedule.save_pretrained(scheduled / "scheduler")
+    denoiser = read_diffusers(str(scheduled)).denoiser
     ratio = denoiser.process.ratio(torch.arange(1000, dtype=torch.float64) / 999)
     assert ratio[-1] == pytest.approx(1e6) and (ratio.diff() > 0).all()
     torch.testing.assert_close(ratio[:990], table_of(rescaled)[:990], rtol=1e-3, atol=0.0)
     assert denoiser.span == (0, 1)
 
 
-def test_a_table_that_ends_in_noise_along_sigma(folder):
+def test_a_table_that_ends_in_noise_along_sigma(scheduled):
     """diffusers' samplers along sigma, Euler and DPM-Solver, end at 4096."""
     noise_schedule = scheduler("EulerDiscrete", rescale_betas_zero_snr=True, **V_NET)
-    noise_schedule.save_pretrained(folder / "scheduler")
+    noise_schedule.save_pretrained(scheduled / "scheduler")
     assert float(noise_schedule.sigmas[0]) == 4096
-    process = read_diffusers(str(folder)).denoiser.process
+    process = read_diffusers(str(scheduled)).denoiser.process
     ratio = process.ratio(torch.arange(1000, dtype=torch.float64) / 999)
     assert ratio[-1] == pytest.approx(4096) and (ratio.diff() > 0).all()
     expected = noise_schedule.sigmas[:-1].flip(0)[:990].double()

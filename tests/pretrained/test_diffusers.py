@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,19 +19,6 @@ from fewstep.process import LinearBetas
 from fewstep.spacing import TableGrid
 
 OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """A folder as `DDPMPipeline.save_pretrained` writes it, and the network in it."""
-    folder = tmp_path_factory.mktemp("published") / "ddpm"
-    return folder, saved(folder)
-
-
-@pytest.fixture
-def folder(published, tmp_path):
-    """A copy of it to spoil."""
-    return Path(shutil.copytree(published[0], tmp_path / "ddpm"))
 
 
 @torch.no_grad()

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ddpm_folders import edit, inputs, network, saved
+from ddpm_folders import edit, inputs, network
 from fewstep.errors import InputError
 from fewstep.parametrization import Eps, V, Velocity
 from fewstep.pretrained.diffusers import read_diffusers
@@ -17,19 +16,6 @@ from fewstep.process import Flow, LinearBetas
 from fewstep.sampling import Transfer
 
 NAME = "diffusion_pytorch_model"
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """A folder as `DDPMPipeline.save_pretrained` writes it, and the network in it."""
-    folder = tmp_path_factory.mktemp("published") / "ddpm"
-    return folder, saved(folder)
-
-
-@pytest.fixture
-def folder(published, tmp_path):
-    """A copy of it to spoil."""
-    return Path(shutil.copytree(published[0], tmp_path / "ddpm"))
 
 
 @torch.no_grad()

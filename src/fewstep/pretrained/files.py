@@ -195,7 +195,7 @@ def _unknown(path: Path) -> str:
     if not start:
         return "an empty file"
     if start.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS instead of the file itself"
+        return "a pointer of Git LFS instead of the file, which `git lfs pull` fetches"
     if start.startswith((b"<!doctype html", b"<html")):
         return "a web page instead of a file of weights"
     return "neither a safetensors file, nor one of PyTorch, nor a pickle"

@@ -54,7 +54,6 @@ class TableSettings(Betas):
     """Settings of a scheduler with a table of noise levels; the types allow what we support."""
 
     prediction_type: Prediction = "epsilon"
-    predict_epsilon: Literal[True] = True
     clip_sample: bool | None = None
     clip_sample_range: float = 1.0
     thresholding: bool | None = False
@@ -168,6 +167,8 @@ def read_scheduler(path: Path | None, address: str, changes: Mapping[str, Any]) 
         case _:
             if not kind.clips:
                 values.pop("clip_sample", None)
+            if values.get("predict_epsilon") is False:  # in diffusers before prediction_type
+                values.setdefault("prediction_type", "sample")
             settings = read_settings(TableSettings, values, where)
             reading, equal = _read_table(name, settings, where)
     if not equal:
