@@ -5,7 +5,7 @@ from typing import Literal
 
 from fewstep.errors import InputError
 
-Kind = Literal["run", "store", "diffusers", "images", "recipe"]
+Kind = Literal["run", "store", "diffusers", "images", "recipe", "checkpoint"]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 NAMES: dict[Kind, str] = {
@@ -14,6 +14,7 @@ NAMES: dict[Kind, str] = {
     "diffusers": "a checkpoint of diffusers",
     "images": "a folder of images",
     "recipe": "a recipe",
+    "checkpoint": "a checkpoint of another project",
 }
 _MARKS: dict[Kind, tuple[tuple[str, bytes], ...]] = {
     "run": (("recipe.toml", b""), ("model.safetensors", b"fewstep")),
@@ -39,6 +40,11 @@ _ADVICE: dict[tuple[Kind, Kind], str] = {
     ("images", "store"): "give the folder of the images themselves",
     ("images", "diffusers"): "give the folder of the images themselves",
     ("images", "recipe"): "give the folder of the images themselves",
+    ("checkpoint", "run"): "write {path} alone",
+    ("checkpoint", "store"): "students read it by pairs.load={path}",
+    ("checkpoint", "diffusers"): "write diffusers:{path}",
+    ("checkpoint", "images"): "write folder:{path} where a data set is named",
+    ("checkpoint", "recipe"): "train it with `fewstep train {path} --out DIR`, and give that DIR",
     ("recipe", "run"): "its recipe is {path}/recipe.toml",
     ("recipe", "store"): "a recipe names it by pairs.load={path}",
     ("recipe", "diffusers"): "a recipe names it by teacher.load=diffusers:{path}",
@@ -48,7 +54,10 @@ _ADVICE: dict[tuple[Kind, Kind], str] = {
 
 
 def identify(path: Path) -> Kind | None:
-    """The kind of a file or folder; None if it is missing or of no kind."""
+    """The kind of a file or folder; None if it is missing or of no kind.
+
+    Checkpoints of other projects are not identified, but for those of diffusers.
+    """
     if path.suffix == ".toml" and path.is_file():
         return "recipe"
     if not path.is_dir():

@@ -45,7 +45,8 @@ def paths(tmp_path_factory):
 
 
 def test_every_kind_is_identified(paths, tmp_path):
-    assert {kind: identify(path) for kind, path in paths.items()} == {kind: kind for kind in NAMES}
+    assert {kind: identify(path) for kind, path in paths.items()} == {kind: kind for kind in paths}
+    assert {*paths, "checkpoint"} == {*NAMES}
     assert identify(tmp_path) is None and identify(tmp_path / "nothing") is None
     (tmp_path / "manifest.json").write_text('{"name": "my web app"}')
     (tmp_path / "config.json").write_text("{}")
@@ -76,6 +77,13 @@ RUN = {
     "images": "is a folder of images, not a run: write folder:{path} where a data set is named",
     "recipe": "is a recipe, not a run: train it with `fewstep train {path} --out DIR`, and give "
     "that DIR",
+}
+CHECKPOINT = {
+    "run": "is a run, not a checkpoint of another project: write {path} alone",
+    "store": "is a store of recorded pairs, not a checkpoint of another project: students read it "
+    "by pairs.load={path}",
+    "images": "is a folder of images, not a checkpoint of another project: write folder:{path} "
+    "where a data set is named",
 }
 STORE = {
     "run": "is a run, not a store of recorded pairs: record pairs with `fewstep record {path} "
@@ -109,6 +117,10 @@ DOORS = [
     (RUN, ["progress", "{path}"]),
     (RUN, [*TAUGHT, "teacher.load={path}"]),
     (RUN, [*TAUGHT, "teacher.load={run}", "student.init={path}"]),
+    (CHECKPOINT, ["sample", "diffusers:{path}", "-o", "{out}.png"]),
+    (CHECKPOINT, ["evaluate", "edm:{path}", "--data", "digits"]),
+    (CHECKPOINT, ["record", "lucidrains:{path}?size=8", "--out", "{out}"]),
+    (CHECKPOINT, ["convert", "openai:{path}?size=8", "--out", "{out}.safetensors"]),
     (STORE, ["record", "--verify", "{path}"]),
     (STORE, ["record", "--info", "{path}"]),
     (STORE, [*TAUGHT, "teacher.load={run}", "pairs.load={path}"]),

@@ -78,7 +78,8 @@ def run_option(text: str = "", *, metavar: str = "RUN") -> Any:
     return tyro.conf.arg(
         metavar=metavar,
         help=f"{text or 'A run folder or weights file'}, or a checkpoint of another project: "
-        f"{sources}. PATH is a folder or file, or OWNER/NAME on the Hugging Face hub.",
+        f"{sources}. PATH is a folder or file, or OWNER/NAME on the Hugging Face hub; options "
+        "follow it as ?key=value&key=value.",
     )
 
 

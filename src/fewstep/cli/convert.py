@@ -17,9 +17,7 @@ class Options:
     """Write a run, or a checkpoint of another project, as one safetensors file that describes
     itself: `fewstep` loads it without options, and without the original file."""
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A run folder, a weights file, or an address such as diffusers:FOLDER, edm:FILE.pkl or
-    lucidrains:FILE.pt?size=32."""
+    source: Annotated[str, tyro.conf.Positional, console.run_option(metavar="SOURCE")]
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
     """The .safetensors file to write."""
     weights: Literal["ema", "raw", "best"] = "ema"

@@ -8,6 +8,7 @@ import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -96,7 +97,8 @@ def _problems(images: "ImageSet") -> list[str]:
             problems.append(f"no image has the class {listing(empty)}: remove it, or add images")
         elif images.classes == 1:
             problems.append("there is only one class: train with data.labels=false")
-    copies = len(images) - len({image.tobytes() for image in images.images.numpy()})
+    pixels = images.images.numpy()
+    copies = len(images) - len({blake2b(image.tobytes()).digest() for image in pixels})
     if copies:
         problems.append(f"{quantity(copies, 'image')} too many: exact copies of others")
     return problems

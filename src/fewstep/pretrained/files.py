@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.errors import InputError
+from fewstep.paths import check_kind
 from fewstep.pretrained.pickles import NetworkObject, read_pickle, unsafe_name
 
 Format = Literal["safetensors file", "PyTorch archive", "PyTorch file", "pickle", "unknown file"]
@@ -99,6 +100,7 @@ def file_format(path: Path) -> Format:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
+        check_kind(path, "checkpoint")
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     # the length of a safetensors header comes first, and its bytes can be those of a pickle
     if start[4:9] == b"\0\0\0\0{":

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.errors import InputError
+from fewstep.paths import check_kind, identify
 from fewstep.pretrained.files import read_weights, state_dict
 
 CONFIG, SCHEDULER, INDEX = "config.json", "scheduler_config.json", "model_index.json"
@@ -158,4 +159,6 @@ def _describe_other(folder: Path) -> str:
     if pipeline and RAW not in pipeline:
         name = pipeline.get("_class_name", "pipeline")
         return f"{folder} is a {name}, and fewstep reads pipelines with a UNet2DModel in {RAW}/"
+    if identify(folder) != "diffusers":
+        check_kind(folder, "checkpoint")
     return f"{folder} is no diffusers checkpoint: it lacks {CONFIG}, also in unet/"
