@@ -42,7 +42,7 @@ def ddpm(tmp_path_factory):
     world = ["student.process=linear-betas", "student.parametrization=eps", "fit.steps=3"]
     run(read("digits-flow", [*SMALL, *world]), folder / "run")
     generator = runs.load(folder / "run").with_sampler(step=Transfer(clip=1.0))
-    teacher = runs.weights_hash(runs.load(folder / "run"))
+    teacher = runs.network_hash(runs.load(folder / "run"))
     for _ in record(generator, folder / "pairs", Recording(64, 4), teacher=teacher):
         pass
     return folder

@@ -12,11 +12,11 @@ from fewstep.backbones import UNetConfig
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
-from fewstep.parametrization import EDM, Velocity
+from fewstep.parametrization import EDM, V, Velocity
 from fewstep.process import VE, Flow
 from fewstep.runs import Run
 from fewstep.sampling import Heun
-from fewstep.times import KarrasGrid
+from fewstep.times import KarrasGrid, UniformGrid
 
 SMALL = UNetConfig(channels=(8, 16), layers=1, groups=4, attention=(4,))
 SPEC = SampleSpec((1, 8, 8), 3, ("a", "b", "c"))
@@ -71,6 +71,16 @@ def test_the_hash_is_of_weights_and_description():
     assert runs.weights_hash(small()) == runs.weights_hash(small())
     assert runs.weights_hash(small()) != runs.weights_hash(small(seed=1))
     assert runs.weights_hash(small()) != runs.weights_hash(small().with_guidance(2.0))
+
+
+def test_the_hash_of_a_network_does_not_depend_on_how_it_is_sampled():
+    digest = runs.network_hash(small())
+    assert digest == runs.network_hash(small().with_guidance(2.0))
+    assert digest == runs.network_hash(small().with_sampler(step=Heun(), grid=UniformGrid()))
+    assert digest != runs.network_hash(small(seed=1))
+    other = small()
+    other.denoiser = other.denoiser.replace(parametrization=V(Flow()))
+    assert digest != runs.network_hash(other)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 8, 100, 3000, -1])

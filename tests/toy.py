@@ -114,13 +114,13 @@ def train_circuit(seed=0):
 
 def record_rings(circuit, folder, count=2048, chunks=4, seed=0):
     recording = Recording(count, steps=RING, chunks=chunks, codec="raw", seed=seed)
-    for _ in record(circuit, folder, recording, teacher=runs.weights_hash(circuit)):
+    for _ in record(circuit, folder, recording, teacher=runs.network_hash(circuit)):
         pass
 
 
 def record_pairs(teacher, folder, count=4096, seed=0):
     generator, recording = teacher.with_sampler(step=Heun()), Recording(count, steps=12, seed=seed)
-    for _ in record(generator, folder, recording, teacher=runs.weights_hash(teacher)):
+    for _ in record(generator, folder, recording, teacher=runs.network_hash(teacher)):
         pass
 
 

@@ -93,10 +93,9 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         images.class_names if use_labels else (),
     )
     pins = {"data": images.fingerprint}
-    teacher = unguided_hash = None
+    teacher = None
     if recipe.teacher:
         teacher = _teacher(recipe, spec)
-        unguided_hash = runs.weights_hash(teacher)
         if recipe.teacher.guidance != 1:
             teacher = teacher.with_guidance(recipe.teacher.guidance)
         pins["teacher"] = runs.weights_hash(teacher)
@@ -122,9 +121,9 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     if "images" in method.reads:
         streams["images"] = _image_stream(recipe, images, spec)
     if "pairs" in method.reads:
-        streams["pairs"], pins["pairs"] = _open_store(recipe, spec, PairStream, unguided_hash)
+        streams["pairs"], pins["pairs"] = _open_store(recipe, spec, PairStream, teacher)
     if "rings" in method.reads:
-        streams["rings"], pins["pairs"] = _open_store(recipe, spec, RingStream, unguided_hash)
+        streams["rings"], pins["pairs"] = _open_store(recipe, spec, RingStream, teacher)
     method.check(streams)
     batches = Batches(streams, spec, batch=recipe.fit.batch, seed=recipe.fit.seed, device=device)
     adaptation = None
@@ -175,12 +174,9 @@ def _open_store(
     recipe: Recipe,
     spec: SampleSpec,
     kind: type[PairStream] | type[RingStream],
-    teacher_hash: str | None,
+    teacher: Generator | None,
 ) -> tuple[Stream, str]:
-    """A stream of the recipe's recorded pairs, and the hash of their store.
-
-    `teacher_hash` is that of the recipe's teacher without guidance, as `fewstep record` stores it.
-    """
+    """A stream of the recipe's recorded pairs, and the hash of their store."""
     if recipe.pairs is None:
         raise InputError(
             f"method {recipe.method_name!r} learns from recorded pairs, and the recipe has none: "
@@ -194,12 +190,13 @@ def _open_store(
             f"data.name={recipe.data.name} have {spec.shape}: record pairs of this size"
         )
     # samples converted from other projects do not say who recorded them
-    source = reader.provenance.get("teacher", teacher_hash)
-    if teacher_hash and source != teacher_hash:
-        assert recipe.teacher
+    source = reader.provenance.get("teacher")
+    teacher_hash = runs.network_hash(teacher) if teacher else source
+    if source not in (None, teacher_hash):
+        assert recipe.teacher and teacher_hash
         raise InputError(
             f"the pairs in {recipe.pairs.load} were recorded with another teacher than "
-            f"{recipe.teacher.load} (weights {source[:12]} and {teacher_hash[:12]}): record pairs "
+            f"{recipe.teacher.load} (hashes {source[:12]} and {teacher_hash[:12]}): record pairs "
             "of this teacher, or set teacher.load to theirs"
         )
     return stream, reader.hash

@@ -107,10 +107,10 @@ def record(
 
     Returns the range of the images that all processes have recorded in this call.
 
-    Row i has class i modulo the number of classes. `teacher` is the hash of the weights, which is
-    stored as provenance. Under `torchrun` each process records its own shards, and rank 0 finishes
-    the store. `batch` is the largest number of rows between two yields, by default that of a
-    `Tiles` tile; it changes neither the store nor the speed.
+    Row i has class i modulo the number of classes. `teacher` is the `runs.network_hash` of the
+    generator, which is stored as provenance. Under `torchrun` each process records its own shards,
+    and rank 0 finishes the store. `batch` is the largest number of rows between two yields, by
+    default that of a `Tiles` tile; it changes neither the store nor the speed.
 
     Raises: InputError for a stochastic sampler, a folder with other data, images with NaN, and too
     many values out of range. Those of the first tile are checked before anything is written, those

@@ -12,7 +12,6 @@ distance. `state/` contains the training state with the raw (not averaged) weigh
 import json
 import tomllib
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from fewstep import __version__, plugins
 from fewstep.errors import InputError
-from fewstep.files import atomic_write, tensor_digest
+from fewstep.files import append_json_line, atomic_write, read_json_lines, tensor_digest
 from fewstep.generator import Generator, from_description
 from fewstep.guidance import unguided
 from fewstep.paths import check_kind
@@ -96,7 +95,11 @@ class Run:
 
     def progress(self) -> list[dict[str, Any]]:
         """The logged lines, oldest first, except a last line that a crash left incomplete."""
-        return [line for line in _lines(self.progress_file) if isinstance(line.get("step"), int)]
+        return [
+            line
+            for line in read_json_lines(self.progress_file)
+            if isinstance(line.get("step"), int)
+        ]
 
     def rewind(self, step: int) -> None:
         """Remove the logged lines after training step `step`; a resumed run writes them again."""
@@ -105,7 +108,7 @@ class Run:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to progress.jsonl."""
-        _append(self.progress_file, line)
+        append_json_line(self.progress_file, line)
 
     @property
     def scores_file(self) -> Path:
@@ -113,11 +116,11 @@ class Run:
 
     def scores(self) -> list[dict[str, Any]]:
         """The lines of scores.jsonl, oldest first; some may be of earlier weights of this run."""
-        return _lines(self.scores_file)
+        return read_json_lines(self.scores_file)
 
     def append_score(self, line: Mapping[str, Any]) -> None:
         """Append one score to scores.jsonl."""
-        _append(self.scores_file, line)
+        append_json_line(self.scores_file, line)
 
     def save_state(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
         """Write the training state: tensors, and a JSON object with everything else."""
@@ -259,6 +262,18 @@ def _is_foreign(address: str | Path) -> bool:
     return ":" in str(address) and not Path(address).exists()
 
 
+def network_hash(generator: Generator) -> str:
+    """SHA-256 of a generator's network with its process and parametrization.
+
+    Unlike `weights_hash`, it does not depend on sampler, grid, guidance and names of classes: the
+    same network has the same hash however it is sampled.
+    """
+    description, backbone = generator.describe(), unguided(generator.denoiser.backbone)
+    sampling = ("spec", "guidance", "step", "grid", "packages")
+    parts = {key: value for key, value in description.items() if key not in sampling}
+    return tensor_digest(backbone.state_dict(), header=json.dumps(parts, sort_keys=True))
+
+
 def weights_hash(generator: Generator) -> str:
     """SHA-256 of a generator's description and weights."""
     header = json.dumps(generator.describe(), sort_keys=True)
@@ -279,25 +294,6 @@ def _build(
             f"{path} is damaged: its weights do not fit the network in its description"
         ) from error
     return generator.eval().requires_grad_(False)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text(errors="replace").splitlines():
-        with suppress(json.JSONDecodeError):
-            line = json.loads(text)
-            lines += [line] if isinstance(line, dict) else []
-    return lines
-
-
-def _append(path: Path, line: Mapping[str, Any]) -> None:
-    with path.open("a+b") as file:
-        # a crash may have left the last line incomplete: then start a new line
-        file.seek(max(file.tell() - 1, 0))
-        start = b"" if file.read(1) in (b"", b"\n") else b"\n"
-        file.write(start + json.dumps(dict(line)).encode() + b"\n")
 
 
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

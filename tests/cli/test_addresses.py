@@ -101,7 +101,7 @@ def test_pairs_are_recorded_as_it_samples(address, pairs, capsys):
     assert main(["record", "--info", str(pairs)]) == 0
     told = json.loads(capsys.readouterr().out)["provenance"]
     assert told["sampler"] == {"name": "transfer", "clip": 1.0}
-    assert told["teacher"] == runs.weights_hash(fewstep.load(address))
+    assert told["teacher"] == runs.network_hash(fewstep.load(address))
 
 
 def test_a_student_learns_from_it_and_begins_as_it(folder, address, student):

@@ -47,7 +47,7 @@ def student(seed=0, chunks=3):
 def recorded(folder, generator=None, **told):
     generator = generator or teacher()
     wanted = Recording(**{"count": 20, "steps": 6, "chunks": 3, **told})
-    for _ in record(generator, folder, wanted, teacher=runs.weights_hash(generator)):
+    for _ in record(generator, folder, wanted, teacher=runs.network_hash(generator)):
         pass
     return store.Reader(folder)
 

@@ -140,7 +140,7 @@ def run(
     from fewstep.recording import record
 
     generator = runs.load(address)
-    teacher = runs.weights_hash(generator)
+    teacher = runs.network_hash(generator)
     step = convert_step(generator.step, sampler, clip=clip)
     generator = generator.with_sampler(step=step).to(device())
     if guidance != 1:
