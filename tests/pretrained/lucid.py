@@ -28,19 +28,20 @@ class Embed(nn.Module):
 
 
 class Conv(nn.Module):
-    def __init__(self, dim, out):
+    def __init__(self, dim, out, groups):
         super().__init__()
-        self.proj, self.norm = nn.Conv2d(dim, out, 3, padding=1), RMS(out)
+        self.proj = nn.Conv2d(dim, out, 3, padding=1)
+        self.norm = nn.GroupNorm(groups, out) if groups else RMS(out)
 
     def forward(self, x, scale=0.0, shift=0.0):
         return F.silu(self.norm(self.proj(x)) * (1 + scale) + shift)
 
 
 class Res(nn.Module):
-    def __init__(self, dim, out, time):
+    def __init__(self, dim, out, time, groups):
         super().__init__()
         self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(time, 2 * out))
-        self.block1, self.block2 = Conv(dim, out), Conv(out, out)
+        self.block1, self.block2 = Conv(dim, out, groups), Conv(out, out, groups)
         self.res_conv = nn.Conv2d(dim, out, 1) if dim != out else nn.Identity()
 
     def forward(self, x, t):
@@ -83,7 +84,17 @@ class Unshuffle(nn.Module):
 
 class Unet(nn.Module):
     def __init__(
-        self, dim, mults, *, channels=3, init=None, full=None, heads=4, head_dim=32, condition=False
+        self,
+        dim,
+        mults,
+        *,
+        channels=3,
+        init=None,
+        full=None,
+        heads=4,
+        head_dim=32,
+        condition=False,
+        groups=None,
     ):
         super().__init__()
         self.condition, n = condition, len(mults)
@@ -101,16 +112,21 @@ class Unet(nn.Module):
             size = nn.Conv2d(a, b, 3, padding=1)
             size = size if last else nn.Sequential(Unshuffle(), nn.Conv2d(4 * a, b, 1))
             kind = (heads[i], head_dim[i], full[i])
-            layers = [Res(a, a, time), Res(a, a, time), Attend(a, *kind), size]
+            layers = [Res(a, a, time, groups), Res(a, a, time, groups), Attend(a, *kind), size]
             self.downs.append(nn.ModuleList(layers))
             size = nn.Conv2d(b, a, 3, padding=1)
             size = nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), size) if i else size
-            layers = [Res(a + b, b, time), Res(a + b, b, time), Attend(b, *kind), size]
+            layers = [
+                Res(a + b, b, time, groups),
+                Res(a + b, b, time, groups),
+                Attend(b, *kind),
+                size,
+            ]
             self.ups.insert(0, nn.ModuleList(layers))
-        self.mid_block1 = Res(dims[-1], dims[-1], time)
+        self.mid_block1 = Res(dims[-1], dims[-1], time, groups)
         self.mid_attn = Attend(dims[-1], heads[-1], head_dim[-1], True)
-        self.mid_block2 = Res(dims[-1], dims[-1], time)
-        self.final_res_block = Res(2 * dims[0], dims[0], time)
+        self.mid_block2 = Res(dims[-1], dims[-1], time, groups)
+        self.final_res_block = Res(2 * dims[0], dims[0], time, groups)
         self.final_conv = nn.Conv2d(dims[0], channels, 1)
 
     def forward(self, x, t):

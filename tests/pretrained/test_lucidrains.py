@@ -12,6 +12,7 @@ from pretrained import lucid
 
 NETWORKS = [
     {"dim": 8, "mults": (1, 2)},
+    {"dim": 16, "mults": (1, 2), "groups": 8},
     {
         "dim": 8, "mults": (1, 2, 2), "channels": 1, "init": 12, "full": [True, False, True],
         "heads": [2, 4, 1], "head_dim": [8, 4, 6], "condition": True,
@@ -116,8 +117,9 @@ def test_files_that_do_not_fit_are_named_in_one_line(tmp_path):
     net, diffusion = network(), lucid.buffers("cosine", "pred_v")
     state = {**diffusion, **named(net.state_dict(), "model.")}
     path = tmp_path / "x.pt"
-    old = {k.replace("norm.g", "norm.weight"): v for k, v in state.items()}
+    old = {**state, "model.downs.0.2.fn.norm.g": torch.ones(8)}
     variance = {**state, "model.final_conv.weight": torch.zeros(6, 8, 1, 1)}
+    grouped = {**diffusion, **named(network(dim=16, groups=8).state_dict(), "model.")}
     names = ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
     no_noise = dict(zip(names, (torch.ones(100), torch.zeros(100)), strict=True))
     cases = [
@@ -126,7 +128,7 @@ def test_files_that_do_not_fit_are_named_in_one_line(tmp_path):
         (state, "?size=8&objective=eps", "objective=eps in .* is not supported"),
         (net.state_dict(), "?size=8", "without its noise schedule: add it, as in schedule=cosine"),
         ({k: v for k, v in state.items() if k != "loss_weight"}, "?size=8", "add objective="),
-        (old, "?size=8", "older version, with group"),
+        (old, "?size=8", "written by a version before 1.9"),
         (variance, "?size=8", "3 input and 6 output channels"),
         ({**state, "model.extra": torch.zeros(2), "model.extra.w": torch.zeros(2)}, "?size=8",
          "extra.w is .2,. in the file, but missing"),
@@ -134,6 +136,7 @@ def test_files_that_do_not_fit_are_named_in_one_line(tmp_path):
         ({k: v for k, v in state.items() if "downs" not in k}, "?size=8", "no whole network"),
         ({"w": torch.zeros(2)}, "?size=8", "holds no network of lucidrains"),
         ({**state, **no_noise}, "?size=8", "are no noise schedule"),
+        (grouped, "?size=8&groups=5", "16 channels cannot be split into 5 groups"),
     ]  # fmt: skip
     for content, options, message in cases:
         torch.save(content, path)

@@ -1,7 +1,7 @@
 """The U-Net of lucidrains' denoising-diffusion-pytorch.
 
-RMS normalisation in every layer, and attention with a few learned keys and values at every size: at
-most sizes linear attention, whose cost grows with the number of pixels and not with its square.
+Residual layers, and attention with a few learned keys and values at every size: at most sizes
+linear attention, whose cost grows with the number of pixels and not with its square.
 """
 
 import math
@@ -17,6 +17,7 @@ from fewstep.backbones.base import Backbone, BackboneConfig
 from fewstep.backbones.blocks import (
     Embedding,
     Images,
+    Norm,
     Upsample,
     attention,
     channels_last_on_cpu,
@@ -45,6 +46,9 @@ class LucidrainsUNetConfig(BackboneConfig):
     """Channels per head at each size; the bottleneck has those of the last."""
     memory: int = 4
     """Learned keys and values per attention head."""
+    groups: int | None = None
+    """Groups of the residual layers' normalisations, 8 before version 2.0; None normalises the
+    channels of each pixel by their root mean square, as later versions do."""
     dropout: float = 0.0
     """Dropout probability in each layer during training, at least 0 and below 1."""
     two_times: bool = False
@@ -78,10 +82,10 @@ class RMSNorm(nn.Module):
 class ConvBlock(nn.Module):
     """Convolution, normalisation, an optional scale and shift, SiLU, dropout."""
 
-    def __init__(self, width_in: int, width: int, dropout: float = 0.0) -> None:
+    def __init__(self, width_in: int, width: int, groups: int | None, dropout: float = 0.0) -> None:
         super().__init__()
         self.proj = nn.Conv2d(width_in, width, 3, padding=1)
-        self.norm = RMSNorm(width)
+        self.norm = RMSNorm(width) if groups is None else Norm(groups, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Images, scale_shift: Images | None = None) -> Images:
@@ -95,11 +99,11 @@ class ConvBlock(nn.Module):
 class ResnetLayer(nn.Module):
     """Residual layer of two blocks; the embedding sets the scale and shift of the first."""
 
-    def __init__(self, width_in: int, width: int, embedding: int, dropout: float) -> None:
+    def __init__(self, width_in: int, width: int, config: LucidrainsUNetConfig) -> None:
         super().__init__()
-        self.emb_proj = nn.Linear(embedding, 2 * width)
-        self.block1 = ConvBlock(width_in, width, dropout)
-        self.block2 = ConvBlock(width, width)
+        self.emb_proj = nn.Linear(4 * config.width, 2 * width)
+        self.block1 = ConvBlock(width_in, width, config.groups, config.dropout)
+        self.block2 = ConvBlock(width, width, config.groups)
         self.res_conv = nn.Conv2d(width_in, width, 1) if width_in != width else None
 
     def forward(self, x: Images, emb: Embedding) -> Images:
@@ -180,9 +184,8 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         first, second = widths_in
-        embedding = 4 * config.width
-        self.resnet1 = ResnetLayer(first, width, embedding, config.dropout)
-        self.resnet2 = ResnetLayer(second, width, embedding, config.dropout)
+        self.resnet1 = ResnetLayer(first, width, config)
+        self.resnet2 = ResnetLayer(second, width, config)
         kind = MemoryAttention if config.full_attention[index] else LinearAttention
         self.attention = kind(width, config.heads[index], config.head_dim[index], config.memory)
         self.resample: nn.Module = nn.Identity()
@@ -220,7 +223,7 @@ class LucidrainsUNet(Backbone):
         self.config, self.shape, self.classes = config, shape, classes
         self.level_scale = config.level_scale
         first, last, embedding = config.channels[0], config.channels[-1], 4 * config.width
-        dropout, sizes = config.dropout, len(config.channels) - 1
+        sizes = len(config.channels) - 1
         self.sinusoid = Sinusoid(config.width, pace=config.pace)
         self.time_embedding = LevelEmbedding(config.width, embedding, functional.gelu)
         self.time_embedding_s = (
@@ -240,10 +243,10 @@ class LucidrainsUNet(Backbone):
                 up.resample = Upsample(after, width)
             self.downs.append(down)
             self.ups.insert(0, up)
-        self.mid_block1 = ResnetLayer(last, last, embedding, dropout)
+        self.mid_block1 = ResnetLayer(last, last, config)
         self.mid_attn = MemoryAttention(last, config.heads[-1], config.head_dim[-1], config.memory)
-        self.mid_block2 = ResnetLayer(last, last, embedding, dropout)
-        self.final_res_block = ResnetLayer(2 * first, first, embedding, dropout)
+        self.mid_block2 = ResnetLayer(last, last, config)
+        self.final_res_block = ResnetLayer(2 * first, first, config)
         self.final_conv = nn.Conv2d(first, shape[0], 1)
         if self.time_embedding_s is not None:
             nn.init.zeros_(self.time_embedding_s.linear_2.weight)
@@ -306,6 +309,12 @@ def _check(config: LucidrainsUNetConfig, shape: tuple[int, ...]) -> None:
             raise InputError(
                 f"{name} has {len(getattr(config, name))} entries, but there are {sizes} sizes: "
                 "give one for each size"
+            )
+    for width in config.channels:
+        if config.groups is not None and width % config.groups:
+            raise InputError(
+                f"{width} channels cannot be split into {config.groups} groups: change groups or "
+                "channels"
             )
     if config.width % 2 or config.width < 4:
         raise InputError(f"width is {config.width}, but must be even and at least 4")

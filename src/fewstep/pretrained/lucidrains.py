@@ -1,4 +1,4 @@
-"""Checkpoints of lucidrains' denoising-diffusion-pytorch, versions with RMS normalisation.
+"""Checkpoints of lucidrains' denoising-diffusion-pytorch, 1.9 or newer.
 
     lucidrains:FILE.pt?size=32      a file of its Trainer, or a state dict of its GaussianDiffusion
     lucidrains:FILE.pt?size=32&schedule=cosine&objective=pred_noise      a state dict of its Unet
@@ -55,6 +55,8 @@ class Options:
     """Noise schedule with the package's own settings; by default that of the buffers."""
     steps: PositiveInt = 1000
     """Number of steps of `schedule`."""
+    groups: PositiveInt = 8
+    """Groups of the normalisations (`resnet_block_groups`), of versions before 2.0."""
 
 
 def read_lucidrains(address: str) -> Generator:
@@ -71,7 +73,7 @@ def read_lucidrains(address: str) -> Generator:
         raise InputError(
             f"the image size is not in {path}: add it, as in lucidrains:{name}?size=32"
         )
-    config, channels, state = _network(state, path)
+    config, channels, state = _network(state, path, options.groups)
     shape = (channels, options.size[0], options.size[-1])
     backbone = build_backbone(config, state, path, shape=shape)
     process = _process(diffusion, options, path)
@@ -107,12 +109,12 @@ def _tensors(
 
 
 def _network(
-    state: Mapping[str, Tensor], path: Path
+    state: Mapping[str, Tensor], path: Path, groups: int
 ) -> tuple[LucidrainsUNetConfig, int, dict[str, Tensor]]:
     """The network's settings, the number of image channels, and its tensors by our names."""
     problems = {
         "time_mlp.0.weights": "has learned or random frequencies in its embedding",
-        "downs.0.0.block1.norm.weight": "was written by an older version, with group normalisation",
+        "downs.0.2.fn.norm.g": "was written by a version before 1.9",
     }
     for name, problem in problems.items():
         if name in state:
@@ -135,6 +137,7 @@ def _network(
                 shape[3 if is_full else 2] for shape, is_full in zip(memory, full, strict=True)
             ),
             memory=memory[0][2 if full[0] else 3],
+            groups=groups if "mid_block1.block1.norm.weight" in state else None,
         )
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(
