@@ -20,6 +20,7 @@ LAYERS = [
     ["condition"],
     ["process"],
     ["parametrization"],
+    ["coefficients"],
     ["backbones", "data", "store", "metrics"],
     ["denoiser"],
     ["times"],

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.backbones import Backbone, with_two_times
+from fewstep.coefficients import Coefficients, Pair, tabulate
 from fewstep.condition import Condition
 from fewstep.errors import InputError
-from fewstep.parametrization import Coefficients, Pair, Parametrization, tabulate
+from fewstep.parametrization import Parametrization
 from fewstep.process import Process, as_times
 
 Time = Tensor | float | Coefficients

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.coefficients import Coefficients
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser, Prediction, check_times
 from fewstep.errors import InputError
-from fewstep.parametrization import Coefficients
 
 
 class RowNoise:
