@@ -46,7 +46,7 @@ teacher = train("digits-flow", "teacher", f"fit.steps={max(2, int(450 * SCALE))}
 # %%
 plan = fewstep.Recording(count=max(64, int(6144 * SCALE)), steps=8)
 sampler = teacher.with_sampler(step=fewstep.Multistep())
-weights = runs.weights_hash(teacher)
+weights = runs.network_hash(teacher)
 for _ in fewstep.record(sampler, str(RUNS / "pairs"), plan, teacher=weights):
     pass
 

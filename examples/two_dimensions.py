@@ -87,7 +87,7 @@ panels |= {f"Heun, steps={n}": sample(heun, n) for n in (4, 16)}
 # %%
 with tempfile.TemporaryDirectory() as folder:
     plan = fs.Recording(max(512, int(8192 * SCALE)), steps=12)
-    for _ in fs.record(heun, folder, plan, teacher=runs.weights_hash(teacher)):
+    for _ in fs.record(heun, folder, plan, teacher=runs.network_hash(teacher)):
         pass
     pairs = {"pairs": fs.PairStream(store.Reader(folder))}
     student = train(Regress(RegressConfig(), fs.Task(deepcopy(teacher.denoiser), spec)), pairs)
