@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ from ddpm_folders import edit, inputs, name_of, scheduler, settings_of
 from fewstep.errors import InputError
 from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
 from fewstep.pretrained.diffusers import read_diffusers
+from fewstep.pretrained.scheduler import (
+    ConsistencySettings,
+    EdmSettings,
+    FlowSettings,
+    TableSettings,
+)
 from fewstep.pretrained.scheduler_classes import KINDS, REFUSED
 from fewstep.process import VE, Flow, LinearBetas
 from fewstep.sampling import Ancestral, Heun, Multistep, Renoise, Transfer
@@ -35,6 +42,7 @@ def test_the_old_name_of_a_prediction(scheduled):
     assert isinstance(read_diffusers(str(scheduled)).denoiser.parametrization, Eps)
 
 
+SETTINGS = {"edm": EdmSettings, "consistency": ConsistencySettings, "flow": FlowSettings}
 V_NET = {"prediction_type": "v_prediction"}
 
 
@@ -124,6 +132,40 @@ def test_the_table_of_the_docs_is_complete():
 def test_a_scheduler_that_is_refused_says_why(scheduled, name):
     edit(settings_of(scheduled), _class_name=name)
     assert refusal(scheduled).endswith(f": {name} is not supported: {REFUSED[name]}")
+
+
+def test_settings_are_those_of_the_class():
+    """A config may hold settings of another class, from which diffusers converted it."""
+    import inspect
+
+    import diffusers
+
+    for name in {*KINDS} - {"DPMSolverSDEScheduler", "TCDScheduler"}:
+        theirs = inspect.signature(getattr(diffusers, name).__init__).parameters
+        kind = SETTINGS.get(KINDS[name].family, TableSettings)
+        assert KINDS[name].settings == {*theirs} & {f.name for f in fields(kind)}, name
+
+
+def test_settings_of_another_class_have_no_effect(scheduled):
+    """As diffusers saves a scheduler that was made from the config of another."""
+    from diffusers import DDIMScheduler
+
+    other = scheduler("UniPCMultistep", use_flow_sigmas=True, thresholding=True, sigma_min=0.1)
+    DDIMScheduler.from_config(other.config).save_pretrained(scheduled / "scheduler")
+    assert json.loads(settings_of(scheduled).read_text())["use_flow_sigmas"]
+    generator = read_diffusers(str(scheduled))
+    assert generator.denoiser.process == LinearBetas()
+    assert generator.grid == TableGrid()  # its own default, where the other had its default
+    edit(settings_of(scheduled), _class_name="EulerDiscreteScheduler", sigma_min=None)
+    assert read_diffusers(str(scheduled)).step == Transfer()
+
+
+def test_an_address_sets_only_what_the_scheduler_has(scheduled):
+    scheduler("EulerDiscrete").save_pretrained(scheduled / "scheduler")
+    assert refusal(f"{scheduled}?clip_sample=true") == (
+        f"diffusers:{scheduled}?clip_sample=true: EulerDiscreteScheduler has no setting "
+        "clip_sample: remove it"
+    )
 
 
 def test_defaults_are_those_of_the_class(scheduled):

@@ -92,9 +92,10 @@ def _assume_scheduler(folder: Path, shards: int, changes: dict[str, Any]) -> dic
     """The settings of a network without a scheduler's file: DDPM's, with those in the address."""
     # the published weights of that name are an eps network on DDPM's linear betas
     if EMA in (folder.name, folder.parent.name) or changes.get("prediction_type"):
-        flow = changes.get("prediction_type") == "flow_prediction"
-        name = "FlowMatchEulerDiscreteScheduler" if flow else "DDPMScheduler"
-        return {"_class_name": name, **changes}
+        if changes.get("prediction_type") == "flow_prediction":
+            rest = {key: value for key, value in changes.items() if key != "prediction_type"}
+            return {"_class_name": "FlowMatchEulerDiscreteScheduler", **rest}
+        return {"_class_name": "DDPMScheduler", **changes}
     network = "a network" if shards == 1 else f"a network in {shards} shards"
     raise InputError(
         f"{folder} holds {network} without a {SCHEDULER}, so what it predicts is unknown: add the "

@@ -148,14 +148,20 @@ def read_scheduler(path: Path | None, address: str, changes: Mapping[str, Any]) 
     """
     where = address if path is None else path
     values = {**({} if path is None else read_json(path)), **changes}
-    name = values.get("_class_name", "DDPMScheduler")
+    name = str(values.get("_class_name", "DDPMScheduler"))
     if name in REFUSED:
         raise InputError(f"{where}: {name} is not supported: {REFUSED[name]}")
     if name not in KINDS:
-        hint = did_you_mean(str(name), list(KINDS))
+        hint = did_you_mean(name, list(KINDS))
         raise InputError(f"{where}: _class_name is {name!r}, not a known scheduler{hint}")
+    if values.get("predict_epsilon") is False:  # in diffusers before there was prediction_type
+        values.setdefault("prediction_type", "sample")
     kind = KINDS[name]
-    values = {**kind.defaults, **{k: v for k, v in values.items() if v is not None}}
+    for key in changes:
+        if key not in kind.settings and key != "_class_name":
+            raise InputError(f"{address}: {name} has no setting {key}: remove it")
+    own = {k: v for k, v in values.items() if v is not None and k in kind.settings}
+    values = {**kind.defaults, **own}
     match kind.family:
         case "edm":
             reading, equal = _read_edm(name, read_settings(EdmSettings, values, where))
@@ -165,10 +171,6 @@ def read_scheduler(path: Path | None, address: str, changes: Mapping[str, Any]) 
         case "flow":
             reading, equal = _read_flow(name, read_settings(FlowSettings, values, where))
         case _:
-            if not kind.clips:
-                values.pop("clip_sample", None)
-            if values.get("predict_epsilon") is False:  # in diffusers before prediction_type
-                values.setdefault("prediction_type", "sample")
             settings = read_settings(TableSettings, values, where)
             reading, equal = _read_table(name, settings, where)
     if not equal:
@@ -252,8 +254,6 @@ def _table_grid(name: str, settings: TableSettings, process: Process) -> TableGr
                 unit_start=spacing == "leading",
             )
         case "solver":
-            if name == "DPMSolverSinglestepScheduler":
-                spacing = "linspace"
             t = torch.linspace(0, 1, levels, dtype=torch.float64)
             skipped = int((-torch.log(process.ratio(t)) < settings.lambda_min_clipped).sum())
             return TableGrid(
