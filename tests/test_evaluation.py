@@ -112,9 +112,10 @@ def test_a_set_without_classes_has_a_default_extractor_of_its_own(
     plain = data.ImageSet("plain", digits.images[:60], labels)
     quick = metrics.protocol("quick").with_settings(samples=80)
     score = Evaluator(plain, quick).score(generator(), steps=1)
+    lack = "no labels" if labels is None else "only one class"
     assert capsys.readouterr().err == (
-        "fewstep: plain has no classes, which the extractor classifier needs: its scores use the "
-        "extractor rotations, unless another is set\n"
+        f"fewstep: plain has {lack}, and the extractor classifier learns classes: its scores use "
+        "the extractor rotations, unless another is set\n"
     )
     assert score.distance == "Fréchet distance (rotations)" and score.accuracy is None
     assert score.caveats == [

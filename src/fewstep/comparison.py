@@ -1,7 +1,7 @@
 """Compare runs: score all of them by one protocol, against the same real images.
 
-The command line, the report and any other front end build on this module. It prints nothing:
-pass a `ProgressBar` to show how far the work is.
+The command line, the report and any other front end build on this module. It prints nothing but
+the note of an `Evaluator`: pass a `ProgressBar` to show how far the work is.
 """
 
 import shlex

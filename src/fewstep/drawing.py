@@ -27,9 +27,24 @@ def generate(
     Row i starts from noise seed `seed·2³² + i` and has the class `labels[i % len(labels)]`; by
     default the classes take turns. Raises InputError for a count below 1 or a seed out of range.
     """
-    for rows, noise, cond in start_noise(generator, count, seed=seed, batch=batch, labels=labels):
-        images = generator(noise, steps=steps, cond=cond, seed=seeds(seed, rows))
+    work = generate_values(generator, count, steps=steps, seed=seed, batch=batch, labels=labels)
+    for rows, images in work:
         yield rows, to_uint8(images).cpu()
+
+
+@torch.inference_mode()
+def generate_values(
+    generator: Generator,
+    count: int,
+    *,
+    steps: int,
+    seed: int = 0,
+    batch: int = 500,
+    labels: Sequence[int] | None = None,
+) -> Iterator[tuple[range, Tensor]]:
+    """Like `generate`, but yield the generator's own images, about [-1, 1], on its device."""
+    for rows, noise, cond in start_noise(generator, count, seed=seed, batch=batch, labels=labels):
+        yield rows, generator(noise, steps=steps, cond=cond, seed=seeds(seed, rows))
 
 
 def start_noise(

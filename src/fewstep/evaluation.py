@@ -41,13 +41,13 @@ class Evaluator:
         self.images = images
         self.protocol = protocol
         name = protocol.extractor
-        if protocol.unlabelled_extractor and not has_classes(images):
+        if protocol.unlabelled_extractor and not metrics.has_classes(images):
             name = protocol.unlabelled_extractor
             if first_rank():
+                lack = "no labels" if images.labels is None else "only one class"
                 print(
-                    f"fewstep: {images.name} has no classes, which the extractor "
-                    f"{protocol.extractor} needs: its scores use the extractor {name}, unless "
-                    "another is set",
+                    f"fewstep: {images.name} has {lack}, and the extractor {protocol.extractor} "
+                    f"learns classes: its scores use the extractor {name}, unless another is set",
                     file=sys.stderr,
                 )
         self.extractor = metrics.make_extractor(name, images, resize=protocol.resize, cache=cache())
@@ -163,11 +163,6 @@ class Evaluator:
             device=hardware(generator.device),
             measures=measures,
         )
-
-
-def has_classes(images: ImageSet) -> bool:
-    """Whether the images have labels of at least two classes, as a classifier needs."""
-    return images.labels is not None and bool(images.labels.min() < images.labels.max())
 
 
 def _same_classes(spec: SampleSpec, images: ImageSet) -> bool:

@@ -170,8 +170,8 @@ def test_a_flat_folder_has_a_score_without_an_extractor(
         lambda images, labels: train_classifier(images, labels, steps=4),
     )
     line = (
-        f"fewstep: {photos.name} has no classes, which the extractor classifier needs: its scores "
-        "use the extractor rotations, unless another is set"
+        f"fewstep: {photos.name} has no labels, and the extractor classifier learns classes: its "
+        "scores use the extractor rotations, unless another is set"
     )
     told = ["--data", f"folder:{photos}", "--samples", "70", "--steps", "1"]
     capsys.readouterr()

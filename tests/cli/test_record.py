@@ -88,6 +88,17 @@ def test_images_out_of_range_are_refused_unless_allowed(teacher, tmp_path, capsy
     assert capsys.readouterr().err == "fewstep: clip is 0; it must be positive\n"
 
 
+def test_sample_says_that_images_are_out_of_range(teacher, tmp_path, capsys):
+    argv = ["sample", teacher, "-o", str(tmp_path / "x.png"), "-n", "8", "--steps", "2"]
+    assert main(argv) == 0
+    line = capsys.readouterr().err
+    assert re.fullmatch(
+        r"fewstep: \d+\.\d % of the values of the images are beyond ±1\.5 \(largest \|x\| .*\), "
+        r"which the picture cuts off at ±1\n",
+        line,
+    )
+
+
 def test_resume_is_the_default_and_can_be_refused(teacher, recorded, capsys):
     before = content(recorded)
     assert main(["record", teacher, "--out", str(recorded), *WANTED]) == 0

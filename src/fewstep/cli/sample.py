@@ -1,5 +1,6 @@
 """`fewstep sample RUN -o grid.png`."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +47,11 @@ def main(argv: Sequence[str]) -> int:
 
     from fewstep import runs
     from fewstep.distributed import device
-    from fewstep.drawing import generate
+    from fewstep.drawing import generate_values
     from fewstep.generator import convert_step
-    from fewstep.images import save_grid
+    from fewstep.images import save_grid, to_uint8
     from fewstep.times import FixedGrid
+    from fewstep.value_range import MAX_SHARE, ValueRange
 
     labels = console.numbers("--label", options.label, int) if options.label else ()
     times = console.numbers("--times", options.times, float) if options.times else ()
@@ -64,16 +66,18 @@ def main(argv: Sequence[str]) -> int:
     if times:
         generator = generator.with_sampler(grid=FixedGrid((times,)))
         steps = len(times)
-    images = [
-        rows
-        for _, rows in generate(
-            generator.to(device()),
-            options.count,
-            steps=steps,
-            seed=options.seed,
-            labels=labels or None,
+    generator, values = generator.to(device()), ValueRange()
+    images: list[torch.Tensor] = []
+    for _, batch in generate_values(
+        generator, options.count, steps=steps, seed=options.seed, labels=labels or None
+    ):
+        values += ValueRange.of(batch)
+        images.append(to_uint8(batch).cpu())
+    if values.share > MAX_SHARE:
+        print(
+            f"fewstep: {values.text('the images')}, which the picture cuts off at ±1",
+            file=sys.stderr,
         )
-    ]
     columns = len(labels) or generator.spec.classes or None
     save_grid(torch.cat(images), options.out, columns=columns if options.count >= 10 else None)
     console.out.print(

@@ -25,7 +25,7 @@ def brief(monkeypatch):
     return trainings
 
 
-def test_images_are_rotated_by_quarters():
+def test_images_are_rotated_by_quarters(monkeypatch):
     image = torch.arange(6, dtype=torch.uint8).view(1, 1, 2, 3)
     rows, labels = rotate(image)
     assert rows[:, 0].tolist() == [[[0, 1, 2], [3, 4, 5]], [[5, 4, 3], [2, 1, 0]]]
@@ -38,6 +38,9 @@ def test_images_are_rotated_by_quarters():
     assert labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     many = torch.zeros(10_001, 1, 1, 1, dtype=torch.uint8)
     assert len(rotate(many)[0]) == 40_000
+    large = torch.empty(900, 3, 512, 512, dtype=torch.uint8, device="meta")
+    monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.arange(n, device="meta"))
+    assert len(rotate(large)[0]) == 4 * 341
 
 
 def test_it_is_trained_once_for_a_set_and_has_no_logits(brief, tmp_path):

@@ -14,6 +14,7 @@ from fewstep.metrics.extractors.base import (
 from fewstep.metrics.extractors.classifier import (
     Classifier,
     classifier_file,
+    has_classes,
     read_classifier,
     train_classifier,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "ReferenceImages",
     "Resize",
     "classifier_file",
+    "has_classes",
     "make_extractor",
     "read_classifier",
     "train_classifier",

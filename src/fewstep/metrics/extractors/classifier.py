@@ -114,7 +114,7 @@ class Classifier(Extractor):
         if images is None:
             raise InputError("the extractor classifier is trained on images; give it some")
         labels = images.labels
-        if labels is None or labels.max() == labels.min():
+        if labels is None or not has_classes(images):
             raise InputError(
                 f"the extractor classifier learns the classes of a set, and {images.name} has "
                 "none; use another extractor, such as pixels or rotations"
@@ -126,6 +126,11 @@ class Classifier(Extractor):
 
     def feature_maps(self, images: Float[Tensor, "n c h w"]) -> list[Tensor]:
         return self.network.to(images.device).feature_maps(images)
+
+
+def has_classes(images: ReferenceImages) -> bool:
+    """Whether the images have labels of at least two classes."""
+    return images.labels is not None and bool(images.labels.min() < images.labels.max())
 
 
 def train_classifier(

@@ -15,7 +15,8 @@ from fewstep.metrics.extractors.base import ExtractorOutput, ReferenceImages, re
 from fewstep.metrics.extractors.classifier import Classifier, classifier_for
 from fewstep.metrics.extractors.resize import Resize
 
-MAX_IMAGES = 10_000  # of which all four rotations are in memory
+MAX_IMAGES = 10_000
+MAX_BYTES = 1 << 30  # of all rotations of the images, which are in memory
 
 
 class Rotations(Classifier):
@@ -37,7 +38,7 @@ class Rotations(Classifier):
     ) -> "Rotations":
         """The network for these images: read from `cache`, or trained and saved.
 
-        It learns from all images, or from 10,000 that are chosen with a fixed seed.
+        It learns from all images, or, of large sets, from at most 10,000 and 1 GiB of them.
 
         Raises: InputError for a `resize`, or if there are no images.
         """
@@ -55,9 +56,13 @@ class Rotations(Classifier):
 
 
 def rotate(images: UInt8[Tensor, "n c h w"]) -> tuple[UInt8[Tensor, "m c h w"], Tensor]:
-    """Images rotated by 0, 90, 180 and 270°, those that are not square by 0 and 180°; labels."""
+    """Images rotated by 0, 90, 180 and 270°, those that are not square by 0 and 180°; labels.
+
+    Of a large set, some images are selected with a fixed seed.
+    """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    subset = images[order[:MAX_IMAGES]]
+    count = min(MAX_IMAGES, max(2, MAX_BYTES // (4 * images[0].numel())))
+    subset = images[order[:count]]
     quarters = range(4) if images.shape[2] == images.shape[3] else (0, 2)
     rotations = [torch.rot90(subset, k, (2, 3)) for k in quarters]
     labels = torch.arange(len(rotations)).repeat_interleave(len(subset))
