@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 import zipfile
 from fnmatch import fnmatch
@@ -43,6 +44,7 @@ def hub(monkeypatch, tmp_path):
         asked: list[list[str]] = []
         files = ["config.json", "scheduler_config.json", "README.md", *WEIGHTS]
         cached = tmp_path / "hub"
+        contents: dict[str, str] = {}
 
     def snapshot_download(name, *, allow_patterns):
         Hub.asked.append(allow_patterns)
@@ -50,7 +52,8 @@ def hub(monkeypatch, tmp_path):
             if not any(fnmatch(file, pattern) for pattern in allow_patterns):
                 continue
             (Hub.cached / file).parent.mkdir(parents=True, exist_ok=True)
-            (Hub.cached / file).write_text("{}")
+            (Hub.cached / file).write_text(Hub.contents.get(file, "{}"))
+        Hub.cached.mkdir(exist_ok=True)
         return str(Hub.cached)
 
     Hub.asked = []
@@ -98,7 +101,7 @@ def test_averaged_weights_are_taken_for_the_raw_ones_and_it_is_said(hub, weights
 
 def test_the_hub_is_asked_for_settings_and_one_file_of_weights(hub, weights):
     assert find_folder(GOOGLE) == hub.cached
-    assert len(hub.asked) == 1
+    assert len(hub.asked) == 2
     there = {path.name for path in hub.cached.iterdir()}
     assert there == {"config.json", "scheduler_config.json", WEIGHTS[0]}
 
@@ -126,6 +129,18 @@ def test_other_forms_on_the_hub(hub, weights, files):
     assert all((hub.cached / file).exists() for file in files)
     assert not (hub.cached / "vae").exists()
     assert (hub.cached / "scheduler" / "scheduler_config.json").exists()
+
+
+def test_weights_of_another_network_are_not_downloaded(hub, weights):
+    hub.files = ["model_index.json", "unet/config.json", f"unet/{WEIGHTS[0]}"]
+    hub.contents["unet/config.json"] = '{"_class_name": "UNet2DConditionModel"}'
+    assert "a U-Net with a text condition" in refusal(GOOGLE)
+    hub.contents["model_index.json"] = '{"_class_name": "LDMPipeline", "vqvae": []}'
+    assert "LDMPipeline: its network works on the latents" in refusal(GOOGLE)
+    hub.files = ["README.md", "pytorch_model.bin"]
+    shutil.rmtree(hub.cached)
+    assert "is no diffusers checkpoint: it lacks config.json" in refusal(GOOGLE)
+    assert not list(hub.cached.rglob("*.safetensors"))
 
 
 def test_only_the_best_form_is_downloaded(hub, weights):

@@ -61,23 +61,32 @@ class Files:
     scheduler: Path | None
 
 
-def find_files(folder: Path) -> Files:
-    """The files of the network in `folder`, which may be the network's own folder.
+def find_config(folder: Path) -> Path:
+    """The config of the network in `folder`, which may be the network's own folder.
 
-    Raises: InputError if there is none, or it lacks weights.
+    Raises: InputError if there is none, or the network works on latents.
     """
     places = [folder / name for name in NETWORK_FOLDERS]
     network = next((place for place in places if (place / CONFIG).is_file()), None)
     if network is None:
         raise InputError(_describe_other(folder))
     _check_pixels(folder)
-    if network == folder / AVERAGED:
+    return network / CONFIG
+
+
+def find_files(folder: Path) -> Files:
+    """The files of the network in `folder`, which may be the network's own folder.
+
+    Raises: InputError if there is no network, or it lacks weights.
+    """
+    config = find_config(folder)
+    if config.parent == folder / AVERAGED:
         print(f"fewstep: {folder}: using the averaged weights in {AVERAGED}", file=sys.stderr)
     candidates = [
         root / inner / SCHEDULER for root in _roots(folder) for inner in ("scheduler", "")
     ]
     scheduler = next((path for path in candidates if path.is_file()), None)
-    return Files(network / CONFIG, _find_weights(network), scheduler)
+    return Files(config, _find_weights(config.parent), scheduler)
 
 
 def _roots(folder: Path) -> list[Path]:

@@ -10,7 +10,16 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from fewstep.download import fetch, home
 from fewstep.errors import InputError
-from fewstep.pretrained.folder import CONFIG, FORMS, INDEX, NETWORK_FOLDERS, SCHEDULER, STEM
+from fewstep.pretrained.folder import (
+    CONFIG,
+    FORMS,
+    INDEX,
+    NETWORK_FOLDERS,
+    SCHEDULER,
+    STEM,
+    find_config,
+)
+from fewstep.pretrained.unet_config import check_class
 
 EMA = "ddpm_ema_cifar10"
 EMA_URL = f"https://github.com/VainF/Diff-Pruning/releases/download/v0.0.1/{EMA}.zip"
@@ -51,29 +60,38 @@ def _has_files(folder: Path) -> bool:
 def _from_hub(name: str, *, otherwise: str) -> Path:
     """The folder in the hub's cache, which is downloaded if it is missing.
 
-    `otherwise` completes error messages: what to do without a network.
+    `otherwise` completes error messages: what to do without a network. Raises InputError for a
+    network that fewstep does not read, before its weights are downloaded.
     """
+    settings = [INDEX, SCHEDULER, f"scheduler/{SCHEDULER}"]
+    settings += [_join(place, CONFIG) for place in NETWORK_FOLDERS]
+    check_class(find_config(_download(name, settings, otherwise)))
+    for form in FORMS:
+        files = [form.index, form.single, *form.shards]
+        weights = [_join(place, file) for place in NETWORK_FOLDERS for file in files]
+        folder = _download(name, [*settings, *weights], otherwise)
+        if any(path.match(form.index) or path.match(form.single) for path in folder.rglob("*")):
+            return folder
+    raise _failure(name, f"it holds no {STEM}.safetensors or .bin", otherwise)
+
+
+def _download(name: str, patterns: list[str], otherwise: str) -> Path:
+    """The folder in the hub's cache, with all files that match one of `patterns`."""
     try:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError:
         raise InputError(
             f"downloading {name} needs huggingface-hub: pip install 'fewstep[hub]', or {otherwise}"
         ) from None
-    settings = [INDEX, SCHEDULER, f"scheduler/{SCHEDULER}"]
-    settings += [_join(place, CONFIG) for place in NETWORK_FOLDERS]
-    problem = f"it holds no {STEM}.safetensors or .bin"
-    for form in FORMS:
-        files = [form.index, form.single, *form.shards]
-        weights = [_join(place, file) for place in NETWORK_FOLDERS for file in files]
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=[*settings, *weights]))
-        # the client's own errors, those of its HTTP library, and the system's
-        except Exception as error:
-            problem = str(error).strip().partition("\n")[0]
-            break
-        if any(path.match(form.index) or path.match(form.single) for path in folder.rglob("*")):
-            return folder
-    raise InputError(
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    # the client's own errors, those of its HTTP library, and the system's
+    except Exception as error:
+        raise _failure(name, str(error).strip().partition("\n")[0], otherwise) from error
+
+
+def _failure(name: str, problem: str, otherwise: str) -> InputError:
+    return InputError(
         f"there is no folder {name}, and downloading huggingface.co/{name} failed ({problem}); go "
         f"online, or {otherwise}"
     )

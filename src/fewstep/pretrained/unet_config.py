@@ -140,14 +140,8 @@ def read_network(path: Path, sample_size: int | None = None) -> Network:
 
     Raises: InputError for another kind of network, or settings that our U-Net does not support.
     """
+    check_class(path)
     values = read_json(path)
-    name = values.get("_class_name", "UNet2DModel")
-    if name != "UNet2DModel":
-        kind = OTHERS.get(name, "not a U-Net that fewstep reads")
-        raise InputError(
-            f"{path}: _class_name is {name!r}, {kind}; fewstep reads UNet2DModel: images in "
-            "pixels, with class labels or without"
-        )
     if sample_size is not None:
         values["sample_size"] = sample_size
     elif values.get("sample_size") is None:
@@ -162,6 +156,17 @@ def read_network(path: Path, sample_size: int | None = None) -> Network:
         value = getattr(network, key)
         raise InputError(f"{path}: {key} is {value!r}, but must be {expected} here")
     return network
+
+
+def check_class(path: Path) -> None:
+    """Raise InputError for the config file of another network than a UNet2DModel."""
+    name = read_json(path).get("_class_name", "UNet2DModel")
+    if name != "UNet2DModel":
+        kind = OTHERS.get(name, "not a U-Net that fewstep reads")
+        raise InputError(
+            f"{path}: _class_name is {name!r}, {kind}; fewstep reads UNet2DModel: images in "
+            "pixels, with class labels or without"
+        )
 
 
 def network_tensors(paths: tuple[Path, ...], *, null_is_last: bool) -> dict[str, Tensor]:
