@@ -35,7 +35,7 @@ def checkpoints(tmp_path_factory):
             "backbone edm-unet, process ve, parametrization edm, sampler heun, 3x8x8, 3 classes",
         ),
         (
-            "lucidrains:{}/unet.pt?size=8",
+            "lucidrains:{}/unet.pt?image_size=8",
             "backbone lucidrains-unet, process table, parametrization v, ",
         ),
     ],

@@ -64,7 +64,7 @@ def gap(generator, net, steps=100):
 def test_outputs_are_those_of_the_original(tmp_path, settings, capsys):
     net = network(**settings)
     save(tmp_path / "model-1.pt", net, lucid.buffers("cosine", "pred_noise"))
-    address = f"lucidrains:{tmp_path}/model-1.pt?size={SIZE}"
+    address = f"lucidrains:{tmp_path}/model-1.pt?image_size={SIZE}"
     generator = fewstep.load(address)
     assert "using the averaged (EMA) weights of step 70" in capsys.readouterr().err
     assert gap(generator, net) < 1e-5
@@ -87,7 +87,7 @@ def test_schedule_and_objective_come_from_the_buffers(
     net = network()
     buffers = lucid.buffers(schedule, objective, clip_snr=clip_snr)
     torch.save({**buffers, **named(net.state_dict(), "model.")}, tmp_path / "d.pt")
-    generator = fewstep.load(f"lucidrains:{tmp_path}/d.pt?size={SIZE}")
+    generator = fewstep.load(f"lucidrains:{tmp_path}/d.pt?image_size={SIZE}")
     assert isinstance(generator.denoiser.parametrization, kind)
     steps = torch.arange(100).double()
     alpha, sigma = (
@@ -98,7 +98,7 @@ def test_schedule_and_objective_come_from_the_buffers(
     torch.testing.assert_close(sigma, wanted, rtol=1e-6, atol=0)
     torch.save(net.state_dict(), tmp_path / "unet.pt")
     bare = fewstep.load(
-        f"lucidrains:{tmp_path}/unet.pt?size={SIZE}&schedule={schedule}&steps=100&objective={objective}"
+        f"lucidrains:{tmp_path}/unet.pt?image_size={SIZE}&beta_schedule={schedule}&timesteps=100&objective={objective}"
     )
     assert gap(bare, net) < 1e-5 and isinstance(bare.denoiser.parametrization, kind)
     torch.testing.assert_close(bare.denoiser.process.alpha(steps / 99), alpha, rtol=1e-5, atol=0)
@@ -107,7 +107,7 @@ def test_schedule_and_objective_come_from_the_buffers(
 def test_raw_weights_and_sizes_that_are_no_square(tmp_path, capsys):
     net = network()
     save(tmp_path / "m.pt", network(), lucid.buffers("linear", "pred_v"), raw=net.state_dict())
-    generator = fewstep.load(f"lucidrains:{tmp_path}/m.pt?size=8,16&weights=raw")
+    generator = fewstep.load(f"lucidrains:{tmp_path}/m.pt?image_size=8,16&weights=raw")
     assert "using the raw weights" in capsys.readouterr().err
     assert generator.spec.shape == (3, 8, 16)
     assert gap(generator, net) < 1e-5
@@ -123,20 +123,20 @@ def test_files_that_do_not_fit_are_named_in_one_line(tmp_path):
     names = ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
     no_noise = dict(zip(names, (torch.ones(100), torch.zeros(100)), strict=True))
     cases = [
-        (state, "", "the image size is not in .*: add it, as in lucidrains:.*x.pt.size=32"),
-        (state, "?size=9", "9x9 pixels cannot be halved 1 times"),
-        (state, "?size=8&objective=eps", "objective=eps in .* is not supported"),
-        (net.state_dict(), "?size=8", "without its noise schedule: add it, as in schedule=cosine"),
-        ({k: v for k, v in state.items() if k != "loss_weight"}, "?size=8", "add objective="),
-        (old, "?size=8", "written by a version before 1.9"),
-        (variance, "?size=8", "3 input and 6 output channels"),
-        ({**state, "model.extra": torch.zeros(2), "model.extra.w": torch.zeros(2)}, "?size=8",
+        (state, "", "the image size is not in .*: add it, as in lucidrains:.*x.pt.image_size=32"),
+        (state, "?image_size=9", "9x9 pixels cannot be halved 1 times"),
+        (state, "?image_size=8&objective=eps", "objective=eps in .* is not supported"),
+        (net.state_dict(), "?image_size=8", "add it, as in beta_schedule=cosine"),
+        ({k: v for k, v in state.items() if k != "loss_weight"}, "?image_size=8", "add objective="),
+        (old, "?image_size=8", "written by a version before 1.9"),
+        (variance, "?image_size=8", "3 input and 6 output channels"),
+        ({**state, "model.extra": torch.zeros(2), "model.extra.w": torch.zeros(2)}, "?image_size=8",
          "extra.w is .2,. in the file, but missing"),
-        ({k: v for k, v in state.items() if "mid_block2" not in k}, "?size=8", "is missing in the"),
-        ({k: v for k, v in state.items() if "downs" not in k}, "?size=8", "no whole network"),
-        ({"w": torch.zeros(2)}, "?size=8", "holds no network of lucidrains"),
-        ({**state, **no_noise}, "?size=8", "are no noise schedule"),
-        (grouped, "?size=8&groups=5", "16 channels cannot be split into 5 groups"),
+        ({k: v for k, v in state.items() if "mid_block2" not in k}, "?image_size=8", "is missing"),
+        ({k: v for k, v in state.items() if "downs" not in k}, "?image_size=8", "no whole network"),
+        ({"w": torch.zeros(2)}, "?image_size=8", "holds no network of lucidrains"),
+        ({**state, **no_noise}, "?image_size=8", "are no noise schedule"),
+        (grouped, "?image_size=8&resnet_block_groups=5", "16 channels cannot be split"),
     ]  # fmt: skip
     for content, options, message in cases:
         torch.save(content, path)

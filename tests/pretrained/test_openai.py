@@ -16,14 +16,19 @@ from fewstep.sampling import Heun, Renoise, Transfer
 from fewstep.times import KarrasGrid
 from pretrained.adm import UNetModel
 
+BASE = "image_size=8&noise_schedule=cosine&diffusion_steps=100"
+LINEAR = "image_size=8&noise_schedule=linear&diffusion_steps=100&num_head_channels=16"
 IMPROVED = {"film": False, "updown": False, "heads": 4, "head_channels": None}
 CASES = [
-    ({}, "head_channels=16"),
-    ({"mults": (1, 1, 2), "layers": 2, "attends": (1, 4)}, "head_channels=16"),
-    ({"mults": (2, 1), "updown": False, "learn_sigma": False, "channels": 1}, "head_channels=16"),
-    ({**IMPROVED, "mults": (1, 2, 2), "attends": (2, 4), "dims": 2}, "heads=4"),
-    ({"mults": (1,), "attends": (1,)}, "head_channels=16"),
-    ({"new_order": True}, "head_channels=16&attention_order=new"),
+    ({}, "num_head_channels=16"),
+    ({"mults": (1, 1, 2), "layers": 2, "attends": (1, 4)}, "num_head_channels=16"),
+    (
+        {"mults": (2, 1), "updown": False, "learn_sigma": False, "channels": 1},
+        "num_head_channels=16",
+    ),
+    ({**IMPROVED, "mults": (1, 2, 2), "attends": (2, 4), "dims": 2}, "num_heads=4"),
+    ({"mults": (1,), "attends": (1,)}, "num_head_channels=16"),
+    ({"new_order": True}, "num_head_channels=16&use_new_attention_order=true"),
 ]
 
 
@@ -55,7 +60,7 @@ def gap(*arguments, **options):
 @pytest.mark.parametrize(("settings", "options"), CASES)
 def test_outputs_are_those_of_the_original(tmp_path, settings, options):
     net = save(tmp_path / "net.pt", **settings)
-    address = f"openai:{tmp_path}/net.pt?size=8&schedule=cosine&steps=100&{options}"
+    address = f"openai:{tmp_path}/net.pt?{BASE}&{options}"
     generator = fewstep.load(address)
     assert gap(generator, net) < 1e-5
     assert generator.spec.shape == (settings.get("channels", 3), 8, 8)
@@ -67,16 +72,14 @@ def test_outputs_are_those_of_the_original(tmp_path, settings, options):
 def test_another_order_of_heads_is_another_network(tmp_path):
     """The options have an effect: a wrong one is a wrong network."""
     net = save(tmp_path / "net.pt")
-    for options in ("head_channels=32", "head_channels=16&attention_order=new"):
-        address = f"openai:{tmp_path}/net.pt?size=8&schedule=linear&steps=100&{options}"
+    for options in ("num_head_channels=32", "num_head_channels=16&use_new_attention_order=true"):
+        address = f"openai:{tmp_path}/net.pt?{BASE}&{options}"
         assert gap(fewstep.load(address), net) > 1e-4
 
 
 def test_classes_and_no_class(tmp_path):
     net = save(tmp_path / "net.pt", classes=5)
-    generator = fewstep.load(
-        f"openai:{tmp_path}/net.pt?size=8&schedule=linear&steps=100&head_channels=16"
-    )
+    generator = fewstep.load(f"openai:{tmp_path}/net.pt?{LINEAR}")
     assert generator.spec.classes == 5
     assert gap(generator, net, label=torch.tensor([0, 4])) < 1e-5
     assert gap(generator, net) < 1e-5
@@ -85,7 +88,8 @@ def test_classes_and_no_class(tmp_path):
 def test_schedules_objectives_and_options_beside_the_file(tmp_path):
     save(tmp_path / "net.pt")
     beside = tmp_path / "net.json"
-    beside.write_text(json.dumps({"size": 8, "schedule": "linear", "head_channels": 16}))
+    settings = {"image_size": [8], "noise_schedule": "linear", "num_head_channels": 16}
+    beside.write_text(json.dumps(settings))
 
     def parts(options):
         generator = fewstep.load(f"openai:{tmp_path}/net.pt{options}")
@@ -94,19 +98,19 @@ def test_schedules_objectives_and_options_beside_the_file(tmp_path):
 
     process = LinearBetas(1000, 1e-4, 0.02)
     assert parts("")[:2] == (process, Eps(process))
-    assert parts("?objective=x0")[1] == Clean(process)
-    shorter = parts("?steps=500")[0]
+    assert parts("?predict_xstart=true")[1] == Clean(process)
+    shorter = parts("?diffusion_steps=500")[0]
     assert shorter == LinearBetas(500, 2e-4, 0.04)
-    assert parts("?schedule=edm&sigma_max=90") == (
+    assert parts("?noise_schedule=edm&sigma_max=90") == (
         VE(90.0),
         EDM(0.5, 0.002, 90.0),
         Heun(),
         KarrasGrid(),
     )
     consistency = (VE(80.0), EDMBoundary(), Renoise(clip=1.0), KarrasGrid())
-    assert parts("?schedule=consistency") == consistency
-    with pytest.raises(InputError, match="unknown option 'sise'"):
-        beside.write_text(json.dumps({"sise": 8}))
+    assert parts("?noise_schedule=consistency") == consistency
+    with pytest.raises(InputError, match="unknown option 'image_sise'"):
+        beside.write_text(json.dumps({"image_sise": 8}))
         parts("")
     for text, message in (("[1]", "not a JSON object"), ("{", "is not JSON")):
         beside.write_text(text)
@@ -118,7 +122,7 @@ def test_schedules_objectives_and_options_beside_the_file(tmp_path):
 def test_consistency_models_predict_as_the_original(tmp_path, schedule):
     """Song et al. 2023, arXiv:2303.01469: inputs, levels and outputs, by their formulas."""
     net = save(tmp_path / "cd.pt", new_order=True, learn_sigma=False, dims=2)
-    address = f"openai:{tmp_path}/cd.pt?size=8&schedule={schedule}&head_channels=16"
+    address = f"openai:{tmp_path}/cd.pt?image_size=8&noise_schedule={schedule}&num_head_channels=16"
     generator = fewstep.load(address)
     noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     for sigma in (0.002, 0.1, 1.0, 80.0):
@@ -138,12 +142,13 @@ def test_consistency_models_predict_as_the_original(tmp_path, schedule):
 def test_files_that_do_not_fit_are_named_in_one_line(tmp_path):
     path = tmp_path / "x.pt"
     state = save(path).state_dict()
-    every = "?size=8&schedule=linear&head_channels=16"
+    every = f"?{LINEAR}"
+    part = "?image_size=8&noise_schedule=linear"
     cases = [
-        (state, "", "the image size is not in .*: add it, as in openai:.*x.pt.size=64"),
-        (state, "?size=8", "the noise schedule is not in .*: add schedule=linear"),
-        (state, "?size=8&schedule=linear", "the number of attention heads is not in"),
-        (state, "?size=8&schedule=linear&heads=5", "64 channels have no 5 attention heads"),
+        (state, "", "the image size is not in .*: add it, as in openai:.*x.pt.image_size=64"),
+        (state, "?image_size=8", "the noise schedule is not in .*: add noise_schedule=linear"),
+        (state, part, "the number of attention heads is not in"),
+        (state, part + "&num_heads=5", "64 channels have no 5 attention heads"),
         (state, every.replace("8", "9", 1), "9x9 pixels cannot be halved 1 times"),
         ({"w": torch.zeros(2)}, every, "holds no U-Net of OpenAI's layout"),
         ({k: v for k, v in state.items() if "out" not in k}, every, "holds no whole U-Net"),
@@ -159,9 +164,30 @@ def test_files_that_do_not_fit_are_named_in_one_line(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_options_that_the_weights_determine_are_compared(tmp_path):
+    """OpenAI's own flags may all be there, and must fit."""
+    net = save(tmp_path / "net.pt", mults=(1, 2, 2), layers=2, attends=(2, 4))
+    flags = {
+        "num_channels": "32", "num_res_blocks": "2", "attention_resolutions": "2,4",
+        "class_cond": "False", "learn_sigma": "True", "use_scale_shift_norm": "True",
+        "resblock_updown": "True", "num_heads": "4", "dropout": "0.1",
+    }  # fmt: skip
+    address = f"openai:{tmp_path}/net.pt?{LINEAR}"
+    query = "&".join(f"{key}={value}" for key, value in flags.items())
+    generator = fewstep.load(f"{address}&{query}")
+    assert gap(generator, net) < 1e-5
+    assert generator.denoiser.backbone.config.dropout == 0.1
+    opposite = {"True": "False", "False": "True", "32": "64", "2": "3", "2,4": "4"}
+    for key in list(flags)[:7]:
+        with pytest.raises(InputError, match=f"{key} is .*, but in the weights it is"):
+            fewstep.load(f"{address}&{key}={opposite[flags[key]]}")
+    heads = address.replace("num_head_channels=16", "num_head_channels=-1&num_heads=4")
+    assert fewstep.load(heads).denoiser.backbone.config.heads == 4
+
+
 def test_a_state_dict_in_another_object(tmp_path):
     net = save(tmp_path / "net.pt")
     wrapped = {f"module.{name}": value for name, value in net.state_dict().items()}
     torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / "net.pt")
-    address = f"openai:{tmp_path}/net.pt?size=8&schedule=linear&steps=100&head_channels=16"
+    address = f"openai:{tmp_path}/net.pt?{LINEAR}"
     assert gap(fewstep.load(address), net) < 1e-5

@@ -1,7 +1,9 @@
 """Checkpoints of lucidrains' denoising-diffusion-pytorch, 1.9 or newer.
 
-    lucidrains:FILE.pt?size=32      a file of its Trainer, or a state dict of its GaussianDiffusion
-    lucidrains:FILE.pt?size=32&schedule=cosine&objective=pred_noise      a state dict of its Unet
+    lucidrains:FILE.pt?image_size=32
+        a file of its Trainer, or a state dict of its GaussianDiffusion
+    lucidrains:FILE.pt?image_size=32&beta_schedule=cosine&objective=pred_noise
+        a state dict of its Unet alone
 
 The settings of the network follow from the shapes of its tensors, the schedule and the objective
 from the buffers of the diffusion. The size of the images is in no file.
@@ -43,24 +45,24 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class Options:
-    """Options of an address, for what is not in the file."""
+    """What is not in the file, by the names of the package's own arguments."""
 
-    size: Annotated[tuple[PositiveInt, ...], Field(max_length=2)] = ()
+    image_size: Annotated[tuple[PositiveInt, ...], Field(max_length=2)] = ()
     """Side of the images in pixels, or height and width."""
     weights: Literal["ema", "raw"] = "ema"
     """Averaged or raw weights, of a file that has both."""
     objective: Objective | None = None
     """What the network predicts; by default as the diffusion's buffers say."""
-    schedule: Schedule | None = None
+    beta_schedule: Schedule | None = None
     """Noise schedule with the package's own settings; by default that of the buffers."""
-    steps: PositiveInt = 1000
-    """Number of steps of `schedule`."""
-    groups: PositiveInt = 8
-    """Groups of the normalisations (`resnet_block_groups`), of versions before 2.0."""
+    timesteps: PositiveInt = 1000
+    """Number of steps of `beta_schedule`."""
+    resnet_block_groups: PositiveInt = 8
+    """Groups of the normalisations, in versions before 2.0."""
 
 
 def read_lucidrains(address: str) -> Generator:
-    """Load a file of denoising-diffusion-pytorch, such as lucidrains:FILE.pt?size=32.
+    """Load a file of denoising-diffusion-pytorch, such as lucidrains:FILE.pt?image_size=32.
 
     A network with self-conditioning is evaluated without it, as at the first step of a sample.
 
@@ -69,12 +71,12 @@ def read_lucidrains(address: str) -> Generator:
     name, text = split_options(address)
     path, options = Path(name).expanduser(), parse_options(Options, text, address)
     state, diffusion = _tensors(path, options.weights)
-    if not options.size:
+    if not options.image_size:
         raise InputError(
-            f"the image size is not in {path}: add it, as in lucidrains:{name}?size=32"
+            f"the image size is not in {path}: add it, as in lucidrains:{name}?image_size=32"
         )
-    config, channels, state = _network(state, path, options.groups)
-    shape = (channels, options.size[0], options.size[-1])
+    config, channels, state = _network(state, path, options.resnet_block_groups)
+    shape = (channels, options.image_size[0], options.image_size[-1])
     backbone = build_backbone(config, state, path, shape=shape)
     process = _process(diffusion, options, path)
     objective = options.objective or _objective(diffusion, path)
@@ -168,8 +170,8 @@ def _our_name(name: str) -> str:
 
 
 def _process(diffusion: Mapping[str, Tensor], options: Options, path: Path) -> Process:
-    if options.schedule:
-        return named_schedule(options.schedule, options.steps)
+    if options.beta_schedule:
+        return named_schedule(options.beta_schedule, options.timesteps)
     try:
         signal, noise = (
             diffusion[name].double().square()
@@ -180,7 +182,7 @@ def _process(diffusion: Mapping[str, Tensor], options: Options, path: Path) -> P
     except KeyError:
         raise InputError(
             f"{path} holds a network without its noise schedule: add it, as in "
-            f"schedule=cosine&steps=1000&objective=pred_noise"
+            f"beta_schedule=cosine&timesteps=1000&objective=pred_noise"
         ) from None
     except ValueError as error:
         raise InputError(f"{path}: its alphas_cumprod are no noise schedule: {error}") from error

@@ -1,6 +1,6 @@
 """State dicts of OpenAI's improved-diffusion, guided-diffusion and consistency_models.
 
-    openai:FILE.pt?size=64&schedule=cosine&head_channels=64
+    openai:FILE.pt?image_size=64&noise_schedule=cosine&num_head_channels=64
 
 The widths, attention and kind of layers follow from the tensors. What does not is an option of the
 address, or a key of the JSON object FILE.json beside the file; options of the address come first.
@@ -53,71 +53,83 @@ NETWORK = {
 
 @dataclass(frozen=True)
 class Options:
-    """What is not in the file."""
+    """What is not in the file, by the names of OpenAI's own arguments."""
 
-    size: Annotated[tuple[PositiveInt, ...], Field(max_length=2)] = ()
+    image_size: Annotated[tuple[PositiveInt, ...], Field(max_length=2)] = ()
     """Side of the images in pixels, or height and width."""
-    schedule: Literal["linear", "cosine", "edm", "consistency"] | None = None
-    """Noise schedule: linear or cosine betas, EDM's, or EDM's with the boundary condition of
-    consistency models."""
-    steps: PositiveInt = 1000
+    noise_schedule: Literal["linear", "cosine", "edm", "consistency"] | None = None
+    """Linear or cosine betas, EDM's levels, or these with the boundary of consistency models."""
+    diffusion_steps: PositiveInt = 1000
     """Number of steps of linear or cosine betas."""
-    objective: Literal["eps", "x0"] = "eps"
-    """What a network with betas predicts."""
-    heads: PositiveInt | None = None
-    """Attention heads in every layer (`num_heads`)."""
-    head_channels: PositiveInt | None = None
-    """Channels per attention head (`num_head_channels`)."""
-    attention_order: Literal["new", "legacy"] | None = None
-    """Order of queries, keys and values (`use_new_attention_order`): by default "legacy", and "new"
-    in consistency_models."""
+    predict_xstart: bool = False
+    """Whether a network with betas predicts the image; otherwise it predicts the noise."""
+    num_heads: PositiveInt | None = None
+    """Attention heads in every layer."""
+    num_head_channels: int | None = None
+    """Channels per attention head; -1 leaves it to `num_heads`."""
+    use_new_attention_order: bool | None = None
+    """Order of queries, keys and values; by default new in consistency_models alone."""
     sigma_data: float = 0.5
     """EDM's standard deviation of the data."""
     sigma_min: float = 0.002
     """EDM's least noise level."""
     sigma_max: float = 80.0
     """EDM's largest noise level."""
+    dropout: float = 0.0
+    """Dropout probability during training."""
+    # what follows from the tensors is compared with them
+    num_channels: int | None = None
+    num_res_blocks: int | None = None
+    attention_resolutions: tuple[int, ...] | None = None
+    class_cond: bool | None = None
+    learn_sigma: bool | None = None
+    use_scale_shift_norm: bool | None = None
+    resblock_updown: bool | None = None
 
 
 def read_openai(address: str) -> Generator:
-    """Load a U-Net of OpenAI, such as openai:FILE.pt?size=64&schedule=cosine&head_channels=64.
+    """Load a U-Net of OpenAI, such as openai:FILE.pt?image_size=64&noise_schedule=cosine.
 
-    It samples by DDIM with betas, by Heun's method under EDM's schedule, and as a consistency model
-    if it is one. Of a network that predicts its variance, only the mean is used.
+    It samples by DDIM with betas, by Heun's method with EDM's levels, and as a consistency model if
+    it is one. Of a network that predicts its variance, only the mean is used.
 
     Raises: InputError for a file of another layout, or one whose settings need an option.
     """
     name, text = split_options(address)
     path = Path(name).expanduser()
     options = _options(path, text, address)
-    state = _tensors(path)
-    layout = _Layout(state, path)
-    if not options.size:
-        raise InputError(f"the image size is not in {path}: add it, as in openai:{name}?size=64")
-    if options.schedule is None:
+    layout = _Layout(_tensors(path), path)
+    schedule, size = options.noise_schedule, options.image_size
+    if not size:
         raise InputError(
-            f"the noise schedule is not in {path}: add schedule=linear, schedule=cosine, "
-            "schedule=edm or schedule=consistency"
+            f"the image size is not in {path}: add it, as in openai:{name}?image_size=64"
+        )
+    if schedule is None:
+        raise InputError(
+            f"the noise schedule is not in {path}: add noise_schedule=linear, cosine, edm or "
+            "consistency"
         )
     config = layout.config(options)
-    shape = (layout.channels, options.size[0], options.size[-1])
-    order = options.attention_order
-    if order is None:
-        order = "new" if options.schedule in ("edm", "consistency") else "legacy"
-    weights = layout.weights(config, 0 if order == "new" else 1)
+    layout.compare(config, options)
+    new_order = options.use_new_attention_order
+    if new_order is None:
+        new_order = schedule in ("edm", "consistency")
+    weights = layout.weights(config, 0 if new_order else 1)
+    shape = (layout.channels, size[0], size[-1])
     backbone = build_backbone(config, weights, path, shape=shape, classes=layout.classes)
-    if options.schedule == "linear" or options.schedule == "cosine":
-        process = named_schedule(options.schedule, options.steps)
-        kind = Eps if options.objective == "eps" else Clean
+    if schedule == "linear" or schedule == "cosine":
+        process = named_schedule(schedule, options.diffusion_steps)
+        kind = Clean if options.predict_xstart else Eps
         return assemble(backbone, process, kind(process), step=Transfer(clip=1.0))
     limits = options.sigma_data, options.sigma_min, options.sigma_max
     process, grid = VE(options.sigma_max), KarrasGrid()
-    if options.schedule == "edm":
+    if schedule == "edm":
         return assemble(backbone, process, EDM(*limits), step=Heun(), grid=grid)
     return assemble(backbone, process, EDMBoundary(*limits), step=Renoise(clip=1.0), grid=grid)
 
 
 def _options(path: Path, text: dict[str, str], address: str) -> Options:
+    """The options of an address, and those in the JSON file beside."""
     beside = path.with_suffix(".json")
     settings: dict[str, str] = {}
     if beside.is_file():
@@ -127,8 +139,9 @@ def _options(path: Path, text: dict[str, str], address: str) -> Options:
             raise InputError(f"{beside} is not JSON: {error}") from error
         if not isinstance(content, dict):
             raise InputError(f"{beside} is not a JSON object of options")
-        items = cast(dict[str, Any], content).items()
-        settings = {key: str(value) for key, value in items}
+        for key, value in cast(dict[str, Any], content).items():
+            items = cast(list[Any], value) if isinstance(value, list) else [value]
+            settings[key] = ",".join(map(str, items))
         parse_options(Options, settings, str(beside))  # so that a message names the file
     return parse_options(Options, {**settings, **text}, address)
 
@@ -198,10 +211,11 @@ class _Layout:
         first = [1 + size * (self.layers + 1) for size in range(self.sizes)]
         attends = [f"input_blocks.{i}.1.qkv.weight" in self.state for i in first]
         convolves = any(name.endswith(".op.weight") for name in self.state)
-        if options.heads is None and options.head_channels is None:
+        head_channels = options.num_head_channels or -1
+        if options.num_heads is None and head_channels < 1:
             raise InputError(
-                f"the number of attention heads is not in {self.path}: add head_channels=64 (as in "
-                "most of OpenAI's files) or heads=4"
+                f"the number of attention heads is not in {self.path}: add num_head_channels=64 "
+                "(as in most of OpenAI's files) or num_heads=4"
             )
         level = self.state["time_embed.0.weight"]
         widths = [self.state[f"input_blocks.{i}.0.out_layers.3.weight"] for i in first]
@@ -210,10 +224,12 @@ class _Layout:
             width=len(self.state["input_blocks.0.0.weight"]),
             channels=tuple(len(weight) for weight in widths),
             layers=self.layers,
-            attention=tuple(options.size[0] >> i for i, attend in enumerate(attends) if attend),
+            attention=tuple(
+                options.image_size[0] >> i for i, attend in enumerate(attends) if attend
+            ),
             decoder_attention="all",
-            heads=None if options.head_channels else options.heads,
-            head_dim=options.head_channels,
+            heads=None if head_channels > 0 else options.num_heads,
+            head_dim=head_channels if head_channels > 0 else None,
             level_width=level.shape[1],
             embedding=level.shape[0],
             cosine_first=True,
@@ -225,8 +241,29 @@ class _Layout:
             shortcut=False,
             min_group=1,
             norm_eps=1e-5,
+            dropout=options.dropout,
             level_scale=1000.0,
         )
+
+    def compare(self, config: EDMUNetConfig, options: Options) -> None:
+        """Raise InputError for an option that contradicts the tensors."""
+        facts = {
+            "num_channels": config.level_width,
+            "num_res_blocks": config.layers,
+            "attention_resolutions": config.attention,
+            "class_cond": self.classes > 0,
+            "learn_sigma": len(self.state["out.2.weight"]) == 2 * self.channels,
+            "use_scale_shift_norm": config.adaptive,
+            "resblock_updown": config.resampling == "layer",
+        }
+        for key, fact in facts.items():
+            option = getattr(options, key)
+            if isinstance(option, tuple):
+                option = tuple(sorted(cast(tuple[int, ...], option), reverse=True))
+            if option is not None and option != fact:
+                raise InputError(
+                    f"{self.path}: {key} is {option}, but in the weights it is {fact}: leave it out"
+                )
 
     def weights(self, config: EDMUNetConfig, part_axis: Literal[0, 1]) -> dict[str, Tensor]:
         """The tensors by our names."""
