@@ -88,7 +88,7 @@ def test_overrides_are_toml(tmp_path):
 
 @pytest.mark.parametrize(
     "address",
-    ["lucidrains:a/b-1.pt?size=8&weights=raw", "~/my runs/a+b", "diffusers:o/n?size=8,16"],
+    ["lucidrains:a/b-1.pt?image_size=8&weights=raw", "~/my runs/a+b", "diffusers:o/n?size=8,16"],
 )
 def test_addresses_need_no_quotes(tmp_path, address):
     told = read(tmp_path, DIGITS, f"teacher.load={address}")
