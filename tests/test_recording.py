@@ -222,8 +222,10 @@ class Scaled(Exact):
 
 
 def unclipped(shape=IMAGES, **settings):
-    network = Scaled(Velocity(), shape)
-    return Generator(Denoiser(network, Flow(), Velocity()), SampleSpec(shape), **settings)
+    network = Scaled(Velocity(Flow()), shape)
+    return Generator(
+        Denoiser(network, Flow(), network.parametrization), SampleSpec(shape), **settings
+    )
 
 
 def test_images_out_of_range_are_refused_before_anything_is_written(tmp_path):

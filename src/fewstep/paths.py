@@ -54,10 +54,17 @@ _ADVICE: dict[tuple[Kind, Kind], str] = {
 
 
 def identify(path: Path) -> Kind | None:
-    """The kind of a file or folder; None if it is missing or of no kind.
+    """The kind of a file or folder; None if it is missing, cannot be read, or is of no kind.
 
     Checkpoints of other projects are not identified, but for those of diffusers.
     """
+    try:
+        return _identify(path)
+    except OSError:
+        return None
+
+
+def _identify(path: Path) -> Kind | None:
     if path.suffix == ".toml" and path.is_file():
         return "recipe"
     if not path.is_dir():

@@ -54,6 +54,7 @@ def test_every_kind_is_identified(paths, tmp_path):
     (tmp_path / "cat").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "cat" / "a.png")
     assert identify(tmp_path) == "images"
+    assert identify(tmp_path / ("x" * 5000)) is None  # the system refuses such a name
     unfinished = tmp_path / "unfinished"
     schema = {"x0": store.U8((1, 2, 2))}
     store.Writer(unfinished, schema=schema, count=2, provenance={})
