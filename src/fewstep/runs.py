@@ -27,6 +27,7 @@ from fewstep.files import append_json_line, atomic_write, read_json_lines, tenso
 from fewstep.generator import Generator, from_description
 from fewstep.guidance import unguided
 from fewstep.paths import check_kind
+from fewstep.schema import preset_names
 from fewstep.tables import from_table, to_table
 
 # a single metadata key: safetensors writes several in random order, so equal weights would not
@@ -298,11 +299,11 @@ def _build(
 
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
-        sources = ", ".join(f"{source}:PATH" for source in plugins.names("source"))
-        raise InputError(
-            f"{path} does not exist: give a run folder or a weights file, or another project's "
-            f"checkpoint as {sources}"
-        )
+        remedy = "give a run folder or a weights file, or another project's checkpoint as "
+        remedy += ", ".join(f"{source}:PATH" for source in plugins.names("source"))
+        if str(path) in preset_names():
+            remedy = f"it is a recipe's name; train it, `fewstep train {path} --out DIR`, for a run"
+        raise InputError(f"{path} does not exist: {remedy}")
     try:
         with safe_open(path, framework="pt") as file:
             note = (file.metadata() or {}).get(KEY)

@@ -167,6 +167,11 @@ def test_a_path_of_another_kind_is_told_apart(kind, message, argv, paths, tmp_pa
             "{images} is a folder; write folder:{images}",
         ),
         (
+            ["sample", "digits-flow", "-o", "x.png"],
+            "digits-flow does not exist: it is a recipe's name; train it, `fewstep train "
+            "digits-flow --out DIR`, for a run",
+        ),
+        (
             ["sample", "{run}x", "-o", "x.png"],
             "{run}x does not exist: give a run folder or a weights file, or another project's "
             "checkpoint as diffusers:PATH, ",

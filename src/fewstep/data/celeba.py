@@ -45,7 +45,8 @@ def read_celeba(split: str, *, size: int | None, path: Path | None = None) -> Im
     check_split("celeba", split, SPLITS)
     if size is None:
         raise InputError(
-            "celeba needs data.size, such as 32 or 64: at full size, 178 pixels, it takes 15 GB"
+            "celeba needs data.size (doctor: --size), such as 32 or 64: at full size, 178 pixels, "
+            "it takes 15 GB"
         )
     folder = (path or home() / "data" / "celeba").expanduser()
     names, digest = _list_files(folder, split)
