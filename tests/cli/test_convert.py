@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import ddpm_folders
 import fewstep
 from fewstep import runs
 from fewstep.cli import main
@@ -23,6 +24,7 @@ def checkpoints(tmp_path_factory):
     net = nvidia.snapshot(nvidia.EDMPrecond(nvidia.SongUNet, labels=3))
     (folder / "net.pkl").write_bytes(dump({"ema": net}))
     unet = {f"model.{k}": v for k, v in lucid.Unet(8, (1, 2)).state_dict().items()}
+    ddpm_folders.saved(folder / "ddpm")
     torch.save({**lucid.buffers("cosine", "pred_v"), **unet}, folder / "unet.pt")
     return folder
 
@@ -34,6 +36,7 @@ def checkpoints(tmp_path_factory):
             "edm:{}/net.pkl",
             "backbone edm-unet, process ve, parametrization edm, sampler heun, 3x8x8, 3 classes",
         ),
+        ("diffusers:{}/ddpm", "backbone unet, process linear-betas, parametrization eps"),
         (
             "lucidrains:{}/unet.pt?image_size=8",
             "backbone lucidrains-unet, process table, parametrization v, ",

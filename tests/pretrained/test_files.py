@@ -67,6 +67,8 @@ def attacks(target):
     attack = Attack(target)
     yield "pickle", pickle.dumps(attack)
     yield "protocol 2", pickle.dumps({"ema": attack}, protocol=2)
+    yield "protocol 0", pickle.dumps(attack, protocol=0)
+    yield "protocol 1", pickle.dumps({"ema": attack}, protocol=1)
     yield "archive", torch_bytes({"model": attack})
     yield "old torch", torch_bytes(attack, _use_new_zipfile_serialization=False)
     yield "snapshot", dump({"ema": Module("SongUNet", {"weight": torch.zeros(2)}, extra=attack)})

@@ -6,15 +6,30 @@ from typing import TYPE_CHECKING, Any
 from fewstep.backbones.base import Backbone, BackboneConfig, set_dropout, with_two_times
 
 if TYPE_CHECKING:
+    from fewstep.backbones.edm_unet import EDMUNet, EDMUNetConfig
+    from fewstep.backbones.lucidrains_unet import LucidrainsUNet, LucidrainsUNetConfig
     from fewstep.backbones.mlp import MLP, MLPConfig
     from fewstep.backbones.unet import UNet, UNetConfig
 
-_MODULES = {"MLP": "mlp", "MLPConfig": "mlp", "UNet": "unet", "UNetConfig": "unet"}
+_MODULES = {
+    "EDMUNet": "edm_unet",
+    "EDMUNetConfig": "edm_unet",
+    "LucidrainsUNet": "lucidrains_unet",
+    "LucidrainsUNetConfig": "lucidrains_unet",
+    "MLP": "mlp",
+    "MLPConfig": "mlp",
+    "UNet": "unet",
+    "UNetConfig": "unet",
+}
 
 __all__ = [
     "MLP",
     "Backbone",
     "BackboneConfig",
+    "EDMUNet",
+    "EDMUNetConfig",
+    "LucidrainsUNet",
+    "LucidrainsUNetConfig",
     "MLPConfig",
     "UNet",
     "UNetConfig",

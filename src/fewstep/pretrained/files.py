@@ -4,6 +4,7 @@ Formats: safetensors; archives and older files of `torch.save`, by `torch.load(w
 plain pickles of networks, by `pickles.read_pickle`.
 """
 
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from fewstep.pretrained.pickles import NetworkObject, read_pickle, unsafe_name
 Format = Literal["safetensors file", "PyTorch archive", "PyTorch file", "pickle", "unknown file"]
 TORCH_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
 """The number at the start of files that torch.save wrote before 1.6, as a pickle stores it."""
+OLD_PICKLE_STARTS = frozenset({b"(", b"c", b"}", b"]", b")"})
+"""First bytes of pickles without a version: a mark, a global name, or an empty container."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ def file_format(path: Path) -> Format:
     try:
         with path.open("rb") as file:
             start = file.read(64)
+            file.seek(-min(1, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            end = file.read()
     except OSError as error:
         check_kind(path, "checkpoint")
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
@@ -109,6 +114,9 @@ def file_format(path: Path) -> Format:
         return "PyTorch archive"
     if start[:1] == b"\x80":
         return "PyTorch file" if TORCH_MAGIC in start else "pickle"
+    # protocols 0 and 1, which Python 2 wrote, have no mark at their start
+    if start[:1] in OLD_PICKLE_STARTS and end == b".":
+        return "pickle"
     return "unknown file"
 
 
