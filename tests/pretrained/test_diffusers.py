@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fewstep
-from ddpm_folders import SIZE, edit, inputs, network, saved
+from ddpm_folders import SIZE, edit, inputs, network, saved, scheduler
 from fewstep.errors import InputError
 from fewstep.parametrization import Eps
 from fewstep.pretrained.diffusers import read_diffusers
@@ -116,7 +116,7 @@ def test_attention_of_old_checkpoints_is_renamed_as_diffusers_does(folder, publi
         {"down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D"]},
         {"down_block_types": ["DownBlock2D"]},
         {"up_block_types": ["UpBlock2D", "AttnUpBlock2D"]},
-        {"out_channels": 6},
+        {"out_channels": 4},
         {"center_input_sample": True},
         {"time_embedding_type": "fourier"},
         {"time_embedding_dim": 100},
@@ -154,6 +154,16 @@ def test_a_network_that_ours_cannot_be_is_named_by_its_key(folder, changes):
 def test_settings_that_do_not_go_together_or_with_the_weights(folder, changes, line):
     edit(folder / "unet" / "config.json", **changes)
     assert line in refusal(folder)
+
+
+@torch.no_grad()
+def test_of_a_learned_variance_the_noise_is_read(tmp_path):
+    """As DDPMScheduler does with variance_type = "learned_range"."""
+    net = saved(tmp_path, network(out_channels=6), scheduler(variance_type="learned_range"))
+    generator = read_diffusers(str(tmp_path))
+    theirs = net(inputs(), 500).sample[:, :3]
+    ours = generator.denoiser(inputs(), 500 / 999).output
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [*OTHERS, "SomethingNew"])

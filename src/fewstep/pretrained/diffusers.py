@@ -70,7 +70,7 @@ def read_diffusers(name: str) -> Generator:
             f"{address}: null_class=last needs num_class_embeds of at least 2 in {files.config}, "
             f"which is {network.num_class_embeds}"
         )
-    state = network_tensors(files.weights, null_is_last=null_is_last)
+    state = network_tensors(files.weights, network, null_is_last=null_is_last)
     backbone = build_backbone(
         network.unet(reading.unet),
         state,

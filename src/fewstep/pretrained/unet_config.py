@@ -18,6 +18,7 @@ from fewstep.pretrained.settings import read_settings
 ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of attention weights in old checkpoints, and their current names."""
 CLASSES = "class_embedding.weight"
+OUTPUT = {"conv_out.weight", "conv_out.bias"}
 
 Down = Literal["DownBlock2D", "AttnDownBlock2D", "UNetResDownBlock2D", "UNetResAttnDownBlock2D"]
 Up = Literal["UpBlock2D", "AttnUpBlock2D", "UNetResUpBlock2D", "UNetResAttnUpBlock2D"]
@@ -84,7 +85,10 @@ class Network:
         widths, attends = self.block_out_channels, ["Attn" in b for b in self.down_block_types]
         mirrored = ["Attn" in block for block in reversed(self.up_block_types)]
         rules = {
-            "out_channels": (self.out_channels == self.in_channels, "as many as in_channels"),
+            "out_channels": (
+                self.out_channels in (self.in_channels, 2 * self.in_channels),
+                "as many as in_channels, or twice as many with a learned variance",
+            ),
             "down_block_types": (len(attends) == len(widths), "as long as block_out_channels"),
             "up_block_types": (mirrored == attends, "the mirror image of down_block_types"),
             "time_embedding_dim": (
@@ -169,12 +173,18 @@ def check_class(path: Path) -> None:
         )
 
 
-def network_tensors(paths: tuple[Path, ...], *, null_is_last: bool) -> dict[str, Tensor]:
+def network_tensors(
+    paths: tuple[Path, ...], network: Network, *, null_is_last: bool
+) -> dict[str, Tensor]:
     """The tensors in weights files, by the names and with the shapes of our U-Net.
 
     A class embedding gets a row for no class, the mean of all classes, unless it is its last row.
+    Of outputs that predict the noise and its variance, those of the noise remain.
     """
     state = {_current_name(name): value for name, value in read_tensors(paths).items()}
+    if network.out_channels == 2 * network.in_channels:
+        for name in OUTPUT & state.keys():
+            state[name] = state[name][: network.in_channels]
     rows = state.get(CLASSES)
     if rows is not None and not null_is_last:
         mean = rows.float().mean(0, keepdim=True)
