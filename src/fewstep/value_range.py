@@ -34,7 +34,7 @@ class ValueRange:
         """The range of a batch of images (b, c, h, w); empty for points (b, d)."""
         if images.ndim != 4:
             return cls()
-        size = images.abs()
+        size = images.detach().abs()
         return cls(size.numel(), int((size > LIMIT).sum()), float(size.max()))
 
     def __add__(self, other: "ValueRange") -> "ValueRange":
