@@ -57,7 +57,7 @@ def tensor_digest(tensors: Mapping[str, Tensor], *, header: str = "") -> str:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file with one per line, without incomplete lines; [] if it is missing."""
+    """The JSON objects of a file with one per line, without incomplete lines; [] for no file."""
     if not path.exists():
         return []
     lines: list[dict[str, Any]] = []

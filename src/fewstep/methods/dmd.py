@@ -37,8 +37,7 @@ class DmdConfig:
     """Number of steps of the student. With more than 1, later steps train on the student's own
     images of the earlier ones."""
     grid: Grid = field(default_factory=UniformGrid)
-    """Times of these steps. A `fixed` grid, such as [[0.4]], can start below the noisiest time, at
-    which an eps-prediction network cannot give x0."""
+    """Times of these steps, from student.start on."""
     density: Density = field(default_factory=lambda: Uniform(low=0.02, high=0.98))
     """Distribution of the times at which the two scores are compared: `uniform`, or `karras` as
     published for EDM networks."""
