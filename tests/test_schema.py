@@ -41,7 +41,7 @@ def in_table(table, key):
         if not isinstance(table, dict) or part not in table:
             return False
         table = table[part]
-    return True
+    return isinstance(table, dict)  # a string is a name alone
 
 
 @pytest.mark.parametrize("name", preset_names())

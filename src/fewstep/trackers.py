@@ -219,11 +219,13 @@ def flat(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a flattened line, without its step."""
+    """The numbers of a flattened line, without its step and the number of all steps."""
     return {
         key: float(value)
         for key, value in flat(line).items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and key != "step"
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and key not in ("step", "total")
     }
 
 
