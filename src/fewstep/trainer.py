@@ -20,8 +20,9 @@ from fewstep.batching import Batches
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator
-from fewstep.methods.base import Loss, Method, Turn, check_start
+from fewstep.methods.base import Loss, Method, Turn
 from fewstep.methods.batch import Batch
+from fewstep.methods.checks import check_start
 from fewstep.optimizers import FitConfig, learning_rate, make_optimizer
 
 

@@ -1,6 +1,7 @@
 """Adaptation to another parametrization, and the check of where sampling starts."""
 
 import math
+import warnings
 from copy import deepcopy
 
 import pytest
@@ -14,7 +15,8 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.adapt import Adapt, AdaptConfig
-from fewstep.methods.base import Task, check_start
+from fewstep.methods.base import Task
+from fewstep.methods.checks import check_start
 from fewstep.optimizers import FitConfig
 from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
 from fewstep.process import VP, Cosine, Flow, LinearBetas
@@ -76,7 +78,17 @@ def test_an_eps_student_from_pure_noise_is_refused_by_every_method(name, pairs):
 )
 def test_its_remedies_train_in_every_method(name, student, pairs):
     method = build(name, **student)
-    training = Training(method, toy.batches(method, pairs, batch=4), FitConfig(steps=3, batch=4))
+    batches = toy.batches(method, pairs, batch=4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        training = Training(method, batches, FitConfig(steps=3, batch=4))
+    from_noise = name in ("regress", "kstep", "dmd", "sid")
+    lines = [str(warning.message) for warning in caught]
+    if "start" in student and not from_noise:
+        assert ["samples start from noise alone" in line for line in lines] == [True]
+        assert "(signal-to-noise ratio 0.24)" in lines[0]
+    else:
+        assert not lines
     for progress in training:
         assert all(math.isfinite(value) for value in progress.numbers.values())
     generator = training.generator()

@@ -3,7 +3,6 @@
 The trainer does everything else. docs/extending.md builds a method in one file.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,16 +10,10 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args, get_or
 
 from torch import Tensor, nn
 
-from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
+from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.batch import Batch
-from fewstep.parametrization import Clean
-from fewstep.plugins import name_of
-from fewstep.times import Grid
-
-MAX_ERROR_FACTOR = 10.0
-"""Largest `Denoiser.error_factor` at which `check_start` lets sampling start."""
 
 
 class Loss(NamedTuple):
@@ -72,6 +65,9 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
     """Data streams that its batches contain: any of `images`, `pairs`, `rings`. If they depend on
     the settings, `__init__` sets this attribute."""
     needs_teacher: ClassVar[bool] = True
+    starts_from_noise: ClassVar[bool] = False
+    """Whether the student trains on noise alone at its first time, as it is sampled. Others train
+    on images with noise, and must start where hardly any image is left: see `check_start`."""
     uses_first_image: ClassVar[bool] = True
     """Whether training or sampling uses the student's x0 or velocity at the time where sampling
     starts. Then `check_start` refuses an eps network that starts from almost pure noise."""
@@ -132,64 +128,3 @@ def require_teacher(task: Task) -> Generator:
             "network"
         )
     return task.teacher
-
-
-def check_start(method: Method[Any]) -> None:
-    """Raise InputError if the student's errors are too large in the image where sampling starts.
-
-    An eps network of DDPM multiplies its error there by 157.
-    """
-    if not method.uses_first_image:
-        return
-    generator = method.generator()
-    denoiser, counts = generator.denoiser, generator.grid.counts or (1,)
-    start = max(float(generator.grid(count, denoiser)[0]) for count in counts)
-    factor = denoiser.error_factor(start)
-    if factor <= MAX_ERROR_FACTOR:
-        return
-    name = name_of("parametrization", type(denoiser.parametrization))
-    size = f"{factor:.0f} times" if math.isfinite(factor) else "infinitely"
-    raise InputError(
-        f'the student predicts "{name}", whose error is {size} as large in the image at t = '
-        f"{start:.4g}, where sampling starts; 10 times is allowed. Choose one: "
-        'student.parametrization="v" keeps the weights and adapts them for fit.adapt steps; '
-        "student.start_snr=0.25 starts with less noise; student.init=RUN starts from a network "
-        "that predicts something else"
-    )
-
-
-def grid_times(grid: Grid, steps: int, student: Denoiser) -> Tensor:
-    """The times of `steps` steps on a method's grid.
-
-    Raises: InputError if the grid has no times for that many steps.
-    """
-    if grid.counts and steps not in grid.counts:
-        counts = " or ".join(map(str, grid.counts))
-        raise InputError(
-            f"method.grid has no times for the {steps} steps of this method, only for {counts}: "
-            'set it to "uniform" or "karras", whose first time is student.start'
-        )
-    return grid(steps, student)
-
-
-def check_regular(student: Denoiser) -> None:
-    """Raise InputError if the student's velocity is undefined at the image end of its span."""
-    if isinstance(student.parametrization, Clean):
-        raise InputError(
-            "this method needs a student whose velocity is defined at all noise levels, which "
-            'that of student.parametrization "x0" is not: set it to "velocity", "v" or "edm"'
-        )
-
-
-def check_spans(student: Denoiser, teacher: Denoiser) -> None:
-    """Raise InputError if the student's span of times is not within the teacher's.
-
-    Both must have the same process.
-    """
-    (low, high), (teacher_low, teacher_high) = student.span, teacher.span
-    if low < teacher_low - SPAN_TOLERANCE or high > teacher_high + SPAN_TOLERANCE:
-        raise InputError(
-            f"the student's times are [{low:.6g}, {high:.6g}], but its teacher was trained only at "
-            f"[{teacher_low:.6g}, {teacher_high:.6g}]: set the student's parametrization to the "
-            "teacher's"
-        )

@@ -22,8 +22,9 @@ from fewstep import ema
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.losses import Distance, PseudoHuber
-from fewstep.methods.base import Loss, Method, Task, Turn, check_regular, require_teacher
+from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
 from fewstep.methods.batch import Batch
+from fewstep.methods.checks import check_regular
 from fewstep.process import broadcast_to
 from fewstep.sampling import Renoise
 from fewstep.times import (

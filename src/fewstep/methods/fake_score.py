@@ -20,8 +20,9 @@ from fewstep.generator import Generator, SampleSpec
 from fewstep.guidance import unguided
 from fewstep.losses import squared_error
 from fewstep.methods.adversarial import AdversarialConfig, Head
-from fewstep.methods.base import Loss, Method, Task, grid_times
+from fewstep.methods.base import Loss, Method, Task
 from fewstep.methods.batch import Batch
+from fewstep.methods.checks import grid_times
 from fewstep.sampling import Renoise
 from fewstep.times import Density, FixedGrid, Grid
 
@@ -104,6 +105,7 @@ class DistributionMatching(Method[ConfigT], ABC):
     """Base class of methods that train a student and a fake score of its images."""
 
     teacher: Generator
+    starts_from_noise = True
 
     def __init__(self, config: ConfigT, task: Task) -> None:
         super().__init__(config, task)

@@ -41,6 +41,7 @@ class Kstep(Method[KstepConfig]):
     """Train at the k sampling times, on the straight lines between recorded noise and image."""
 
     reads = frozenset({"pairs"})
+    starts_from_noise = True
     needs_teacher = False
 
     def __init__(self, config: KstepConfig, task: Task) -> None:

@@ -20,16 +20,9 @@ from fewstep.backbones.derivatives import value_and_tangent
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
-from fewstep.methods.base import (
-    Loss,
-    Method,
-    Task,
-    Turn,
-    check_regular,
-    check_spans,
-    require_teacher,
-)
+from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
 from fewstep.methods.batch import Batch
+from fewstep.methods.checks import check_regular, check_spans
 from fewstep.process import Flow, broadcast_to
 from fewstep.times import Density, Grid, LogNormal, UniformGrid
 

@@ -30,8 +30,9 @@ from fewstep.denoiser import Denoiser, Prediction, check_times
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.losses import squared_error
-from fewstep.methods.base import Loss, Method, Task, Turn, grid_times
+from fewstep.methods.base import Loss, Method, Task, Turn
 from fewstep.methods.batch import Batch
+from fewstep.methods.checks import grid_times
 from fewstep.process import broadcast_to
 from fewstep.times import FixedGrid, Grid, UniformGrid
 

@@ -28,6 +28,7 @@ class Regress(Method[RegressConfig]):
     """Train one call at the noisiest time to reproduce the teacher's map from noise to image."""
 
     reads = frozenset({"pairs"})
+    starts_from_noise = True
     needs_teacher = False
 
     def turns(self, step: int) -> Iterator[Turn]:

@@ -56,6 +56,7 @@ class ResidualSum(Method[ResidualSumConfig]):
     """Train a one-step network on the recorded states and image of a circuit's ring."""
 
     reads = frozenset({"rings"})
+    starts_from_noise = True
 
     def __init__(self, config: ResidualSumConfig, task: Task) -> None:
         if task.teacher is None:

@@ -24,16 +24,9 @@ from fewstep.denoiser import SPAN_TOLERANCE
 from fewstep.errors import InputError
 from fewstep.generator import Generator, convert_step
 from fewstep.losses import AbsoluteError, Distance, PointDistance
-from fewstep.methods.base import (
-    Loss,
-    Method,
-    Task,
-    Turn,
-    check_spans,
-    grid_times,
-    require_teacher,
-)
+from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
 from fewstep.methods.batch import Batch
+from fewstep.methods.checks import check_spans, grid_times
 from fewstep.sampling import RowNoise, StepContext, Transfer, path
 from fewstep.times import FixedGrid, Grid, UniformGrid
 

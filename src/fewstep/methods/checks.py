@@ -1,0 +1,92 @@
+"""Checks of a student against its method: where it starts, its times and what it predicts."""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
+from fewstep.errors import InputError
+from fewstep.methods.base import Method
+from fewstep.parametrization import Clean
+from fewstep.plugins import name_of
+from fewstep.times import Grid
+
+MAX_START_SNR = 0.005
+"""Largest (alpha/sigma)² at the first time without a warning; Stable Diffusion 1 has 0.0047, and
+lacks very dark and very bright images for it (Lin et al. 2023, arXiv:2305.08891)."""
+MAX_ERROR_FACTOR = 10.0
+"""Largest `Denoiser.error_factor` at which `check_start` lets sampling start."""
+
+
+def check_start(method: Method[Any]) -> None:
+    """Raise InputError if the student's errors are too large in the image where sampling starts.
+
+    An eps network of DDPM multiplies its error there by 157. Warns if samples start from noise
+    alone where the student trains on noise with much of an image.
+    """
+    if not method.uses_first_image:
+        return
+    generator = method.generator()
+    denoiser, counts = generator.denoiser, generator.grid.counts or (1,)
+    start = max(float(generator.grid(count, denoiser)[0]) for count in counts)
+    factor = denoiser.error_factor(start)
+    if factor <= MAX_ERROR_FACTOR:
+        snr = denoiser.process.ratio(torch.tensor(start, dtype=torch.float64)).item() ** -2
+        if snr > MAX_START_SNR and not method.starts_from_noise:
+            warnings.warn(
+                f"{type(method).__name__} trains on images with noise, but at t = {start:.4g} "
+                f"(signal-to-noise ratio {snr:.2g}) samples start from noise alone, so that images "
+                "will lack contrast: start later, or set student.parametrization to v in place of "
+                "student.start",
+                stacklevel=2,
+            )
+        return
+    name = name_of("parametrization", type(denoiser.parametrization))
+    size = f"{factor:.0f} times" if math.isfinite(factor) else "infinitely"
+    raise InputError(
+        f'the student predicts "{name}", whose error is {size} as large in the image at t = '
+        f"{start:.4g}, where sampling starts; 10 times is allowed. Choose one: "
+        'student.parametrization="v" keeps the weights and adapts them for fit.adapt steps; '
+        "student.start_snr=0.25 starts with less noise; student.init=RUN starts from a network "
+        "that predicts something else"
+    )
+
+
+def grid_times(grid: Grid, steps: int, student: Denoiser) -> Tensor:
+    """The times of `steps` steps on a method's grid.
+
+    Raises: InputError if the grid has no times for that many steps.
+    """
+    if grid.counts and steps not in grid.counts:
+        counts = " or ".join(map(str, grid.counts))
+        raise InputError(
+            f"method.grid has no times for the {steps} steps of this method, only for {counts}: "
+            'set it to "uniform" or "karras", whose first time is student.start'
+        )
+    return grid(steps, student)
+
+
+def check_regular(student: Denoiser) -> None:
+    """Raise InputError if the student's velocity is undefined at the image end of its span."""
+    if isinstance(student.parametrization, Clean):
+        raise InputError(
+            "this method needs a student whose velocity is defined at all noise levels, which "
+            'that of student.parametrization "x0" is not: set it to "velocity", "v" or "edm"'
+        )
+
+
+def check_spans(student: Denoiser, teacher: Denoiser) -> None:
+    """Raise InputError if the student's span of times is not within the teacher's.
+
+    Both must have the same process.
+    """
+    (low, high), (teacher_low, teacher_high) = student.span, teacher.span
+    if low < teacher_low - SPAN_TOLERANCE or high > teacher_high + SPAN_TOLERANCE:
+        raise InputError(
+            f"the student's times are [{low:.6g}, {high:.6g}], but its teacher was trained only at "
+            f"[{teacher_low:.6g}, {teacher_high:.6g}]: set the student's parametrization to the "
+            "teacher's"
+        )
