@@ -22,7 +22,7 @@ from fewstep.methods.base import Method, Task
 from fewstep.methods.batch import derive_seed
 from fewstep.optimizers import FitConfig
 from fewstep.parametrization import Mixed, Native, Parametrization
-from fewstep.recipe import Recipe, StudentConfig
+from fewstep.recipe import Recipe, Snr, StudentConfig
 from fewstep.streams import PairStream, RingStream
 from fewstep.tables import addresses
 from fewstep.trainer import Training
@@ -250,8 +250,8 @@ def _repurpose(student: Denoiser, parametrization: Parametrization) -> Denoiser:
 def _with_start(student: Denoiser, config: StudentConfig) -> Denoiser:
     """The student with the start time of the recipe as the upper end of its span."""
     start = config.start
-    if config.start_snr is not None:
-        ratio = torch.tensor([config.start_snr**-0.5], dtype=torch.float64)
+    if isinstance(start, Snr):
+        ratio = torch.tensor([start.snr**-0.5], dtype=torch.float64)
         start = student.process.time(ratio).item()
     if start is None:
         return student

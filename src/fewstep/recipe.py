@@ -96,6 +96,18 @@ class PairsConfig:
 
 
 @dataclass(frozen=True)
+class Snr:
+    """A time of a process, given by its signal-to-noise ratio."""
+
+    snr: float
+    """(alpha/sigma)², above 0; 0.25 is sigma = 2 alpha."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.snr < math.inf:
+            raise InputError(f"student.start.snr is {self.snr}; it must be above 0, and finite")
+
+
+@dataclass(frozen=True)
 class StudentConfig:
     """The network to train: a copy of the teacher's network, of another run's, or a new one."""
 
@@ -108,21 +120,16 @@ class StudentConfig:
     parametrization: Parametrization | None = None
     """What the network predicts: eps, v, velocity, x0 or edm. A copied network keeps its weights
     and first trains for fit.adapt steps to predict this instead."""
-    start: float | None = None
-    """Time in (0, 1] at which the student's sampling starts; by default the noisiest one of the
-    network. An eps network cannot start near 1: its errors there are too large in the image."""
-    start_snr: float | None = None
-    """The same as a signal-to-noise ratio, (alpha/sigma)²: 0.25 is sigma = 2 alpha."""
+    start: float | Snr | None = None
+    """Time in (0, 1] at which the student's sampling starts, or {snr = 0.25} for the time with this
+    signal-to-noise ratio (alpha/sigma)²; by default the noisiest time of the network. An eps
+    network cannot start near 1: its errors there are too large in the image."""
     backbone: BackboneConfig | None = None
     """Architecture and its settings, with init = "scratch": unet, mlp, circuit or residuals."""
 
     def __post_init__(self) -> None:
-        if self.start is not None and self.start_snr is not None:
-            raise InputError("student.start and student.start_snr are both set: remove one")
-        if not 0 < (1.0 if self.start is None else self.start) <= 1:
+        if isinstance(self.start, float) and not 0 < self.start <= 1:
             raise InputError(f"student.start is {self.start}; it must be above 0 and at most 1")
-        if not 0 < (1.0 if self.start_snr is None else self.start_snr) < math.inf:
-            raise InputError(f"student.start_snr is {self.start_snr}; it must be above 0")
 
 
 @dataclass(frozen=True)

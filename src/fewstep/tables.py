@@ -51,6 +51,10 @@ def from_table(
         options = [option for option in get_args(kind) if option is not NoneType]
         if value is None and len(options) < len(get_args(kind)):
             return None
+        # a table can only be one of the dataclasses, and any other value none of them
+        table = isinstance(value, Mapping)
+        fitting = [o for o in options if table == (isinstance(o, type) and is_dataclass(o))]
+        options = fitting if len(options) > 1 else options
         kind = options[0] if len(options) == 1 else kind
     if getattr(kind, "noun", None) is not None:
         return _by_name(kind, value, table_key, allow_code)

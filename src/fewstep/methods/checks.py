@@ -50,7 +50,7 @@ def check_start(method: Method[Any]) -> None:
         f'the student predicts "{name}", whose error is {size} as large in the image at t = '
         f"{start:.4g}, where sampling starts; 10 times is allowed. Choose one: "
         'student.parametrization="v" keeps the weights and adapts them for fit.adapt steps; '
-        "student.start_snr=0.25 starts with less noise; student.init=RUN starts from a network "
+        "student.start={snr=0.25} starts with less noise; student.init=RUN starts from a network "
         "that predicts something else"
     )
 
