@@ -114,7 +114,7 @@ def record(
 
     Raises: InputError for a stochastic sampler, a folder with other data, images with NaN, and too
     many values out of range. Those of the first tile are checked before anything is written, those
-    of all images at the end.
+    of all images of this call before the last shard is written.
     """
     _check_sampler(generator, recording)
     if batch is not None and batch < 1:
@@ -133,10 +133,12 @@ def record(
     with closing(_write_shards(writer, missing, tiles, batch)) as batches:
         for rows, images in batches:
             done, values = done + len(rows), values + ValueRange.of(images)
+            if done == total:  # before the last shard is written, so that no later call finishes
+                values = _check_all(values, tiles, folder)
             yield Progress(done, total)
+    if not missing:
+        values = _check_all(values, tiles, folder)
     distributed.wait()
-    values = sum_ranges(values, generator.device)
-    tiles.check(values, "the images", f"{folder} is not finished")
     tally = distributed.sum_numbers(writer.tally().to(generator.device))
     if rank == 0:
         writer.finish(tally.cpu())
@@ -147,8 +149,13 @@ def record(
 def _first_range(folder: Address, tiles: "Tiles") -> ValueRange:
     """Range of the images of the first tile: stored in the folder, or computed; then checked."""
     values = stored_range(folder) or ValueRange.of(tiles.records(range(tiles.size))["x0"])
-    tiles.check(values, f"the first {tiles.size} images", f"{folder} is not recorded")
-    return values
+    return tiles.check(values, f"the first {tiles.size} images", f"{folder} is not recorded")
+
+
+def _check_all(values: ValueRange, tiles: "Tiles", folder: Address) -> ValueRange:
+    """The range of the images that all processes have recorded in this call, after its check."""
+    values = sum_ranges(values, tiles.generator.device)
+    return tiles.check(values, "the images", f"{folder} is not finished")
 
 
 def _check_sampler(generator: Generator, recording: Recording) -> None:
@@ -285,30 +292,24 @@ class Tiles:
         """The records of `rows`, which must lie in one tile."""
         tile = rows.start // self.size
         if self._cached_tile[0] != tile:
-            self._cached_tile = (
-                tile,
-                self._compute(range(tile * self.size, (tile + 1) * self.size)),
-            )
-        first = tile * self.size
-        return {
-            key: x[rows.start - first : rows.stop - first]
-            for key, x in self._cached_tile[1].items()
-        }
+            rows_of_tile = range(tile * self.size, (tile + 1) * self.size)
+            self._cached_tile = tile, self._compute(rows_of_tile)
+        part = slice(rows.start - tile * self.size, rows.stop - tile * self.size)
+        return {key: x[part] for key, x in self._cached_tile[1].items()}
 
     def pieces(self, rows: range, batch: int | None) -> Iterator[range]:
         """Divide `rows` at the ends of tiles, into ranges of at most `batch` rows."""
         first = rows.start
         while first < rows.stop:
-            stop = min(
-                rows.stop, (first // self.size + 1) * self.size, first + (batch or self.size)
-            )
+            end = (first // self.size + 1) * self.size
+            stop = min(rows.stop, end, first + (batch or self.size))
             yield range(first, stop)
             first = stop
 
-    def check(self, values: ValueRange, noun: str, consequence: str) -> None:
-        """Raise InputError if too many values of the images are out of range."""
+    def check(self, values: ValueRange, noun: str, consequence: str) -> ValueRange:
+        """Return the range of images.  Raises: InputError if too many values are out of range."""
         if values.share <= self.recording.max_out_of_range:
-            return
+            return values
         step = self.generator.step
         clip = "a clip (--clip 1), " if getattr(step, "clip", 0) is None else ""
         raise InputError(
