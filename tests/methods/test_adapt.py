@@ -18,8 +18,9 @@ from fewstep.methods.adapt import Adapt, AdaptConfig
 from fewstep.methods.base import Task
 from fewstep.methods.checks import check_start
 from fewstep.optimizers import FitConfig
-from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
+from fewstep.parametrization import EDM, Clean, Eps, Mixed, V, Velocity
 from fewstep.process import VP, Cosine, Flow, LinearBetas
+from fewstep.times import FixedGrid, Uniform
 from fewstep.trainer import Training
 
 DDPM = LinearBetas()
@@ -99,6 +100,19 @@ def test_its_remedies_train_in_every_method(name, student, pairs):
     torch.testing.assert_close(ratio, expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("name", ["consistency", "scm", "meanflow"])
+def test_a_grid_that_starts_later_does_not_help_a_method_that_trains_at_all_times(name):
+    kind = plugins.resolve("method", name)
+    teacher = Generator(Denoiser(toy.network(), DDPM, Eps()), toy.SPEC)
+    inputs = Mixed(inputs=EDM(), outputs=Eps(DDPM))
+    for parametrization, word in ((Eps(), "157 times"), (inputs, "80 times")):
+        student = Denoiser(toy.network(), DDPM, parametrization)
+        method = kind(kind.Config(grid=FixedGrid(((0.1,),))), Task(student, toy.SPEC, teacher))
+        message = f'predicts "eps", .*{word} as large .* where the training times end'
+        with pytest.raises(InputError, match=message):
+            check_start(method)
+
+
 @pytest.mark.parametrize("name", ["denoise", "circuit"])
 def test_losses_on_the_output_need_no_image(name):
     student = toy.circuit() if name == "circuit" else toy.fresh()
@@ -151,6 +165,22 @@ def test_an_adapted_student_predicts_the_exact_image(parametrization):
         x_t = DDPM.add_noise(points[:512], torch.randn(512, 2), t)
         error = (student(x_t, t).x0 - exact(x_t, t).x0).square().mean().sqrt()
         assert error < 0.1, (t, error)
+
+
+def test_an_original_that_predicts_the_image_is_not_trusted_where_there_is_little_noise():
+    """There its noise, (x_t − alpha·x0)/sigma, has its error times alpha/sigma."""
+    torch.manual_seed(0)
+    original = Generator(Denoiser(toy.network(), Flow(), Clean()), SPEC)
+    student = Denoiser(toy.network(), Flow(), Velocity())
+    points = torch.randn(64, 2)
+    for low, high in ((0.0, 1e-6), (0.1, 0.2)):
+        density = Uniform(low, high)
+        method = Adapt(AdaptConfig(density=density), Task(student, SPEC, original))
+        (batch,) = Batches({"images": ImageStream(points, None)}, SPEC, batch=64, seed=0).step(0)
+        batch.begin("adapt", 0)
+        assert method.adapt_loss(batch).value.item() < 20, (low, high)
+    # alpha/sigma is 3 at t = 0.25
+    assert method.first_trusted == pytest.approx(0.25, abs=0.002) and method.last_trusted == 1
 
 
 def test_the_original_is_not_changed():

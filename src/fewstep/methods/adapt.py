@@ -2,10 +2,11 @@
 
 The copy has the original's weights and inputs, but its output now means a·x0 + b·eps with other
 coefficients (a, b), such as those of v where the original predicts the noise. With ε the error of
-the original's output, its image has the error c·ε; c is sigma/alpha for an eps network. Where c is
-small the original is a better target than one image with its noise, as it predicts their mean:
+the original's output, its image and noise have the errors c·ε and c'·ε; c is sigma/alpha for an eps
+network, and c' is alpha/sigma for one that predicts the image. Where both are small the original is
+a better target than one image with its noise, as it predicts their mean:
 
-    target = a·x0' + b·eps' of the original   where c <= trust
+    target = a·x0' + b·eps' of the original   where c, c' <= trust
              a·x0 + b·eps of the data         elsewhere
     loss   = |output − target|²
 
@@ -35,7 +36,7 @@ class AdaptConfig:
     density: Density = field(default_factory=Uniform)
     """Distribution of the training times."""
     trust: float = 3.0
-    """Largest factor c at which the original's prediction is the target; 0 means never."""
+    """Largest c and c' at which the original's prediction is the target; 0 means never."""
 
 
 class Adapt(Method[AdaptConfig]):
@@ -55,10 +56,13 @@ class Adapt(Method[AdaptConfig]):
 
     def __init__(self, config: AdaptConfig, task: Task) -> None:
         super().__init__(config, task)
-        low, high = self.student.span
-        times = torch.linspace(low, high, 1001, dtype=torch.float64).tolist()
-        trusted = [t for t in times if self.original.error_factor(t) <= config.trust]
-        self.last_trusted = max(trusted, default=-1.0)
+        times = torch.linspace(*self.student.span, 1001, dtype=torch.float64)
+        at = self.original.coefficients(times, like=times.unsqueeze(1))
+        factors = torch.stack([factor.abs().flatten() for _, factor in (at.x0, at.eps)])
+        is_trusted = (factors <= config.trust).all(0)
+        self.last_trusted = max(times[is_trusted].tolist(), default=-1.0)
+        lower = times[~is_trusted & (times < self.last_trusted)]
+        self.first_trusted = max(lower.tolist(), default=-1.0)
 
     @property
     def players(self) -> Mapping[str, nn.Module]:
@@ -75,9 +79,9 @@ class Adapt(Method[AdaptConfig]):
         prediction = self.student(x_t, t, cond=cond)
         with torch.no_grad():
             original = self.original(x_t, t, cond=cond)
-            trusted = broadcast_to(t <= self.last_trusted, x0) > 0
+            trusted = (t > self.first_trusted) & (t <= self.last_trusted)
             target = torch.where(
-                trusted,
+                broadcast_to(trusted, x0) > 0,
                 prediction.target(original.x0, original.eps),
                 prediction.target(x0, eps),
             )

@@ -54,8 +54,7 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
 
     A subclass names the frozen dataclass of its settings as in `class Dmd(Method[DmdConfig])`;
     `Config` then refers to that class, whose fields are the keys of a recipe's `[method]` table. A
-    method only computes losses: it calls no `.backward()` and has no optimiser, device, log or
-    file.
+    method only computes losses: it has no `.backward()`, optimiser, device, log or file.
 
     Raises: InputError if it needs a teacher and the task has none.
     """
@@ -71,6 +70,8 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
     uses_first_image: ClassVar[bool] = True
     """Whether training or sampling uses the student's x0 or velocity at the time where sampling
     starts. Then `check_start` refuses an eps network that starts from almost pure noise."""
+    trains_at_all_times: ClassVar[bool] = False
+    """Whether training uses them up to the end of the span, wherever sampling starts."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

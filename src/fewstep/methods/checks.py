@@ -10,7 +10,7 @@ from torch import Tensor
 from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
 from fewstep.errors import InputError
 from fewstep.methods.base import Method
-from fewstep.parametrization import Clean
+from fewstep.parametrization import Clean, Mixed
 from fewstep.plugins import name_of
 from fewstep.times import Grid
 
@@ -24,7 +24,8 @@ MAX_ERROR_FACTOR = 10.0
 def check_start(method: Method[Any]) -> None:
     """Raise InputError if the student's errors are too large in the image where sampling starts.
 
-    An eps network of DDPM multiplies its error there by 157. Warns if samples start from noise
+    An eps network of DDPM multiplies its error there by 157. A method that `trains_at_all_times` is
+    checked at the end of the span, wherever sampling starts. Warns if samples start from noise
     alone where the student trains on noise with much of an image.
     """
     if not method.uses_first_image:
@@ -32,7 +33,10 @@ def check_start(method: Method[Any]) -> None:
     generator = method.generator()
     denoiser, counts = generator.denoiser, generator.grid.counts or (1,)
     start = max(float(generator.grid(count, denoiser)[0]) for count in counts)
-    factor = denoiser.error_factor(start)
+    noisiest, event = start, "sampling starts"
+    if method.trains_at_all_times and start < denoiser.span[1] - SPAN_TOLERANCE:
+        noisiest, event = denoiser.span[1], "the training times end"
+    factor = denoiser.error_factor(noisiest)
     if factor <= MAX_ERROR_FACTOR:
         snr = denoiser.process.ratio(torch.tensor(start, dtype=torch.float64)).item() ** -2
         if snr > MAX_START_SNR and not method.starts_from_noise:
@@ -44,11 +48,12 @@ def check_start(method: Method[Any]) -> None:
                 stacklevel=2,
             )
         return
-    name = name_of("parametrization", type(denoiser.parametrization))
+    own = denoiser.parametrization
+    name = name_of("parametrization", type(own.outputs if isinstance(own, Mixed) else own))
     size = f"{factor:.0f} times" if math.isfinite(factor) else "infinitely"
     raise InputError(
         f'the student predicts "{name}", whose error is {size} as large in the image at t = '
-        f"{start:.4g}, where sampling starts; 10 times is allowed. Choose one: "
+        f"{noisiest:.4g}, where {event}; 10 times is allowed. Choose one: "
         'student.parametrization="v" keeps the weights and adapts them for fit.adapt steps; '
         "student.start={snr=0.25} starts with less noise; student.init=RUN starts from a network "
         "that predicts something else"

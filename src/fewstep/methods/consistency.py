@@ -70,6 +70,7 @@ class Consistency(Method[ConsistencyConfig]):
 
     reads = frozenset({"images"})
     needs_teacher = False
+    trains_at_all_times = True
 
     def __init__(self, config: ConsistencyConfig, task: Task) -> None:
         student, teacher = task.student, task.teacher
