@@ -1,6 +1,7 @@
 """Students as recipes describe them: copied, adapted, started below the noisiest time."""
 
 import os
+import shutil
 from contextlib import closing
 
 import pytest
@@ -108,7 +109,7 @@ def test_starts_out_of_range_are_refused(ddpm):
         "start=1.5": "at most 1",
         "start={snr=0.0}": "must be above 0",
         "start.snr=-1.0": "must be above 0",
-        "start={snr=1e9}": "trained only for times in",
+        "start={snr=1e9}": "student.start.snr is 1e.09, which is t = 0, .* only for times in",
         "start=soon": "student.start",
         "start={ratio=2.0}": "student.start",
     }.items():
@@ -161,6 +162,63 @@ def test_an_adapted_run_can_start_another_one(ddpm, tmp_path):
     run(student(ddpm, "student.parametrization=v"), tmp_path / "first")
     copied = method(ddpm, f"student.init={tmp_path / 'first'}")
     assert copied.student.parametrization == V(LinearBetas())
+
+
+def test_a_student_that_was_adapted_keeps_its_first_inputs_in_another_run(ddpm, tmp_path):
+    run(student(ddpm, "student.parametrization=edm"), tmp_path / "first")
+    again = f"student.init={tmp_path / 'first'}"
+    for text, expected, steps in [
+        ("edm", Mixed(inputs=Eps(LinearBetas()), outputs=EDM()), 4),
+        ("v", V(LinearBetas()), 5),
+    ]:
+        recipe = student(ddpm, again, f"student.parametrization={text}")
+        built = assemble(recipe, DEVICE)
+        assert built.method.student.parametrization == expected
+        assert built.count_steps(recipe.fit) == steps
+
+
+def test_an_edm_network_of_another_sigma_data_keeps_its_inputs(ddpm, tmp_path):
+    settings = ['student.parametrization={name="edm", sigma_data=0.6}', "fit.steps=1"]
+    run(read("digits-flow", [*SMALL, *settings]), tmp_path / "edm")
+    for text, expected in {
+        "edm": Mixed(inputs=EDM(0.6), outputs=EDM()),
+        '{name="edm", sigma_data=0.6}': EDM(0.6),
+    }.items():
+        built = method(ddpm, f"student.init={tmp_path / 'edm'}", f"student.parametrization={text}")
+        assert built.student.parametrization == expected
+
+
+def test_a_run_that_cannot_train_is_refused_before_its_adaptation(ddpm, tmp_path):
+    run(student(ddpm, "student.parametrization=v"), tmp_path / "v")
+    for more, problem in {
+        ("student.parametrization=v", "fit.players.fake.lr=0.1"): "does not have; choose one of",
+        (f"student.init={tmp_path / 'v'}", "student.parametrization=eps"): 'predicts "eps"',
+    }.items():
+        recipe = student(ddpm, *more)
+        assert assemble(recipe, DEVICE).adaptation
+        with pytest.raises(InputError, match=problem):
+            run(recipe, tmp_path / "run", until=1)
+        assert not Run(tmp_path / "run").model_file.exists()
+        shutil.rmtree(tmp_path / "run")
+
+
+def test_an_initial_network_of_other_images_is_refused(ddpm, tmp_path):
+    run(read("digits-flow", [*SMALL, "data.labels=false", "fit.steps=1"]), tmp_path / "plain")
+    with pytest.raises(InputError, match="student.init=.* with 0 classes, .* data.labels=false"):
+        method(ddpm, f"student.init={tmp_path / 'plain'}")
+
+
+def test_a_resumed_adaptation_needs_the_same_initial_network(ddpm, tmp_path):
+    eps = ["student.process=linear-betas", "student.parametrization=eps", "fit.steps=2"]
+    for seed in (0, 1):
+        run(read("digits-flow", [*SMALL, *eps, f"fit.seed={seed}"]), tmp_path / f"seed-{seed}")
+    os.rename(tmp_path / "seed-0", tmp_path / "initial")
+    recipe = student(ddpm, f"student.init={tmp_path / 'initial'}", "student.parametrization=v")
+    run(recipe, tmp_path / "run", until=1)
+    shutil.rmtree(tmp_path / "initial")
+    os.rename(tmp_path / "seed-1", tmp_path / "initial")
+    with pytest.raises(InputError, match="another student.init than this recipe loads now"):
+        run(recipe, tmp_path / "run")
 
 
 def test_a_copied_network_keeps_its_process(ddpm):

@@ -20,12 +20,13 @@ from fewstep.losses import bind_classifier, perceptual_hash
 from fewstep.methods.adapt import Adapt, AdaptConfig
 from fewstep.methods.base import Method, Task
 from fewstep.methods.batch import derive_seed
+from fewstep.methods.checks import check_start
 from fewstep.optimizers import FitConfig
 from fewstep.parametrization import Mixed, Native, Parametrization
 from fewstep.recipe import Recipe, Snr, StudentConfig
 from fewstep.streams import PairStream, RingStream
 from fewstep.tables import addresses
-from fewstep.trainer import Training
+from fewstep.trainer import Training, check_players
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class Assembly:
         if not self.adaptation:
             yield Training(self.method, self.batches, main)
             return
+        # before the adaptation, not after it
+        check_start(self.method)
+        check_players(self.method, main)
         adapt, batches = self.adaptation
         steps = adapt_steps(fit)
         if steps_done is None or steps_done <= steps:
@@ -131,6 +135,8 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         adapt = Adapt(AdaptConfig(), Task(student, spec, original)).to(device)
         seed = derive_seed(recipe.fit.seed, "adapt")
         rows = {"images": _image_stream(recipe, images, spec)}
+        if recipe.student.init != "teacher":
+            pins["student.init"] = runs.network_hash(original)
         adaptation = adapt, Batches(rows, spec, batch=recipe.fit.batch, seed=seed, device=device)
     return Assembly(method, batches, pins, evaluator, adaptation, build)
 
@@ -154,20 +160,26 @@ def _classifier(images: ImageSet) -> Path:
 def _teacher(recipe: Recipe, spec: SampleSpec) -> Generator:
     assert recipe.teacher
     teacher = runs.load(recipe.teacher.load)
-    if (teacher.spec.shape, teacher.spec.classes) != (spec.shape, spec.classes):
-        size = teacher.spec.shape[-1]
-        remedies: list[str] = []
-        if spec.shape[1:] != teacher.spec.shape[1:] == (size, size):
-            remedies.append(f"data.size={size} resizes the images")
-        if spec.classes and not teacher.spec.classes:
-            remedies.append("data.labels=false trains without classes")
-        raise InputError(
-            f"the teacher {recipe.teacher.load} generates images of shape {teacher.spec.shape} "
-            f"with {teacher.spec.classes} classes, but those of data.name={recipe.data.name} have "
-            f"shape {spec.shape} and {spec.classes} classes"
-            + (f"; {' and '.join(remedies)}" if remedies else "")
-        )
+    _check_spec(teacher, f"the teacher {recipe.teacher.load}", recipe, spec)
     return teacher
+
+
+def _check_spec(generator: Generator, noun: str, recipe: Recipe, spec: SampleSpec) -> None:
+    """Raise InputError for a generator of images of another shape or classes than the data's."""
+    own = generator.spec
+    if (own.shape, own.classes) == (spec.shape, spec.classes):
+        return
+    size = own.shape[-1]
+    remedies: list[str] = []
+    if spec.shape[1:] != own.shape[1:] == (size, size):
+        remedies.append(f"data.size={size} resizes the images")
+    if spec.classes and not own.classes:
+        remedies.append("data.labels=false trains without classes")
+    raise InputError(
+        f"{noun} generates images of shape {own.shape} with {own.classes} classes, but those of "
+        f"data.name={recipe.data.name} have shape {spec.shape} and {spec.classes} classes"
+        + (f"; {' and '.join(remedies)}" if remedies else "")
+    )
 
 
 def _open_store(
@@ -222,6 +234,7 @@ def _student(
         )
     source = teacher if config.init == "teacher" else runs.load(config.init)
     assert source
+    _check_spec(source, f"the network of student.init={config.init}", recipe, spec)
     denoiser = source.denoiser
     network = unguided(denoiser.backbone)
     backbone = deepcopy(network)
@@ -239,9 +252,10 @@ def _student(
 def _repurpose(student: Denoiser, parametrization: Parametrization) -> Denoiser:
     """The same network, with its inputs unchanged, to predict another quantity."""
     old = student.parametrization
-    new = parametrization.bind(old.process if isinstance(old, Native) else student.process)
-    if not (isinstance(old, Native) and isinstance(new, Native) or type(old) is type(new)):
-        new = Mixed(inputs=old, outputs=new)
+    inputs = old.inputs if isinstance(old, Mixed) else old
+    new = parametrization.bind(inputs.process if isinstance(inputs, Native) else student.process)
+    if new != inputs and not (isinstance(inputs, Native) and isinstance(new, Native)):
+        new = Mixed(inputs=inputs, outputs=new)
     natural = student.replace(parametrization=new, span=None).span
     low, high = max(student.span[0], natural[0]), min(student.span[1], natural[1])
     return student.replace(parametrization=new, span=(low, high))
@@ -249,17 +263,18 @@ def _repurpose(student: Denoiser, parametrization: Parametrization) -> Denoiser:
 
 def _with_start(student: Denoiser, config: StudentConfig) -> Denoiser:
     """The student with the start time of the recipe as the upper end of its span."""
-    start = config.start
+    start, setting = config.start, f"student.start is {config.start}"
     if isinstance(start, Snr):
-        ratio = torch.tensor([start.snr**-0.5], dtype=torch.float64)
+        snr, ratio = start.snr, torch.tensor([start.snr**-0.5], dtype=torch.float64)
         start = student.process.time(ratio).item()
+        setting = f"student.start.snr is {snr:g}, which is t = {start:.6g}"
     if start is None:
         return student
     low, high = student.span
     if not low < start <= high + SPAN_TOLERANCE:
         raise InputError(
-            f"student.start is {start:.6g}, but the student's network was trained only for times "
-            f"in [{low:.6g}, {high:.6g}]: choose a start in this span"
+            f"{setting}, but the student's network was trained only for times in [{low:.6g}, "
+            f"{high:.6g}]: choose a start in this span"
         )
     return student.replace(span=(low, min(start, high)))
 

@@ -67,19 +67,15 @@ class Training:
         earlier: int = 0,
         later: int = 0,
     ) -> None:
-        check_start(method)
+        if not earlier:  # otherwise checked before the earlier training
+            check_start(method)
         self.method = method
         self.earlier = earlier
         self.run_steps = earlier + config.steps + later
         self.batches = batches
         self.config = config
         self.step = 0
-        unknown = set(config.players) - set(method.players)
-        if unknown:
-            raise InputError(
-                f"fit.players.{sorted(unknown)[0]} sets the optimiser of a player that this method "
-                f"does not have; choose one of {', '.join(method.players)}"
-            )
+        check_players(method, config)
         _prepare(method, config)
         self.optimizers = {
             name: make_optimizer(player, config.player(name))
@@ -249,6 +245,16 @@ class Training:
         """State of the method without the teacher, which training does not change."""
         state = self.method.state_dict()
         return {name: value for name, value in state.items() if not name.startswith("teacher.")}
+
+
+def check_players(method: Method, config: FitConfig) -> None:
+    """Raise InputError for settings of a player that the method does not have."""
+    unknown = set(config.players) - set(method.players)
+    if unknown:
+        raise InputError(
+            f"fit.players.{sorted(unknown)[0]} sets the optimiser of a player that this method "
+            f"does not have; choose one of {', '.join(method.players)}"
+        )
 
 
 def _prepare(method: Method, config: FitConfig) -> None:

@@ -54,7 +54,8 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
 
     A subclass names the frozen dataclass of its settings as in `class Dmd(Method[DmdConfig])`;
     `Config` then refers to that class, whose fields are the keys of a recipe's `[method]` table. A
-    method only computes losses: it has no `.backward()`, optimiser, device, log or file.
+    method only computes losses: it calls no `.backward()` and has no optimiser, device, log or
+    file.
 
     Raises: InputError if it needs a teacher and the task has none.
     """
