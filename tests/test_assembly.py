@@ -3,6 +3,7 @@
 import os
 import shutil
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from fewstep import runs
 from fewstep.assembly import assemble
 from fewstep.errors import InputError
+from fewstep.evaluation import Evaluator
 from fewstep.parametrization import EDM, Clean, Eps, Mixed, V, Velocity
 from fewstep.process import Flow, LinearBetas
 from fewstep.recipe import read
@@ -156,6 +158,26 @@ def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bytes(ddpm, tmp_path, s
         assert one.read_bytes() == other.read_bytes(), name
     raw = Run(tmp_path / "whole").raw_generator()
     assert raw.denoiser.parametrization == V(LinearBetas())
+
+
+def test_the_best_weights_are_those_of_the_method_not_of_its_adaptation(
+    ddpm, tmp_path, monkeypatch
+):
+    """Sampled in many steps, an adapted network can be better than all students of the run."""
+    frechet = iter([1.0, 2.0, 5.0, 4.0, 6.0, 7.0])
+    real = Evaluator.score
+
+    def score(self, generator, **settings):
+        value = real(self, generator, **settings)
+        return replace(value, measures=replace(value.measures, frechet=next(frechet)))
+
+    monkeypatch.setattr(Evaluator, "score", score)
+    evaluate = ["every=1", "steps=[1]", "samples=20", "extractor=pixels"]
+    more = ["student.parametrization=v", "fit.adapt=2", *(f"evaluate.{text}" for text in evaluate)]
+    run(student(ddpm, *more), tmp_path / "run", until=2)
+    assert not Run(tmp_path / "run").best_file.exists()
+    run(student(ddpm, *more), tmp_path / "run")
+    assert runs.describe(tmp_path / "run", weights="best")["step"] == 4
 
 
 def test_an_adapted_run_can_start_another_one(ddpm, tmp_path):

@@ -153,18 +153,20 @@ class RunWriter:
     def measure(self, training: Training) -> None:
         """Log scores of the averaged weights; save the weights if their score is the best so far.
 
-        The earlier scores are read from the log, because a resumed run has lost its memory.
+        The earlier scores are read from the log, because a resumed run has lost its memory. Weights
+        of an adaptation are not the method's, and are never the best.
         """
         config, generator = self.recipe.evaluate, training.generator()
         assert self.evaluator
         step_counts = (config.best or config.steps[0], *config.steps)
         counts = [generator.nearest(steps, quietly=True) for steps in step_counts]
-        earlier = [score_from(line["score"]) for line in self.run.progress() if "score" in line]
+        lines = (line for line in self.run.progress() if line["step"] > training.earlier)
+        earlier = [score_from(line["score"]) for line in lines if "score" in line]
         for steps in sorted(set(counts)):
             score = self.evaluator.score(generator, steps=steps)
             self.run.log({"step": training.run_step, "score": score.table()})
             comparable = (s for s in earlier if (s.steps, s.protocol) == (steps, score.protocol))
             best = min((s.frechet for s in comparable), default=math.inf)
-            if steps == counts[0] and score.frechet < best:
+            if training.is_last and steps == counts[0] and score.frechet < best:
                 path, step = self.run.best_file, training.run_step
                 runs.save_generator(path, generator, self.recipe.table(), self.pins, step=step)

@@ -202,6 +202,11 @@ class Training:
         return generator
 
     @property
+    def is_last(self) -> bool:
+        """Whether no other training of the run follows this one."""
+        return self.earlier + self.config.steps == self.run_steps
+
+    @property
     def is_finished(self) -> bool:
         """Whether all `config.steps` steps are done."""
         return self.step >= self.config.steps
