@@ -99,6 +99,8 @@ def test_a_converted_step_keeps_the_settings_that_it_has_too():
     assert convert_step(clipped, "heun", clip=0.5) == Heun(clip=0.5)
     with pytest.raises(InputError, match="unknown sampler 'heum'; did you mean heun"):
         convert_step(clipped, "heum")
+    with pytest.raises(InputError, match="os:path is not a sampler; choose one of .*heun"):
+        convert_step(clipped, "os:path")
     with pytest.raises(InputError, match="clip is -1; it must be positive"):
         convert_step(clipped, "heun", clip=-1.0)
     with pytest.raises(InputError, match="the sampler ring cannot clip images: leave out the clip"):

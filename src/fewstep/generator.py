@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, cast
 
 import torch
@@ -172,9 +172,12 @@ def convert_step(step: Step, name: str, *, clip: float | None = None) -> Step:
     Warns of a setting that `name` does not have, unless it has its default value. `clip`, if it is
     not None, replaces that of `step`.
 
-    Raises: InputError for an unknown name, or a clip that is not positive or not supported.
+    Raises: InputError for a name that is no sampler's, or a clip that is not positive or not supported.
     """
     kind, old = plugins.resolve("sampler", name), fields(cast(Any, step))
+    if not (isinstance(kind, type) and issubclass(kind, Step) and is_dataclass(kind)):
+        choices = ", ".join(plugins.names("sampler"))
+        raise InputError(f"{name} is not a sampler; choose one of {choices}")
     names = {f.name for f in fields(kind)}
     surplus = [
         f"{f.name} = {getattr(step, f.name)!r}"

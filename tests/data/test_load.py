@@ -77,6 +77,8 @@ def test_a_strangers_reader_is_named_by_its_address():
     with pytest.raises(InputError, match="returned Tensor, not a fewstep.data.ImageSet"):
         load(squares, split="broken")
     assert load(f"{__name__}:read_from", size=5, path="somewhere").name == "train 5 somewhere"
+    with pytest.raises(InputError, match="os:path is no function"):
+        load("os:path")
     with pytest.raises(InputError, match="cannot import the data no_such_package.sets:load"):
         load("no_such_package.sets:load")
 

@@ -100,7 +100,7 @@ def test_its_remedies_train_in_every_method(name, student, pairs):
     torch.testing.assert_close(ratio, expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("name", ["consistency", "scm", "meanflow"])
+@pytest.mark.parametrize("name", ["consistency", "scm", "meanflow", "reflow"])
 def test_a_grid_that_starts_later_does_not_help_a_method_that_trains_at_all_times(name):
     kind = plugins.resolve("method", name)
     teacher = Generator(Denoiser(toy.network(), DDPM, Eps()), toy.SPEC)

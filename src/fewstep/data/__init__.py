@@ -39,6 +39,8 @@ def load(
         raise InputError(f"the data size is {size} pixels; it must be at least 1")
     _check_name(name)
     read = plugins.resolve("data", name)
+    if not callable(read):
+        raise InputError(f"{name} is no function, as a reader of a data set must be: name another")
     accepted = signature(read).parameters
     arguments = {"size": size, "path": None if path is None else Path(path)}
     if path is not None and "path" not in accepted:
