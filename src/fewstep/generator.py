@@ -172,7 +172,8 @@ def convert_step(step: Step, name: str, *, clip: float | None = None) -> Step:
     Warns of a setting that `name` does not have, unless it has its default value. `clip`, if it is
     not None, replaces that of `step`.
 
-    Raises: InputError for a name that is no sampler's, or a clip that is not positive or not supported.
+    Raises: InputError for a name that is no sampler's, a clip that is not positive, or one that the
+    sampler does not support.
     """
     kind, old = plugins.resolve("sampler", name), fields(cast(Any, step))
     if not (isinstance(kind, type) and issubclass(kind, Step) and is_dataclass(kind)):
