@@ -84,6 +84,7 @@ VARIANTS = [
         ),
         3,
     ),
+    (UNetConfig(channels=(8, 32), groups=4, attention=(4,), layers=1, head_dim=16), 0),
 ]
 
 

@@ -256,9 +256,14 @@ def encoder_heights(config: UNetConfig, shape: tuple[int, ...]) -> list[int]:
                 " number of channels must be even and a multiple of groups; their greatest common"
                 f" divisor is {math.gcd(*config.channels)}"
             )
-        if config.head_dim is not None and width % config.head_dim:
-            raise InputError(
-                f"head_dim = {config.head_dim} must divide every number of"
-                f" channels = {list(config.channels)}; leave it out for one head"
-            )
+    attends = [
+        width
+        for height, width in zip(heights, config.channels, strict=True)
+        if height in config.attention or (config.middle_attention and height == heights[-1])
+    ]
+    if config.head_dim is not None and any(width % config.head_dim for width in attends):
+        raise InputError(
+            f"head_dim = {config.head_dim} must divide every number of channels that attention "
+            f"has, {attends}; leave it out for one head"
+        )
     return heights
