@@ -103,3 +103,22 @@ def test_a_table_that_ends_in_noise_along_sigma(scheduled):
     assert ratio[-1] == pytest.approx(4096) and (ratio.diff() > 0).all()
     expected = noise_schedule.sigmas[:-1].flip(0)[:990].double()
     torch.testing.assert_close(ratio[:990], expected, rtol=1e-3, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_train_timesteps": 1},
+        {"beta_start": -1.0},
+        {"beta_end": 5.0},
+        {"beta_schedule": "scaled_linear", "beta_end": 5.0},
+        {"trained_betas": [0.1, 2.0, 3.9]},
+        {"trained_betas": [0.1]},
+        {"trained_betas": []},
+    ],
+    ids=str,
+)
+def test_betas_that_are_no_schedule_are_refused(scheduled, settings):
+    edit(settings_of(scheduled), **settings)
+    message = refusal(scheduled)
+    assert "are not a noise schedule" in message or "trained_betas = [" in message

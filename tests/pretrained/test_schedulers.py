@@ -250,6 +250,9 @@ def test_whether_images_are_clipped_is_what_the_scheduler_says(scheduled):
     assert step() == Transfer(clip=1.0)
     assert step(clip_sample_range=2.5) == Transfer(clip=2.5)
     assert step(clip_sample=False) == Transfer()
+    path = settings_of(scheduled)
+    path.write_text(path.read_text().replace('"clip_sample": false', '"clip_sample": null'))
+    assert read_diffusers(str(scheduled)).step == Transfer()
     assert step(clip_sample=None, clip_sample_range=None) == Transfer(clip=1.0)
     # these never clip, whatever their settings say
     assert step(_class_name="EulerDiscreteScheduler", clip_sample=True) == Transfer()

@@ -2,10 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from fewstep.process import LinearBetas, Process, Table
@@ -25,7 +25,7 @@ class Betas:
     beta_start: float = 1e-4
     beta_end: float = 0.02
     beta_schedule: Schedule = "linear"
-    trained_betas: tuple[float, ...] | None = None
+    trained_betas: Annotated[tuple[float, ...], Field(min_length=2)] | None = None
     rescale_betas_zero_snr: bool = False
 
     @property
@@ -40,13 +40,19 @@ class Betas:
         the betas do not make a noise schedule.
         """
         betas = self._betas()
+        if not ((betas >= 0) & (betas <= 1)).all():
+            raise ValueError("each must be from 0 to 1")
         steps, first, last = len(betas), float(betas[0]), float(betas[-1])
         if not self.ends_in_noise:
+            linear = None
             if self.trained_betas is None and self.beta_schedule == "linear":
-                return LinearBetas(steps, self.beta_start, self.beta_end)
+                linear = LinearBetas(steps, self.beta_start, self.beta_end)
             # up to rounding, which differs between projects
-            if torch.allclose(betas, torch.linspace(first, last, steps), rtol=1e-6, atol=0.0):
-                return LinearBetas(steps, first, last)
+            elif torch.allclose(betas, torch.linspace(first, last, steps), rtol=1e-6, atol=0.0):
+                linear = LinearBetas(steps, first, last)
+            if linear is not None:
+                _ = linear.table  # raises if it is none
+                return linear
         products = torch.cumprod(1 - betas.double(), dim=0)
         if self.rescale_betas_zero_snr:
             products = _rescale(products)

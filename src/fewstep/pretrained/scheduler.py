@@ -160,6 +160,9 @@ def read_scheduler(path: Path | None, address: str, changes: Mapping[str, Any]) 
     for key in changes:
         if key not in kind.settings and key != "_class_name":
             raise InputError(f"{address}: {name} has no setting {key}: remove it")
+    for key in ("clip_sample", "clip_denoised"):  # in diffusers null is false
+        if key in values and values[key] is None:
+            values[key] = False
     own = {k: v for k, v in values.items() if v is not None and k in kind.settings}
     values = {**kind.defaults, **own}
     match kind.family:
