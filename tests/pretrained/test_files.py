@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from fewstep import runs
 from fewstep.errors import InputError
-from fewstep.pretrained.files import describe_file, read_weights
+from fewstep.pretrained.files import describe_file, read_weights, state_dict
 from fewstep.pretrained.pickles import NetworkObject
 from pretrained.snapshots import Module, dump
 
@@ -169,6 +169,8 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path):
         (tensors("lucidrains"), "load it as lucidrains:"),
         (tensors("openai", "module."), "guided-diffusion: load it as openai:"),
         (tensors("diffusers"), "load the folder as diffusers:FOLDER"),
+        ({"state_dict": tensors("diffusers", "net._orig_mod."), "epoch": 1}, "diffusers:FOLDER"),
+        ({"map_layer0.weight": torch.zeros(2), "map_layer1.weight": torch.zeros(2)}, "as edm:"),
         (
             {"state_dict": {**tensors("latent"), **tensors("openai", "model.diffusion_model.")}},
             "latent diffusion",
@@ -213,6 +215,25 @@ def test_other_formats_are_told_apart(tmp_path):
         runs.load(tmp_path / "their.safetensors")
     with pytest.raises(InputError, match="cannot read .*nowhere.pt"):
         read_weights(tmp_path / "nowhere.pt")
+
+
+def test_the_entry_with_most_tensors_is_the_network():
+    network = {"a": torch.zeros(2), "b": torch.ones(2)}
+    for content in (network, {"step": torch.tensor(1), "state_dict": network, "opt": {0: 1}}):
+        assert state_dict(content).keys() == network.keys()
+    assert state_dict({0: torch.zeros(2)}) == state_dict([torch.zeros(2)]) == state_dict({}) == {}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_archives_of_new_pickle_protocols(tmp_path, protocol):
+    path = tmp_path / "their.pt"
+    torch.save({"w": torch.ones(2)}, path, pickle_protocol=protocol)
+    if protocol == 3:
+        assert torch.equal(read_weights(path)["w"], torch.ones(2))
+        return
+    with pytest.raises(InputError, match="protocol 4 or newer.*save it again by torch.save"):
+        read_weights(path)
 
 
 def test_archives_and_old_files_give_their_tensors(tmp_path):

@@ -189,6 +189,37 @@ def test_the_published_averaged_weights_need_no_scheduler(folder, home):
     assert generator.denoiser.process != LinearBetas()
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "unet._orig_mod."])
+def test_state_dicts_of_wrapped_networks(folder, published, wrapper):
+    """As a training saves them by hand: within a checkpoint, with a wrapper's name before each."""
+    weights = pickled(folder) / "unet" / f"{NAME}.bin"
+    state = {wrapper + name: value for name, value in torch.load(weights).items()}
+    torch.save({"epoch": 1, "step": torch.tensor(2), "state_dict": state}, weights)
+    assert gap(read_diffusers(str(folder)), published[1]) < 1e-5
+
+
+def test_a_file_is_answered_with_its_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for file in ("unet/config.json", folder / "unet" / f"{NAME}.safetensors"):
+        assert refusal(file) == (
+            f"{file} is a file, but diffusers: takes the folder with the network's config.json and "
+            f"weights: write diffusers:{file.parent if file != 'unet/config.json' else 'unet'}"
+        )
+
+
+def test_the_last_checkpoint_of_a_training_is_suggested(folder):
+    for step in (500, 1500, 1000):
+        (folder / f"checkpoint-{step}").mkdir()
+    shutil.rmtree(folder / "unet")
+    assert refusal(folder).endswith(f"such as {folder / 'checkpoint-1500'}")
+
+
+def test_the_network_of_a_latent_pipeline_is_refused_too(folder):
+    edit(folder / "model_index.json", _class_name="LDMPipeline", vqvae=["diffusers", "VQModel"])
+    for place in (folder, folder / "unet"):
+        assert "is a LDMPipeline: its network works on the latents" in refusal(place)
+
+
 @pytest.mark.parametrize("layout", [flat, bare, inner, pickled])
 def test_every_layout_is_read(folder, published, layout):
     scheduler = folder / "scheduler" / "scheduler_config.json"

@@ -113,6 +113,19 @@ def test_raw_weights_and_sizes_that_are_no_square(tmp_path, capsys):
     assert gap(generator, net) < 1e-5
 
 
+def test_checkpoints_of_other_trainers(tmp_path):
+    """What is recognised is loaded: in an entry, with names of wrappers, beside an optimiser."""
+    net = network()
+    state = {**lucid.buffers("cosine", "pred_v"), **named(net.state_dict(), "model.")}
+    path = tmp_path / "last.ckpt"
+    for key, wrapper in (("state_dict", "diffusion."), ("net", "module."), ("net", "")):
+        optimizer = {"state": {0: torch.zeros(2)}, "param_groups": []}
+        torch.save({"epoch": 3, key: named(state, wrapper), "optimizer": optimizer}, path)
+        with pytest.raises(InputError, match="load it as lucidrains:"):
+            fewstep.load(path)
+        assert gap(fewstep.load(f"lucidrains:{path}?image_size={SIZE}"), net) < 1e-5
+
+
 def test_files_that_do_not_fit_are_named_in_one_line(tmp_path):
     net, diffusion = network(), lucid.buffers("cosine", "pred_v")
     state = {**diffusion, **named(net.state_dict(), "model.")}
@@ -127,6 +140,9 @@ def test_files_that_do_not_fit_are_named_in_one_line(tmp_path):
         (state, "?image_size=9", "9x9 pixels cannot be halved 1 times"),
         (state, "?image_size=8&objective=eps", "objective=eps in .* is not supported"),
         (net.state_dict(), "?image_size=8", "add it, as in beta_schedule=cosine"),
+        (net.state_dict(), "?image_size=8&beta_schedule=linear&objective=pred_v&timesteps=10",
+         "10 steps are too few for the noise schedule 'linear'"),
+        ({0: torch.zeros(2)}, "?image_size=8", "holds no network of lucidrains"),
         ({k: v for k, v in state.items() if k != "loss_weight"}, "?image_size=8", "add objective="),
         (old, "?image_size=8", "written by a version before 1.9"),
         (variance, "?image_size=8", "3 input and 6 output channels"),

@@ -6,6 +6,7 @@ plain pickles of networks, by `pickles.read_pickle`.
 
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,6 +50,11 @@ LAYOUTS = (
     ),
     Layout("NVIDIA's EDM", frozenset({"ema: a network"}), "edm"),
     Layout(
+        "a state dict of NVIDIA's EDM",
+        frozenset({"map_layer0.weight", "map_layer1.weight"}),
+        remedy="load network-snapshot-*.pkl, which has the settings too, as edm:FILE",
+    ),
+    Layout(
         "a latent diffusion model",
         frozenset({"first_stage_model.encoder.conv_in.weight"}),
         remedy="fewstep has no latent diffusion models",
@@ -61,7 +67,10 @@ LAYOUTS = (
     Layout(
         "diffusers",
         frozenset({"conv_in.weight", "time_embedding.linear_1.weight", "conv_out.weight"}),
-        remedy="put it beside its config.json and load the folder as diffusers:FOLDER",
+        remedy=(
+            "put it beside its config.json, as diffusion_pytorch_model.bin or .safetensors, and "
+            "load the folder as diffusers:FOLDER"
+        ),
     ),
     Layout(
         "the DDPM of ermongroup's ddim or pesser's pytorch_diffusion",
@@ -73,8 +82,6 @@ LAYOUTS = (
         frozenset({"all_modules.0.weight", "all_modules.1.weight"}),
     ),
 )
-PREFIXES = ("model.", "ema_model.", "module.", "diffusion_model.", "online_model.", "_orig_mod.")
-"""Names of wrappers, at the start of the tensors' names."""
 
 
 def read_weights(path: Path) -> Any:
@@ -140,14 +147,14 @@ def describe_file(path: Path) -> str:
 
 def find_layout(content: Any) -> Layout | None:
     """The project that wrote a file with this content; None if it is unknown."""
-    names = set(entry_names(content))
-    if isinstance(content, Mapping):
-        entries = cast(Mapping[str, Any], content)
-        networks = [key for key, item in entries.items() if isinstance(item, NetworkObject)]
-        names |= {f"{key}: a network" for key in networks}
-        for state in (entries, *(v for v in entries.values() if isinstance(v, Mapping))):
-            names |= {_bare_name(str(name)) for name in cast(Mapping[str, Any], state)}
-    return next((layout for layout in LAYOUTS if layout.keys <= names), None)
+    if not isinstance(content, Mapping):
+        return None
+    entries = cast(Mapping[str, Any], content)
+    networks = [key for key, item in entries.items() if isinstance(item, NetworkObject)]
+    groups = [{f"{key}: a network" for key in networks}]
+    groups += [set(entry_names(state)) for state in (entries, *entries.values())]
+    layouts = (each for each in LAYOUTS if any(_has_names(group, each.keys) for group in groups))
+    return next(layouts, None)
 
 
 def entry_names(content: Any) -> list[str]:
@@ -158,26 +165,46 @@ def entry_names(content: Any) -> list[str]:
 
 
 def state_dict(content: Any) -> dict[str, Tensor]:
-    """The tensors at the top of a file's content, or of a network in it, by name."""
+    """The tensors of a network in a file's content, by name.
+
+    They are at the top, or in the entry that has most of them, as in checkpoints of trainings.
+    """
     if isinstance(content, NetworkObject):
         return content.tensors()
     if not isinstance(content, Mapping):
         return {}
-    items = cast(Mapping[str, Any], content).items()
-    return {name: value for name, value in items if isinstance(value, Tensor)}
+    entries = cast(Mapping[Any, Any], content)
+    return max(map(_tensors, (entries, *entries.values())), key=len)
 
 
-def _bare_name(name: str) -> str:
-    """A tensor's name without those of wrappers at its start."""
-    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
-    return name if prefix is None else _bare_name(name.removeprefix(prefix))
+def _tensors(content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        return {}
+    items = cast(Mapping[Any, Any], content).items()
+    # the states of optimisers are numbered
+    return {k: v for k, v in items if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def _has_names(names: set[str], keys: frozenset[str]) -> bool:
+    """Whether `names` include all `keys`, with the same names of wrappers before each."""
+    first = min(keys)
+    prefixes = {name.removesuffix(first) for name in names if name.endswith(first)}
+    outer = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
+    return any(all(prefix + key in names for key in keys) for prefix in outer)
 
 
 def _read_torch(path: Path, kind: str) -> Any:
     try:
         mmap = kind == "PyTorch archive"
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():  # of new pickle protocols, which fail if they matter
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
+        if "Unsupported operand" in str(error):
+            raise InputError(
+                f"{path} is a {kind} of pickle protocol 4 or newer, which torch.load does not read "
+                "with weights_only: save it again by torch.save without pickle_protocol"
+            ) from None
         raise InputError(
             f"{path} is a {kind} that would run {unsafe_name(error)} when it is loaded; fewstep "
             "refuses it and did not run it: save the state dict alone"

@@ -146,8 +146,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _check_pixels(folder: Path) -> None:
     """Raise InputError for a pipeline whose network works on the latents of an autoencoder."""
-    path = folder / INDEX
-    components = read_json(path) if path.is_file() else {}
+    path = next((root / INDEX for root in _roots(folder) if (root / INDEX).is_file()), None)
+    components = read_json(path) if path else {}
     encoders = [name for name in ("vae", "vqvae", "movq") if name in components]
     if encoders:
         raise InputError(
@@ -158,7 +158,8 @@ def _check_pixels(folder: Path) -> None:
 
 def _describe_other(folder: Path) -> str:
     """Why a folder holds no network that fewstep reads."""
-    checkpoints = sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir())
+    checkpoints = [path.name for path in folder.glob("checkpoint-*") if path.is_dir()]
+    checkpoints.sort(key=lambda name: (len(name), name))  # checkpoint-1000 is after checkpoint-500
     if checkpoints:
         return (
             f"{folder} holds no finished network, but checkpoints of a training: choose one, such "

@@ -34,8 +34,14 @@ def find_folder(name: str) -> Path:
 
     Raises: InputError if there is no such folder; the message names the path where to put it.
     """
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise InputError(
+            f"{name} is a file, but diffusers: takes the folder with the network's {CONFIG} and "
+            f"weights: write diffusers:{path.parent}"
+        )
     folder = home() / "weights"
     averaged = folder / AVERAGED.get(name, "")
     if name in AVERAGED and _has_files(averaged):

@@ -147,11 +147,7 @@ def _options(path: Path, text: dict[str, str], address: str) -> Options:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    content = read_weights(path)
-    state = state_dict(content)
-    if not state and isinstance(content, Mapping):  # as Lightning and other trainers wrap it
-        entries = cast(Mapping[str, Any], content)
-        state = next((s for s in map(state_dict, entries.values()) if s), {})
+    state = state_dict(read_weights(path))
     name = next((name for name in state if name.endswith("input_blocks.0.0.weight")), None)
     if name is None:
         raise InputError(f"{path} holds no U-Net of OpenAI's layout: no input_blocks.0.0.weight")

@@ -19,6 +19,8 @@ ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 """Names of attention weights in old checkpoints, and their current names."""
 CLASSES = "class_embedding.weight"
 OUTPUT = {"conv_out.weight", "conv_out.bias"}
+FIRST = "conv_in.weight"
+"""A tensor that every such network has once."""
 
 Down = Literal["DownBlock2D", "AttnDownBlock2D", "UNetResDownBlock2D", "UNetResAttnDownBlock2D"]
 Up = Literal["UpBlock2D", "AttnUpBlock2D", "UNetResUpBlock2D", "UNetResAttnUpBlock2D"]
@@ -181,7 +183,10 @@ def network_tensors(
     A class embedding gets a row for no class, the mean of all classes, unless it is its last row.
     Of outputs that predict the noise and its variance, those of the noise remain.
     """
-    state = {_current_name(name): value for name, value in read_tensors(paths).items()}
+    tensors = read_tensors(paths)
+    # wrappers of torch, such as DataParallel and torch.compile, put their names before all others
+    wrapper = next((name.removesuffix(FIRST) for name in tensors if name.endswith(FIRST)), "")
+    state = {_current_name(k.removeprefix(wrapper)): value for k, value in tensors.items()}
     if network.out_channels == 2 * network.in_channels:
         for name in OUTPUT & state.keys():
             state[name] = state[name][: network.in_channels]
