@@ -84,3 +84,12 @@ def test_mistakes_are_one_line(checkpoints, tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_is_named(checkpoints, tmp_path, capsys):
+    folder, file = tmp_path / "folder.safetensors", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("")
+    for out in (folder, file / "x.safetensors"):
+        assert main(["convert", f"diffusers:{checkpoints}/ddpm", "--out", str(out)]) == 2
+        assert f"cannot write {out}: " in capsys.readouterr().err

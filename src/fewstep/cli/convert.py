@@ -35,9 +35,13 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--out {options.out} must be the name of a .safetensors file")
     generator = runs.load(options.source, weights=options.weights)
     note = runs.describe(options.source, weights=options.weights)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     recipe, pins, step = note.get("recipe"), note.get("pins", {}), note.get("step")
-    runs.save_generator(options.out, generator, recipe, pins, step=step)
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        runs.save_generator(options.out, generator, recipe, pins, step=step)
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise InputError(f"cannot write {options.out}: {problem}; give another --out") from error
     denoiser, spec = generator.denoiser, generator.spec
     backbone = unguided(denoiser.backbone)
     parts = {
