@@ -304,6 +304,8 @@ def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if str(path) in preset_names():
             remedy = f"it is a recipe's name; train it, `fewstep train {path} --out DIR`, for a run"
         raise InputError(f"{path} does not exist: {remedy}")
+    from fewstep.pretrained.files import describe_file, describe_text
+
     try:
         with safe_open(path, framework="pt") as file:
             note = (file.metadata() or {}).get(KEY)
@@ -312,9 +314,8 @@ def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 return tensors, json.loads(note)
     except (SafetensorError, OSError) as error:
         if path.suffix == ".safetensors":
-            raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
-    from fewstep.pretrained.files import describe_file
-
+            problem = describe_text(path) or error
+            raise InputError(f"{path} is damaged or not a safetensors file: {problem}") from error
     raise InputError(describe_file(path))
 
 

@@ -200,7 +200,7 @@ def test_other_formats_are_told_apart(tmp_path):
         (pickle.dumps({"w": torch.zeros(2)})[:40], "is a damaged pickle"),
         (torch_bytes(tensors("openai"))[:200], "is damaged"),
         ((tmp_path / "other.zip").read_bytes(), "no archive of torch.save"),
-        (b"", "is an empty file"),
+        (b"", "an empty file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"hello", "neither a safetensors file, nor one of PyTorch, nor a pickle"),
@@ -210,6 +210,10 @@ def test_other_formats_are_told_apart(tmp_path):
         for problem in (describe_file(path), str(pytest.raises(InputError, runs.load, path).value)):
             assert message in problem
             assert "\n" not in problem
+    for content, message in cases[5:8]:  # also under the name of another kind
+        (tmp_path / "their.safetensors").write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            runs.load(tmp_path / "their.safetensors")
     save_file(tensors("openai"), tmp_path / "their.safetensors")
     with pytest.raises(InputError, match="a safetensors file with keys .* load it as openai:"):
         runs.load(tmp_path / "their.safetensors")

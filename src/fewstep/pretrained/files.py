@@ -227,6 +227,11 @@ def _other_archive(path: Path) -> bool:
 
 def _unknown(path: Path) -> str:
     """What a file is that is neither weights nor a pickle."""
+    return describe_text(path) or "neither a safetensors file, nor one of PyTorch, nor a pickle"
+
+
+def describe_text(path: Path) -> str:
+    """What a file is that a download left in place of weights; "" for any other."""
     with path.open("rb") as file:
         start = file.read(256).lstrip().lower()
     if not start:
@@ -235,4 +240,4 @@ def _unknown(path: Path) -> str:
         return "a pointer of Git LFS instead of the file, which `git lfs pull` fetches"
     if start.startswith((b"<!doctype html", b"<html")):
         return "a web page instead of a file of weights"
-    return "neither a safetensors file, nor one of PyTorch, nor a pickle"
+    return ""
