@@ -13,7 +13,7 @@ from fewstep.process import VE, VP, Table
 from fewstep.sampling import Heun
 from fewstep.times import KarrasGrid
 from pretrained import nvidia
-from pretrained.snapshots import dump
+from pretrained.snapshots import Module, dump
 
 NCSN = {"fourier": True, "residual": True, "taps": (1, 3, 3, 1)}
 CASES = [
@@ -133,11 +133,27 @@ def test_snapshots_that_do_not_fit_are_named_in_one_line(tmp_path):
     )
     less = nvidia.snapshot(net)
     del less.attributes["img_channels"]
+    odd, empty = (
+        Module(
+            "EDMPrecond",
+            children={"model": Module("SongUNet", children={"enc": Module("ModuleDict", **enc)})},
+            **{"img_channels": 3, "label_dim": 0, "img_resolution": 8},
+            **{"sigma_min": 0.0, "sigma_max": 80.0, "sigma_data": 0.5},
+        )
+        for enc in ({"children": {"first": Module("Conv2d")}}, {})
+    )
     cases = [
         ({"ema": other}, "holds a SongUNet in a Precond, but fewstep reads SongUNet and Dhariwal"),
         ({"ema": skip}, "an encoder of type 'skip' is not supported"),
         ({"ema": less}, "is damaged: its network lacks 'img_channels'"),
-        ({"net": 3}, "holds no network of NVIDIA's EDM"),
+        ({"net": 3}, "holds no network of NVIDIA's EDM: it lacks ema"),
+        (
+            {"ema": Module("Precond", children={"unet": Module("UNet")})},
+            "lacks a model, as in EDM2",
+        ),
+        ({"ema": odd}, "is damaged, or its network is not one of NVIDIA's EDM: invalid literal"),
+        ({"ema": empty}, "is damaged, or its network is not one of NVIDIA's EDM: StopIteration"),
+        ({"ema": Module("EDMPrecond", _modules=[1])}, "is a damaged pickle.*of a EDMPrecond are"),
         ({"ema": nvidia.snapshot(nvidia.Linear(2, 2))}, "holds no network of NVIDIA's EDM"),
     ]
     for content, message in cases:

@@ -77,7 +77,8 @@ def read_edm(address: str) -> Generator:
     outer = content if isinstance(content, NetworkObject) else None
     inner = outer.children().get("model") if outer else None
     if outer is None or inner is None:
-        raise InputError(f"{path} holds no network of NVIDIA's EDM: it lacks ema.model")
+        problem = f"its {outer.class_name} lacks a model, as in EDM2" if outer else "it lacks ema"
+        raise InputError(f"{path} holds no network of NVIDIA's EDM: {problem}")
     if outer.class_name not in PRECONDITIONS or inner.class_name not in ARCHITECTURES:
         raise InputError(
             f"{path} holds a {inner.class_name} in a {outer.class_name}, but fewstep reads "
@@ -85,8 +86,16 @@ def read_edm(address: str) -> Generator:
         )
     try:
         return PRECONDITIONS[outer.class_name](outer.attributes, _Network(inner, path))
-    except (KeyError, IndexError, TypeError) as error:
+    except InputError:
+        raise
+    except KeyError as error:
         raise InputError(f"{path} is damaged: its network lacks {error}") from error
+    # attributes of any type and layers of any name can be in a pickle
+    except Exception as error:
+        problem = str(error) or type(error).__name__
+        raise InputError(
+            f"{path} is damaged, or its network is not one of NVIDIA's EDM: {problem}"
+        ) from error
 
 
 class _Network:

@@ -68,6 +68,9 @@ class NetworkObject:
     """A layer or network: the name of its class and its attributes."""
 
     def __init__(self, class_name: str, attributes: Mapping[str, Any]) -> None:
+        groups = [attributes, *map(attributes.get, ("_parameters", "_buffers", "_modules"))]
+        if not all(group is None or isinstance(group, Mapping) for group in groups):
+            raise ValueError(f"the attributes of a {class_name} are not those of a network")
         self.class_name = class_name
         self.attributes = attributes
 

@@ -168,7 +168,7 @@ def check_class(path: Path) -> None:
     """Raise InputError for the config file of another network than a UNet2DModel."""
     name = read_json(path).get("_class_name", "UNet2DModel")
     if name != "UNet2DModel":
-        kind = OTHERS.get(name, "not a U-Net that fewstep reads")
+        kind = OTHERS.get(str(name), "not a U-Net that fewstep reads")
         raise InputError(
             f"{path}: _class_name is {name!r}, {kind}; fewstep reads UNet2DModel: images in "
             "pixels, with class labels or without"
