@@ -142,12 +142,14 @@ def test_the_default_adaptation_is_a_tenth_of_the_steps_and_can_be_off(ddpm):
         assert assemble(recipe, DEVICE).count_steps(recipe.fit) == steps
 
 
-@pytest.mark.parametrize("stop", [3, 5, 7, 8])
-def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bytes(ddpm, tmp_path, stop):
+@pytest.mark.parametrize(
+    ("stop", "layout"), [(3, "false"), (5, "false"), (7, "false"), (8, "false"), (7, "true")]
+)
+def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bytes(ddpm, tmp_path, stop, layout):
     """Steps 1 to 5 adapt, 6 to 9 train; the average of consistency starts from adapted weights."""
     more = [
         "student.parametrization=v", "fit.adapt=5", "method.target_decay=0.5", "fit.save_every=1",
-        "fit.players.adapt.lr=0.01",
+        "fit.players.adapt.lr=0.01", f"fit.channels_last={layout}",
     ]  # fmt: skip
     recipe = student(ddpm, *more, name="digits-consistency")
     run(recipe, tmp_path / "whole")

@@ -239,7 +239,10 @@ class Training:
             moments: dict[int, dict[str, Tensor]] = {}
             for key in (key for key in tensors if key.startswith(prefix)):
                 index, moment = key.removeprefix(prefix).split(".", 1)
-                moments.setdefault(int(index), {})[moment] = tensors[key].clone()
+                value, like = tensors[key], optimizer.param_groups[0]["params"][int(index)]
+                # fused optimisers read the memory of a weight and its moments in the same order
+                copy = torch.empty_like(like if like.shape == value.shape else value).copy_(value)
+                moments.setdefault(int(index), {})[moment] = copy
             optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         for index, average in enumerate(self.averages):
             for i, value in enumerate(average):
