@@ -89,6 +89,7 @@ def test_schedules_objectives_and_options_beside_the_file(tmp_path):
     save(tmp_path / "net.pt")
     beside = tmp_path / "net.json"
     settings = {"image_size": [8], "noise_schedule": "linear", "num_head_channels": 16}
+    settings["num_heads"] = None
     beside.write_text(json.dumps(settings))
 
     def parts(options):
@@ -156,6 +157,12 @@ def test_files_that_do_not_fit_are_named_in_one_line(tmp_path):
         ({**state, "input_blocks.0.0.weight": torch.zeros(32, 6, 3, 3)}, every, "super-resolution"),
         ({**state, "out.2.weight": torch.zeros(9, 32, 3, 3)}, every, "input and 9 output"),
         ({k: v for k, v in state.items() if "time_embed.2" not in k}, every, "is missing in"),
+        ({k: v for k, v in state.items() if "time_embed.0" not in k}, every, "layout: no 'time"),
+        ({k: v for k, v in state.items() if "blocks.1.0" not in k}, every, "layout: no 'in"),
+        ({**state, "middle_block.7.x": torch.zeros(2)}, every, "no whole U-Net.*does not belong"),
+        ({**state, "input_blocks.0.0.weight": torch.zeros(())}, every, "no whole.*not belong"),
+        (state, every + "&dropout=1", "dropout=1 in .* is not supported"),
+        (state, every + "&sigma_max=0", "sigma_max=0 in .* is not supported"),
     ]  # fmt: skip
     for content, options, message in cases:
         torch.save(content, path)

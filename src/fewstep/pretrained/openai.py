@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from fewstep.backbones.edm_unet import EDMUNetConfig
@@ -69,13 +69,13 @@ class Options:
     """Channels per attention head; -1 leaves it to `num_heads`."""
     use_new_attention_order: bool | None = None
     """Order of queries, keys and values; by default new in consistency_models alone."""
-    sigma_data: float = 0.5
+    sigma_data: PositiveFloat = 0.5
     """EDM's standard deviation of the data."""
-    sigma_min: float = 0.002
+    sigma_min: PositiveFloat = 0.002
     """EDM's least noise level."""
-    sigma_max: float = 80.0
+    sigma_max: PositiveFloat = 80.0
     """EDM's largest noise level."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout probability during training."""
     # what follows from the tensors is compared with them
     num_channels: int | None = None
@@ -109,12 +109,15 @@ def read_openai(address: str) -> Generator:
             f"the noise schedule is not in {path}: add noise_schedule=linear, cosine, edm or "
             "consistency"
         )
-    config = layout.config(options)
-    layout.compare(config, options)
     new_order = options.use_new_attention_order
     if new_order is None:
         new_order = schedule in ("edm", "consistency")
-    weights = layout.weights(config, 0 if new_order else 1)
+    try:
+        config = layout.config(options)
+        layout.compare(config, options)
+        weights = layout.weights(config, 0 if new_order else 1)
+    except (KeyError, IndexError) as error:
+        raise _incomplete(path, error) from error
     shape = (layout.channels, size[0], size[-1])
     backbone = build_backbone(config, weights, path, shape=shape, classes=layout.classes)
     if schedule == "linear" or schedule == "cosine":
@@ -140,6 +143,8 @@ def _options(path: Path, text: dict[str, str], address: str) -> Options:
         if not isinstance(content, dict):
             raise InputError(f"{beside} is not a JSON object of options")
         for key, value in cast(dict[str, Any], content).items():
+            if value is None:
+                continue
             items = cast(list[Any], value) if isinstance(value, list) else [value]
             settings[key] = ",".join(map(str, items))
         parse_options(Options, settings, str(beside))  # so that a message names the file
@@ -155,6 +160,11 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
+def _incomplete(path: Path, error: Exception) -> InputError:
+    problem = f"no {error}" if isinstance(error, KeyError) else "a layer or shape does not belong"
+    return InputError(f"{path} holds no whole U-Net of OpenAI's layout: {problem}")
+
+
 class _Layout:
     """The settings of the network that follow from its tensors."""
 
@@ -168,10 +178,8 @@ class _Layout:
             last = f"output_blocks.{outputs - 1}.0.in_layers.2.weight"
             if last not in state:
                 raise KeyError(last)
-        except KeyError as error:
-            raise InputError(
-                f"{path} holds no whole U-Net of OpenAI's layout: no {error}"
-            ) from None
+        except (KeyError, IndexError) as error:
+            raise _incomplete(path, error) from error
         if self.channels == 6:
             raise InputError(
                 f"{path} is a super-resolution network, which takes a small image too: that is not "

@@ -65,7 +65,7 @@ class Network:
     downsample_padding: Literal[0, 1] = 1
     downsample_type: Literal["conv"] = "conv"
     upsample_type: Literal["conv"] = "conv"
-    dropout: float = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     act_fn: Literal["silu", "swish"] = "silu"
     attention_head_dim: PositiveInt | None = 8
     norm_num_groups: PositiveInt = 32
