@@ -209,7 +209,8 @@ class Table(Process):
 
     def __post_init__(self) -> None:
         values = (1.0, *self.alphas_cumprod, 0.0)
-        if len(values) < 4 or any(a <= b for a, b in zip(values, values[1:], strict=False)):
+        # "not all" refuses NaN too
+        if len(values) < 4 or not all(a > b for a, b in zip(values, values[1:], strict=False)):
             raise ValueError(
                 "alphas_cumprod must be two or more values that decrease within (0, 1)"
             )

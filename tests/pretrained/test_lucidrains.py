@@ -152,6 +152,9 @@ def test_files_that_do_not_fit_are_named_in_one_line(tmp_path):
         ({k: v for k, v in state.items() if "downs" not in k}, "?image_size=8", "no whole network"),
         ({"w": torch.zeros(2)}, "?image_size=8", "holds no network of lucidrains"),
         ({**state, **no_noise}, "?image_size=8", "are no noise schedule"),
+        ({**state, names[0]: torch.ones(3)}, "?image_size=8", "are no noise schedule"),
+        ({**state, names[1]: torch.full((100,), torch.nan)}, "?image_size=8", "no noise schedule"),
+        ({**state, "loss_weight": torch.ones(())}, "?image_size=8", "add objective="),
         (grouped, "?image_size=8&resnet_block_groups=5", "16 channels cannot be split"),
     ]  # fmt: skip
     for content, options, message in cases:

@@ -184,7 +184,7 @@ def _process(diffusion: Mapping[str, Tensor], options: Options, path: Path) -> P
             f"{path} holds a network without its noise schedule: add it, as in "
             f"beta_schedule=cosine&timesteps=1000&objective=pred_noise"
         ) from None
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # of values, and of sizes that differ
         raise InputError(f"{path}: its alphas_cumprod are no noise schedule: {error}") from error
 
 
@@ -193,10 +193,11 @@ def _objective(diffusion: Mapping[str, Tensor], path: Path) -> Objective:
 
     These are 1, snr and snr/(snr + 1); clipping of the snr leaves those of noisy times unchanged.
     """
-    if {"loss_weight", "alphas_cumprod"} <= diffusion.keys():
-        signal = diffusion["alphas_cumprod"].double()
+    signal, weight = diffusion.get("alphas_cumprod"), diffusion.get("loss_weight")
+    if signal is not None and weight is not None and signal.shape == weight.shape:
+        signal, weight = signal.double(), weight.double()
         noisy = (signal > 0.05) & (signal < 0.3)
-        signal, weight = signal[noisy], diffusion["loss_weight"].double()[noisy]
+        signal, weight = signal[noisy], weight[noisy]
         snr = signal / (1 - signal)
         expected = {"pred_noise": torch.ones_like(snr), "pred_x0": snr, "pred_v": signal}
         for objective, values in expected.items():
