@@ -244,6 +244,8 @@ def test_images_out_of_range_are_refused_before_anything_is_written(tmp_path):
     assert store.Reader(tmp_path / "allowed").provenance["range"] == {
         "values": 128 * 16, "outside": 128 * 16, "largest": 8.0,
     }  # fmt: skip
+    with pytest.raises(InputError, match="allowed was begun with other settings"):
+        recorded(unclipped(step=Heun(clip=1.0)), tmp_path / "allowed", max_out_of_range=0.01)
     # a store that was begun with permission is not continued without it
     next(iter((tmp_path / "allowed").glob("shard-00001.zst"))).unlink()
     with pytest.raises(InputError, match="allowed is not recorded"):

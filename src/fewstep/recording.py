@@ -122,8 +122,9 @@ def record(
     # ranks wait for each other only at the end, perhaps for hours
     rank, ranks = distributed.world(timeout=timedelta(days=1))
     tiles = Tiles(generator, recording)
-    first = _first_range(folder, tiles)
+    first = stored_range(folder) or _check_first(tiles, folder)
     writer = _writer(generator, folder, recording, teacher, first, tile=tiles.size)
+    _check_first(tiles, folder, first)  # a stored one only if the folder has these settings
     size = writer.plan.shard_size
     total = sum(len(writer.plan.records(k)) for k in range(rank, writer.plan.shards, ranks))
     missing = [rows for rows in writer.missing() if rows.start // size % ranks == rank]
@@ -146,9 +147,9 @@ def record(
     return values
 
 
-def _first_range(folder: Address, tiles: "Tiles") -> ValueRange:
-    """Range of the images of the first tile: stored in the folder, or computed; then checked."""
-    values = stored_range(folder) or ValueRange.of(tiles.records(range(tiles.size))["x0"])
+def _check_first(tiles: "Tiles", folder: Address, values: ValueRange | None = None) -> ValueRange:
+    """The range of the images of the first tile, by default computed, after its check."""
+    values = values or ValueRange.of(tiles.records(range(tiles.size))["x0"])
     return tiles.check(values, f"the first {tiles.size} images", f"{folder} is not recorded")
 
 
