@@ -88,6 +88,9 @@ def test_empty_folders_among_the_weights_hold_no_network(hub, weights):
     (weights / GOOGLE).mkdir(parents=True)
     (weights / EMA).mkdir()
     assert find_folder(GOOGLE) == hub.cached
+    (weights / EMA / f"{EMA}.zip").touch()  # an archive that was not unpacked
+    put(weights / EMA / EMA / "unet")  # and one that was unpacked a level too deep
+    assert find_folder(GOOGLE) == hub.cached
 
 
 def test_averaged_weights_are_taken_for_the_raw_ones_and_it_is_said(hub, weights, capsys):

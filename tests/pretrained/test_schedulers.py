@@ -49,7 +49,8 @@ V_NET = {"prediction_type": "v_prediction"}
 def test_an_eps_network_whose_table_ends_in_noise_is_used_below_it(scheduled):
     noise_schedule = scheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     noise_schedule.save_pretrained(scheduled / "scheduler")
-    generator = read_diffusers(str(scheduled))
+    with pytest.warns(match="sampling starts one level below, at timestep 998"):
+        generator = read_diffusers(str(scheduled))
     assert generator.denoiser.span == (0, 998 / 999)
     assert generator.grid(4, generator.denoiser).tolist() == pytest.approx(
         [998 / 999, 749 / 999, 499 / 999, 249 / 999]

@@ -44,10 +44,10 @@ def find_folder(name: str) -> Path:
         )
     folder = home() / "weights"
     averaged = folder / AVERAGED.get(name, "")
-    if name in AVERAGED and _has_files(averaged):
+    if name in AVERAGED and _has_network(averaged):
         print(f"fewstep: {name}: using the averaged weights in {averaged}", file=sys.stderr)
         return averaged
-    if _has_files(folder / name):
+    if _has_network(folder / name):
         return folder / name
     if name == EMA:
         return _download_release(folder / name)
@@ -59,8 +59,9 @@ def find_folder(name: str) -> Path:
     return _from_hub(name, otherwise=f"put its folder at {folder / name}")
 
 
-def _has_files(folder: Path) -> bool:
-    return any(path.is_file() for path in folder.rglob("*"))
+def _has_network(folder: Path) -> bool:
+    """Whether the folder has a network's settings, itself or in unet/ or the like."""
+    return any(path.is_file() for path in (folder / CONFIG, *folder.glob(f"*/{CONFIG}")))
 
 
 def _from_hub(name: str, *, otherwise: str) -> Path:

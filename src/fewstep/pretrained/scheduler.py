@@ -205,6 +205,11 @@ def _read_table(name: str, settings: TableSettings, where: Path | str) -> tuple[
     if settings.ends_in_noise and isinstance(parametrization, Eps):
         last = settings.levels - 1
         span = (0.0, (last - 1) / last)
+        warnings.warn(
+            f"{where}: its last level is pure noise, from which a network that predicts the noise "
+            f"cannot give an image: sampling starts one level below, at timestep {last - 1}",
+            stacklevel=4,
+        )
     kind, equal = _solver(name, settings)
     step, grid = _clipped(kind, settings, where), _table_grid(name, settings, process)
     if kind is Heun:
