@@ -59,6 +59,8 @@ def test_the_baseline_is_the_first_in_the_line_of_teachers():
     assert find_baseline([third, second]) is second  # its own teacher is not among them
     assert find_baseline([third, first]) is None  # nobody's teacher is among them
     assert find_baseline([loaded("foreign")]) is None
+    spaced = loaded("first?timestep_spacing=trailing")
+    assert find_baseline([second, spaced]) is spaced  # options change no weights
 
 
 def test_a_baseline_may_be_named_by_name_or_address():

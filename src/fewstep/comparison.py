@@ -166,16 +166,22 @@ def find_baseline(loaded: Sequence[LoadedRun], name: str | None = None) -> Loade
         hint = did_you_mean(name, [run.name for run in loaded])
         raise InputError(f"--baseline {name} is not one of the runs{hint}")
     teachers = {
-        run.name: Path(run.recipe.teacher.load).resolve()
+        run.name: _without_options(run.recipe.teacher.load)
         for run in loaded
         if run.recipe and run.recipe.teacher
     }
-    addresses = {Path(run.address).resolve() for run in loaded}
+    addresses = {_without_options(run.address) for run in loaded}
     for run in loaded:
-        is_teacher = Path(run.address).resolve() in teachers.values()
+        is_teacher = _without_options(run.address) in teachers.values()
         if is_teacher and teachers.get(run.name) not in addresses:
             return run
     return None
+
+
+def _without_options(address: str) -> Path:
+    """The path of an address; its options, such as the spacing of steps, change no weights."""
+    path = Path(address)
+    return (path if path.exists() else Path(address.partition("?")[0])).resolve()
 
 
 def reference_images(run: LoadedRun, name: str | None = None) -> ImageSet:

@@ -32,19 +32,20 @@ def check_start(method: Method[Any]) -> None:
         return
     generator = method.generator()
     denoiser, counts = generator.denoiser, generator.grid.counts or (1,)
-    start = max(float(generator.grid(count, denoiser)[0]) for count in counts)
+    starts = [float(generator.grid(count, denoiser)[0]) for count in counts]
+    start, earliest = max(starts), min(starts)
     noisiest, event = start, "sampling starts"
     if method.trains_at_all_times and start < denoiser.span[1] - SPAN_TOLERANCE:
         noisiest, event = denoiser.span[1], "the training times end"
     factor = denoiser.error_factor(noisiest)
     if factor <= MAX_ERROR_FACTOR:
-        snr = denoiser.process.ratio(torch.tensor(start, dtype=torch.float64)).item() ** -2
+        snr = denoiser.process.ratio(torch.tensor(earliest, dtype=torch.float64)).item() ** -2
         if snr > MAX_START_SNR and not method.starts_from_noise:
             warnings.warn(
-                f"{type(method).__name__} trains on images with noise, but at t = {start:.4g} "
-                f"(signal-to-noise ratio {snr:.2g}) samples start from noise alone, so that images "
-                "will lack contrast: start later, or set student.parametrization to v in place of "
-                "student.start",
+                f"{type(method).__name__} or its teacher learns from noise with much of an image at "
+                f"t = {earliest:.4g} (signal-to-noise ratio {snr:.2g}), but samples start from "
+                "noise alone there, so that images will lack contrast: start later, or set "
+                "student.parametrization to v in place of student.start",
                 stacklevel=2,
             )
         return
