@@ -42,8 +42,8 @@ def check_start(method: Method[Any]) -> None:
         snr = denoiser.process.ratio(torch.tensor(earliest, dtype=torch.float64)).item() ** -2
         if snr > MAX_START_SNR and not method.starts_from_noise:
             warnings.warn(
-                f"{type(method).__name__} or its teacher learns from noise with much of an image at "
-                f"t = {earliest:.4g} (signal-to-noise ratio {snr:.2g}), but samples start from "
+                f"{type(method).__name__} or its teacher learns from noise with much of an image "
+                f"at t = {earliest:.4g} (signal-to-noise ratio {snr:.2g}), but samples start from "
                 "noise alone there, so that images will lack contrast: start later, or set "
                 "student.parametrization to v in place of student.start",
                 stacklevel=2,
