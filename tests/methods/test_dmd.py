@@ -223,7 +223,7 @@ def test_wrong_settings_are_refused():
     for settings in ({"every": 0}, {"regression": -1.0}):
         with pytest.raises(InputError, match="method.every"):
             dmd(images(5), **settings)
-    with pytest.raises(InputError, match="no times for 2 steps"):
+    with pytest.raises(InputError, match="no times for the 2 steps"):
         dmd(images(5), steps=2, grid=FixedGrid(((0.4,),)))
     with pytest.raises(InputError, match="teacher"):
         Dmd(DmdConfig(), Task(images(5), SPEC))
