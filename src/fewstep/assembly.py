@@ -250,7 +250,10 @@ def _student(
 
 
 def _repurpose(student: Denoiser, parametrization: Parametrization) -> Denoiser:
-    """The same network, with its inputs unchanged, to predict another quantity."""
+    """The same network, to predict another quantity.
+
+    Its inputs stay as they are, unless the parametrization's `native` is another process.
+    """
     old = student.parametrization
     inputs = old.inputs if isinstance(old, Mixed) else old
     new = parametrization.bind(inputs.process if isinstance(inputs, Native) else student.process)

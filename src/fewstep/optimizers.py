@@ -68,9 +68,9 @@ class FitConfig:
     seed: int = 0
     """Seed of all random numbers of the run."""
     adapt: int | None = None
-    """Steps before the others that adapt a copied network to student.parametrization, with the
-    optimiser settings of [fit.players.adapt]; by default a tenth of `steps` if it differs from the
-    network's, else 0."""
+    """Steps before the others that adapt a copied network to student.parametrization, if it differs
+    from the network's; by default a tenth of `steps`. [fit.players.adapt] replaces optimiser
+    settings of [fit] there, such as a long warm-up."""
     save_every: int = 1000
     """Training steps between two checkpoints."""
     players: dict[str, PlayerConfig] = field(default_factory=dict[str, PlayerConfig])

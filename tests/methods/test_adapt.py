@@ -68,7 +68,11 @@ def test_an_eps_student_from_pure_noise_is_refused_by_every_method(name, pairs):
         method = build(name)
         Training(method, toy.batches(method, pairs, batch=4), FitConfig(steps=3, batch=4))
     message = str(caught.value)
-    for remedy in ('student.parametrization="v"', "student.start={snr=0.25}", "student.init=RUN"):
+    for remedy in (
+        'student.parametrization="velocity"',
+        "student.start={snr=0.25}",
+        "student.init=RUN",
+    ):
         assert remedy in message
     assert "\n" not in message
 

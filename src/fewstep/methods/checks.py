@@ -45,7 +45,7 @@ def check_start(method: Method[Any]) -> None:
                 f"{type(method).__name__} or its teacher learns from noise with much of an image "
                 f"at t = {earliest:.4g} (signal-to-noise ratio {snr:.2g}), but samples start from "
                 "noise alone there, so that images will lack contrast: start later, or set "
-                "student.parametrization to v in place of student.start",
+                "student.parametrization to velocity in place of student.start",
                 stacklevel=2,
             )
         return
@@ -55,7 +55,7 @@ def check_start(method: Method[Any]) -> None:
     raise InputError(
         f'the student predicts "{name}", whose error is {size} as large in the image at t = '
         f"{noisiest:.4g}, where {event}; 10 times is allowed. Choose one: "
-        'student.parametrization="v" keeps the weights and adapts them for fit.adapt steps; '
+        'student.parametrization="velocity" keeps the weights and adapts them for fit.adapt steps; '
         "student.start={snr=0.25} starts with less noise; student.init=RUN starts from a network "
         "that predicts something else"
     )
