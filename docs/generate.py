@@ -162,8 +162,16 @@ def docstring_as_rst(app, what, name, item, options, lines):
 
 def escape(line):
     """RST of a line of plain text: `code` becomes a literal, other markup characters stay text."""
-    parts = re.split(r"(`[^`]+`)", line)
-    return "".join(
-        f"`{part}`" if part.startswith("`") else re.sub(r"([*|_\\])", r"\\\1", part)
-        for part in parts
-    )
+    result = ""
+    for part in re.split(r"(`[^`]+`)", line):
+        if part.startswith("`"):
+            result += f"`{part}`"
+        elif result and part[:1].isalpha():  # RST ends no literal before a letter
+            result += "\\ " + escape_text(part)
+        else:
+            result += escape_text(part)
+    return result
+
+
+def escape_text(text):
+    return re.sub(r"([*|_\\])", r"\\\1", text)

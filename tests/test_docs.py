@@ -187,6 +187,11 @@ def test_docstrings_become_rst():
     ]
 
 
+def test_code_may_be_followed_by_a_letter():
+    escape = runpy.run_path(str(ROOT / "docs" / "generate.py"))["escape"]
+    assert escape("`Record`s of x_t, `f()`, a*b") == "``Record``\\ s of x\\_t, ``f()``, a\\*b"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_examples_run(path, tmp_path, monkeypatch):
     monkeypatch.setenv("SCALE", SCALE)
