@@ -4,6 +4,7 @@ Networks are not wrapped in DistributedDataParallel. The trainer sums the gradie
 all ranks once per turn, after its last micro-batch.
 """
 
+import atexit
 import os
 import platform
 import re
@@ -37,7 +38,14 @@ def world(*, timeout: timedelta | None = None) -> tuple[int, int]:
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise InputError(f"the {size} processes did not all start: {reason}") from None
+        atexit.register(_leave)
     return dist.get_rank(), dist.get_world_size()
+
+
+def _leave() -> None:
+    # the group's threads would abort a process that exits while they run
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def device() -> torch.device:
