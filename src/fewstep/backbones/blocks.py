@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
+from fewstep.errors import InputError
+
 Images = Float[Tensor, "b _ _ _"]
 Embedding = Float[Tensor, "b e"]
 
@@ -259,3 +261,58 @@ class UpBlock(nn.Module):
         for upsample in self.upsamplers:
             x = upsample(x)
         return x
+
+
+def image_heights(
+    channels: tuple[int, ...], shape: tuple[int, ...], *, halvings: int | None = None
+) -> list[int]:
+    """Image heights in the encoder of a U-Net, largest first, after 0 to `halvings` halvings.
+
+    By default there is one halving less than there are entries in `channels`.
+
+    Raises: InputError if `shape` is not that of images that can be halved so often.
+    """
+    if len(shape) != 3:
+        raise InputError(
+            f"a U-Net needs images (channels, height, width), not shape {shape}: use the mlp"
+        )
+    count = len(channels) - 1 if halvings is None else halvings
+    if count < 0 or any(side % 2**count for side in shape[1:]):
+        raise InputError(
+            f"{shape[1]}x{shape[2]} pixels cannot be halved {count} times, as the {len(channels)} "
+            "entries of channels require: give fewer"
+        )
+    return [shape[1] >> i for i in range(count + 1)]
+
+
+def check_attention(attention: tuple[int, ...], heights: list[int]) -> None:
+    """Raise InputError for a height in `attention` that no image in the encoder has."""
+    for height in attention:
+        if height not in heights:
+            raise InputError(
+                f"attention is at height {height}, but the images in the encoder have heights "
+                f"{heights}: choose from these, or set attention = []"
+            )
+
+
+def initialise(net: nn.Module, residual: type[nn.Module]) -> None:
+    """Set the weights of a U-Net to DDPM's initial ones, in place.
+
+    The last layers are zero: those of the network, of its blocks of class `residual`, of its
+    attention, and of the embedding of the destination if it has one.
+    """
+    zero_layers = [net.get_submodule("conv_out")]
+    if getattr(net, "time_embedding_s", None) is not None:
+        zero_layers.append(net.get_submodule("time_embedding_s.linear_2"))
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, residual):
+            zero_layers.append(module.get_submodule("conv2"))
+        elif isinstance(module, Attention):
+            zero_layers.append(module.to_out[0])
+    for module in zero_layers:
+        for weight in module.parameters():
+            nn.init.zeros_(weight)

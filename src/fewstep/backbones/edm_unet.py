@@ -15,12 +15,14 @@ from torch.nn import functional
 
 from fewstep.backbones.base import Backbone, BackboneConfig
 from fewstep.backbones.blocks import (
-    Attention,
     Downsample,
     Embedding,
     Images,
     Upsample,
     channels_last_on_cpu,
+    check_attention,
+    image_heights,
+    initialise,
 )
 from fewstep.backbones.embedding import Fourier, LevelEmbedding, Sinusoid, embed
 from fewstep.backbones.residual_blocks import ImageSkip, ResidualBlock, ResidualOptions
@@ -222,24 +224,7 @@ class EDMUNet(Backbone):
             below = channels[index]
         self.norm_out = config.options(below).norm(below)
         self.conv_out = nn.Conv2d(below, shape[0], 3, padding=1)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        zero_layers: list[nn.Module] = [self.conv_out]
-        if self.time_embedding_s is not None:
-            zero_layers.append(self.time_embedding_s.linear_2)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, ResidualBlock):
-                zero_layers.append(module.conv2)
-            elif isinstance(module, Attention):
-                zero_layers.append(module.to_out[0])
-        for module in zero_layers:
-            for weight in module.parameters():
-                nn.init.zeros_(weight)
+        initialise(self, ResidualBlock)
 
     def forward(
         self,
@@ -295,23 +280,8 @@ class EDMUNet(Backbone):
 
 def _encoder_heights(config: EDMUNetConfig, shape: tuple[int, ...]) -> list[int]:
     """Image heights in the encoder, largest first.  Raises: InputError if it cannot be built."""
-    halvings = len(config.channels) - 1
-    if len(shape) != 3:
-        raise InputError(
-            f"a U-Net needs images (channels, height, width), not shape {shape}: use the mlp"
-        )
-    if any(side % 2**halvings for side in shape[1:]):
-        raise InputError(
-            f"{shape[1]}x{shape[2]} pixels cannot be halved {halvings} times, as the"
-            f" {halvings + 1} entries of channels require: give fewer"
-        )
-    heights = [shape[1] >> i for i in range(halvings + 1)]
-    for height in config.attention:
-        if height not in heights:
-            raise InputError(
-                f"attention is at height {height}, but the images in the encoder have heights "
-                f"{heights}: choose from these, or set attention = []"
-            )
+    heights = image_heights(config.channels, shape)
+    check_attention(config.attention, heights)
     for width in {config.width, *config.channels}:
         groups = min(config.groups, width // config.min_group)
         if groups == 0 or width % groups:

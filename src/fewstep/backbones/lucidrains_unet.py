@@ -21,6 +21,7 @@ from fewstep.backbones.blocks import (
     Upsample,
     attention,
     channels_last_on_cpu,
+    image_heights,
     images,
     tokens,
 )
@@ -295,15 +296,7 @@ class LucidrainsUNet(Backbone):
 def _check(config: LucidrainsUNetConfig, shape: tuple[int, ...]) -> None:
     """Raise InputError if the network cannot be built."""
     sizes = len(config.channels) - 1
-    if len(shape) != 3:
-        raise InputError(
-            f"a U-Net needs images (channels, height, width), not shape {shape}: use the mlp"
-        )
-    if sizes < 1 or any(side % 2 ** (sizes - 1) for side in shape[1:]):
-        raise InputError(
-            f"{shape[1]}x{shape[2]} pixels cannot be halved {sizes - 1} times, as the {sizes + 1} "
-            "entries of channels require: give fewer"
-        )
+    image_heights(config.channels, shape, halvings=sizes - 1)
     for name in ("full_attention", "heads", "head_dim"):
         if len(getattr(config, name)) != sizes:
             raise InputError(

@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from fewstep.backbones.base import Backbone, BackboneConfig
 from fewstep.backbones.blocks import (
-    Attention,
     BlockOptions,
     DownBlock,
     Embedding,
@@ -29,6 +28,9 @@ from fewstep.backbones.blocks import (
     Resnet,
     UpBlock,
     channels_last_on_cpu,
+    check_attention,
+    image_heights,
+    initialise,
 )
 from fewstep.backbones.embedding import LevelEmbedding, Sinusoid, embed
 from fewstep.condition import Condition
@@ -118,7 +120,7 @@ class UNet(Backbone):
         self.up_blocks = up_blocks(widths, config.layers, attends, options)
         self.conv_norm_out: nn.Module = options.norm(widths[0])
         self.conv_out: nn.Module = nn.Conv2d(widths[0], shape[0], 3, padding=1)
-        initialise(self)
+        initialise(self, Resnet)
 
     def forward(
         self,
@@ -208,47 +210,13 @@ def up_blocks(
     return blocks
 
 
-def initialise(net: UNet) -> None:
-    """Set the weights to DDPM's initial ones, in place."""
-    zero_layers: list[nn.Module] = [net.conv_out]
-    if net.time_embedding_s is not None:
-        zero_layers.append(net.time_embedding_s.linear_2)
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, Resnet):
-            zero_layers.append(module.conv2)
-        elif isinstance(module, Attention):
-            zero_layers.append(module.to_out[0])
-    for module in zero_layers:
-        for weight in module.parameters():
-            nn.init.zeros_(weight)
-
-
 def encoder_heights(config: UNetConfig, shape: tuple[int, ...]) -> list[int]:
     """Image heights in the encoder, largest first.
 
     Raises: InputError if the network cannot be built.
     """
-    if len(shape) != 3:
-        raise InputError(
-            f"a U-Net needs images (channels, height, width), not shape {shape}: use the mlp"
-        )
-    halvings = len(config.channels) - 1
-    if any(side % 2**halvings for side in shape[1:]):
-        raise InputError(
-            f"{shape[1]}x{shape[2]} pixels cannot be halved {halvings} times, as the"
-            f" {halvings + 1} entries of channels require: give fewer"
-        )
-    heights = [shape[1] >> i for i in range(halvings + 1)]
-    for height in config.attention:
-        if height not in heights:
-            raise InputError(
-                f"attention is at height {height}, but the images in the encoder have heights "
-                f"{heights}: choose from these, or set attention = []"
-            )
+    heights = image_heights(config.channels, shape)
+    check_attention(config.attention, heights)
     for width in config.channels:
         if width % config.groups or width % 2:
             raise InputError(
