@@ -25,7 +25,7 @@ import toy  # noqa: E402
 from fewstep import plugins  # noqa: E402
 from fewstep.data.toys import eight_gaussians  # noqa: E402
 from fewstep.metrics import sliced_wasserstein  # noqa: E402
-from fewstep.sampling import noise_from_seeds  # noqa: E402
+from fewstep.noise import noise_from_seeds  # noqa: E402
 from methods import test_contract as contract  # noqa: E402
 
 NAMES = [*plugins.names("method"), *contract.VARIANTS]

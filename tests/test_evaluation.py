@@ -19,9 +19,10 @@ from fewstep.evaluation import (
 from fewstep.generator import Generator, SampleSpec
 from fewstep.images import to_uint8
 from fewstep.metrics import EvalProtocol
+from fewstep.noise import noise_from_seeds
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
-from fewstep.sampling import Corrector, Heun, Multistep, Renoise, Transfer, noise_from_seeds
+from fewstep.sampling import Corrector, Heun, Multistep, Renoise, Transfer
 from fewstep.scores import append_score, score_from
 
 SHAPE = (1, 8, 8)

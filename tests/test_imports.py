@@ -13,7 +13,7 @@ ROOT = Path(fewstep.__file__).parent
 
 # each layer may import those before it; names in one layer do not import each other
 LAYERS = [
-    ["errors", "allocator", "formatting"],
+    ["errors", "allocator", "formatting", "noise"],
     ["files", "images", "paths", "plugins"],
     ["schema", "tables"],
     ["download"],
@@ -31,7 +31,8 @@ LAYERS = [
     ["pretrained"],
     ["runs"],
     ["losses", "ema", "distributed", "threads"],
-    ["drawing", "value_range"],
+    ["drawing", "value_range", "painting"],
+    ["export"],
     ["methods"],
     ["batching", "streams", "optimizers"],
     ["trainer"],

@@ -13,6 +13,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.evaluation import exhaust
 from fewstep.generator import Generator, SampleSpec
+from fewstep.noise import noise_from_seeds
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
 from fewstep.recording import (
@@ -22,7 +23,7 @@ from fewstep.recording import (
     class_labels,
     record,
 )
-from fewstep.sampling import Ancestral, Heun, noise_from_seeds
+from fewstep.sampling import Ancestral, Heun
 from fewstep.streams import PairStream
 from fewstep.times import KarrasGrid
 from fewstep.value_range import ValueRange

@@ -8,6 +8,7 @@ from analytic import MEAN, SPREAD, TABLE, as_flow_map, exact
 from fewstep import plugins
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
+from fewstep.noise import RowNoise, noise_from_seeds
 from fewstep.parametrization import EDM, Eps, Velocity
 from fewstep.process import VE, VP, Cosine, Flow
 from fewstep.sampling import (
@@ -16,10 +17,8 @@ from fewstep.sampling import (
     Heun,
     Multistep,
     Renoise,
-    RowNoise,
     Step,
     Transfer,
-    noise_from_seeds,
     path,
     sample,
 )
@@ -33,7 +32,8 @@ def order_of_convergence(step, process, parametrization=None, low=0.2, high=0.8)
     The walk ends at `low` by asking for the state there, not for the image: the final jump to the
     image has an error of its own that does not shrink with the steps.
     """
-    from fewstep.sampling import RowNoise, StepContext
+    from fewstep.noise import RowNoise
+    from fewstep.sampling import StepContext
 
     model = exact(process, parametrization or Velocity())
     x = torch.linspace(-1.5, 1.5, 20, dtype=torch.float64).view(10, 2)

@@ -7,7 +7,7 @@ from fewstep import store, streams
 from fewstep.batching import Batches
 from fewstep.errors import InputError
 from fewstep.generator import SampleSpec
-from fewstep.sampling import noise_from_seeds
+from fewstep.noise import noise_from_seeds
 from fewstep.streams import PairStream
 
 IMAGES = (1, 4, 4)

@@ -16,11 +16,12 @@ from fewstep.generator import SampleSpec
 from fewstep.methods.base import Task
 from fewstep.methods.circuit import CircuitMethod, CircuitMethodConfig
 from fewstep.methods.denoise import Denoise, DenoiseConfig
+from fewstep.noise import noise_from_seeds
 from fewstep.optimizers import FitConfig
 from fewstep.parametrization import Clean, Velocity
 from fewstep.process import Flow
 from fewstep.recording import Recording, record
-from fewstep.sampling import Heun, noise_from_seeds
+from fewstep.sampling import Heun
 from fewstep.streams import PairStream, RingStream
 from fewstep.trainer import Training
 

@@ -19,7 +19,7 @@ _MODULES = {
     "Uniform": "times", "LogNormal": "times", "UniformGrid": "times", "KarrasGrid": "times",
     "FixedGrid": "times", "Grid": "times", "Density": "times",
     "Distance": "losses", "Backbone": "backbones.base", "BackboneConfig": "backbones.base",
-    "sample": "sampling", "noise_from_seeds": "sampling", "Step": "sampling",
+    "sample": "sampling", "noise_from_seeds": "noise", "Step": "sampling",
     "Transfer": "sampling", "Ancestral": "sampling", "Renoise": "sampling", "Heun": "sampling",
     "Multistep": "sampling", "Corrector": "sampling",
     "Guided": "guidance", "Condition": "condition",

@@ -179,7 +179,7 @@ class Denoiser(nn.Module):
         if level.ndim:
             return level.flatten()
         # without waiting for the device's queue, which a copy from the CPU does by default
-        return level.to(like.device, non_blocking=like.is_cuda).expand(len(like))
+        return level.to(like.device, non_blocking=like.is_cuda).expand(like.shape[0])
 
     def features(self, x_t: Tensor, t: Time, *, cond: Condition | None = None) -> list[Tensor]:
         """The backbone's activations at `x_t`, for adversarial heads, in float32 or float64."""

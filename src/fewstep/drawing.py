@@ -9,7 +9,7 @@ from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.images import to_uint8
-from fewstep.sampling import noise_from_seeds
+from fewstep.noise import noise_from_seeds
 
 
 @torch.inference_mode()

@@ -25,8 +25,8 @@ from fewstep.drawing import class_labels, seeds
 from fewstep.errors import InputError
 from fewstep.formatting import quantity
 from fewstep.generator import Generator
+from fewstep.noise import noise_from_seeds
 from fewstep.plugins import name_of, names, resolve
-from fewstep.sampling import noise_from_seeds
 from fewstep.store import Address
 from fewstep.tables import to_table
 from fewstep.value_range import ValueRange, stored_range, sum_ranges

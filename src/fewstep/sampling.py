@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,42 +23,7 @@ from fewstep.coefficients import Coefficients
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser, Prediction, check_times
 from fewstep.errors import InputError
-
-
-class RowNoise:
-    """Standard normal noise for each row, from the row's own seed.
-
-    A row's numbers depend on its seed and on the count of earlier draws, not on the rest of the
-    batch. They come from Philox counters in NumPy, so they are equal on every device.
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.seeds = seeds
-        self.draws = 0
-        self._bits = np.random.Philox(key=0)
-        self._generator, self._start = np.random.Generator(self._bits), self._bits.state
-
-    def like(self, x: Tensor) -> Tensor:
-        """The next noise, with the shape (b, ...), dtype and device of `x`."""
-        self.draws += 1
-        return self.draw(self.draws, tuple(x.shape[1:])).to(x.device, x.dtype)
-
-    def draw(self, number: int, shape: tuple[int, ...]) -> Tensor:
-        """Noise (b, *shape) in float32: that of the draw `number`, of which 0 is the first."""
-        rows = np.empty((len(self.seeds), *shape), dtype=np.float32)
-        for row, seed in zip(rows, self.seeds, strict=True):
-            # setting the key is four times as fast as a new Philox, which first gathers entropy
-            self._start["state"]["key"][:] = seed, number
-            self._bits.state = self._start
-            self._generator.standard_normal(dtype=np.float32, out=row)
-        return torch.from_numpy(rows)
-
-
-def noise_from_seeds(
-    seeds: Sequence[int], shape: tuple[int, ...], *, device: torch.device | str = "cpu"
-) -> Tensor:
-    """The starting noise (b, *shape), one row per seed, whatever the rest of the batch."""
-    return RowNoise(seeds).draw(0, shape).to(device)
+from fewstep.noise import RowNoise
 
 
 @dataclass
@@ -87,7 +51,7 @@ class StepContext:
 
     def at(self, t: float, *, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at `t`, of shape (b, 1, ...) to multiply the batch `like` (b, ...)."""
-        at, shape = self.coefficients(t, like), (len(like), *[1] * (like.ndim - 1))
+        at, shape = self.coefficients(t, like), (like.shape[0], *[1] * (like.ndim - 1))
         alpha = at.alpha.to(like.device, non_blocking=like.is_cuda)
         sigma = at.sigma.to(like.device, non_blocking=like.is_cuda)
         return alpha.expand(shape), sigma.expand(shape)
@@ -310,28 +274,43 @@ def path(
     step: Step | None = None,
     cond: Condition | None = None,
     seed: int | Sequence[int] = 0,
+    image: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """The states x_t (b, ...) of a sample at each of `times`, then its image: N + 1 tensors.
 
-    The first state is sigma(t₀)·noise, also if t₀ is before the end of the span. `seed` is for
-    steps that draw noise: one seed per row, or that of the first row, to which the others add 1,
-    2, ...
+    The first state is sigma(t₀)·noise, also if t₀ is before the end of the span; with an `image`
+    (b, ...), it is alpha(t₀)·image + sigma(t₀)·noise. `seed` is for steps that draw noise: one seed
+    per row, or that of the first row, to which the others add 1, 2, ...
 
     Raises: InputError for times outside the model's span, no times, or times that do not decrease.
     """
+    points = check_path(model, times)
+    seeds = range(seed, seed + len(noise)) if isinstance(seed, int) else seed
+    table = model.tabulate([*points, model.span[0]], like=noise)
+    x = model.process.start(noise, points[0])
+    if image is not None:
+        x = x + table[points[0]].alpha * image
+    context = StepContext(model, cond, RowNoise(seeds), table=table)
+    return iterate(step or Transfer(), context, x, points)
+
+
+def check_path(model: Denoiser, times: Tensor | Sequence[float]) -> list[float]:
+    """The times as numbers.  Raises: InputError if they are not those of a sample; see `path`."""
     grid = torch.as_tensor(times, dtype=torch.float64, device="cpu")
     if grid.numel() == 0:
         raise InputError("a sample needs at least 1 step, and there are 0 times")
     check_times(grid, model.span)
     if (grid.diff() >= 0).any():
         raise InputError("sampling times must decrease, from noise to data")
-    seeds = range(seed, seed + len(noise)) if isinstance(seed, int) else seed
-    points: list[float] = grid.tolist()
-    x = model.process.start(noise, points[0])
-    table = model.tabulate([*points, model.span[0]], like=x)
-    step, context = step or Transfer(), StepContext(model, cond, RowNoise(seeds), table=table)
+    return grid.tolist()
+
+
+def iterate(
+    step: Step, context: StepContext, x: Tensor, times: Sequence[float]
+) -> Iterator[Tensor]:
+    """`x`, which is the state at the first of `times`, then the state after each step."""
     yield x
-    for t, s in zip(points, [*points[1:], None], strict=True):
+    for t, s in zip(times, [*times[1:], None], strict=True):
         x, context.memory = step(context, x, t, s)
         yield x
 
@@ -344,7 +323,9 @@ def sample(
     step: Step | None = None,
     cond: Condition | None = None,
     seed: int | Sequence[int] = 0,
+    image: Tensor | None = None,
 ) -> Tensor:
     """Images (b, ...) from standard normal `noise` (b, ...): the last tensor of `path`."""
     # a deque of length one frees the states on the way
-    return deque(path(model, noise, times, step=step, cond=cond, seed=seed), maxlen=1).pop()
+    states = path(model, noise, times, step=step, cond=cond, seed=seed, image=image)
+    return deque(states, maxlen=1).pop()

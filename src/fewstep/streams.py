@@ -13,7 +13,7 @@ from fewstep import store
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.errors import InputError
 from fewstep.methods.batch import PairBatch, RingBatch
-from fewstep.sampling import noise_from_seeds
+from fewstep.noise import noise_from_seeds
 
 CACHE_BYTES = 256 << 20  # of decoded pairs, so that a small store is read once, not every epoch
 

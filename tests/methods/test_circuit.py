@@ -16,9 +16,10 @@ from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.base import Task
 from fewstep.methods.batch import Batch, ImageBatch
 from fewstep.methods.circuit import CircuitMethod, CircuitMethodConfig
+from fewstep.noise import noise_from_seeds
 from fewstep.parametrization import Eps, Velocity
 from fewstep.process import Flow, LinearBetas
-from fewstep.sampling import Transfer, noise_from_seeds
+from fewstep.sampling import Transfer
 
 SPEC = SampleSpec((1, 8, 8))
 

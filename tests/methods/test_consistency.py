@@ -17,10 +17,11 @@ from fewstep.losses import SquaredError
 from fewstep.methods.base import Task
 from fewstep.methods.batch import Batch
 from fewstep.methods.consistency import Consistency, ConsistencyConfig
+from fewstep.noise import RowNoise, noise_from_seeds
 from fewstep.optimizers import FitConfig
 from fewstep.parametrization import EDM, Clean, Velocity
 from fewstep.process import VE, VP, Flow
-from fewstep.sampling import Heun, RowNoise, StepContext, Transfer, noise_from_seeds
+from fewstep.sampling import Heun, StepContext, Transfer
 from fewstep.times import DiscreteLevels, EctLevels, FixedGrid, Karras, LogNormal
 from fewstep.trainer import Training
 

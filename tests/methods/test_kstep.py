@@ -11,7 +11,8 @@ import toy
 from fewstep.errors import InputError
 from fewstep.methods.base import Task
 from fewstep.methods.kstep import Kstep, KstepConfig
-from fewstep.sampling import Step, noise_from_seeds
+from fewstep.noise import noise_from_seeds
+from fewstep.sampling import Step
 
 
 def kstep(student=None, **settings):

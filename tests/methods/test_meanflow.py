@@ -18,10 +18,10 @@ from fewstep.losses import squared_error
 from fewstep.methods.base import Task
 from fewstep.methods.batch import ImageBatch
 from fewstep.methods.meanflow import Meanflow, MeanflowConfig
+from fewstep.noise import noise_from_seeds
 from fewstep.optimizers import FitConfig
 from fewstep.parametrization import EDM, Clean, V, Velocity
 from fewstep.process import VE, VP, Flow
-from fewstep.sampling import noise_from_seeds
 from fewstep.times import LogNormal, Uniform
 from fewstep.trainer import Training
 

@@ -17,10 +17,10 @@ from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.base import Task
 from fewstep.methods.batch import ImageBatch
 from fewstep.methods.progressive import Progressive, ProgressiveConfig
+from fewstep.noise import noise_from_seeds
 from fewstep.optimizers import FitConfig
 from fewstep.parametrization import EDM, Clean, V, Velocity
 from fewstep.process import VE, VP, Cosine, Flow
-from fewstep.sampling import noise_from_seeds
 from fewstep.times import KarrasGrid, UniformGrid
 from fewstep.trainer import Training
 

@@ -7,8 +7,8 @@ import lines
 from fewstep.evaluation import straightness
 from fewstep.methods.base import Task
 from fewstep.methods.reflow import Reflow, ReflowConfig
+from fewstep.noise import noise_from_seeds
 from fewstep.process import Flow
-from fewstep.sampling import noise_from_seeds
 
 
 @pytest.mark.parametrize("student", [lines.on_lines, lines.ve])

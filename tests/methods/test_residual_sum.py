@@ -20,10 +20,10 @@ from fewstep.losses import PseudoHuber, SquaredError
 from fewstep.methods.base import Task
 from fewstep.methods.batch import Batch, RingBatch
 from fewstep.methods.residual_sum import ResidualSum, ResidualSumConfig, predict_states
+from fewstep.noise import noise_from_seeds
 from fewstep.parametrization import Clean, Velocity
 from fewstep.process import Flow
 from fewstep.recording import Recording, Tiles, record
-from fewstep.sampling import noise_from_seeds
 from fewstep.streams import PairStream, RingStream
 
 NETWORK = UNetConfig(channels=(16, 32), layers=1, attention=(4,), groups=8)

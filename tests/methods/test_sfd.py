@@ -17,10 +17,11 @@ from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import SquaredError
 from fewstep.methods.base import Task
 from fewstep.methods.sfd import Sfd, SfdConfig
+from fewstep.noise import noise_from_seeds
 from fewstep.optimizers import FitConfig
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
-from fewstep.sampling import Ancestral, Heun, Multistep, Transfer, noise_from_seeds, sample
+from fewstep.sampling import Ancestral, Heun, Multistep, Transfer, sample
 from fewstep.times import KarrasGrid, UniformGrid
 from fewstep.trainer import Training
 

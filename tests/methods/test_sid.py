@@ -16,9 +16,9 @@ from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.base import Task
 from fewstep.methods.fake_score import student_images
 from fewstep.methods.sid import Sid, SidConfig
+from fewstep.noise import noise_from_seeds
 from fewstep.parametrization import EDM, Clean, Velocity
 from fewstep.process import VE, Flow
-from fewstep.sampling import noise_from_seeds
 from fewstep.times import FixedGrid
 
 SPEC = SampleSpec((2,))

@@ -7,8 +7,9 @@ import fewstep
 from ddpm_folders import SIZE, inputs, name_of, network, saved, scheduler, theirs_from
 from fewstep import runs
 from fewstep.images import to_uint8
+from fewstep.noise import RowNoise
 from fewstep.pretrained.diffusers import read_diffusers
-from fewstep.sampling import Ancestral, Heun, Multistep, RowNoise, Transfer
+from fewstep.sampling import Ancestral, Heun, Multistep, Transfer
 
 # diffusers converts its tables to NumPy in the old way
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")

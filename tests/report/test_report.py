@@ -11,9 +11,10 @@ from fewstep.comparison import LoadedRun
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.images import to_uint8
+from fewstep.noise import noise_from_seeds
 from fewstep.report import Exhibit, pictures, report_run, write_report
 from fewstep.runs import weights_hash
-from fewstep.sampling import Heun, noise_from_seeds
+from fewstep.sampling import Heun
 from fewstep.times import FixedGrid
 from report.examples import (
     HOSTILE,

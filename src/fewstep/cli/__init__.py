@@ -18,6 +18,7 @@ VERBS = {
     "record": "record noise-image pairs of a teacher into a store",
     "sample": "sample a grid of images from a run",
     "convert": "write a run, or a checkpoint of another project, as one weights file",
+    "export": "write a run for ONNX, torch.export, diffusers or a browser",
     "progress": "show the progress of a run, or print its log as CSV",
     "evaluate": "score a run at several numbers of sampling steps",
     "compare": "score several runs and write one report",

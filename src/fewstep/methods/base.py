@@ -72,7 +72,8 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
     """Whether training or sampling uses the student's x0 or velocity at the time where sampling
     starts. Then `check_start` refuses an eps network that starts from almost pure noise."""
     trains_at_all_times: ClassVar[bool] = False
-    """Whether training uses them up to the end of the span, wherever sampling starts."""
+    """Whether training covers the noise levels of the whole span, wherever sampling starts. Such a
+    student can start from a picture with noise: see `painting`."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

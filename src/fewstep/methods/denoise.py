@@ -45,6 +45,7 @@ class Denoise(Method[DenoiseConfig]):
     reads = frozenset({"images"})
     needs_teacher = False
     uses_first_image = False
+    trains_at_all_times = True
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)

@@ -27,7 +27,8 @@ from fewstep.losses import AbsoluteError, Distance, PointDistance
 from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_spans, grid_times
-from fewstep.sampling import RowNoise, StepContext, Transfer, path
+from fewstep.noise import RowNoise
+from fewstep.sampling import StepContext, Transfer, path
 from fewstep.times import FixedGrid, Grid, UniformGrid
 
 

@@ -19,11 +19,11 @@ from fewstep.formatting import quantity
 from fewstep.generator import SampleSpec, convert_step
 from fewstep.images import to_uint8
 from fewstep.metrics.accumulator import COPY_ROWS
+from fewstep.noise import noise_from_seeds
 from fewstep.plugins import name_of
 from fewstep.report.exhibits import StyledExhibit
 from fewstep.report.ranking import best, fastest, rank
 from fewstep.report.rendering import render
-from fewstep.sampling import noise_from_seeds
 from fewstep.scores import Score
 
 SEED = 0

@@ -1,0 +1,1 @@
+"""Write a generator for programs other than fewstep: ONNX, `torch.export`, diffusers, browsers."""

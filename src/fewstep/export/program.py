@@ -1,0 +1,103 @@
+"""`Unrolled`: all steps of a sample as one module, which can be traced.
+
+The times of the steps, and everything that follows from them, are constants of the program; the
+steps share the weights.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.coefficients import Coefficients
+from fewstep.condition import Condition
+from fewstep.export.constants import constant_table, not_traced
+from fewstep.generator import Generator
+from fewstep.noise import RowNoise
+from fewstep.sampling import StepContext, check_path, iterate
+
+
+class InputNoise(RowNoise):
+    """Fresh noise that is an input of the program: `fresh[:, k]` is draw number k + 1."""
+
+    def __init__(self, fresh: Tensor | None) -> None:
+        self.fresh, self.draws = fresh, 0
+
+    def like(self, x: Tensor) -> Tensor:
+        self.draws += 1
+        return torch.zeros_like(x) if self.fresh is None else self.fresh[:, self.draws - 1]
+
+
+@dataclass
+class ConstantContext(StepContext):
+    """The context of a step whose coefficients are constants."""
+
+    def at(self, t: float, *, like: Tensor) -> tuple[Tensor, Tensor]:
+        entry = self.coefficients(t, like)
+        return entry.alpha, entry.sigma
+
+    def coefficients(self, t: float, like: Tensor) -> Coefficients:
+        if t not in self.table:
+            with not_traced():
+                self.table = {**self.table, **constant_table(self.model, [t])}
+        return self.table[t]
+
+
+class Unrolled(nn.Module):
+    """`steps` steps of a generator: `module(noise[, label][, fresh_noise])` returns the images.
+
+    `noise` (b, *shape) is standard normal, `label` (b,) in int64 is a class number or -1 for none,
+    and `fresh_noise` (b, draws, *shape) is standard normal too: it is an input if the sampler draws
+    noise. Images (b, *shape) are in [0, 1]; points (b, d) are returned as they are.
+
+    Raises: InputError for a number of steps that the generator does not support.
+    """
+
+    def __init__(self, generator: Generator, steps: int) -> None:
+        super().__init__()
+        self.steps = generator.nearest(steps)
+        times = generator.grid(self.steps, generator.denoiser)
+        self.denoiser, self.step, self.spec = generator.denoiser, generator.step, generator.spec
+        self.times = check_path(self.denoiser, times)
+        sigma = float(self.denoiser.process.sigma(times[:1]))
+        self.start = sigma * generator.grid.start_scale(self.times[0], self.denoiser)
+        self.table = constant_table(self.denoiser, [*self.times, self.denoiser.span[0]])
+        self.eval().requires_grad_(False)
+        noise = InputNoise(None)
+        with torch.inference_mode():
+            self._sample(torch.zeros(1, *self.spec.shape), None, noise)
+        self.draws = noise.draws
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the arguments, in order."""
+        names = ["noise"]
+        names += ["label"] if self.spec.classes else []
+        return names + (["fresh_noise"] if self.draws else [])
+
+    @property
+    def output_name(self) -> str:
+        return "image" if len(self.spec.shape) == 3 else "points"
+
+    def example_inputs(self, batch: int, *, seed: int = 0) -> tuple[Tensor, ...]:
+        """Inputs for a batch: the noise of seeds `seed`, `seed + 1`, …, and classes in turn."""
+        noise = RowNoise(range(seed, seed + batch))
+        inputs = [noise.draw(0, self.spec.shape)]
+        if self.spec.classes:
+            inputs.append(torch.arange(batch) % self.spec.classes)
+        if self.draws:
+            draws = [noise.draw(k + 1, self.spec.shape) for k in range(self.draws)]
+            inputs.append(torch.stack(draws, dim=1))
+        return tuple(inputs)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        values = dict(zip(self.input_names, inputs, strict=True))
+        cond = Condition(values["label"]) if "label" in values else None
+        samples = self._sample(values["noise"], cond, InputNoise(values.get("fresh_noise")))
+        return (samples.clamp(-1, 1) + 1) / 2 if self.output_name == "image" else samples
+
+    def _sample(self, noise: Tensor, cond: Condition | None, fresh: InputNoise) -> Tensor:
+        context = ConstantContext(self.denoiser, cond, fresh, table=self.table)
+        states = iterate(self.step, context, self.start * noise, self.times)
+        return deque(states, maxlen=1).pop()

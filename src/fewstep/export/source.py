@@ -1,0 +1,116 @@
+"""The generator to export, with everything that its files say of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fewstep import __version__, runs
+from fewstep.export.precision import Dtype, round_weights, rounding_error
+from fewstep.generator import Generator, convert_step
+from fewstep.runs import Run, Weights
+
+DEFAULT_STEPS = (8,)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A generator to export, and what is known of it."""
+
+    name: str
+    """Name of the run, for titles."""
+    generator: Generator
+    """With the sampler and guidance to export, and with weights that are rounded to `dtype`."""
+    steps: tuple[int, ...]
+    """Numbers of sampling steps; the first is the default."""
+    weights_hash: str
+    """SHA-256 of the weights and the description, before they were rounded."""
+    dtype: Dtype = "f32"
+    """Type in which weights are stored; programs compute in float32."""
+    recipe: Mapping[str, Any] | None = None
+    """The recipe's table; None for checkpoints of other projects."""
+    pins: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Hashes of the data and weights that training used."""
+    scores: Sequence[Mapping[str, Any]] = ()
+    """Tables of `Score`, of the weights before they were rounded."""
+    rounded_scores: Sequence[Mapping[str, Any]] = ()
+    """Tables of `Score` of the rounded weights; empty if they were not measured."""
+    license: str = ""
+    """Licence of the weights; empty if it is unknown."""
+    rounding: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Largest and root-mean-square difference of images that rounding the weights makes."""
+
+    def about(self) -> dict[str, Any]:
+        """What the files say of their origin, as JSON values."""
+        spec = self.generator.spec
+        return {
+            "name": self.name,
+            "fewstep": __version__,
+            "weights": self.weights_hash,
+            "dtype": self.dtype,
+            "shape": list(spec.shape),
+            "classes": spec.classes,
+            "class_names": list(spec.class_names),
+            "steps": list(self.steps),
+            "recipe": None if self.recipe is None else dict(self.recipe),
+            "pins": dict(self.pins),
+            "scores": [dict(score) for score in self.scores],
+            "rounded_scores": [dict(score) for score in self.rounded_scores],
+            "license": self.license,
+            "rounding": dict(self.rounding),
+        }
+
+
+def load_source(
+    address: str | Path,
+    *,
+    steps: Sequence[int] = (),
+    sampler: str | None = None,
+    guidance: float = 1.0,
+    weights: Weights = "ema",
+    dtype: Dtype = "f32",
+    license: str = "",
+) -> Source:
+    """Load the generator at an address, to export it.
+
+    By default `steps` are those that its grid supports, or 8.
+
+    Raises: InputError as `runs.load`, or for a sampler or guidance that the generator cannot have.
+    """
+    generator = runs.load(address, weights=weights)
+    note = runs.describe(address, weights=weights)
+    if guidance != 1:
+        generator = generator.with_guidance(guidance)
+    if sampler is not None:
+        generator = generator.with_sampler(step=convert_step(generator.step, sampler))
+    counts = steps or generator.grid.counts or DEFAULT_STEPS
+    steps = tuple(dict.fromkeys(generator.nearest(count) for count in counts))
+    recipe, hash = note.get("recipe"), runs.weights_hash(generator)
+    rounded, rounding = generator, {}
+    if dtype != "f32":
+        rounded = round_weights(generator, dtype)
+        rounding = rounding_error(generator, rounded, steps[0])
+    return Source(
+        name=Path(str(address).partition("?")[0]).name,
+        generator=rounded,
+        steps=steps,
+        weights_hash=hash,
+        dtype=dtype,
+        recipe=recipe,
+        pins=note.get("pins", {}),
+        scores=_scores(address, hash),
+        license=license or note.get("license", ""),
+        rounding=rounding,
+    )
+
+
+def _scores(address: str | Path, hash: str) -> list[dict[str, Any]]:
+    """The scores of exactly these weights in a run folder, the latest of each number of steps."""
+    lines = Run(address).scores() if Path(address).is_dir() else []
+    scores = [line["score"] for line in lines if "score" in line]
+    latest = {
+        (score["steps"], score["extractor"], score["samples"]): score
+        for score in scores
+        if hash.startswith(score["weights"])
+    }
+    return list(latest.values())

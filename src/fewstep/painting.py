@@ -1,0 +1,80 @@
+"""Samples that start from a picture: noise is added up to a level, then removed in few steps.
+
+Meng et al. 2022, SDEdit, arXiv:2108.01073.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fewstep import plugins
+from fewstep.condition import Condition
+from fewstep.errors import InputError
+from fewstep.generator import Generator
+from fewstep.sampling import sample
+
+
+def paint(
+    generator: Generator,
+    image: Tensor,
+    noise: Tensor,
+    *,
+    freedom: float,
+    steps: int = 1,
+    cond: Condition | None = None,
+    seed: int | Sequence[int] = 0,
+) -> Tensor:
+    """Images (b, *shape), about [-1, 1], that resemble `image` (b, *shape) in [-1, 1].
+
+    `freedom`, above 0 and at most 1, is the noise level that the picture is brought to, as
+    sigma/(alpha + sigma): at a small one only details change, and at 1 hardly anything of the
+    picture is left. `noise` (b, *shape) is standard normal, and `seed` is as in `Generator`.
+
+    Raises: InputError for a freedom out of range, or one below the network's lowest noise level.
+    """
+    times = paint_times(generator, freedom, steps)
+    return sample(
+        generator.denoiser, noise, times, step=generator.step, cond=cond, seed=seed, image=image
+    )
+
+
+def paint_times(generator: Generator, freedom: float, steps: int) -> Tensor:
+    """Decreasing times (N,) of a sample that starts at `freedom`: the grid's, at lower levels."""
+    if not 0 < freedom <= 1:
+        raise InputError(f"freedom is {freedom:g}; it must be above 0 and at most 1")
+    denoiser, process = generator.denoiser, generator.denoiser.process
+    ratio = process.ratio(generator.grid(generator.nearest(steps), denoiser))
+    # sigma/(alpha + sigma), also where alpha is 0 and the ratio infinite
+    level = 1 / (1 + 1 / ratio)
+    level = freedom * level / level[0]
+    times = process.time(level / (1 - level)).clamp(*denoiser.span)
+    if (times.diff() >= 0).any():
+        raise InputError(
+            f"freedom {freedom:g} is below the lowest noise levels of this network in {steps} "
+            "steps: give more freedom, or fewer steps"
+        )
+    return times
+
+
+def why_not_paintable(generator: Generator, recipe: Mapping[str, Any] | None) -> str:
+    """The reason why a generator cannot start from a picture; empty if it can.
+
+    `recipe` is the table in its weights file, None for checkpoints of other projects: these were
+    trained at all noise levels.
+
+    Raises: InputError for a method of a package whose code is not allowed.
+    """
+    if len(generator.spec.shape) != 3:
+        return "it generates points, not images"
+    if generator.step.own_grid:
+        name = plugins.name_of("sampler", type(generator.step))
+        return f"its sampler, {name}, has no images between its steps"
+    if recipe is None:
+        return ""
+    method = recipe["method"]["name"]
+    # the name may be the address of foreign code, which a weights file must not import
+    kind = plugins.resolve("method", method, allow_code=())
+    if kind.trains_at_all_times:
+        return ""
+    return f"its method, {method}, trains it only at the noise levels that its steps start from"

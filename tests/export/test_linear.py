@@ -1,0 +1,110 @@
+"""A program of instructions, run by the reference interpreter, gives the sampler's images."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from exporting import unet_generator
+from fewstep.condition import Condition
+from fewstep.errors import InputError
+from fewstep.export.linear import run_program, sampling_program
+from fewstep.noise import RowNoise
+from fewstep.painting import paint, paint_times, why_not_paintable
+from fewstep.parametrization import EDM, V
+from fewstep.process import VE, Cosine
+from fewstep.sampling import Ancestral, Corrector, Heun, Multistep, Renoise, Step, Transfer
+from fewstep.times import FixedGrid, KarrasGrid
+
+STEPS = [
+    Transfer(), Transfer(clip=0.5), Renoise(0.5), Renoise(clip=1.0), Ancestral(), Heun(),
+    Heun(clip=1.0), Multistep(), Multistep(clip=1.0), Ancestral("large", clip=1.0),
+]  # fmt: skip
+
+
+def both(generator, steps, freedom=None):
+    """(images of the program, images of the generator)."""
+    noise, cond = RowNoise([7, 8, 9]), Condition(torch.tensor([0, 2, -1]))
+    start = noise.draw(0, generator.spec.shape)
+    picture = noise.draw(99, generator.spec.shape).clamp(-1, 1)
+    net = generator.denoiser.backbone
+    program = sampling_program(generator, steps, freedom=freedom)
+    images = run_program(
+        program,
+        lambda x, level, level_s: net(x, level, level_s=level_s, cond=cond),
+        [start] if freedom is None else [start, picture],
+        lambda k: noise.draw(k, generator.spec.shape),
+    )
+    if freedom is None:
+        return images, generator(start, steps=steps, cond=cond, seed=[7, 8, 9])
+    options = {"freedom": freedom, "steps": steps, "cond": cond, "seed": [7, 8, 9]}
+    return images, paint(generator, picture, start, **options)
+
+
+@pytest.mark.parametrize("step", STEPS, ids=str)
+@pytest.mark.parametrize("freedom", [None, 0.6])
+def test_a_program_is_the_sampler(step, freedom):
+    images, expected = both(unet_generator(step=step), 3, freedom)
+    torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"flow_map": True},
+        {"process": VE(80.0), "parametrization": EDM(), "grid": KarrasGrid()},
+        {"process": Cosine(), "parametrization": V()},
+    ],
+    ids=lambda changes: ", ".join(changes),
+)
+@pytest.mark.parametrize("freedom", [None, 0.3])
+def test_a_program_of_other_networks(changes, freedom):
+    images, expected = both(unet_generator(**changes), 2, freedom)
+    torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-4)
+
+
+@dataclass(frozen=True)
+class Ratio(Step):
+    def __call__(self, context, x_t, t, s):
+        prediction = context.predict(x_t, t)
+        return 1.0 - 0.5 * prediction.x0 / 2 + torch.neg(x_t), None
+
+
+@dataclass(frozen=True)
+class Mean(Step):
+    def __call__(self, context, x_t, t, s):
+        return x_t.mean() * context.predict(x_t, t).x0, None
+
+
+@pytest.mark.parametrize(
+    ("step", "operation"), [(Corrector(), "vector_norm"), (Mean(), "mean"), (Ratio(), "number")]
+)
+def test_a_sampler_that_is_no_sum_is_refused_with_its_operation(step, operation):
+    with pytest.raises(InputError, match=rf"more than sums.*{operation}.*onnx"):
+        sampling_program(unet_generator(step=step), 2)
+
+
+def test_painting_keeps_the_grid_and_the_picture():
+    generator = unet_generator(grid=FixedGrid(((0.9, 0.6, 0.3),)))
+    times = paint_times(generator, 0.6, 3)
+    torch.testing.assert_close(times, torch.tensor([0.6, 0.4, 0.2], dtype=torch.float64))
+    noise, picture = torch.randn(2, 1, 8, 8), torch.rand(2, 1, 8, 8) * 2 - 1
+    nearly = paint(unet_generator(), picture, noise, freedom=1e-4, steps=1)
+    torch.testing.assert_close(nearly, picture, rtol=0, atol=2e-3)
+    full = paint(unet_generator(), picture, noise, freedom=1.0, steps=2)
+    torch.testing.assert_close(full, unet_generator()(noise, steps=2))
+    for freedom in (0.0, 1.5, -1.0):
+        with pytest.raises(InputError, match="above 0 and at most 1"):
+            paint(generator, picture, noise, freedom=freedom)
+
+
+def test_who_can_paint():
+    generator = unet_generator()
+    for method in ("denoise", "consistency", "scm", "meanflow"):
+        assert why_not_paintable(generator, {"method": {"name": method}}) == ""
+    assert why_not_paintable(generator, None) == ""
+    for method in ("regress", "dmd", "kstep", "sid"):
+        reason = why_not_paintable(generator, {"method": {"name": method}})
+        assert method in reason and "noise levels" in reason
+    with pytest.raises(InputError, match="allow-code"):
+        why_not_paintable(generator, {"method": {"name": "os.path:join"}})
