@@ -15,7 +15,7 @@ from fewstep.cli import main
 from fewstep.errors import InputError
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
-KINDS = "process sampler grid backbone distance data extractor source method".split()
+KINDS = "process sampler grid backbone distance data extractor source exporter method".split()
 
 
 def blocks(language):
@@ -87,6 +87,7 @@ def test_each_kind_takes_few_lines(kind):
 def test_the_commands_leave_what_they_say(folder):
     assert (folder / "bars.png").exists() and (folder / "theirs.png").exists()
     assert (folder / "compare.html").exists()
+    assert (folder / "exported" / "samples.npz").exists()
     provenance = store.Reader(folder / "runs" / "pairs").provenance
     assert provenance["sampler"] == {"name": "my_package.sampler:Midpoint"}
     scores = runs.Run(folder / "runs" / "student").scores()
@@ -120,7 +121,14 @@ def test_loading_runs_no_code_that_is_not_allowed(folder, nothing_allowed, monke
 
 
 @pytest.mark.parametrize(
-    "verb", ["sample {} -o x.png", "evaluate {}", "compare {}", "record {} --out y"]
+    "verb",
+    [
+        "sample {} -o x.png",
+        "evaluate {}",
+        "compare {}",
+        "record {} --out y",
+        "export {} --to torch --out z",
+    ],
 )
 def test_every_verb_refuses_in_one_line(folder, nothing_allowed, verb, capsys, monkeypatch):
     monkeypatch.chdir(folder)

@@ -76,7 +76,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _exporter(options: Options) -> Any:
     """The exporter with its options.  Raises: InputError for an option of another target."""
+    from fewstep.export.base import Exporter
+
     kind = plugins.resolve("exporter", options.to)
+    if not (isinstance(kind, type) and issubclass(kind, Exporter)):
+        raise InputError(f"{options.to} is not a subclass of fewstep.export.base.Exporter")
     names = {f.name for f in fields(kind)}
     changes = {name: getattr(options, name) for name in OPTIONS if getattr(options, name)}
     for name in changes.keys() - names:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep import __version__, runs
+from fewstep.errors import InputError
 from fewstep.export.precision import Dtype, round_weights, rounding_error
 from fewstep.generator import Generator, convert_step
 from fewstep.runs import Run, Weights
@@ -75,8 +76,11 @@ def load_source(
 
     By default `steps` are those that its grid supports, or 8.
 
-    Raises: InputError as `runs.load`, or for a sampler or guidance that the generator cannot have.
+    Raises: InputError as `runs.load`, for fewer than 1 step, or for a sampler or guidance that the
+    generator cannot have.
     """
+    if steps and min(steps) < 1:
+        raise InputError(f"a sample needs at least 1 step, not {min(steps)} steps")
     generator = runs.load(address, weights=weights)
     note = runs.describe(address, weights=weights)
     if guidance != 1:
