@@ -6,6 +6,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from fewstep.export.source import Source
 RECORD = "export.json"
 
 
+@dataclass(frozen=True)
 class Exporter(ABC):
     """Base class of export targets: a frozen dataclass whose fields are its options."""
 
