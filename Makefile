@@ -9,12 +9,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 install: $(STAMP)
 
 # the first pip install brings a pip that knows --group; constraints.txt pins it
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt scripts/fetch_runtime.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fewstep needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install -c constraints.txt --upgrade pip
 	$(PIP) install -c constraints.txt --group dev --group docs -e '.[studio,export,hub,s3]'
+	$(BIN)/python scripts/fetch_runtime.py
 	@touch $@
 
 demo: install
@@ -33,5 +34,6 @@ docs: install
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
 
 dist: install
-	$(BIN)/python -m build
+	$(BIN)/python scripts/fetch_runtime.py
+	FEWSTEP_REQUIRE_RUNTIME=1 $(BIN)/python -m build --sdist --wheel
 	$(BIN)/python -m twine check --strict dist/*
