@@ -44,6 +44,7 @@ LAYERS = [
     ["runner"],
     ["comparison"],
     ["report"],
+    ["studio"],
     ["cli"],
     ["__main__"],
 ]

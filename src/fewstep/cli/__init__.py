@@ -22,6 +22,7 @@ VERBS = {
     "progress": "show the progress of a run, or print its log as CSV",
     "evaluate": "score a run at several numbers of sampling steps",
     "compare": "score several runs and write one report",
+    "studio": "open a page in the browser to try runs by hand",
     "list": "list recipes, methods, samplers and everything else that is selected by name",
     "doctor": "list the device, threads, data sets, weights and extras of this machine",
 }

@@ -1,0 +1,1 @@
+"""The studio: a page on this machine to try runs by hand. `fewstep studio` starts it."""

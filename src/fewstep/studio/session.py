@@ -1,0 +1,166 @@
+"""What the views work with: the chosen models, class and guidance, and generation with them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import streamlit as st
+
+from fewstep.errors import InputError
+from fewstep.formatting import duration, quantity
+from fewstep.studio import controls
+from fewstep.studio.journey import Journey, travel
+from fewstep.studio.pictures import metadata_of, png
+from fewstep.studio.starts import Place
+from fewstep.studio.workshop import Model, Request, Result, Workshop, labels_of
+
+MODELS_AT_FIRST = 4
+MAX_MODELS = 8
+
+
+@dataclass(frozen=True)
+class Session:
+    """The choices that all views share."""
+
+    workshop: Workshop
+    models: Sequence[Model] = ()
+    """The chosen models, all of one shape; the first is the reference."""
+    label: int | None = None
+    """A class, −1 for none, or None for classes in turn."""
+    guidance: float = 1.0
+
+    def request(self, model: Model, places: Sequence[Place], steps: int) -> Request:
+        """Generate a picture at each of `places`, with the chosen class and guidance."""
+        guidance = 1.0 if model.why_not_guidable else self.guidance
+        labels = labels_of(model, places, self.label)
+        return Request(model, tuple(places), labels, steps, guidance)
+
+    def generate(self, request: Request, **options: Any) -> Result:
+        """The images of a request; a newer run of the page abandons it."""
+        return self.workshop.generate(request, cancel=controls.cancel, **options)
+
+    def travel(self, request: Request) -> Journey:
+        """The way of a request's sample; a newer run of the page abandons it."""
+        with self.workshop.turn(controls.cancel):
+            return travel(request)
+
+    def one_model(self) -> Model:
+        """A box that selects one of the models."""
+        names = [model.name for model in self.models]
+        if len(names) == 1:
+            return self.models[0]
+        return self.models[names.index(controls.choice("model", "model", names))]
+
+    def model_and_steps(self) -> tuple[Model, int]:
+        """Controls for one model and its step count, in a row."""
+        boxes = st.columns(2)
+        with boxes[0]:
+            model = self.one_model()
+        with boxes[1]:
+            return model, controls.steps_control(model)
+
+
+def choose_models(workshop: Workshop) -> list[Model]:
+    """A box that selects runs. Of other shapes or classes than the first, none can join it."""
+    names = [entry.name for entry in workshop.catalogue.entries("run") if entry.has_weights]
+    initial = controls.current().models
+    for name in initial:
+        if name not in names:  # such as a path outside the folders, in the page's address
+            _report_missing(workshop, name)
+    initial = tuple(name for name in initial if name in names) or _first_names(workshop, names)
+    chosen = controls.control(
+        "models", _multiselect, "runs", names, initial=initial, max_selections=MAX_MODELS
+    )
+    models: list[Model] = []
+    for name in chosen:
+        try:
+            model = workshop.load(name, cancel=controls.cancel)
+        except InputError as error:
+            st.error(controls.plain(str(error)))
+            continue
+        if models and model.kind != models[0].kind:
+            st.warning(
+                f"{controls.code(name)} generates {_kind_text(model)}, "
+                f"{controls.code(models[0].name)} {_kind_text(models[0])}: choose runs of one kind"
+            )
+            continue
+        models.append(model)
+    return models
+
+
+def _report_missing(workshop: Workshop, name: str) -> None:
+    try:
+        workshop.catalogue.find("run", name)
+        problem = f"{name} has no weights yet: train it until its first checkpoint"
+    except InputError as error:
+        problem = str(error)
+    st.error(controls.plain(problem))
+
+
+def _multiselect(label: str, options: Sequence[str], **settings: Any) -> tuple[str, ...]:
+    key = settings["key"]
+    st.session_state[key] = list(st.session_state[key])
+    return tuple(st.multiselect(label, options, **settings))
+
+
+def _first_names(workshop: Workshop, names: Sequence[str]) -> tuple[str, ...]:
+    """The first runs that fit together, a teacher in front."""
+    models: list[Model] = []
+    for name in names[:MAX_MODELS]:
+        try:
+            model = workshop.load(name, cancel=controls.cancel)
+        except InputError:
+            continue  # the box shows its error once it is selected
+        if not models or model.kind == models[0].kind:
+            models.append(model)
+    models.sort(key=lambda model: not model.is_teacher)
+    return tuple(model.name for model in models[:MODELS_AT_FIRST])
+
+
+def _kind_text(model: Model) -> str:
+    shape, classes = model.kind
+    return f"{'×'.join(map(str, shape))} with {classes} class" + "es" * (classes != 1)
+
+
+def cost_text(request: Request, result: Result) -> str:
+    """Steps, network calls and time of a result."""
+    images = "" if len(result.values) == 1 else f" for {len(result.values)} pictures"
+    calls = quantity(result.calls, "network call")
+    return (
+        f"**{quantity(request.steps, 'step')}** · {calls} · **{duration(result.seconds)}**{images}"
+    )
+
+
+def download(request: Request, picture: Any, *, key: str) -> None:
+    """A button that downloads a picture with its origin in the file."""
+    st.download_button(
+        "PNG",
+        png(picture, metadata_of(request)),
+        file_name=f"{file_stem(request)}.png",
+        mime="image/png",
+        icon=":material/download:",
+        key=f"download {key}",
+        on_click="ignore",
+    )
+
+
+def file_stem(request: Request) -> str:
+    """A file name without the characters that file systems refuse."""
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in request.model.name)
+    return f"{name}-{request.starts[0].seed}-{request.steps}-steps"
+
+
+def view(draw: Callable[[Session], None]) -> Callable[[Session], None]:
+    """A view as a fragment: its own controls redraw nothing else. Errors are one line in it."""
+
+    @st.fragment
+    @wraps(draw)
+    def show(session: Session) -> None:
+        try:
+            draw(session)
+        except InputError as error:
+            st.error(controls.plain(str(error)))
+        controls.write_address()
+
+    return show

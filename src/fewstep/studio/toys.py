@@ -1,0 +1,61 @@
+"""Pictures of 2-D toys: points, the jumps of a sampler, and arrows of the velocity."""
+
+import io
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from fewstep.studio.journey import Journey, arrows
+from fewstep.studio.workshop import Request
+
+POINTS = 500
+ARROWS = 17
+"""Arrows along each side of the picture."""
+WAYS = 60
+"""Points whose jumps are drawn as lines."""
+EXTENT = 2.0
+"""The picture shows −2 to 2 along both axes, and what of the states is beyond is cut off."""
+
+
+def scatter(points: Tensor) -> Image.Image:
+    """Generated points (n, d); of more than two coordinates the first two."""
+    figure, axes = _axes()
+    axes.scatter(*points[:, :2].T.numpy(), s=4, alpha=0.6, linewidths=0)
+    return _render(figure)
+
+
+def jumps(journey: Journey, request: Request, index: int) -> Image.Image:
+    """The states up to number `index` as jumps, and the velocity at that state's time."""
+    figure, axes = _axes()
+    if index < len(journey.times):
+        side = torch.linspace(-EXTENT, EXTENT, ARROWS)
+        grid = torch.cartesian_prod(side, side)
+        # along the sample, time decreases: the arrows point to where the points move next
+        velocity = -arrows(request, journey.times[index], grid)
+        axes.quiver(*grid.T.numpy(), *velocity.T.numpy(), color="0.7", width=0.003)
+    ways = torch.stack(journey.states[: index + 1])[:, :, :2]
+    _draw_ways(axes, ways)
+    return _render(figure)
+
+
+def _draw_ways(axes: Axes, ways: Tensor) -> None:
+    """The jumps (steps, points, 2) as lines of some points, and all points at their ends."""
+    for way in ways[:, :WAYS].unbind(1):
+        axes.plot(*way.T.numpy(), color="C0", alpha=0.3, linewidth=0.7, marker=".", markersize=2)
+    axes.scatter(*ways[-1].T.numpy(), s=5, color="C3", linewidths=0, zorder=3)
+
+
+def _axes() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.8, 4.8), dpi=100, layout="tight")
+    axes = figure.add_subplot(xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), aspect="equal")
+    axes.tick_params(labelsize=7)
+    return figure, axes
+
+
+def _render(figure: Figure) -> Image.Image:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return Image.open(file)

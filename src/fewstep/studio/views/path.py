@@ -1,0 +1,57 @@
+"""The way of a many-step sampler: each state, and the image that the network sees in it."""
+
+import streamlit as st
+
+from fewstep.studio import controls, pictures, toys
+from fewstep.studio.journey import Journey
+from fewstep.studio.session import Session, cost_text, view
+from fewstep.studio.views.compare import seeds_from
+from fewstep.studio.workshop import Request
+
+MAX_FRAMES = 16
+"""States of the film; of more steps, every n-th."""
+
+
+@view
+def show(session: Session) -> None:
+    """Draw the view."""
+    model, steps = session.model_and_steps()
+    is_toy = len(model.shape) != 3
+    starts = seeds_from(controls.current().seed, toys.POINTS if is_toy else 1)
+    request = session.request(model, starts, steps)
+    st.markdown(cost_text(request, session.generate(request)))
+    journey = session.travel(request)
+    if is_toy:
+        _draw_toy(journey, request)
+    else:
+        _draw_film(journey, request)
+
+
+def _draw_film(journey: Journey, request: Request) -> None:
+    stride = -(-len(journey.times) // MAX_FRAMES)
+    indices = [*range(0, len(journey.times), stride), len(journey.times)]
+    columns = min(len(indices), 9)
+    width = 1000 * columns // 9
+    states = [journey.states[i] for i in indices]
+    film = pictures.film(states, [journey.scales[i] for i in indices])
+    st.markdown("##### x_t, from noise to the image")
+    metadata = pictures.metadata_of(request)
+    st.image(pictures.png(pictures.sheet(film, columns=columns, width=width), metadata))
+    times = ", ".join(f"{journey.times[i]:.3g}" for i in indices[:-1])
+    st.caption(f"times {times}, and the image; each state divided by alpha + sigma")
+    if not journey.predictions:
+        st.caption("this sampler has no image x0 on its way")
+        return
+    predictions = pictures.film(
+        [journey.predictions[i] for i in indices[:-1]], [1.0] * (len(indices) - 1)
+    )
+    st.markdown("##### x0, the image that the network predicts from each")
+    st.image(pictures.png(pictures.sheet(predictions, columns=columns, width=width), metadata))
+
+
+def _draw_toy(journey: Journey, request: Request) -> None:
+    last = len(journey.times)
+    index = st.slider("step", 0, last, last, key="path step")
+    st.image(pictures.png(toys.jumps(journey, request, index)))
+    text = f"time {journey.times[index]:.3g}" if index < last else "the images"
+    st.caption(f"{text}: points (red), their jumps (blue), and the velocity at this time (grey)")

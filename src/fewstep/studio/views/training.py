@@ -1,0 +1,66 @@
+"""A training while it runs: curves, the newest sample grid, and the time that is left."""
+
+import pandas
+import streamlit as st
+
+from fewstep.errors import InputError
+from fewstep.formatting import duration, number
+from fewstep.runs import Run
+from fewstep.studio import controls
+from fewstep.studio.session import Session, view
+from fewstep.studio.training import TrainingView, view_training
+
+REFRESH = 2.0
+"""Seconds between two looks at the log."""
+
+
+@view
+def show(session: Session) -> None:
+    """Draw the view."""
+    entries = session.workshop.catalogue.entries("run")
+    names = [entry.name for entry in entries if entry.run]
+    if not names:
+        raise InputError("there are no run folders here: give one to fewstep studio")
+    name = controls.choice("run", "run", names)
+    run = session.workshop.catalogue.find("run", name).run
+    assert run is not None  # the names are those of folders
+    _follow(run)
+
+
+@st.fragment(run_every=REFRESH)
+def _follow(run: Run) -> None:
+    state = view_training(run)
+    _draw_progress(state)
+    curves, pictures = st.columns([3, 2])
+    with curves:
+        _draw_curves(state)
+    with pictures:
+        grids = run.grids()
+        if grids:
+            st.image(grids[-1].read_bytes())
+            st.caption(f"samples at step {int(grids[-1].stem.removeprefix('step-')):,}")
+
+
+def _draw_progress(training: TrainingView) -> None:
+    if training.total:
+        st.progress(min(training.step / training.total, 1.0))
+    cells = st.columns(3)
+    total = f" of {training.total:,}" if training.total else ""
+    cells[0].metric("step", f"{training.step:,}{total}")
+    left = training.seconds_left
+    cells[1].metric("time left", duration(left) if left is not None else "–")
+    rate = training.steps_per_second
+    cells[2].metric("steps/s", number(rate) if rate else "–")
+
+
+def _draw_curves(training: TrainingView) -> None:
+    names = sorted(training.curves, key=lambda name: ("loss" not in name, name))
+    if not names:
+        st.info("The log has no numbers yet.")
+        return
+    chosen = st.multiselect("curves", names, default=names[:2], key="curves", max_selections=6)
+    for name in chosen:
+        curve = training.curves[name]
+        frame = pandas.DataFrame({"step": list(curve), "value": list(curve.values())})
+        st.caption(controls.plain(name))
+        st.line_chart(frame, x="step", y="value", height=200)
