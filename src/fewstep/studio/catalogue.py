@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fewstep import plugins
 from fewstep.errors import InputError, did_you_mean
 from fewstep.paths import identify
 from fewstep.runs import Run
@@ -89,18 +88,8 @@ class Catalogue:
 
 
 def default_addresses() -> list[str]:
-    """What `fewstep studio` opens without arguments: `runs/`, and the models of the package."""
-    folders = ["runs"] if Path("runs").is_dir() else []
-    return [*folders, *packaged_models()]
-
-
-def packaged_models() -> list[str]:
-    """Addresses of the models that come with the package."""
-    if "fewstep" not in plugins.names("source"):
-        return []
-    from fewstep import models
-
-    return [f"fewstep:{name}" for name in models.names()]
+    """What `fewstep studio` opens without arguments."""
+    return ["runs"] if Path("runs").is_dir() else []
 
 
 def _is_source(address: str) -> bool:

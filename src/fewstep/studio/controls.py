@@ -88,7 +88,7 @@ def choice(field: str, label: str, options: Sequence[str], **settings: Any) -> s
 
 def plain(text: str) -> str:
     """Text for a place that takes Markdown, in which it means nothing but itself."""
-    return re.sub(r"([^\w\s])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([^\w\s]|_)", r"\\\1", " ".join(text.split()))
 
 
 def code(text: str) -> str:
@@ -99,7 +99,7 @@ def code(text: str) -> str:
 
 
 def steps_of(model: Model) -> int:
-    """Step count of a model, chosen in another view or by default."""
+    """Step count of a model, selection in another view or by default."""
     steps = current().steps_of(model.name, model.default_steps)
     return model.generator.nearest(steps, quietly=True)
 
@@ -158,7 +158,7 @@ def condition_control(model: Model) -> int | None:
         )
     if label == IN_TURN:
         return None
-    return NO_LABEL if label == NO_CLASS else int(label)
+    return NO_LABEL if label == NO_CLASS else int(str(label))
 
 
 def _label_text(option: str, names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import streamlit as st
 from fewstep.errors import InputError
 from fewstep.formatting import duration, quantity
 from fewstep.studio import controls
+from fewstep.studio.catalogue import Entry, Kind
 from fewstep.studio.journey import Journey, travel
 from fewstep.studio.pictures import metadata_of, png
 from fewstep.studio.starts import Place
@@ -35,6 +36,13 @@ class Session:
         guidance = 1.0 if model.why_not_guidable else self.guidance
         labels = labels_of(model, places, self.label)
         return Request(model, tuple(places), labels, steps, guidance)
+
+    def entry(self, kind: Kind, names: Sequence[str]) -> Entry:
+        """A box that selects one of `names` of the catalogue; the field is called like the kind."""
+        value: str = getattr(controls.current(), kind)
+        if value and value not in names:  # such as a path outside the folders, in the address
+            _report_missing(self.workshop, value, kind)
+        return self.workshop.catalogue.find(kind, controls.choice(kind, kind, names))
 
     def generate(self, request: Request, **options: Any) -> Result:
         """The images of a request; a newer run of the page abandons it."""
@@ -69,11 +77,11 @@ def choose_models(workshop: Workshop) -> list[Model]:
         if name not in names:  # such as a path outside the folders, in the page's address
             _report_missing(workshop, name)
     initial = tuple(name for name in initial if name in names) or _first_names(workshop, names)
-    chosen = controls.control(
+    selection = controls.control(
         "models", _multiselect, "runs", names, initial=initial, max_selections=MAX_MODELS
     )
     models: list[Model] = []
-    for name in chosen:
+    for name in selection:
         try:
             model = workshop.load(name, cancel=controls.cancel)
         except InputError as error:
@@ -89,9 +97,9 @@ def choose_models(workshop: Workshop) -> list[Model]:
     return models
 
 
-def _report_missing(workshop: Workshop, name: str) -> None:
+def _report_missing(workshop: Workshop, name: str, kind: Kind = "run") -> None:
     try:
-        workshop.catalogue.find("run", name)
+        workshop.catalogue.find(kind, name)
         problem = f"{name} has no weights yet: train it until its first checkpoint"
     except InputError as error:
         problem = str(error)

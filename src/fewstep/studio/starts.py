@@ -8,7 +8,6 @@ import math
 import re
 import zlib
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,19 +19,6 @@ from fewstep.noise import noise_from_seeds
 MAX_SEED = (1 << 30) - 1
 MAX_TURNS = 16
 _PATTERN = re.compile(r"(\d{1,10})((?:~\d{1,10}:[01](?:\.\d{1,6})?)*)", re.ASCII)
-
-
-class Place(Protocol):
-    """Starting noise; `str` gives its name."""
-
-    @property
-    def seed(self) -> int:
-        """The seed that determines its class, if classes take turns, and a sampler's own noise."""
-        ...
-
-    def noise(self, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal noise (1, *shape)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -79,6 +65,7 @@ class Between:
 
     @property
     def seed(self) -> int:
+        """The seed of its class, if classes take turns, and of the noise that a sampler adds."""
         return self.corners[0].seed
 
     def __str__(self) -> str:
@@ -91,6 +78,9 @@ class Between:
         if len(corners) == 2:
             return top
         return interpolate(top, interpolate(corners[2], corners[3], self.x), self.y)
+
+
+Place = Start | Between
 
 
 def parse_start(text: str) -> Start:

@@ -71,7 +71,7 @@ class State:
                 pinned.append(other)
         return pinned
 
-    def chosen_start(self) -> Start:
+    def selected_start(self) -> Start:
         """The start whose neighbours are shown."""
         return parse_start(self.start) if self.start else Start(self.seed)
 

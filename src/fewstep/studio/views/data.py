@@ -19,23 +19,22 @@ MAX_DAMAGES = 20
 @view
 def show(session: Session) -> None:
     """Draw the view."""
-    catalogue = session.workshop.catalogue
-    names = [entry.name for entry in catalogue.entries("store")]
+    names = [entry.name for entry in session.workshop.catalogue.entries("store")]
     if not names:
         raise InputError("there are no stores here: record one with `fewstep record RUN --out DIR`")
-    entry = catalogue.find("store", controls.choice("store", "store", names))
+    entry = session.entry("store", names)
+    if st.button("Check every byte", icon=":material/verified:", key="check"):
+        _verify(entry.address)
     reader = Reader(entry.address)
     size = sum(shard.bytes for shard in reader.manifest.shards)
     shards = quantity(len(reader.manifest.shards), "shard")
     st.markdown(f"**{quantity(len(reader), 'record')}** in {shards}, {size / 1e6:,.1f} MB")
     records, about = st.columns([3, 2])
+    with about:
+        _draw_origin(reader)
     with records:
         _draw_records(reader)
-    with about:
         _draw_labels(reader)
-        _draw_origin(reader)
-        if st.button("Check every byte", icon=":material/verified:"):
-            _verify(entry.address)
 
 
 def _draw_records(reader: Reader) -> None:

@@ -9,6 +9,7 @@ import streamlit as st
 
 from fewstep.errors import InputError
 from fewstep.studio import controls
+from fewstep.studio.catalogue import Entry
 from fewstep.studio.session import Session, view
 
 HEIGHT = 900
@@ -18,16 +19,21 @@ POLICY = (
     "img-src data:; style-src 'unsafe-inline'; form-action 'none'\">"
 )
 """A report runs no scripts and loads nothing; a file that only calls itself one may not either."""
-NEW = "new: compare the chosen runs"
+WHICH = ("in the folders", "new")
 
 
 @view
 def show(session: Session) -> None:
     """Draw the view."""
-    catalogue = session.workshop.catalogue
-    names = [*(entry.name for entry in catalogue.entries("report")), NEW]
-    name = controls.choice("report", "report", names)
-    html = _compare(session) if name == NEW else _read(catalogue.find("report", name).address)
+    names = [entry.name for entry in session.workshop.catalogue.entries("report")]
+    which = st.segmented_control(
+        "report",
+        WHICH if names else WHICH[1:],
+        key="which report",
+        required=True,
+        default=WHICH[0] if names else WHICH[1],
+    )
+    html = _read(session.entry("report", names)) if which == WHICH[0] else _compare(session)
     if html is None:
         return
     st.download_button(
@@ -36,23 +42,23 @@ def show(session: Session) -> None:
     st.iframe(POLICY + html, height=HEIGHT)
 
 
-def _read(address: str) -> str:
+def _read(entry: Entry) -> str:
     try:
-        return Path(address).read_text(encoding="utf-8")
+        return Path(entry.address).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{address} cannot be read: {error}") from error
+        raise InputError(f"{entry.name} cannot be read: {error}") from error
 
 
 def _compare(session: Session) -> str | None:
     """Score the chosen runs by the quick protocol, at a click: that takes minutes."""
     catalogue = session.workshop.catalogue
     names = [entry.name for entry in catalogue.entries("run") if entry.has_weights]
-    chosen = st.multiselect("runs", names, key="report runs", max_selections=8)
+    selection = st.multiselect("runs", names, key="report runs", max_selections=8)
     st.caption(
         "Scores 2,000 images of each run at 1, 2 and 4 steps, which takes minutes. Scores in a "
         "run's folder are used again."
     )
-    if chosen and st.button("Compare", icon=":material/leaderboard:"):
+    if selection and st.button("Compare", icon=":material/leaderboard:"):
         addresses = [catalogue.find("run", name).address for name in chosen]
         st.session_state["new report"] = _build(addresses)
     return st.session_state.get("new report")

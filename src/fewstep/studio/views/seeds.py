@@ -22,7 +22,7 @@ def show(session: Session) -> None:
         st.markdown("##### Pick a seed")
         start_grid(session, model, steps, seeds_from(controls.current().seed, GRID), key="seeds")
     with around:
-        start = controls.current().chosen_start()
+        start = controls.current().selected_start()
         st.markdown(f"##### Around {_short(start)}")
         request = session.request(model, [start], steps)
         result = session.generate(request)
@@ -30,7 +30,7 @@ def show(session: Session) -> None:
         st.image(pictures.png(picture, pictures.metadata_of(request)))
         st.markdown(cost_text(request, result))
         with st.container(horizontal=True):
-            st.button("Pin", icon=":material/keep:", on_click=pin, args=(start,))
+            st.button("Pin", icon=":material/keep:", key="pin", on_click=pin, args=(start,))
             download(request, picture, key="start")
         share = controls.control("near", st.slider, "distance", 0.02, 1.0, step=0.02)
         start_grid(session, model, steps, neighbours(start, NEIGHBOURS, share), key="near")

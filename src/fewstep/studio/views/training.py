@@ -21,8 +21,7 @@ def show(session: Session) -> None:
     names = [entry.name for entry in entries if entry.run]
     if not names:
         raise InputError("there are no run folders here: give one to fewstep studio")
-    name = controls.choice("run", "run", names)
-    run = session.workshop.catalogue.find("run", name).run
+    run = session.entry("run", names).run
     assert run is not None  # the names are those of folders
     _follow(run)
 
@@ -58,8 +57,8 @@ def _draw_curves(training: TrainingView) -> None:
     if not names:
         st.info("The log has no numbers yet.")
         return
-    chosen = st.multiselect("curves", names, default=names[:2], key="curves", max_selections=6)
-    for name in chosen:
+    selection = st.multiselect("curves", names, default=names[:2], key="curves", max_selections=6)
+    for name in selection:
         curve = training.curves[name]
         frame = pandas.DataFrame({"step": list(curve), "value": list(curve.values())})
         st.caption(controls.plain(name))
