@@ -22,7 +22,7 @@ import fewstep
 ROOT = Path(__file__).parent.parent
 MARKER = re.compile(r"^<!-- generate: (\w+) ?(.*?) ?-->$", re.M)
 SOURCE = "https://github.com/fewstep/fewstep/blob/main/"
-UNDOCUMENTED = {"__main__", "cli"}
+UNDOCUMENTED = {"__main__", "cli", "studio"}
 
 
 def fill_page(app, name, source):

@@ -59,7 +59,7 @@ def _compare(session: Session) -> str | None:
         "run's folder are used again."
     )
     if selection and st.button("Compare", icon=":material/leaderboard:"):
-        addresses = [catalogue.find("run", name).address for name in chosen]
+        addresses = [catalogue.find("run", name).address for name in selection]
         st.session_state["new report"] = _build(addresses)
     return st.session_state.get("new report")
 
