@@ -15,7 +15,7 @@ ROOT = Path(fewstep.__file__).parent
 LAYERS = [
     ["errors", "allocator", "formatting", "noise"],
     ["files", "images", "paths", "plugins"],
-    ["schema", "tables"],
+    ["schema", "tables", "models"],
     ["download"],
     ["condition"],
     ["process"],
@@ -29,6 +29,7 @@ LAYERS = [
     ["circuits", "guidance"],
     ["generator"],
     ["pretrained"],
+    ["weights_file"],
     ["runs"],
     ["losses", "ema", "distributed", "threads"],
     ["drawing", "value_range", "painting"],

@@ -113,6 +113,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "lucidrains": "fewstep.pretrained.lucidrains:read_lucidrains",
         "openai": "fewstep.pretrained.openai:read_openai",
     },
+    "models": {"fewstep": "fewstep.models:FOLDER"},
     "exporter": {"torch": "fewstep.export.pytorch:TorchExport"},
     "tracker": {
         "tensorboard": "fewstep.trackers:TensorBoard",

@@ -11,28 +11,27 @@ distance. `state/` contains the training state with the raw (not averaged) weigh
 
 import json
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep import __version__, plugins
 from fewstep.errors import InputError
 from fewstep.files import append_json_line, atomic_write, read_json_lines, tensor_digest
-from fewstep.generator import Generator, from_description
+from fewstep.generator import Generator
 from fewstep.guidance import unguided
+from fewstep.models import find_model
 from fewstep.paths import check_kind
-from fewstep.schema import preset_names
-from fewstep.tables import from_table, to_table
+from fewstep.weights_file import (
+    build_generator,
+    check_loadable,
+    read_weights_file,
+    write_weights_file,
+)
 
-# a single metadata key: safetensors writes several in random order, so equal weights would not
-# give equal files
-KEY = "fewstep"
 Weights = Literal["ema", "raw", "best"]
 
 
@@ -125,11 +124,11 @@ class Run:
 
     def save_state(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
         """Write the training state: tensors, and a JSON object with everything else."""
-        _save(self.state_file, tensors, note)
+        write_weights_file(self.state_file, tensors, note)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The tensors and JSON object that `save_state` wrote; None if there is no state yet."""
-        return _open(self.state_file) if self.state_file.exists() else None
+        return read_weights_file(self.state_file) if self.state_file.exists() else None
 
     def raw_generator(self, *, allow_code: Collection[str] = ()) -> Generator:
         """The student with the raw (not averaged) weights of the last step."""
@@ -139,7 +138,7 @@ class Run:
         tensors, note = state
         prefix = "method.student."
         raw = {f"denoiser.{k.removeprefix(prefix)}": v for k, v in tensors.items() if prefix in k}
-        return _build(note["description"], raw, self.state_file, allow_code)
+        return build_generator(note["description"], raw, self.state_file, allow_code)
 
 
 def save_generator(
@@ -149,60 +148,49 @@ def save_generator(
     pins: Mapping[str, str],
     *,
     step: int | None = None,
+    license: str = "",
+    scores: Sequence[Mapping[str, Any]] = (),
+    half: bool = False,
 ) -> None:
     """Write weights with their description; equal weights and recipes give equal bytes.
 
     `recipe` is the recipe's table, `pins` are the hashes of the data and weights that training
-    used, and `step` is the training step of the weights, None for the last. Raises InputError for a
-    generator that `load` could not build again.
+    used, `step` is the training step of the weights, None for the last, and `scores` are tables of
+    `Score`. `half` stores float16, which `load` widens again.
+
+    Raises: InputError for a generator that `load` could not build again, or weights that are too
+    large for float16.
     """
-    note = {} if step is None else {"step": step}
+    note: dict[str, Any] = {} if step is None else {"step": step}
+    note |= {"license": license} if license else {}
+    note |= {"scores": [dict(score) for score in scores]} if scores else {}
     note |= {
         "description": check_loadable(generator),
         "recipe": None if recipe is None else dict(recipe),
         "pins": dict(pins),
         "version": __version__,
     }
-    _save(path, dict(generator.state_dict()), note)
+    tensors = generator.state_dict()
+    write_weights_file(path, _halve(tensors) if half else tensors, note)
 
 
-def check_loadable(generator: Generator) -> dict[str, Any]:
-    """The generator's description.  Raises: InputError if `load` could not build it again."""
-    description, backbone = generator.describe(), unguided(generator.denoiser.backbone)
-    parts: dict[str, Any] = {
-        "backbone": backbone.config,
-        "process": generator.denoiser.process,
-        "parametrization": generator.denoiser.parametrization,
-        "sampler": generator.step,
-        "grid": generator.grid,
-    }
-    for noun, part in parts.items():
-        plugins.check_importable(noun, type(part))
-        if from_table(type(part), to_table(part), noun) != part:
+def _halve(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in float16, but for integers."""
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    for name, value in halves.items():
+        if value.isinf().any():
+            peak = tensors[name].abs().max()
             raise InputError(
-                f"the {noun} {part!r} is not equal to the one built from its fields, so it cannot "
-                "be saved: keep all its settings in fields"
+                f"{name} has a weight of {peak:g}, which is too large for f16: leave it in f32"
             )
-    # only names and shapes of the weights are compared, so they need no memory
-    with torch.device("meta"):
-        again = backbone.config.build(shape=backbone.shape, classes=backbone.classes)
-    if _shapes(again) != _shapes(backbone):
-        name = plugins.name_of("backbone", type(backbone.config))
-        raise InputError(
-            f"the backbone {name} builds another network from its config than the one to be saved: "
-            "everything that determines its weights' shapes must be a field of the config"
-        )
-    return description
-
-
-def _shapes(module: nn.Module) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in module.state_dict().items()}
+    return halves
 
 
 def load(
     address: str | Path, *, weights: Weights = "ema", allow_code: Collection[str] = ()
 ) -> Generator:
-    """Load the generator at an address: a run folder, a weights file, or `source:rest`.
+    """Load the generator at an address: a run folder, a weights file, a model that comes with a
+    package such as `fewstep:digits`, or `source:rest`.
 
     Weights may use classes from outside this package. Loading such weights runs code of these
     classes, so `allow_code` must list their modules or packages.
@@ -210,57 +198,65 @@ def load(
     Raises: InputError for an address that does not exist, a file that is damaged or was not
     written by fewstep, or code that is not allowed.
     """
-    if _is_foreign(address):
-        source, _, rest = str(address).partition(":")
-        if source not in plugins.names("source"):
-            sources = ", ".join(plugins.names("source"))
-            raise InputError(
-                f"{address}: no such file, and {source!r} is not a known source; known: {sources}"
-            )
-        if weights != "ema":
-            raise InputError(
-                f'weights="{weights}" needs a run folder; {address} is a checkpoint with one kind '
-                "of weights only"
-            )
-        return plugins.resolve("source", source)(rest)
     path = Path(address)
-    check_kind(path, "run")
-    if path.is_dir():
-        run = Run(path)
-        if weights == "raw":
-            return run.raw_generator(allow_code=allow_code)
-        path = run.best_file if weights == "best" else run.model_file
-        if not path.exists():
-            remedy = (
-                "set evaluate.every in its recipe to evaluate during training"
-                if weights == "best"
-                else "train it until the first checkpoint, every fit.save_every steps"
-            )
-            raise InputError(f"{run.folder} has no {path.name}: {remedy}")
-    elif weights != "ema":
-        raise InputError(
-            f'weights="{weights}" needs a run folder, and {address} is a file; give the folder'
-        )
-    tensors, note = _open(path)
-    return _build(note["description"], tensors, path, allow_code)
+    if weights == "raw" and path.is_dir():
+        check_kind(path, "run")
+        return Run(path).raw_generator(allow_code=allow_code)
+    file = _find_file(address, weights)
+    if file is None:
+        source, _, rest = str(address).partition(":")
+        return plugins.resolve("source", source)(rest)
+    tensors, note = read_weights_file(file)
+    return build_generator(note["description"], tensors, file, allow_code)
 
 
 def describe(address: str | Path, *, weights: Weights = "ema") -> dict[str, Any]:
-    """The metadata of a weights file: description, recipe, pins and version.
+    """The metadata of a weights file: description, recipe, pins, version, licence and scores.
 
     Empty for an address `source:rest`.
     """
-    if _is_foreign(address):
-        return {}
-    path, run = Path(address), Run(address)
-    if path.is_dir():
-        path = run.best_file if weights == "best" else run.model_file
-    return _open(path)[1]
+    file = _find_file(address, weights)
+    return {} if file is None else read_weights_file(file)[1]
 
 
-def _is_foreign(address: str | Path) -> bool:
-    """Whether the address is `source:rest` rather than a file or folder."""
-    return ":" in str(address) and not Path(address).exists()
+def _find_file(address: str | Path, weights: Weights) -> Path | None:
+    """The weights file of a run, of itself, or of a packaged model; None for `source:rest`."""
+    path = Path(address)
+    if ":" in str(address) and not path.exists():
+        return _find_packaged(str(address), weights)
+    check_kind(path, "run")
+    if not path.is_dir():
+        if weights != "ema":
+            raise InputError(
+                f'weights="{weights}" needs a run folder, and {address} is a file; give the folder'
+            )
+        return path
+    run = Run(path)
+    file = run.best_file if weights == "best" else run.model_file
+    if not file.exists():
+        remedy = (
+            "set evaluate.every in its recipe to evaluate during training"
+            if weights == "best"
+            else "train it until the first checkpoint, every fit.save_every steps"
+        )
+        raise InputError(f"{run.folder} has no {file.name}: {remedy}")
+    return file
+
+
+def _find_packaged(address: str, weights: Weights) -> Path | None:
+    """The weights file of a packaged model; None for the checkpoint of a known source."""
+    file, source = find_model(address), address.partition(":")[0]
+    if file is None and source not in plugins.names("source"):
+        choices = ", ".join([*plugins.names("source"), *plugins.names("models")])
+        raise InputError(
+            f"{address}: no such file, and {source!r} is not a known source; known: {choices}"
+        )
+    if weights != "ema":
+        raise InputError(
+            f'weights="{weights}" needs a run folder; {address} is a checkpoint with one kind of '
+            "weights only"
+        )
+    return file
 
 
 def network_hash(generator: Generator) -> str:
@@ -279,51 +275,6 @@ def weights_hash(generator: Generator) -> str:
     """SHA-256 of a generator's description and weights."""
     header = json.dumps(generator.describe(), sort_keys=True)
     return tensor_digest(generator.state_dict(), header=header)
-
-
-def _build(
-    description: dict[str, Any], tensors: dict[str, Tensor], path: Path, allow_code: Collection[str]
-) -> Generator:
-    try:
-        generator = from_description(description, allow_code=allow_code)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    try:
-        generator.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(
-            f"{path} is damaged: its weights do not fit the network in its description"
-        ) from error
-    return generator.eval().requires_grad_(False)
-
-
-def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not path.is_file():
-        remedy = "give a run folder or a weights file, or another project's checkpoint as "
-        remedy += ", ".join(f"{source}:PATH" for source in plugins.names("source"))
-        if str(path) in preset_names():
-            remedy = f"it is a recipe's name; train it, `fewstep train {path} --out DIR`, for a run"
-        raise InputError(f"{path} does not exist: {remedy}")
-    from fewstep.pretrained.files import describe_file, describe_text
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            note = (file.metadata() or {}).get(KEY)
-            if note is not None:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-                return tensors, json.loads(note)
-    except (SafetensorError, OSError) as error:
-        if path.suffix == ".safetensors":
-            problem = describe_text(path) or error
-            raise InputError(f"{path} is damaged or not a safetensors file: {problem}") from error
-    raise InputError(describe_file(path))
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-    contents = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with atomic_write(path, single_writer=True) as file:
-        # pass the file's name: `safetensors.torch.save` would copy all weights in memory
-        save_file(contents, file.name, metadata={KEY: json.dumps(note, sort_keys=True)})
 
 
 def _replace(path: Path, content: bytes) -> None:

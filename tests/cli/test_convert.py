@@ -93,3 +93,41 @@ def test_a_place_that_cannot_be_written_is_named(checkpoints, tmp_path, capsys):
     for out in (folder, file / "x.safetensors"):
         assert main(["convert", f"diffusers:{checkpoints}/ddpm", "--out", str(out)]) == 2
         assert f"cannot write {out}: " in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of digits with a score of its weights, and one of others."""
+    tiny = ["student.backbone.channels=[8]", "student.backbone.attention=[]", "fit.batch=4"]
+    path = tmp_path_factory.mktemp("run") / "run"
+    tiny += ["student.backbone.groups=4", "fit.steps=2"]
+    assert main(["train", "digits-flow", *tiny, "--out", str(path)]) == 0
+    hash = runs.weights_hash(fewstep.load(path))[:16]
+    for steps, weights in ((1, hash), (2, "0" * 16)):
+        score = {"steps": steps, "extractor": "pixels", "samples": 9, "weights": weights}
+        runs.Run(path).append_score({"version": 1, "score": score})
+    return path
+
+
+def test_a_file_takes_licence_and_scores_of_its_weights_along(run, tmp_path):
+    out, again = tmp_path / "out.safetensors", tmp_path / "again.safetensors"
+    assert main(["convert", str(run), "-o", str(out), "--license", "MIT"]) == 0
+    assert main(["convert", str(out), "-o", str(again)]) == 0
+    for path in (out, again):
+        note = runs.describe(path)
+        assert note["license"] == "MIT" and [s["steps"] for s in note["scores"]] == [1]
+    assert out.read_bytes() == again.read_bytes()
+
+
+def test_f16_has_its_own_score(run, tmp_path, capsys):
+    out, again = tmp_path / "half.safetensors", tmp_path / "again.safetensors"
+    assert main(["convert", str(run), "-o", str(out), "--dtype", "f16"]) == 0
+    assert "rounding to f16 changes images in [0, 1] by" in capsys.readouterr().out
+    assert "scores" not in runs.describe(out)  # those of the run are of other weights
+    words = ["--dtype", "f16", "--score", "--steps", "3"]
+    assert main(["convert", str(run), "-o", str(out), *words]) == 0
+    (score,) = runs.describe(out)["scores"]
+    assert (score["steps"], score["extractor"], score["samples"]) == (3, "classifier", 2000)
+    assert score["weights"] == runs.weights_hash(fewstep.load(out))[:16]
+    assert main(["convert", str(out), "-o", str(again), "--dtype", "f16"]) == 0
+    assert out.read_bytes() == again.read_bytes()

@@ -27,6 +27,7 @@ from rich.text import Text
 
 from fewstep import plugins
 from fewstep.errors import InputError
+from fewstep.models import model_addresses
 
 Options = TypeVar("Options")
 Number = TypeVar("Number", int, float)
@@ -74,10 +75,12 @@ def names_option(noun: str, text: str) -> Any:
 
 def run_option(text: str = "", *, metavar: str = "RUN") -> Any:
     """Settings of an argument that takes runs; its help lists the registered sources."""
+    models = ", ".join(model_addresses())
     sources = ", ".join(f"{source}:PATH" for source in plugins.names("source"))
     return tyro.conf.arg(
         metavar=metavar,
-        help=f"{text or 'A run folder or weights file'}, or a checkpoint of another project: "
+        help=f"{text or 'A run folder or weights file'}, a model that comes with a package "
+        f"({models}), or a checkpoint of another project: "
         f"{sources}. PATH is a folder or file, or OWNER/NAME on the Hugging Face hub; options "
         "follow it as ?key=value&key=value.",
     )

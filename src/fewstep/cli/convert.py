@@ -1,15 +1,19 @@
 """`fewstep convert SOURCE --out FILE`: any generator as one self-describing weights file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from fewstep.cli import console
 from fewstep.errors import InputError
 from fewstep.formatting import quantity
+
+if TYPE_CHECKING:
+    from fewstep.export.source import Source
+    from fewstep.generator import Generator
 
 
 @dataclass(frozen=True)
@@ -23,25 +27,86 @@ class Options:
     weights: Literal["ema", "raw", "best"] = "ema"
     """Which weights of a run: averaged weights of the last step (ema), raw weights of the last
     step, or averaged weights of the best evaluation during training."""
+    dtype: Literal["f32", "f16"] = "f32"
+    """Type in which weights are stored; they are widened to f32 when they are loaded."""
+    score: bool = False
+    """Measure the weights in the file against the set that the run was trained on, by the protocol
+    quick. By default, scores in the run's folder are taken along if they are of these weights."""
+    steps: str | None = None
+    """Numbers of sampling steps at which --score measures, separated by commas; by default those
+    that the run supports, or 8."""
+    license: str = ""
+    """Licence of the weights, such as MIT; by default that of SOURCE."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `fewstep convert`. Returns the exit code."""
     options = console.options(Options, "convert", argv)
-    from fewstep import plugins, runs
-    from fewstep.guidance import unguided
+    from fewstep import runs
+    from fewstep.export.source import load_source
 
     if options.out.suffix != ".safetensors":
         raise InputError(f"--out {options.out} must be the name of a .safetensors file")
-    generator = runs.load(options.source, weights=options.weights)
-    note = runs.describe(options.source, weights=options.weights)
-    recipe, pins, step = note.get("recipe"), note.get("pins", {}), note.get("step")
+    if options.steps and not options.score:
+        raise InputError("--steps says where --score measures: add --score, or leave it out")
+    source = load_source(
+        options.source,
+        steps=console.numbers("--steps", options.steps, int) if options.steps else (),
+        weights=options.weights,
+        dtype=options.dtype,
+        license=options.license,
+    )
+    step = runs.describe(options.source, weights=options.weights).get("step")
+    scores = _measure(options, source) if options.score else _copied_scores(source)
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        runs.save_generator(options.out, generator, recipe, pins, step=step)
+        runs.save_generator(
+            options.out,
+            source.generator,
+            source.recipe,
+            source.pins,
+            step=step,
+            license=source.license,
+            scores=scores,
+            half=options.dtype == "f16",
+        )
     except OSError as error:
         problem = error.strerror or str(error)
         raise InputError(f"cannot write {options.out}: {problem}; give another --out") from error
+    console.out.print(f"{options.out}: {_summary(source.generator)}")
+    for name, value in source.rounding.items():
+        console.out.print(f"  rounding to f16 changes images in [0, 1] by {value:.2g} ({name})")
+    return 0
+
+
+def _copied_scores(source: "Source") -> Sequence[Mapping[str, Any]]:
+    """Tables of the scores that are known of the weights, unless rounding changes them."""
+    from fewstep import runs
+
+    unchanged = runs.weights_hash(source.generator) == source.weights_hash
+    return source.scores if unchanged else ()
+
+
+def _measure(options: Options, source: "Source") -> list[dict[str, Any]]:
+    """Tables of the scores of the weights that the file will have."""
+    from fewstep import comparison, metrics
+    from fewstep.evaluation import exhaust
+
+    run = comparison.load_run(options.source, weights=options.weights)
+    evaluator = comparison.make_evaluators([run], metrics.protocol("quick"), bar=console.bar)[0]
+    scores: list[dict[str, Any]] = []
+    for steps in source.steps:
+        with console.bar(f"{steps} steps", evaluator.protocol.samples) as update:
+            score = exhaust(evaluator.iter_score(source.generator, steps=steps), update)
+        scores.append(score.table())
+    return scores
+
+
+def _summary(generator: "Generator") -> str:
+    """One line on the network and the samples of a generator."""
+    from fewstep import plugins
+    from fewstep.guidance import unguided
+
     denoiser, spec = generator.denoiser, generator.spec
     backbone = unguided(denoiser.backbone)
     parts = {
@@ -54,7 +119,4 @@ def main(argv: Sequence[str]) -> int:
     size = "x".join(map(str, spec.shape))
     classes = f", {spec.classes} classes" if spec.classes else ""
     count = sum(parameter.numel() for parameter in backbone.parameters())
-    console.out.print(
-        f"{options.out}: {quantity(count, 'parameter')}, {', '.join(names)}, {size}{classes}"
-    )
-    return 0
+    return f"{quantity(count, 'parameter')}, {', '.join(names)}, {size}{classes}"

@@ -9,9 +9,15 @@ import tyro
 from fewstep import plugins
 from fewstep.cli import console
 from fewstep.errors import InputError, did_you_mean
+from fewstep.formatting import quantity
+from fewstep.models import model_addresses
 from fewstep.schema import preset_names, read_table, summary
 
-PLURALS = {"process": "processes", "density": "densities", "data": "data", "levels": "levels"}
+PLURALS = {
+    "process": "processes",
+    "density": "densities",
+    **{noun: noun for noun in ("data", "levels", "models")},
+}
 """Plurals of the nouns that do not just take an s."""
 
 
@@ -32,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `fewstep list`. Returns the exit code."""
     options = console.options(Options, "list", argv)
     rows = list(_rows(options.kind))
-    width = max(len(name) for name, _ in rows)
+    width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
         print(f"{name:<{width}}  {text}".rstrip())
     return 0
@@ -42,10 +48,14 @@ def _rows(kind: str | None) -> Iterator[tuple[str, str]]:
     nouns = kinds()
     if kind is None:
         yield "recipes", f"{len(preset_names())} presets"
-        yield from ((plural, ", ".join(plugins.names(noun))) for plural, noun in nouns.items())
+        for plural, noun in nouns.items():
+            names = model_addresses() if noun == "models" else plugins.names(noun)
+            yield plural, ", ".join(names)
     elif kind == "recipes":
         for name in preset_names():
             yield name, read_table(name).get("about", {}).get("title", "")
+    elif kind == "models":
+        yield from _models()
     elif kind in nouns or kind in nouns.values():
         noun = nouns.get(kind, kind)
         for name in plugins.names(noun):
@@ -56,3 +66,19 @@ def _rows(kind: str | None) -> Iterator[tuple[str, str]]:
             f"unknown kind {kind!r}{did_you_mean(kind, choices)} (choose one of "
             f"{', '.join(choices)})"
         )
+
+
+def _models() -> Iterator[tuple[str, str]]:
+    """Each model with its recipe's title, its scores and its licence."""
+    from fewstep import runs
+    from fewstep.scores import score_from
+
+    for address in model_addresses():
+        note = runs.describe(address)
+        scores = map(score_from, note.get("scores", ()))
+        texts = [
+            ((note.get("recipe") or {}).get("about") or {}).get("title", ""),
+            *(f"{s.distance} {s.frechet:.2f} in {quantity(s.steps, 'step')}" for s in scores),
+            note.get("license", ""),
+        ]
+        yield address, "; ".join(filter(None, texts))

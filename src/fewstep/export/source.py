@@ -102,16 +102,17 @@ def load_source(
         dtype=dtype,
         recipe=recipe,
         pins=note.get("pins", {}),
-        scores=_scores(address, hash),
+        scores=_scores(address, note, hash),
         license=license or note.get("license", ""),
         rounding=rounding,
     )
 
 
-def _scores(address: str | Path, hash: str) -> list[dict[str, Any]]:
-    """The scores of exactly these weights in a run folder, the latest of each number of steps."""
+def _scores(address: str | Path, note: Mapping[str, Any], hash: str) -> list[dict[str, Any]]:
+    """The scores of exactly these weights in a run folder, the latest of each number of steps, or
+    in a weights file."""
     lines = Run(address).scores() if Path(address).is_dir() else []
-    scores = [line["score"] for line in lines if "score" in line]
+    scores = [*note.get("scores", ()), *(line["score"] for line in lines if "score" in line)]
     latest = {
         (score["steps"], score["extractor"], score["samples"]): score
         for score in scores

@@ -1,0 +1,111 @@
+"""Weights files: safetensors with one JSON object that describes the network to build for them."""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fewstep import plugins
+from fewstep.errors import InputError
+from fewstep.files import atomic_write
+from fewstep.generator import Generator, from_description
+from fewstep.guidance import unguided
+from fewstep.schema import preset_names
+from fewstep.tables import from_table, to_table
+
+# a single metadata key: safetensors writes several in random order, so equal weights would not
+# give equal files
+KEY = "fewstep"
+
+
+def write_weights_file(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON object; equal contents give equal bytes."""
+    contents = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic_write(path, single_writer=True) as file:
+        # pass the file's name: `safetensors.torch.save` would copy all weights in memory
+        save_file(contents, file.name, metadata={KEY: json.dumps(note, sort_keys=True)})
+
+
+def read_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the JSON object that `write_weights_file` wrote.
+
+    Raises: InputError for a file that does not exist, is damaged, or was not written by fewstep.
+    """
+    if not path.is_file():
+        remedy = "give a run folder or a weights file, or another project's checkpoint as "
+        remedy += ", ".join(f"{source}:PATH" for source in plugins.names("source"))
+        if str(path) in preset_names():
+            remedy = f"it is a recipe's name; train it, `fewstep train {path} --out DIR`, for a run"
+        raise InputError(f"{path} does not exist: {remedy}")
+    from fewstep.pretrained.files import describe_file, describe_text
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            note = (file.metadata() or {}).get(KEY)
+            if note is not None:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                return tensors, json.loads(note)
+    except (SafetensorError, OSError) as error:
+        if path.suffix == ".safetensors":
+            problem = describe_text(path) or error
+            raise InputError(f"{path} is damaged or not a safetensors file: {problem}") from error
+    raise InputError(describe_file(path))
+
+
+def build_generator(
+    description: dict[str, Any], tensors: dict[str, Tensor], path: Path, allow_code: Collection[str]
+) -> Generator:
+    """The generator of a description with its weights, which are widened to float32.
+
+    `path` is their file, and `allow_code` the packages whose classes they may use. Raises
+    InputError if the description is not valid here, or the tensors do not fit it.
+    """
+    try:
+        generator = from_description(description, allow_code=allow_code)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    try:
+        generator.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} is damaged: its weights do not fit the network in its description"
+        ) from error
+    return generator.eval().requires_grad_(False)
+
+
+def check_loadable(generator: Generator) -> dict[str, Any]:
+    """The generator's description.  Raises: InputError if `load` could not build it again."""
+    description, backbone = generator.describe(), unguided(generator.denoiser.backbone)
+    parts: dict[str, Any] = {
+        "backbone": backbone.config,
+        "process": generator.denoiser.process,
+        "parametrization": generator.denoiser.parametrization,
+        "sampler": generator.step,
+        "grid": generator.grid,
+    }
+    for noun, part in parts.items():
+        plugins.check_importable(noun, type(part))
+        if from_table(type(part), to_table(part), noun) != part:
+            raise InputError(
+                f"the {noun} {part!r} is not equal to the one built from its fields, so it cannot "
+                "be saved: keep all its settings in fields"
+            )
+    # only names and shapes of the weights are compared, so they need no memory
+    with torch.device("meta"):
+        again = backbone.config.build(shape=backbone.shape, classes=backbone.classes)
+    if _shapes(again) != _shapes(backbone):
+        name = plugins.name_of("backbone", type(backbone.config))
+        raise InputError(
+            f"the backbone {name} builds another network from its config than the one to be saved: "
+            "everything that determines its weights' shapes must be a field of the config"
+        )
+    return description
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in module.state_dict().items()}

@@ -1,0 +1,134 @@
+"""Models that come with a package: `fewstep:digits` stands wherever a run does."""
+
+import json
+
+import pytest
+import torch
+
+import fewstep
+from exporting import unet_generator
+from fewstep import models, plugins, runs
+from fewstep.cli import main
+from fewstep.errors import InputError
+from fewstep.export.precision import round_weights
+from fewstep.export.source import load_source
+from fewstep.sampling import Renoise
+from fewstep.times import FixedGrid
+
+DIGITS_LICENSE = "MIT; data: somebody's, CC BY 4.0"
+RECIPE = {"about": {"title": "One step"}}
+
+
+@pytest.fixture
+def generator():
+    grid = FixedGrid(((1.0,), (1.0, 0.5)))
+    return unet_generator(classes=10, grid=grid, step=Renoise())
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The models of a package `acme`: none yet."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    monkeypatch.setattr(models, "ACME", folder, raising=False)
+    monkeypatch.setitem(plugins.REGISTRY["models"], "acme", "fewstep.models:ACME")
+    return folder
+
+
+@pytest.fixture
+def model(folder, generator):
+    """The model `acme:small`, in half precision."""
+    path = folder / "small.safetensors"
+    options = {"license": DIGITS_LICENSE, "half": True}
+    runs.save_generator(path, generator, RECIPE, {"data": "abc"}, **options)
+    return path
+
+
+def test_a_model_is_loaded_and_described_by_its_address(model, generator):
+    loaded, rounded = fewstep.load("acme:small"), round_weights(generator, "f16")
+    assert runs.weights_hash(loaded) == runs.weights_hash(rounded) != runs.weights_hash(generator)
+    assert all(value.dtype == torch.float32 for value in loaded.state_dict().values())
+    note = runs.describe("acme:small")
+    assert note == runs.describe(model)
+    assert (note["license"], note["pins"], note["recipe"]) == (
+        DIGITS_LICENSE, {"data": "abc"}, RECIPE
+    )  # fmt: skip
+    noise = fewstep.noise_from_seeds(range(3), (1, 8, 8))
+    assert torch.equal(loaded(noise, steps=2), rounded(noise, steps=2))
+
+
+def test_half_precision_halves_the_file(model, generator, tmp_path):
+    runs.save_generator(tmp_path / "full.safetensors", generator, RECIPE, {"data": "abc"})
+    halves = generator.state_dict().values()
+    saving = (tmp_path / "full.safetensors").stat().st_size - model.stat().st_size
+    assert abs(saving - sum(2 * value.numel() for value in halves)) < 300  # the note differs
+
+
+def test_a_weight_that_float16_lacks_is_refused(generator, tmp_path):
+    generator.denoiser.backbone.conv_in.bias.fill_(7e4)
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(InputError, match=r"conv_in\.bias has a weight of 70000, .* for f16"):
+        runs.save_generator(path, generator, None, {}, half=True)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("acme:smal", r"^acme has no model 'smal'; did you mean small\? \(choose one of acme:sm"),
+        ("acme:", "^acme has no model ''"),
+        ("acme:../models/small", r"^acme has no model '\.\./models/small'"),
+        ("acm:small", "'acm' is not a known source; known: .*, fewstep, acme"),
+    ],
+)
+def test_unknown_models_are_refused_with_the_choices(model, address, message):
+    for use in (fewstep.load, runs.describe):
+        with pytest.raises(InputError, match=message):
+            use(address)
+
+
+def test_a_package_without_its_models_is_refused(folder):
+    with pytest.raises(InputError, match="acme has no model 'small', nor any other"):
+        fewstep.load("acme:small")
+
+
+def test_a_model_has_one_kind_of_weights(model):
+    for use in (fewstep.load, runs.describe):
+        with pytest.raises(InputError, match='"best" needs a run folder; acme:small is'):
+            use("acme:small", weights="best")
+
+
+def test_a_file_of_that_name_comes_first(model, generator, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs.save_generator(tmp_path / "acme:small", generator, None, {})
+    assert runs.weights_hash(fewstep.load("acme:small")) == runs.weights_hash(generator)
+
+
+def test_commands_take_a_model(model, tmp_path, capsys):
+    out = tmp_path / "x.png"
+    assert main(["sample", "acme:small", "--label", "3", "-n", "2", "-o", str(out)]) == 0
+    pairs = tmp_path / "pairs"
+    words = ["-n", "4", "--steps", "2", "--allow-out-of-range"]  # its weights are random
+    assert main(["record", "acme:small", "--out", str(pairs), *words]) == 0
+    assert out.stat().st_size and "2 images, 1 step" in (text := capsys.readouterr().out)
+    assert f"{pairs}: 4 pairs" in text
+    assert main(["sample", "acme:big", "-o", str(out)]) == 2
+
+
+def test_models_are_listed(model, capsys):
+    assert main(["list", "models"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "acme:small" in line)
+    assert line.split(maxsplit=1)[1] == f"One step; {DIGITS_LICENSE}"
+    assert main(["list"]) == 0
+    assert "acme:small" in capsys.readouterr().out
+
+
+def test_an_export_knows_licence_and_scores(model, generator, folder):
+    score = {"steps": 1, "extractor": "x", "samples": 9, "weights": "0" * 16}
+    own = score | {"weights": runs.weights_hash(generator)[:16]}
+    path = folder / "scored.safetensors"
+    runs.save_generator(path, generator, RECIPE, {}, license="MIT", scores=[score, own])
+    source = load_source("acme:scored")
+    assert (source.license, source.scores) == ("MIT", [own])  # those of other weights are left out
+    assert (source.name, source.recipe, source.steps) == ("acme:scored", RECIPE, (1, 2))
+    assert json.loads(json.dumps(source.about()))["license"] == "MIT"
