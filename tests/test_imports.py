@@ -13,7 +13,7 @@ ROOT = Path(fewstep.__file__).parent
 
 # each layer may import those before it; names in one layer do not import each other
 LAYERS = [
-    ["errors", "allocator", "formatting", "noise"],
+    ["errors", "allocator", "formatting", "noise", "web"],
     ["files", "images", "paths", "plugins"],
     ["schema", "tables", "models"],
     ["download"],
