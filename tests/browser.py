@@ -1,5 +1,6 @@
 """Pages in Debian's Chromium, driven by playwright."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,10 +15,10 @@ WEBGPU = "--enable-unsafe-webgpu --use-webgpu-adapter=swiftshader --enable-featu
 
 @contextmanager
 def chromium(*, webgpu: bool = False) -> Iterator[Browser]:
-    """A headless Chromium; without one, tests fail."""
+    """A headless Chromium of the system, or else of playwright; without one, tests fail."""
     flags = [*FLAGS, *(WEBGPU if webgpu else ["--disable-gpu"])]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=flags)
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         yield browser
         browser.close()
 
