@@ -150,3 +150,11 @@ def test_a_line_cut_by_a_crash_is_left_out_and_rewound(tmp_path):
 
 def test_an_exact_network_has_no_recipe_to_fall_back_on():
     assert runs.weights_hash(Generator(exact(Flow(), Velocity()), SampleSpec((2,))))
+
+
+def test_others_may_read_weights_as_they_may_other_files(tmp_path):
+    generator = small()
+    runs.save_generator(tmp_path / "weights.safetensors", generator, None, {})
+    (tmp_path / "other").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1

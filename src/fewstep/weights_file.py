@@ -1,6 +1,8 @@
 """Weights files: safetensors with one JSON object that describes the network to build for them."""
 
 import json
+import os
+import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,10 @@ def write_weights_file(path: Path, tensors: Mapping[str, Tensor], note: Mapping[
     with atomic_write(path, single_writer=True) as file:
         # pass the file's name: `safetensors.torch.save` would copy all weights in memory
         save_file(contents, file.name, metadata={KEY: json.dumps(note, sort_keys=True)})
+        # safetensors replaces the file by one that only its owner can read, and does not flush it
+        os.chmod(file.name, stat.S_IMODE(os.fstat(file.fileno()).st_mode))
+        with open(file.name, "r+b") as replaced:
+            os.fsync(replaced.fileno())
 
 
 def read_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
