@@ -1,39 +1,37 @@
-// A Streamlit component that shows one widget.
+
+// A Streamlit component that shows one of the widgets above, which `bundle` puts in front.
 
 /** Milliseconds without a change after which a drag counts as over. */
 const REST = 400;
 /** Milliseconds after which an unanswered report is given up, such as one of a run that failed. */
 const PATIENCE = 3000;
 
-const HANDLERS = ["onChange", "onSelect", "onPin"];
-const WIDGETS = { range };
+const WIDGETS = { wipe, morphPad, paint, seedGrid, range };
+const EVENTS = ["onSelect", "onPin"];
+/** Options that the visitor changes: only a new widget takes them from the page. */
+const OWN = ["position", "x", "y", "value", "image"];
 /** @type {WeakMap<Node, Mounted>} */
 const mounted = new WeakMap();
 
 /**
- * A slider: `range(root, {label, value: 0..1, onChange(value)})`.
+ * A slider from 0 to 1 with a text at each end.
  * @param {HTMLElement} root
- * @param {{label: string, value: number, left: string, right: string,
- *          onChange: (value: number) => void}} options
+ * @param {{ label: string, value: number, left: string, right: string,
+ *           onChange: (value: number) => void }} options
+ * @returns {Widget}
  */
 function range(root, options) {
-  const input = document.createElement("input");
-  Object.assign(input, { type: "range", min: "0", max: "1", step: "0.005", value: options.value });
-  input.setAttribute("aria-label", options.label);
-  input.addEventListener("input", () => options.onChange(Number(input.value)));
-  const [left, right] = [options.left, options.right].map((text) => {
-    const span = document.createElement("span");
-    span.textContent = text;
-    return span;
+  const input = element("input", {
+    type: "range", min: "0", max: "1", step: "0.005", "aria-label": options.label,
   });
-  const row = document.createElement("div");
-  row.className = "range";
-  row.append(left, input, right);
-  root.replaceChildren(row);
-  return {
-    update: ({ left: a, right: b }) => ([left.textContent, right.textContent] = [a, b]),
-    destroy: () => root.replaceChildren(),
-  };
+  input.value = String(options.value);
+  input.addEventListener("input", () => options.onChange(Number(input.value)));
+  const [left, right] = [element("span"), element("span")];
+  const row = element("div", { className: "range" }, left, input, right);
+  return widget(root, options, [row], () => {
+    left.textContent = options.left;
+    right.textContent = options.right;
+  });
 }
 
 /** One widget, and its reports: one at a time, then the newest. */
@@ -42,58 +40,67 @@ class Mounted {
     this.send = send;
     this.number = data.echo;
     this.waiting = null;
-    this.inFlight = -Infinity;
-    this.widget = WIDGETS[data.widget](root, { ...data.options, ...this.handlers() });
+    this.sentAt = -Infinity;
+    const options = { ...data.options };
+    if (options.image) {
+      options.image = Float32Array.from(options.image, (value) => value / 255);
+    }
+    for (const name of EVENTS) {
+      options[name] = (value) => this.report({ event: name, value, final: true });
+    }
+    options.onChange = (...values) => this.change(values);
+    this.widget = WIDGETS[data.widget](root, options);
   }
 
-  handlers() {
-    const report = (kind) => (...values) => this.change(kind, values);
-    return Object.fromEntries(HANDLERS.map((name) => [name, report(name)]));
-  }
-
-  change(kind, values) {
+  /** A value while it is dragged, and once more when it has come to rest. */
+  change([value, ...more]) {
     clearTimeout(this.rest);
-    const value = values.map((v) => (ArrayBuffer.isView(v) ? Array.from(v) : v));
-    this.waiting = { kind, value: value.length === 1 ? value[0] : value, final: false };
-    this.rest = setTimeout(() => this.finish(), REST);
-    this.flush();
+    const bytes = ArrayBuffer.isView(value) && Array.from(value, (v) => Math.round(v * 255));
+    const content = bytes || (more.length ? [value, ...more] : value);
+    const report = { event: "onChange", value: content, final: false };
+    this.report(report);
+    this.rest = setTimeout(() => this.report({ ...report, final: true }), REST);
   }
 
-  finish() {
-    this.waiting = { ...(this.waiting ?? this.last), final: true };
+  report(report) {
+    this.waiting = report;
     this.flush();
   }
 
   flush() {
-    if (!this.waiting || performance.now() - this.inFlight < PATIENCE) return;
+    if (!this.waiting || performance.now() - this.sentAt < PATIENCE) {
+      return;
+    }
     this.number += 1;
-    this.inFlight = performance.now();
-    this.last = this.waiting;
+    this.sentAt = performance.now();
+    this.send({ ...this.waiting, number: this.number });
     this.waiting = null;
-    this.send({ ...this.last, number: this.number });
     setTimeout(() => this.flush(), PATIENCE + 1);
   }
 
+  /** The page was drawn again: with an echo of the last report, the next may go. */
   answer(data) {
-    if (data.echo >= this.number) this.inFlight = -Infinity;
-    this.widget.update(data.options);
+    if (data.echo >= this.number) {
+      this.sentAt = -Infinity;
+    }
+    const shown = Object.entries(data.options).filter(([name]) => !OWN.includes(name));
+    this.widget.update(Object.fromEntries(shown));
     this.flush();
   }
 }
 
 export default function ({ parentElement, data, setStateValue }) {
-  const known = mounted.get(parentElement);
-  if (known) {
-    known.answer(data);
+  const present = mounted.get(parentElement);
+  if (present) {
+    present.answer(data);
     return undefined;
   }
   const root = parentElement.querySelector(".widget");
-  const send = (report) => setStateValue("report", report);
-  const widget = new Mounted(root, data, send);
-  mounted.set(parentElement, widget);
+  const entry = new Mounted(root, data, (report) => setStateValue("report", report));
+  mounted.set(parentElement, entry);
   return () => {
-    clearTimeout(widget.rest);
-    widget.widget.destroy();
+    clearTimeout(entry.rest);
+    entry.widget.destroy();
     mounted.delete(parentElement);
   };
 }

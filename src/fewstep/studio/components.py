@@ -1,7 +1,7 @@
-"""Widgets that report while they are dragged: JavaScript in the page.
+"""Widgets that report while they are dragged: the JavaScript of `fewstep.web` in the page.
 
 A widget sends one value at a time, and the newest one after the page has answered: `mount` comes
-after the pictures that depend on its value, so that its echo means that they are there.
+after the pictures that depend on its value, so that its echo says that they are there.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +13,10 @@ import streamlit as st
 from streamlit.components.v2 import component
 
 from fewstep.studio import controls
+from fewstep.web import bundle
+
+Handler = Callable[[Mapping[str, Any]], object]
+"""Called with a report of a widget: its `event`, `value`, `number`, and whether it is `final`."""
 
 
 def latest(name: str, default: Any) -> Any:
@@ -27,8 +31,13 @@ def is_final(name: str) -> bool:
     return report is not None and bool(report["final"])
 
 
-def mount(name: str, widget: str, options: Mapping[str, Any]) -> None:
-    """Put a widget of component.js here, with its options."""
+def mount(
+    name: str, widget: str, options: Mapping[str, Any], *, on_report: Handler = lambda report: None
+) -> None:
+    """Put a widget here: a function of widgets.js, or `range`, with its options.
+
+    `on_report` is called with each report before the page is drawn again.
+    """
     report = _report(name)
     _component()(
         key=_key(name),
@@ -37,7 +46,7 @@ def mount(name: str, widget: str, options: Mapping[str, Any]) -> None:
             "options": dict(options),
             "echo": report["number"] if report else 0,
         },
-        on_report_change=lambda: None,
+        on_report_change=lambda: on_report(_report(name)),
     )
 
 
@@ -53,10 +62,10 @@ def _report(name: str) -> Any:
 
 @cache
 def _component() -> Callable[..., Any]:
-    here = files("fewstep.studio")
+    web, here = files("fewstep.web"), files("fewstep.studio")
     return component(
         "fewstep-widget",
         html='<div class="widget"></div>',
-        css=here.joinpath("component.css").read_text(),
-        js=here.joinpath("component.js").read_text(),
+        css=web.joinpath("widgets.css").read_text() + here.joinpath("component.css").read_text(),
+        js=bundle("widgets.js") + here.joinpath("component.js").read_text(),
     )

@@ -1,5 +1,6 @@
 """Pictures of the page: enlarged without blur, all on the scale of the images themselves."""
 
+import base64
 import io
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +12,6 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from fewstep import __version__
-from fewstep.errors import InputError
 from fewstep.formatting import number
 from fewstep.images import grid, to_uint8
 from fewstep.studio import toys
@@ -57,6 +57,18 @@ def show(result: Result, *, width: int = WIDTH) -> Image.Image:
     if result.values.ndim == 4:
         return sheet(result.images, width=width)
     return toys.scatter(result.values)
+
+
+def show_one(result: Result, index: int) -> Image.Image:
+    """One image of a result in its own size; one point of a toy as a dot."""
+    if result.values.ndim == 4:
+        return picture_of(result.images[index])
+    return toys.scatter(result.values[index : index + 1])
+
+
+def data_url(picture: Image.Image, metadata: Mapping[str, str] | None = None) -> str:
+    """`png` as an address: a picture that is replaced soon needs no request of its own."""
+    return "data:image/png;base64," + base64.b64encode(png(picture, metadata)).decode()
 
 
 def png(picture: Image.Image, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -120,23 +132,3 @@ def film(states: Sequence[Tensor], scales: Sequence[float]) -> UInt8[Tensor, "n 
     return torch.cat(
         [to_uint8(state[:1].float() / scale) for state, scale in zip(states, scales, strict=True)]
     )
-
-
-def read_picture(file: bytes, shape: tuple[int, int, int]) -> Tensor:
-    """An uploaded picture as (1, c, h, w) in [-1, 1]: scaled to fit, with black bars.
-
-    Raises: InputError for a file that is no picture.
-    """
-    channels, height, width = shape
-    try:
-        with Image.open(io.BytesIO(file)) as opened:
-            picture = opened.convert("L" if channels == 1 else "RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"this file cannot be read as a picture: {error}") from error
-    share = min(width / picture.width, height / picture.height)
-    size = max(1, round(picture.width * share)), max(1, round(picture.height * share))
-    small = picture.resize(size, Image.Resampling.BOX)
-    canvas = Image.new(picture.mode, (width, height))
-    canvas.paste(small, ((width - size[0]) // 2, (height - size[1]) // 2))
-    pixels = torch.from_numpy(np.array(canvas)).view(height, width, -1).permute(2, 0, 1)
-    return (pixels.float() / 127.5 - 1)[None]

@@ -1,13 +1,15 @@
 """Grids of starts to pick from, and the pinned ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
+from fewstep.errors import InputError
 from fewstep.studio import controls, pictures
+from fewstep.studio.components import mount
 from fewstep.studio.session import Session
-from fewstep.studio.starts import Start
+from fewstep.studio.starts import Start, parse_start
 from fewstep.studio.workshop import Model
 
 MAX_PINS = 12
@@ -27,31 +29,34 @@ def pick(start: Start) -> None:
 
 
 def start_grid(
-    session: Session,
-    model: Model,
-    steps: int,
-    starts: Sequence[Start],
-    *,
-    key: str,
-    columns: int = 6,
+    session: Session, model: Model, steps: int, starts: Sequence[Start], *, name: str
 ) -> None:
-    """A picture of each start with its seed; a click picks it."""
-    images = session.generate(session.request(model, starts, steps)).images
-    for first in range(0, len(starts), columns):
-        last = min(first + columns, len(starts))
-        for column, index in zip(st.columns(columns), range(first, last), strict=False):
-            with column:
-                _cell(starts[index], images[index], key)
+    """A picture of each start: a click picks it, and its pin pins it."""
+    result = session.generate(session.request(model, starts, steps))
+    state = controls.current()
+    options = {
+        "images": [
+            {"seed": str(start), "url": pictures.data_url(pictures.show_one(result, index))}
+            for index, start in enumerate(starts)
+        ],
+        "selected": str(state.selected_start()),
+        "pinned": list(state.pins),
+    }
+    mount(name, "seedGrid", options, on_report=_follow)
 
 
-def _cell(start: Start, image: Any, key: str) -> None:
-    st.image(pictures.png(pictures.enlarge(pictures.picture_of(image), width=64)))
-    st.button(str(start.seed), key=f"{key} {start}", on_click=pick, args=(start,))
+def _follow(report: Mapping[str, Any]) -> None:
+    """Pick or pin the start that a grid reports."""
+    try:
+        start = parse_start(str(report["value"]))
+    except InputError:
+        return  # no grid of this page reports it
+    (pin if report["event"] == "onPin" else pick)(start)
 
 
 def pinned_row(session: Session, model: Model, steps: int) -> None:
     """The pinned starts."""
     starts = controls.current().pinned()
     if starts:
-        st.caption("pinned: the corners of Morph; a click shows one's neighbours")
-        start_grid(session, model, steps, starts, key="pins", columns=MAX_PINS)
+        st.caption("pinned: the corners of Morph")
+        start_grid(session, model, steps, starts, name="pins")

@@ -10,8 +10,7 @@ import torch
 from fewstep.errors import InputError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-NICENESS = 10
-"""How far the studio stands back for a training on the same CPU cores."""
+MAX_THREADS = 4
 
 
 def serve(addresses: Sequence[str], *, host: str, port: int) -> None:
@@ -27,7 +26,8 @@ def serve(addresses: Sequence[str], *, host: str, port: int) -> None:
             "pip install 'fewstep[studio]'"
         ) from error
     check_free(host, port)
-    _stand_back()
+    # leave cores to a training that runs beside the studio
+    torch.set_num_threads(max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2)))
     script = str(Path(__file__).with_name("app.py"))
     options = settings(host, port)
     bootstrap.load_config_options(options)
@@ -49,6 +49,8 @@ def settings(host: str, port: int) -> dict[str, object]:
         "client.showErrorDetails": "none",
         "theme.primaryColor": "#2a6f97",
         "runner.magicEnabled": False,
+        # a full collection after each run takes longer than the run; Python collects by itself
+        "runner.postScriptGC": False,
         "logger.hideWelcomeMessage": True,
         "logger.enableRich": False,
         "logger.level": "warning",
@@ -72,11 +74,3 @@ def check_free(host: str, port: int) -> None:
             f"the studio cannot listen at {host}, port {port} ({error.strerror}): choose a free "
             "port with --port, or another --host"
         ) from error
-
-
-def _stand_back() -> None:
-    """Leave the CPU to a training that runs beside the studio."""
-    cores = os.cpu_count() or 1
-    torch.set_num_threads(max(1, min(4, cores // 2)))
-    if hasattr(os, "nice"):
-        os.nice(NICENESS)

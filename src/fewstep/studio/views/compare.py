@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from fewstep.studio import controls, pictures, toys
+from fewstep.studio.components import mount
 from fewstep.studio.session import Session, cost_text, download, view
 from fewstep.studio.starts import MAX_SEED, Start
 from fewstep.studio.state import COUNTS
@@ -50,7 +51,7 @@ def _draw_model(session: Session, model: Model, places: Sequence[Start], width: 
     result = session.generate(request)
     picture = pictures.show(result, width=width)
     with slot:
-        st.image(pictures.png(picture, pictures.metadata_of(request)))
+        st.image(pictures.data_url(picture, pictures.metadata_of(request)))
         st.markdown(cost_text(request, result))
     download(request, picture, key=f"compare {model.name}")
     return request, result
@@ -67,13 +68,11 @@ def _compare_two(drawings: Sequence[Drawing]) -> None:
     wipe, change = st.columns(2)
     (a, b) = (drawings[names.index(name)][1] for name in (left, right))
     with wipe:
-        share = st.slider("wipe", 0.0, 1.0, 0.5, key="wipe")
-        both = pictures.sheet(b.images, width=384)
-        box = (0, 0, round(share * both.width), both.height)
-        both.paste(pictures.sheet(a.images, width=384).crop(box))
-        st.image(pictures.png(both))
+        sheets = [pictures.sheet(result.images, width=384) for result in (a, b)]
+        addresses = dict(zip(("left", "right"), map(pictures.data_url, sheets), strict=True))
+        mount("wipe", "wipe", {**addresses, "names": [left, right]})
     with change:
         picture, text = pictures.difference(a.images, b.images, width=384)
-        st.markdown(f"difference: {text}")
+        st.image(pictures.data_url(picture))
+        st.markdown(text)
         st.caption("red where the right one is brighter, blue where it is darker; one fixed scale")
-        st.image(pictures.png(picture))

@@ -47,9 +47,9 @@ def _draw_records(reader: Reader) -> None:
     image = next((name for name in ("x0", "image") if name in rows), None)
     if image is not None and rows[image].ndim == 4:
         sheet = pictures.sheet(to_uint8(rows[image].float()), columns=8, width=560)
-        st.image(pictures.png(sheet, {"store_hash": reader.hash, "first_record": str(first)}))
+        st.image(pictures.data_url(sheet, {"store_hash": reader.hash, "first_record": str(first)}))
     elif image is not None and rows[image].ndim == 2:
-        st.image(pictures.png(toys.scatter(rows[image].float())))
+        st.image(pictures.data_url(toys.scatter(rows[image].float())))
     last = min(first + PAGE, len(reader)) - 1
     st.caption(f"records {first:,} to {last:,}")
     # as text: browsers round integers beyond 2⁵³, and seeds are larger

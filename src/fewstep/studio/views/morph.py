@@ -12,6 +12,8 @@ from fewstep.studio.views.compare import WIDTHS
 from fewstep.studio.workshop import Model
 
 FRAMES = 32
+SMALL = 192
+"""Width of a picture in pixels beside the square."""
 STRIP = 9
 """Pictures of the strip from the first to the second start."""
 
@@ -31,11 +33,15 @@ def show(session: Session) -> None:
     starts = tuple(controls.current().corner_starts(count))
     name = f"morph {starts}"
     x, y = _position(name, count)
-    slot = st.container()
-    columns = st.columns(min(len(session.models), 4))
+    if count == 2:
+        slot, area = st.container(), st.container()
+    else:
+        slot, area = st.columns([1, 3])
+    with area:
+        columns = st.columns(min(len(session.models), 4))
     for index, model in enumerate(session.models):
         with columns[index % len(columns)]:
-            _draw_model(session, model, Between(starts, x, y), WIDTHS[len(columns)])
+            _draw_model(session, model, Between(starts, x, y), WIDTHS[4] if count == 2 else SMALL)
     with slot:
         _mount(name, starts, x, y)
     if len(session.models[0].shape) == 3:
@@ -45,18 +51,19 @@ def show(session: Session) -> None:
 def _position(name: str, count: int) -> tuple[float, float]:
     """Where the morph is; at rest, the position becomes part of the address."""
     state = controls.current()
-    if count == 4:
-        x, y = (controls.control(axis, st.slider, axis, 0.0, 1.0) for axis in ("x", "y"))
-        return x, y
-    x = round(min(max(float(latest(name, state.x)), 0.0), 1.0), 3)
-    if is_final(name) and x != state.x:
-        controls.change(x=x)
-    return x, state.y
+    value = latest(name, state.x if count == 2 else (state.x, state.y))
+    x, y = (value, state.y) if count == 2 else value
+    x, y = (round(min(max(float(v), 0.0), 1.0), 3) for v in (x, y))
+    if is_final(name) and (x, y) != (state.x, state.y):
+        controls.change(x=x, y=y)
+    return x, y
 
 
 def _mount(name: str, starts: Sequence[Start], x: float, y: float) -> None:
     texts = [f"seed {start}" for start in starts]
-    if len(starts) == 2:
+    if len(starts) == 4:
+        mount(name, "morphPad", {"corners": texts, "x": x, "y": y})
+    else:
         options = {"label": "morph", "value": x, "left": texts[0], "right": texts[1]}
         mount(name, "range", options)
 
@@ -66,7 +73,7 @@ def _draw_model(session: Session, model: Model, place: Between, width: int) -> N
     result = session.generate(request)
     picture = pictures.show(result, width=width)
     st.markdown(controls.code(model.name))
-    st.image(pictures.png(picture, pictures.metadata_of(request)))
+    st.image(pictures.data_url(picture, pictures.metadata_of(request)))
     st.markdown(cost_text(request, result))
     download(request, picture, key=f"morph {model.name}")
 
@@ -79,7 +86,7 @@ def _animation(session: Session, starts: Sequence[Start]) -> None:
     shares = [number / (STRIP - 1) for number in range(STRIP)]
     places = [Between(tuple(starts[:2]), share) for share in shares]
     result = session.generate(session.request(model, places, steps))
-    st.image(pictures.png(pictures.sheet(result.images, columns=STRIP, width=720)))
+    st.image(pictures.data_url(pictures.sheet(result.images, columns=STRIP, width=720)))
     kind = st.segmented_control(
         "animation", ("GIF", "WebP"), default=None, key="animation", help="drawn when selected"
     )

@@ -36,7 +36,7 @@ def _draw_film(journey: Journey, request: Request) -> None:
     film = pictures.film(states, [journey.scales[i] for i in indices])
     st.markdown("##### x_t, from noise to the image")
     metadata = pictures.metadata_of(request)
-    st.image(pictures.png(pictures.sheet(film, columns=columns, width=width), metadata))
+    st.image(pictures.data_url(pictures.sheet(film, columns=columns, width=width), metadata))
     times = ", ".join(f"{journey.times[i]:.3g}" for i in indices[:-1])
     st.caption(f"times {times}, and the image; each state divided by alpha + sigma")
     if not journey.predictions:
@@ -46,12 +46,12 @@ def _draw_film(journey: Journey, request: Request) -> None:
         [journey.predictions[i] for i in indices[:-1]], [1.0] * (len(indices) - 1)
     )
     st.markdown("##### x0, the image that the network predicts from each")
-    st.image(pictures.png(pictures.sheet(predictions, columns=columns, width=width), metadata))
+    st.image(pictures.data_url(pictures.sheet(predictions, columns=columns, width=width), metadata))
 
 
 def _draw_toy(journey: Journey, request: Request) -> None:
     last = len(journey.times)
     index = st.slider("step", 0, last, last, key="path step")
-    st.image(pictures.png(toys.jumps(journey, request, index)))
+    st.image(pictures.data_url(toys.jumps(journey, request, index)))
     text = f"time {journey.times[index]:.3g}" if index < last else "the images"
     st.caption(f"{text}: points (red), their jumps (blue), and the velocity at this time (grey)")

@@ -8,7 +8,7 @@ from fewstep.studio.session import Session, cost_text, download, view
 from fewstep.studio.starts import Start, neighbours
 from fewstep.studio.views.compare import seeds_from
 
-GRID = 24
+GRID = 40
 NEIGHBOURS = 8
 
 
@@ -20,20 +20,20 @@ def show(session: Session) -> None:
     seeds, around = st.columns([3, 2])
     with seeds:
         st.markdown("##### Pick a seed")
-        start_grid(session, model, steps, seeds_from(controls.current().seed, GRID), key="seeds")
+        start_grid(session, model, steps, seeds_from(controls.current().seed, GRID), name="seeds")
     with around:
         start = controls.current().selected_start()
         st.markdown(f"##### Around {_short(start)}")
         request = session.request(model, [start], steps)
         result = session.generate(request)
         picture = pictures.sheet(result.images, width=256)
-        st.image(pictures.png(picture, pictures.metadata_of(request)))
+        st.image(pictures.data_url(picture, pictures.metadata_of(request)))
         st.markdown(cost_text(request, result))
         with st.container(horizontal=True):
             st.button("Pin", icon=":material/keep:", key="pin", on_click=pin, args=(start,))
             download(request, picture, key="start")
         share = controls.control("near", st.slider, "distance", 0.02, 1.0, step=0.02)
-        start_grid(session, model, steps, neighbours(start, NEIGHBOURS, share), key="near")
+        start_grid(session, model, steps, neighbours(start, NEIGHBOURS, share), name="near")
 
 
 def _short(start: Start) -> str:

@@ -1,0 +1,172 @@
+"""The studio in a real browser: it opens, and what is dragged, painted and downloaded works."""
+
+import io
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+PICTURE = "[data-testid=stImage] img"
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(folder, port):
+    command = [sys.executable, "-m", "fewstep", "studio", str(folder), "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health").close()
+            return server
+        except OSError:
+            time.sleep(0.1)
+            assert server.poll() is None, server.stderr.read().decode()
+    raise AssertionError("the studio did not start")
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    port = free_port()
+    server = start(folder, port)
+    yield f"http://127.0.0.1:{port}/"
+    server.terminate()
+    errors = server.communicate(timeout=20)[1].decode()
+    assert "Traceback" not in errors, errors
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def tab(browser, address):
+    """A page; at its end, the console had no errors and nothing came from another site."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(20_000)
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda m: m.type == "error" and problems.append(m.text))
+    outside = ("http://127.0.0.1", "data:", "blob:")
+    page.on("request", lambda r: r.url.startswith(outside) or problems.append(r.url))
+    yield page
+    page.close()
+    assert not problems, problems
+
+
+def source(page):
+    """The address of the first picture: it changes with the picture's content."""
+    return page.locator(PICTURE).first.get_attribute("src")
+
+
+def changed(page, before):
+    """Wait until the first picture is another one. Returns its address."""
+    script = (
+        "([selector, before]) => document.querySelector(selector)?.src.endsWith(before) === false"
+    )
+    page.wait_for_function(script, arg=[PICTURE, before])
+    return source(page)
+
+
+def drag(page, box, start, stop, *, check=lambda: None):
+    """Drag from one point of a box to another, both as shares of its size."""
+    at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (start, stop)]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    page.mouse.move(*at[1], steps=4)
+    check()
+    page.mouse.up()
+
+
+def test_the_morph_follows_the_slider_and_the_way_back(tab, address):
+    tab.goto(f"{address}?view=morph&models=cm&models=one-step")
+    slider = tab.locator("input[type=range]")
+    first = (slider.wait_for(), source(tab))[1]
+    # while the button is still down
+    drag(tab, slider.bounding_box(), (0.5, 0.5), (0.9, 0.5), check=lambda: changed(tab, first))
+    tab.wait_for_url("**&x=0.9*")
+    moved = source(tab)
+    slider.press("ArrowLeft")
+    changed(tab, moved)
+    tab.wait_for_url("**&x=0.895*")
+    tab.go_back()
+    changed(tab, source(tab))
+    assert source(tab) == moved and slider.input_value() == "0.9"
+    tab.go_back()
+    changed(tab, moved)
+    assert source(tab) == first and "x=" not in tab.url
+    tab.go_forward()
+    changed(tab, first)
+    assert source(tab) == moved
+
+
+def test_the_wipe_and_the_downloaded_picture(tab, address):
+    tab.goto(f"{address}?models=teacher&models=cm&steps=2@teacher&seed=7&count=4")
+    wipe = tab.get_by_role("slider", name="wipe between teacher and cm")
+    wipe.scroll_into_view_if_needed()
+    assert wipe.get_attribute("aria-valuenow") == "50"
+    drag(tab, wipe.bounding_box(), (0.5, 0.5), (0.2, 0.5))
+    assert abs(int(wipe.get_attribute("aria-valuenow")) - 20) <= 1
+    wipe.press("ArrowRight")
+    assert abs(int(wipe.get_attribute("aria-valuenow")) - 22) <= 1
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="PNG").first.click()
+    picture = Image.open(io.BytesIO(download.value.path().read_bytes()))
+    assert picture.text["run"] == "teacher" and picture.text["seed"] == "7, 8, 9, 10"
+    assert picture.text["steps"] == "2" and len(picture.text["run_hash"]) == 64
+    # classes are text: their names are on the page, and no element is made of them
+    assert tab.get_by_text("<b>one</b>").count() == 1
+    assert tab.locator("button b, button img").count() == 0
+
+
+def test_painting_on_a_phone(tab, address):
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tab.goto(f"{address}?view=paint&models=cm&models=one-step")
+    canvas = tab.locator("canvas.fs-paint")
+    canvas.wait_for()
+    tab.locator(PICTURE).first.wait_for()
+    first = source(tab)
+    canvas.scroll_into_view_if_needed()
+    drag(tab, canvas.bounding_box(), (0.3, 0.2), (0.7, 0.8))
+    painted = changed(tab, first)
+    freedom = tab.get_by_label("freedom")
+    freedom.scroll_into_view_if_needed()
+    drag(tab, freedom.bounding_box(), (0.5, 0.5), (0.1, 0.5))
+    tab.wait_for_url("**&freedom=0.*")
+    changed(tab, painted)
+    width = tab.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
+    assert width <= 390
+
+
+def test_seeds_are_pinned_and_meet_in_the_square(tab, address):
+    tab.goto(f"{address}?view=seeds&models=cm")
+    tab.get_by_role("button", name="seed 5", exact=True).click()
+    tab.get_by_text("Around seed 5").wait_for()
+    tab.get_by_role("button", name="pin seed 5", exact=True).first.click()
+    tab.wait_for_url("**pins=5*")
+    tab.get_by_text("Morph", exact=True).click()
+    tab.get_by_text("four starts").click()
+    pad = tab.get_by_role("slider", name="morph between seed 5")
+    pad.wait_for()
+    tab.locator(PICTURE).first.wait_for()
+    before = source(tab)
+    drag(tab, pad.bounding_box(), (0.5, 0.5), (0.1, 0.9))
+    changed(tab, before)
+    tab.wait_for_url("**&x=0.1*&y=0.9*")
