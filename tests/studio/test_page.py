@@ -142,16 +142,12 @@ def test_plain_text_has_no_markdown():
     assert code("a`b") == "`` a`b ``" and code("a\nb") == "` a b `"
 
 
-def test_seeds_are_picked_pinned_and_morphed(folder):
-    page = open_page(folder, models="teacher", view="seeds")
-    page.button(key="seeds 5").click().run()
-    assert page.query_params["start"] == "5"
+def test_starts_are_pinned_and_become_corners(folder):
+    page = open_page(folder, models="teacher", view="seeds", start="5~9:0.5", pins="3")
     page.button(key="pin").click().run()
-    assert page.query_params["pins"] == "5"
-    near = next(button for button in page.button if (button.key or "").startswith("near 5~"))
-    near.click().run()
+    assert page.query_params["pins"] == ["3", "5~9:0.5"]
     page.button(key="pin").click().run()
-    assert len(page.query_params["pins"]) == 2 and not page.exception
+    assert page.query_params["pins"] == "3"
     page.segmented_control(key="control view").set_value("morph").run()
     assert not page.exception and len(costs(page)) == 1
 

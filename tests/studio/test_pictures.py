@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.errors import InputError
 from fewstep.studio import pictures, toys
 from fewstep.studio.catalogue import Catalogue
 from fewstep.studio.journey import travel
@@ -81,23 +80,6 @@ def test_an_animation_has_all_pictures_pixel_by_pixel(kind):
         film.seek(number)
         frame = pixels(film)
         assert (frame[-1, -1] == level).all() and (frame[31, 31] == 255).all()
-
-
-@pytest.mark.parametrize("size", [(8, 8), (200, 100), (3, 50), (1, 1)])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_an_uploaded_picture_fits_with_bars(size, channels):
-    file = io.BytesIO()
-    Image.new("RGBA", size, "white").save(file, "PNG")
-    image = pictures.read_picture(file.getvalue(), (channels, 8, 8))
-    assert image.shape == (1, channels, 8, 8) and {*image.unique().tolist()} <= {-1.0, 1.0}
-    share = (image > 0).float().mean().item()
-    assert share == pytest.approx(min(size) / max(size), abs=0.08)
-
-
-@pytest.mark.parametrize("content", [b"", b"GIF89a", b"<svg/>", b"\x89PNG\r\n\x1a\n" + b"0" * 50])
-def test_a_file_that_is_no_picture_is_one_line(content):
-    with pytest.raises(InputError, match="cannot be read as a picture"):
-        pictures.read_picture(content, (1, 8, 8))
 
 
 def test_a_film_divides_each_state_by_its_scale():

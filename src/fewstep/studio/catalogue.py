@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from fewstep.errors import InputError, did_you_mean
+from fewstep.models import model_addresses
 from fewstep.paths import identify
 from fewstep.runs import Run
 
@@ -88,8 +89,8 @@ class Catalogue:
 
 
 def default_addresses() -> list[str]:
-    """What `fewstep studio` opens without arguments."""
-    return ["runs"] if Path("runs").is_dir() else []
+    """What `fewstep studio` opens without arguments: `runs/`, and the models of packages."""
+    return [*(["runs"] if Path("runs").is_dir() else []), *model_addresses()]
 
 
 def _is_source(address: str) -> bool:
