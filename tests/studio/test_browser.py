@@ -8,8 +8,9 @@ import time
 import urllib.request
 
 import pytest
-from browser import chromium, page_without_errors
 from PIL import Image
+
+from browser import chromium, page_without_errors
 
 PICTURE = "[data-testid=stImage] img"
 
