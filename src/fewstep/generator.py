@@ -70,11 +70,21 @@ class Generator(nn.Module):
         times, noise = self._start(noise, steps)
         return sample(self.denoiser, noise, times, step=self.step, cond=cond, seed=seed)
 
-    def path(self, noise: Tensor, *, steps: int, cond: Condition | None = None) -> Iterator[Tensor]:
-        """Yield the states (b, *shape) at each time of the grid, then the images: `steps` + 1."""
+    def path(
+        self,
+        noise: Tensor,
+        *,
+        steps: int,
+        cond: Condition | None = None,
+        seed: int | Sequence[int] = 0,
+    ) -> Iterator[Tensor]:
+        """Yield the states (b, *shape) at each time of the grid, then the images: `steps` + 1.
+
+        The images are those of `forward` with the same arguments.
+        """
         self._check(noise, cond)
         times, noise = self._start(noise, steps)
-        return path(self.denoiser, noise, times, step=self.step, cond=cond)
+        return path(self.denoiser, noise, times, step=self.step, cond=cond, seed=seed)
 
     def _start(self, noise: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """The times of a sample, and the noise at which it starts."""

@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from fewstep import painting, runs
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.drawing import generate_values, seeds
 from fewstep.errors import InputError
+from fewstep.sampling import Renoise
 from fewstep.studio.catalogue import Catalogue
 from fewstep.studio.journey import arrows, travel
 from fewstep.studio.starts import Between, Start
@@ -184,6 +186,13 @@ def test_the_way_of_a_sample_ends_at_its_image(workshop):
     torch.testing.assert_close(journey.states[-1], workshop.generate(asked).values)
     torch.testing.assert_close(journey.predictions[-1], journey.states[-1])
     assert journey.scales == pytest.approx([1.0] * 7)  # of a straight flow
+
+
+def test_the_way_includes_the_noise_that_a_sampler_adds(workshop):
+    model = workshop.load("cm")
+    renoised = replace(model, generator=model.generator.with_sampler(step=Renoise()), hash="other")
+    asked = Request(renoised, (Start(1), Start(2)), (0, 1), 3)
+    torch.testing.assert_close(travel(asked).states[-1], workshop.generate(asked).values)
 
 
 def test_arrows_are_the_slope_of_the_way(workshop):

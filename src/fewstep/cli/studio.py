@@ -37,11 +37,11 @@ def main(argv: Sequence[str]) -> int:
     """Run `fewstep studio`. Returns the exit code."""
     options = console.options(Options, "studio", argv)
     from fewstep.studio.catalogue import Catalogue, default_addresses
-    from fewstep.studio.server import LOOPBACK, check_free, serve
+    from fewstep.studio.server import LOOPBACK, check, serve
 
     addresses = list(options.runs) or default_addresses()
     Catalogue(addresses)  # its errors belong here, and not on the page
-    check_free(options.host, options.port)
+    check(options.host, options.port)
     console.out.print(f"studio: http://{_host_text(options.host)}:{options.port} (Ctrl-C stops it)")
     if options.host not in LOOPBACK:
         console.out.print("everybody who reaches this machine can use the page")

@@ -28,12 +28,13 @@ class Journey:
 
 @torch.inference_mode()
 def travel(request: Request) -> Journey:
-    """The way of a request's sample, without the noise of samplers that add some."""
+    """The way of a request's sample."""
     generator = request.generator()
     cond = request.cond()
     cond = cond and cond.to(generator.device)
     noise = request.noise().to(generator.device)
-    states = tuple(generator.path(noise, steps=request.steps, cond=cond))
+    seeds = request.seeds()
+    states = tuple(generator.path(noise, steps=request.steps, cond=cond, seed=seeds))
     denoiser = generator.denoiser
     times = [float(t) for t in generator.grid(generator.nearest(request.steps), denoiser)]
     points = torch.tensor(times, dtype=torch.float64)

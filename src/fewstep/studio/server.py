@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -18,20 +19,27 @@ def serve(addresses: Sequence[str], *, host: str, port: int) -> None:
 
     Raises: InputError for a missing Streamlit, or an address that this machine cannot listen at.
     """
-    try:
-        from streamlit.web import bootstrap
-    except ImportError as error:
-        raise InputError(
-            f"the studio needs a package that is not installed ({error}): "
-            "pip install 'fewstep[studio]'"
-        ) from error
-    check_free(host, port)
+    check(host, port)
+    from streamlit.web import bootstrap
+
     # leave cores to a training that runs beside the studio
     torch.set_num_threads(max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2)))
     script = str(Path(__file__).with_name("app.py"))
     options = settings(host, port)
     bootstrap.load_config_options(options)
     bootstrap.run(script, False, list(addresses), options)
+
+
+def check(host: str, port: int) -> None:
+    """Raise InputError for a missing Streamlit, or a host and port that cannot be listened at."""
+    try:
+        import_module("streamlit")
+    except ImportError as error:
+        raise InputError(
+            f"the studio needs a package that is not installed ({error}): "
+            "pip install 'fewstep[studio]'"
+        ) from error
+    check_free(host, port)
 
 
 def settings(host: str, port: int) -> dict[str, object]:

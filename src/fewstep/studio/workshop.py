@@ -261,6 +261,7 @@ def _load(entry: Entry) -> Model:
     generator = runs.load(entry.address).to(device())
     note = runs.describe(entry.address)
     recipe = note.get("recipe")
+    _warm_up(generator)
     return Model(
         name=entry.name,
         generator=generator,
@@ -269,6 +270,15 @@ def _load(entry: Entry) -> Model:
         why_not_paintable=_why_not_paintable(generator, recipe),
         why_not_guidable=_why_not_guidable(generator, recipe),
     )
+
+
+@torch.inference_mode()
+def _warm_up(generator: Generator) -> None:
+    """Generate once, so that the first time that the page prints is that of the network."""
+    noise = torch.zeros(1, *generator.spec.shape, device=generator.device)
+    classes = generator.spec.classes
+    cond = Condition(torch.zeros(1, dtype=torch.long, device=noise.device)) if classes else None
+    generator(noise, steps=min(generator.grid.counts or (1,)), cond=cond)
 
 
 def _why_not_paintable(generator: Generator, recipe: dict[str, Any] | None) -> str:

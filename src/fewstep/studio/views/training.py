@@ -23,10 +23,11 @@ def show(session: Session) -> None:
         raise InputError("there are no run folders here: give one to fewstep studio")
     run = session.entry("run", names).run
     assert run is not None  # the names are those of folders
-    _follow(run)
+    training = view_training(run)
+    finished = training.total is not None and training.step >= training.total
+    st.fragment(_follow, run_every=None if finished else REFRESH)(run)
 
 
-@st.fragment(run_every=REFRESH)
 def _follow(run: Run) -> None:
     state = view_training(run)
     _draw_progress(state)
