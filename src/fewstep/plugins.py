@@ -114,7 +114,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "openai": "fewstep.pretrained.openai:read_openai",
     },
     "models": {"fewstep": "fewstep.models:FOLDER"},
-    "exporter": {"torch": "fewstep.export.pytorch:TorchExport"},
+    "exporter": {
+        "torch": "fewstep.export.pytorch:TorchExport",
+        "diffusers": "fewstep.export.diffusers:DiffusersExport",
+    },
     "tracker": {
         "tensorboard": "fewstep.trackers:TensorBoard",
         "wandb": "fewstep.trackers:WandB",

@@ -60,14 +60,12 @@ class Score:
     @property
     def standard(self) -> bool:
         """Whether the features are those of the standard Inception weights, as in FID."""
-        return (self.extractor, self.extractor_hash) == ("inception", metrics.INCEPTION_HASH)
+        return metrics.is_standard(self.extractor, self.extractor_hash)
 
     @property
     def distance(self) -> str:
         """Name of the Fréchet distance: FID with the standard Inception weights only."""
-        if not self.standard:
-            return f"Fréchet distance ({self.extractor})"
-        return "FID" if self.resize.startswith("tf1-bilinear") else f"FID ({self.resize})"
+        return metrics.distance_name(self.extractor, self.extractor_hash, self.resize)
 
     @property
     def caveats(self) -> list[str]:

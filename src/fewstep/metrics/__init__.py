@@ -37,6 +37,7 @@ from fewstep.metrics.measures import (
     computed_measures,
     find_measure,
 )
+from fewstep.metrics.naming import distance_name, is_standard
 from fewstep.metrics.protocols import PROTOCOLS, EvalProtocol, protocol
 from fewstep.metrics.reference import Reference, build_reference
 
@@ -65,10 +66,12 @@ __all__ = [
     "classifier_file",
     "computed_measures",
     "density_coverage",
+    "distance_name",
     "find_measure",
     "frechet_distance",
     "frechet_estimate",
     "has_classes",
+    "is_standard",
     "kernel_distance",
     "load_lpips",
     "make_extractor",

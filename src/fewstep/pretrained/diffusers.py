@@ -18,18 +18,19 @@ from fewstep.generator import Generator
 from fewstep.pretrained.address import parse_options, split_options
 from fewstep.pretrained.assembly import assemble, build_backbone
 from fewstep.pretrained.betas import Schedule
-from fewstep.pretrained.folder import SCHEDULER, find_files
+from fewstep.pretrained.folder import SCHEDULER, find_files, read_index
 from fewstep.pretrained.hub import EMA, find_folder
 from fewstep.pretrained.scheduler import Prediction, read_scheduler
-from fewstep.pretrained.unet_config import network_tensors, read_network
+from fewstep.pretrained.unet_config import Network, network_tensors, read_network
 
 
 @dataclass(frozen=True)
 class Options:
     """What an address can say of a checkpoint: settings that its files lack or have wrong."""
 
-    null_class: Literal["mean", "last"] = "mean"
-    """Embedding of no class: the mean of the classes, or the last of `num_class_embeds`."""
+    null_class: Literal["mean", "last"] | None = None
+    """Embedding of no class: the mean of the classes, or the last of `num_class_embeds`. By default
+    the mean, unless the pipeline has one class less, as those have that fewstep exports."""
     sample_size: PositiveInt | None = None
     prediction_type: Prediction | None = None
     num_train_timesteps: PositiveInt | None = None
@@ -63,7 +64,8 @@ def read_diffusers(name: str) -> Generator:
     if files.scheduler is None:
         changes = _assume_scheduler(folder, len(files.weights), changes)
     reading = read_scheduler(files.scheduler, address, changes)
-    null_is_last = options.null_class == "last"
+    null_class = options.null_class or _null_class(folder, network)
+    null_is_last = null_class == "last"
     classes = (network.num_class_embeds or 0) - null_is_last
     if classes < 0 or (classes == 0 and null_is_last):
         raise InputError(
@@ -86,6 +88,13 @@ def read_diffusers(name: str) -> Generator:
         grid=reading.grid,
         span=reading.span,
     )
+
+
+def _null_class(folder: Path, network: Network) -> str:
+    """Which embedding is that of no class, by the number of classes of the folder's pipeline."""
+    classes = read_index(folder).get("num_classes")
+    is_last = isinstance(classes, int) and network.num_class_embeds == classes + 1
+    return "last" if is_last else "mean"
 
 
 def _assume_scheduler(folder: Path, shards: int, changes: dict[str, Any]) -> dict[str, Any]:

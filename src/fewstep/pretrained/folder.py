@@ -144,10 +144,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return settings
 
 
+def read_index(folder: Path) -> dict[str, Any]:
+    """The settings of the pipeline that a network in `folder` belongs to; empty if none."""
+    path = next((root / INDEX for root in _roots(folder) if (root / INDEX).is_file()), None)
+    return read_json(path) if path else {}
+
+
 def _check_pixels(folder: Path) -> None:
     """Raise InputError for a pipeline whose network works on the latents of an autoencoder."""
-    path = next((root / INDEX for root in _roots(folder) if (root / INDEX).is_file()), None)
-    components = read_json(path) if path else {}
+    components = read_index(folder)
     encoders = [name for name in ("vae", "vqvae", "movq") if name in components]
     if encoders:
         raise InputError(
