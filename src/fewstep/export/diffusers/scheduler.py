@@ -30,9 +30,9 @@ def describe_training(denoiser: Denoiser) -> tuple[str, Settings] | None:
         return None
     if type(parametrization) is Velocity and process == Flow():
         steps = 1000 * pace
-        whole = steps == round(steps) and steps >= 1
+        is_integer = steps == round(steps) and steps >= 1
         settings = {"num_train_timesteps": round(steps)}
-        return ("FlowMatchEulerDiscreteScheduler", settings) if whole else None
+        return ("FlowMatchEulerDiscreteScheduler", settings) if is_integer else None
     betas = _betas(process)
     if type(parametrization) not in PREDICTIONS or pace != 1 or betas is None:
         return None
@@ -48,17 +48,17 @@ def _betas(process: Process) -> Settings | None:
         for name in get_args(Schedule):
             if Betas(process.steps, beta_schedule=name).process() == process:
                 return {"num_train_timesteps": process.steps, "beta_schedule": name}
-        return _listed(torch.tensor(process.alphas_cumprod, dtype=torch.float64))
+        return _beta_list(torch.tensor(process.alphas_cumprod, dtype=torch.float64))
     if isinstance(process, VP) or process == Cosine():
         # levels are 1000·t, and step i of the table has the level i
         t = torch.arange(int(process.levels) + 1, dtype=torch.float64) / process.levels
         products = process.alpha(t).square()
         products[0] = 1 - FIRST_BETA
-        return _listed(products)
+        return _beta_list(products)
     return None
 
 
-def _listed(products: torch.Tensor) -> Settings:
+def _beta_list(products: torch.Tensor) -> Settings:
     """Betas as a list, from their cumulative products."""
     before = torch.cat([products.new_ones(1), products[:-1]])
     return {
@@ -110,8 +110,8 @@ def _levels(generator: Generator, steps: int) -> list[float]:
     """The network's levels at the times of a sample; whole numbers are exact."""
     times = generator.grid(steps, generator.denoiser)
     levels = times * generator.denoiser.process.levels
-    whole = levels.round()
-    return torch.where((levels - whole).abs() < 1e-6, whole, levels).tolist()
+    rounded = levels.round()
+    return torch.where((levels - rounded).abs() < 1e-6, rounded, levels).tolist()
 
 
 def _timesteps(scheduler: Any, steps: int) -> list[float]:
