@@ -9,6 +9,8 @@ import fewstep
 from exporting import unet_generator
 from fewstep import models, plugins, runs
 from fewstep.cli import main
+from fewstep.data.digits import read_digits
+from fewstep.drawing import generate
 from fewstep.errors import InputError
 from fewstep.export.precision import round_weights
 from fewstep.export.source import load_source
@@ -132,3 +134,35 @@ def test_an_export_knows_licence_and_scores(model, generator, folder):
     assert (source.license, source.scores) == ("MIT", [own])  # those of other weights are left out
     assert (source.name, source.recipe, source.steps) == ("acme:scored", RECIPE, (1, 2))
     assert json.loads(json.dumps(source.about()))["license"] == "MIT"
+
+
+@pytest.mark.parametrize("address", models.model_addresses())
+def test_each_model_says_what_it_is(address):
+    generator, note = fewstep.load(address), runs.describe(address)
+    assert note["license"] and note["recipe"]["method"]["name"] and note["pins"]["data"]
+    hash = runs.weights_hash(generator)
+    assert note["scores"] and all(hash.startswith(score["weights"]) for score in note["scores"])
+    assert models.find_model(address).stat().st_size < 2e6
+    readme = (models.FOLDER / "README.md").read_text()
+    assert f"## `{address}`" in readme
+
+
+def test_the_digits_of_the_package(tmp_path, capsys):
+    assert "fewstep:digits" in models.model_addresses()
+    out = tmp_path / "x.png"
+    words = ["--label", "3", "--steps", "1", "-n", "20"]
+    assert main(["sample", "fewstep:digits", *words, "-o", str(out)]) == 0
+    assert main(["list", "models"]) == 0
+    line = capsys.readouterr().out
+    assert "E. Alpaydin and C. Kaynak, 1998" in line and "CC BY 4.0" in line
+    generator, classifier = fewstep.load("fewstep:digits"), digits_classifier()
+    ((_, images),) = generate(generator, 20, steps=1, labels=[3])
+    assert (classifier(images).argmax(1) == 3).float().mean() > 0.8
+
+
+def digits_classifier():
+    """Nearest class by the mean images of scikit-learn's digits."""
+    digits = read_digits("train")
+    pixels, labels = digits.images.flatten(1).float(), digits.labels
+    means = torch.stack([pixels[labels == k].mean(0) for k in range(10)])
+    return lambda images: -torch.cdist(images.flatten(1).float(), means)

@@ -69,16 +69,20 @@ def _rows(kind: str | None) -> Iterator[tuple[str, str]]:
 
 
 def _models() -> Iterator[tuple[str, str]]:
-    """Each model with its recipe's title, its scores and its licence."""
+    """Each model with its recipe's title, its scores, its licence and that of its data."""
     from fewstep import runs
+    from fewstep.data.attributions import ATTRIBUTIONS
     from fewstep.scores import score_from
 
     for address in model_addresses():
         note = runs.describe(address)
+        recipe = note.get("recipe") or {}
+        attribution = ATTRIBUTIONS.get(recipe.get("data", {}).get("name"), "")
         scores = map(score_from, note.get("scores", ()))
         texts = [
-            ((note.get("recipe") or {}).get("about") or {}).get("title", ""),
+            recipe.get("about", {}).get("title", ""),
             *(f"{s.distance} {s.frechet:.2f} in {quantity(s.steps, 'step')}" for s in scores),
             note.get("license", ""),
+            f"data: {attribution}" if attribution else "",
         ]
         yield address, "; ".join(filter(None, texts))

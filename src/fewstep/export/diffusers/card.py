@@ -7,6 +7,7 @@ from typing import Any
 import tomli_w
 
 from fewstep import __version__, plugins
+from fewstep.data.attributions import ATTRIBUTIONS
 from fewstep.export.source import Source
 from fewstep.formatting import number
 from fewstep.guidance import unguided
@@ -151,7 +152,9 @@ def _data(source: Source) -> str:
         return "The training data are not stated."
     split, pin = data.get("split", ""), source.pins.get("data", "")
     text = f"Trained on `{data['name']}`" + (f", split `{split}`" if split else "")
-    return _line(text + (f", SHA-256 {pin}." if pin else "."))
+    text += f", SHA-256 {pin}." if pin else "."
+    attribution = ATTRIBUTIONS.get(data["name"])
+    return _line(f"{text} {attribution}." if attribution else text)
 
 
 def _line(text: str) -> str:
