@@ -39,7 +39,9 @@ class Guided(Backbone):
             level_s=None if level_s is None else _twice(level_s),
             cond=cond.concat(cond.null()),
         )
-        conditional, unconditional = both.chunk(2)
+        # torch.export cannot trace `chunk` or `len` for a number of rows that is not known
+        rows = x.shape[0]
+        conditional, unconditional = both[:rows], both[rows:]
         return self.weight * conditional + (1 - self.weight) * unconditional
 
     def features(self, x: Tensor, level: Tensor, *, cond: Condition | None = None) -> list[Tensor]:

@@ -115,6 +115,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "models": {"fewstep": "fewstep.models:FOLDER"},
     "exporter": {
+        "onnx": "fewstep.export.onnx:OnnxExport",
         "torch": "fewstep.export.pytorch:TorchExport",
         "diffusers": "fewstep.export.diffusers:DiffusersExport",
     },

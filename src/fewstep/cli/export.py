@@ -130,4 +130,6 @@ def _with_scores(options: Options, source: "Source") -> "Source":
 
 
 def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {_text(v)}" for name, v in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewstep.export.base import Exporter
+from fewstep.export.checking import compare
 from fewstep.export.program import Unrolled
 from fewstep.export.source import Source
+from fewstep.export.tracing import trace
 
 
 @dataclass(frozen=True)
@@ -21,21 +22,7 @@ class TorchExport(Exporter):
         for steps in source.steps:
             module = Unrolled(source.generator, steps)
             file = folder / f"model-{module.steps}.pt2"
-            torch.export.save(trace(module), file)
-            checks[file.name] = _largest_difference(file, module)
+            torch.export.save(trace(module, module.example_inputs(2)), file)
+            loaded = torch.export.load(file).module()
+            checks[file.name] = compare(file.name, lambda inputs, run=loaded: run(*inputs), module)
         return checks
-
-
-def trace(module: Unrolled) -> torch.export.ExportedProgram:
-    """The program for any number of rows."""
-    inputs, batch = module.example_inputs(2), torch.export.Dim("batch")
-    rows = tuple({0: batch} for _ in inputs)
-    return torch.export.export(module, inputs, dynamic_shapes={"inputs": rows})
-
-
-@torch.inference_mode()
-def _largest_difference(file: Path, module: Unrolled) -> float:
-    """The largest difference of 7 images from those of PyTorch."""
-    inputs: tuple[Tensor, ...] = module.example_inputs(7)
-    loaded = torch.export.load(file).module()
-    return (loaded(*inputs) - module(*inputs)).abs().max().item()
