@@ -118,6 +118,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "onnx": "fewstep.export.onnx:OnnxExport",
         "torch": "fewstep.export.pytorch:TorchExport",
         "diffusers": "fewstep.export.diffusers:DiffusersExport",
+        "browser": "fewstep.export.browser:BrowserExport",
     },
     "tracker": {
         "tensorboard": "fewstep.trackers:TensorBoard",

@@ -161,8 +161,8 @@ function splitPower(x) {
 }
 
 /**
- * log(1 + x) for x in (−1, 0], rounded as the float32 function of the C library that NumPy calls (the
- * method of Sun's fdlibm): the correctly rounded value would differ in the last bit of a few
+ * log(1 + x) for x in (−1, 0], rounded as the float32 function of the C library that NumPy calls
+ * (the method of Sun's fdlibm): the correctly rounded value would differ in the last bit of a few
  * numbers in a million.
  */
 function log1p(x) {

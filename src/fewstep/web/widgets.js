@@ -103,9 +103,10 @@ export function morphPad(root, options) {
  * Pictures of seeds: one is selected, some are pinned. Arrow keys move between them, Enter selects
  * and P pins.
  * @param {HTMLElement} root
- * @param {{ images: { seed: number, url?: string, canvas?: HTMLCanvasElement }[],
- *           selected?: number, pinned?: number[], onSelect?: (seed: number) => void,
- *           onPin?: (seed: number) => void }} options
+ * @param {{ images: { seed: number | string, url?: string, canvas?: HTMLCanvasElement }[],
+ *           selected?: number | string | null, pinned?: (number | string)[],
+ *           onSelect?: (seed: number | string) => void,
+ *           onPin?: (seed: number | string) => void }} options
  * @returns {Widget}
  */
 export function seedGrid(root, options) {
@@ -116,7 +117,7 @@ export function seedGrid(root, options) {
 
   function makeCell(index) {
     const select = element("button", { className: "fs-select", type: "button" });
-    const pin = element("button", { className: "fs-pin", type: "button", textContent: "📌" });
+    const pin = element("button", { className: "fs-pin", type: "button", textContent: "★" });
     const cell = { node: element("div", { className: "fs-cell" }, select, pin), select, pin };
     select.addEventListener("click", () => options.onSelect(options.images[index].seed));
     pin.addEventListener("click", () => options.onPin(options.images[index].seed));

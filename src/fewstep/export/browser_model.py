@@ -1,0 +1,113 @@
+"""What the exported page knows of its generators: `model.json`."""
+
+from typing import Any
+
+from fewstep.errors import InputError
+from fewstep.export.linear import sampling_program
+from fewstep.export.source import DEFAULT_STEPS, Source
+from fewstep.formatting import number
+from fewstep.painting import why_not_paintable
+
+FREEDOMS = tuple(round(0.05 * k, 2) for k in range(1, 21))
+"""How much a picture is changed, at 20 positions of the page's slider."""
+ANY_STEPS = (1, 2, 4)
+"""Numbers of steps that are shown if the generator supports any."""
+
+
+def step_counts(source: Source, other: Source) -> list[int]:
+    """Numbers of steps on the page: those to export, and for a teacher those of the student too."""
+    generator = source.generator
+    counts = {*source.steps, *(ANY_STEPS if source.steps == DEFAULT_STEPS else ())}
+    if source is not other:
+        counts |= set(step_counts(other, other))
+    return sorted(n for n in counts if generator.nearest(n, quietly=True) == n)
+
+
+def programs(source: Source, *, other: Source) -> dict[int, dict[str, Any]]:
+    """The sampling program of each number of steps."""
+    return {n: sampling_program(source.generator, n) for n in step_counts(source, other)}
+
+
+def describe(source: Source, teacher: Source | None, *, runtime: tuple[str, str]) -> dict[str, Any]:
+    """The values of `model.json`."""
+    spec = source.generator.spec
+    sources = [(source, "model.onnx")] + ([(teacher, "teacher.onnx")] if teacher else [])
+    return {
+        "name": source.name,
+        "shape": list(spec.shape),
+        "classes": spec.classes,
+        "class_names": list(spec.class_names),
+        "runtime": {"script": runtime[0], "wasm": runtime[1]},
+        "generators": [_generator(item, source, file) for item, file in sources],
+        "about": [pair for item, _ in sources for pair in _about(item)],
+        "source": source.about(),
+    }
+
+
+def _generator(source: Source, other: Source, file: str) -> dict[str, Any]:
+    generator = source.generator
+    inputs = ["x", "level"]
+    inputs += ["level_s"] if generator.denoiser.is_flow_map else []
+    inputs += ["label"] if generator.spec.classes else []
+    counts = step_counts(source, other)
+    return {
+        "name": source.name,
+        "weights": source.weights_hash,
+        "network": {"file": file, "inputs": inputs, "shape": list(generator.spec.shape)},
+        "programs": {str(n): program for n, program in programs(source, other=other).items()},
+        "default_steps": source.steps[0] if source is not other else counts[0],
+        "paint": _paint(source, counts),
+        "guidance": {
+            "weight": getattr(generator.denoiser.backbone, "weight", 1.0),
+            "reason": _why_not_guided(source),
+        },
+    }
+
+
+def _paint(source: Source, counts: list[int]) -> dict[str, Any]:
+    """Programs that start from a picture, for each number of steps and each freedom."""
+    reason = why_not_paintable(source.generator, source.recipe)
+    table = {} if reason else {str(n): [_painting(source, n, f) for f in FREEDOMS] for n in counts}
+    return {"reason": reason, "freedoms": list(FREEDOMS), "programs": table}
+
+
+def _painting(source: Source, steps: int, freedom: float) -> dict[str, Any] | None:
+    """The program; None if there are no noise levels for these steps below the freedom."""
+    try:
+        return sampling_program(source.generator, steps, freedom=freedom)
+    except InputError:
+        return None
+
+
+def _why_not_guided(source: Source) -> str:
+    """The reason why guidance has no meaning; empty if the network can do without a class."""
+    if not source.generator.spec.classes:
+        return "it has no classes"
+    if source.recipe is None:
+        return "how it was trained is not known"
+    if not source.recipe["method"].get("label_dropout"):
+        return "it was never trained without a class"
+    return ""
+
+
+def _about(source: Source) -> list[tuple[str, str]]:
+    """What the page tells its readers of a generator."""
+    recipe = source.recipe or {}
+    parameters = sum(weight.numel() for weight in source.generator.parameters())
+    rows = [
+        ("Model", source.name),
+        ("Method", recipe.get("method", {}).get("name", "")),
+        ("Data", recipe.get("data", {}).get("name", "")),
+        ("Weights", f"{parameters:,} numbers in {source.dtype}, SHA-256 {source.weights_hash}"),
+        ("Licence", source.license or "not stated"),
+    ]
+    rows += [
+        (
+            f"{score['steps']} step{'s' * (score['steps'] != 1)}",
+            f"Fréchet distance {number(score['frechet'])} "
+            f"({score['samples']:,} images, {score['extractor']} features)",
+        )
+        for score in source.scores
+        if score.get("frechet") is not None
+    ]
+    return [(key, value) for key, value in rows if value]

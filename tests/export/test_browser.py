@@ -1,0 +1,269 @@
+"""The page shows the images of PyTorch: from a server, from a file, and without a network."""
+
+import base64
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from browser import chromium, page_without_errors
+from exporting import point_generator, unet_generator
+from fewstep.backbones import UNetConfig
+from fewstep.condition import Condition
+from fewstep.drawing import seeds
+from fewstep.errors import InputError
+from fewstep.export import graph, runtime
+from fewstep.export.base import export
+from fewstep.export.browser import BrowserExport
+from fewstep.export.browser_model import describe
+from fewstep.export.precision import round_weights
+from fewstep.export.source import Source
+from fewstep.images import to_uint8
+from fewstep.noise import noise_from_seeds
+from fewstep.painting import paint
+from fewstep.sampling import Renoise
+
+SHAPE, CLASSES, TOLERANCE = (1, 8, 8), 3, 2
+TINY = UNetConfig(channels=(8,), layers=1, attention=(), middle_attention=False, groups=4)
+RECIPE = {"method": {"name": "denoise", "label_dropout": 0.1}, "data": {"name": "digits"}}
+
+
+def source(name, *, dtype="f32", recipe=RECIPE, **options):
+    generator = round_weights(unet_generator(config=TINY, **options), dtype)
+    return Source(name, generator, (1, 2), f"hash of {name}", dtype=dtype, recipe=recipe)
+
+
+STUDENT = source("<i>student</i>", dtype="int8", step=Renoise())
+TEACHER = source("teacher", seed=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graphs():
+    """Each network is traced once: it takes seconds."""
+    graphs, trace = {}, graph.onnx_graph
+
+    def traced(module, *, dtype):
+        if module.backbone not in graphs:
+            graphs[module.backbone] = trace(module, dtype=dtype)
+        return graphs[module.backbone]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "onnx_graph", traced)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("browser") / "page"
+    export(BrowserExport(teacher=TEACHER), STUDENT, out, target="browser")
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@contextmanager
+def server(folder):
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        port = process.stdout.readline().split(" port ")[1].split()[0]
+        yield f"http://127.0.0.1:{port}/"
+        process.terminate()
+
+
+def wait(page):
+    page.wait_for_selector("body[data-busy=false]", timeout=60_000)
+
+
+def visit(page, fragment):
+    """Show the state of a fragment, as if the user had edited the address."""
+    page.evaluate(
+        """fragment => new Promise(done => {
+             addEventListener("hashchange", () => setTimeout(done), { once: true });
+             location.hash = fragment;
+           })""",
+        fragment,
+    )
+    wait(page)
+
+
+def pixels(page, result, shape=SHAPE):
+    """The values (c, h, w) of a result's canvas in uint8."""
+    canvas = page.locator(f'figure[data-result="{result}"] canvas')
+    values = canvas.evaluate(
+        "node => [...node.getContext('2d').getImageData(0, 0, node.width, node.height).data]"
+    )
+    return torch.tensor(values, dtype=torch.int16).view(*shape[1:], 4).permute(2, 0, 1)[: shape[0]]
+
+
+def start(seed):
+    return seeds(seed, range(1))
+
+
+def expected(item, steps, seed, *, label=None, weight=1.0):
+    """PyTorch's image of a seed in uint8, with the weights of the file."""
+    generator = item.generator if weight == 1 else item.generator.with_guidance(weight)
+    noise = noise_from_seeds(start(seed), SHAPE)
+    cond = Condition(torch.tensor([seed % CLASSES if label is None else label]))
+    image = generator(noise, steps=steps, cond=cond, seed=start(seed))
+    return to_uint8(image)[0].to(torch.int16)
+
+
+def same(image, other):
+    assert len(image.unique()) > 8, "the picture is almost empty"
+    return (image - other).abs().max() <= TOLERANCE
+
+
+def check_images(page):
+    visit(page, "#start=5&shown=0:1_0:2_1:2")
+    for result, item, steps in (("0:1", STUDENT, 1), ("0:2", STUDENT, 2), ("1:2", TEACHER, 2)):
+        assert same(pixels(page, result), expected(item, steps, 5))
+
+
+def test_a_served_page_shows_the_images_of_pytorch_and_then_works_offline(folder, browser):
+    with page_without_errors(browser) as page:
+        with server(folder) as address:
+            page.goto(address)
+            wait(page)
+            assert page.title() == page.locator("h1").inner_text() == "<i>student</i>"
+            assert page.locator("dt, dd, button, h1").locator("i, b").count() == 0
+            check_images(page)
+            check_conditions(page)
+            check_painting(page)
+            check_history(page)
+            page.evaluate("() => navigator.serviceWorker.ready.then(() => true)")
+        page.goto(f"{address}#start=8")
+        page.reload()
+        wait(page)
+        assert same(pixels(page, "0:1"), expected(STUDENT, 1, 8))
+
+
+def check_conditions(page):
+    visit(page, "#start=5&label=1&guidance=2.5&shown=0:2")
+    image = expected(STUDENT, 2, 5, label=1, weight=2.5)
+    assert same(pixels(page, "0:2"), image)
+    assert not same(image, expected(STUDENT, 2, 5, label=1))
+    visit(page, "#start=5&label=-1&shown=1:1")
+    assert same(pixels(page, "1:1"), expected(TEACHER, 1, 5, label=-1))
+    visit(page, "#backend=webgpu&drawing=A&label=99&shown=7:7&start=x&mode=none")  # values that the page does not have
+    assert same(pixels(page, "0:1"), expected(STUDENT, 1, 0))
+
+
+def check_painting(page):
+    drawing = bytes(range(0, 256, 4))
+    text = base64.urlsafe_b64encode(drawing).decode().rstrip("=")
+    visit(page, f"#mode=paint&start=4&freedom=0.6&drawing={text}&shown=0:2")
+    picture = torch.tensor(list(drawing)).view(1, *SHAPE) / 127.5 - 1
+    image = paint(
+        STUDENT.generator, picture, noise_from_seeds(start(4), SHAPE), freedom=0.6, steps=2,
+        cond=Condition(torch.tensor([4 % CLASSES])), seed=start(4),
+    )  # fmt: skip
+    assert same(pixels(page, "0:2"), to_uint8(image)[0].to(torch.int16))
+
+
+def check_history(page):
+    visit(page, "#start=1&shown=0:1")
+    before = page.url
+    page.get_by_role("button", name="seed 2", exact=True).click()
+    page.wait_for_selector('figure[data-seed="2"]')
+    page.wait_for_url("**start=2**")
+    page.go_back()
+    page.wait_for_selector('figure[data-seed="1"]')
+    assert page.url == before
+
+
+def test_a_single_file_opens_from_disk_and_its_pictures_say_what_they_are(browser, tmp_path):
+    exporter = BrowserExport(single_file=True)
+    record = export(exporter, STUDENT, tmp_path / "page", target="browser")
+    assert set(record["files"]) == {"index.html", runtime.LICENSE.name}
+    assert record["checks"]["bytes_loaded"] == record["files"]["index.html"] < 16e6
+    with page_without_errors(browser, width=390) as page:
+        page.goto((tmp_path / "page" / "index.html").as_uri())
+        wait(page)
+        check_phone(page)
+        visit(page, "#mode=morph&corners=4&x=0.25&y=0.75&shown=0:1&label=2")
+        image = pixels(page, "0:1")
+        with page.expect_download() as download:
+            page.get_by_role("button", name="PNG").first.click()
+        with Image.open(BytesIO(Path(download.value.path()).read_bytes())) as picture:
+            assert picture.size == (8, 8)
+            channel = torch.tensor(list(picture.convert("L").tobytes())).view(SHAPE)
+            texts = picture.text
+        assert torch.equal(channel, image.long())
+        assert texts["run"] == "<i>student</i>" and texts["run_hash"] == "hash of <i>student</i>"
+        assert texts["seed"] == "between 0 1 2 3 at 0.25, 0.75"
+        assert (texts["label"], texts["steps"], texts["guidance"]) == ("2", "1", "1")
+        check_morph(page)
+
+
+def check_phone(page):
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.get_by_role("button", name="<b>two</b>").count() == 1
+
+
+def check_morph(page):
+    """At the corners the images are those of the pins, and a drag changes the image."""
+    for x, y, seed in ((0, 0, 0), (1, 0, 1), (0, 1, 2), (1, 1, 3)):
+        visit(page, f"#mode=morph&corners=4&x={x}&y={y}&shown=0:1&label=2")
+        assert same(pixels(page, "0:1"), expected(STUDENT, 1, seed, label=2))
+    pad = page.locator(".fs-pad")
+    pad.scroll_into_view_if_needed()
+    box = pad.bounding_box()
+    page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.9 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 0.5 * box["height"], steps=5)
+    page.wait_for_selector('figure[data-seed*="at 0.1"]')
+    page.mouse.up()
+
+
+def test_a_page_says_why_it_cannot_paint_or_guide():
+    recipe = {"method": {"name": "dmd"}, "data": {"name": "digits"}}
+    student = source("student", recipe=recipe)
+    (about,) = describe(student, None, runtime=("script", "wasm"))["generators"]
+    assert "dmd" in about["paint"]["reason"] and about["paint"]["programs"] == {}
+    assert "without a class" in about["guidance"]["reason"]
+    (about,) = describe(TEACHER, None, runtime=("script", "wasm"))["generators"]
+    assert about["paint"]["reason"] == about["guidance"]["reason"] == ""
+    assert len(about["paint"]["programs"]["2"]) == len(about["paint"]["freedoms"]) == 20
+
+
+def test_generators_that_the_page_cannot_show_are_refused(tmp_path, monkeypatch):
+    points = Source("toy", point_generator(), (1,), "hash")
+    with pytest.raises(InputError, match=r"toy generates samples of the shape \[2\]"):
+        BrowserExport().write(points, tmp_path)
+    teacher = replace(TEACHER, generator=unet_generator(classes=0))
+    with pytest.raises(InputError, match="0 classes, and <i>student</i>.* 3"):
+        BrowserExport(teacher=teacher).write(STUDENT, tmp_path)
+    monkeypatch.setattr(runtime, "WASM", tmp_path / "nothing")
+    with pytest.raises(InputError, match="fetch_runtime.py"):
+        BrowserExport().write(STUDENT, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_webgpu_computes_the_same_images(folder):
+    # playwright allows one browser a thread, and this one needs other flags
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(check_webgpu, folder).result()
+
+
+def check_webgpu(folder):
+    with chromium(webgpu=True) as browser, page_without_errors(browser) as page:
+        with server(folder) as address:
+            page.goto(f"{address}#backend=webgpu")
+            wait(page)
+            assert page.get_by_role("button", name="GPU").get_attribute("aria-pressed") == "true"
+            check_images(page)
+            check_conditions(page)
