@@ -157,7 +157,8 @@ def check_conditions(page):
     assert not same(image, expected(STUDENT, 2, 5, label=1))
     visit(page, "#start=5&label=-1&shown=1:1")
     assert same(pixels(page, "1:1"), expected(TEACHER, 1, 5, label=-1))
-    visit(page, "#backend=webgpu&drawing=A&label=99&shown=7:7&start=x&mode=none")  # values that the page does not have
+    # values that the page does not have
+    visit(page, "#backend=webgpu&drawing=A&label=99&shown=7:7&start=x&mode=none")
     assert same(pixels(page, "0:1"), expected(STUDENT, 1, 0))
 
 
