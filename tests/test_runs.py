@@ -16,7 +16,7 @@ from fewstep.parametrization import EDM, V, Velocity
 from fewstep.process import VE, Flow
 from fewstep.runs import Run
 from fewstep.sampling import Heun
-from fewstep.times import KarrasGrid, UniformGrid
+from fewstep.times import FixedGrid, KarrasGrid, UniformGrid
 
 SMALL = UNetConfig(channels=(8, 16), layers=1, groups=4, attention=(4,))
 SPEC = SampleSpec((1, 8, 8), 3, ("a", "b", "c"))
@@ -158,3 +158,13 @@ def test_others_may_read_weights_as_they_may_other_files(tmp_path):
     (tmp_path / "other").touch()
     modes = {path.stat().st_mode for path in tmp_path.iterdir()}
     assert len(modes) == 1
+
+
+def test_the_default_number_of_steps():
+    free, fixed = small(), small().with_sampler(grid=FixedGrid(((1.0,), (1.0, 0.5))))
+    cases = {"denoise": (16,), "consistency": (1, 2, 4), "meanflow": (1, 2, 4), "dmd": (1, 2, 4)}
+    for method, steps in cases.items():
+        table = {"method": {"name": method}}
+        assert runs.default_steps(free, table) == steps
+        assert runs.default_steps(fixed, table) == (1, 2)
+    assert runs.default_steps(free, None) == (16,)

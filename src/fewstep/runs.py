@@ -33,6 +33,8 @@ from fewstep.weights_file import (
 )
 
 Weights = Literal["ema", "raw", "best"]
+STUDENT_STEPS = (1, 2, 4)
+TEACHER_STEPS = (16,)
 
 
 class Run:
@@ -217,6 +219,17 @@ def describe(address: str | Path, *, weights: Weights = "ema") -> dict[str, Any]
     """
     file = _find_file(address, weights)
     return {} if file is None else read_weights_file(file)[1]
+
+
+def default_steps(generator: Generator, recipe: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """Numbers of sampling steps to use unless others are requested, fewest first.
+
+    They are those of the grid; if it supports any, 1, 2 and 4 for a student, and 16 for a teacher.
+    """
+    if generator.grid.counts:
+        return generator.grid.counts
+    is_teacher = recipe is None or recipe["method"]["name"] in ("denoise", "reflow")
+    return TEACHER_STEPS if is_teacher else STUDENT_STEPS
 
 
 def _find_file(address: str | Path, weights: Weights) -> Path | None:

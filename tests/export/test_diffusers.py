@@ -305,7 +305,11 @@ def test_the_model_card(tmp_path):
     assert "# a &lt;b> run" in text and "&lt;b>two&lt;/b>" in text
     assert "| 1 | Fréchet distance (classifier) 0.457 ± 0.100 | 2,000 | " in text
     assert "Trained on `digits`, split `train`, SHA-256 a60d. Optical Rec" in text
-    assert "FID" not in text and "(E. Alpaydin and C. Kaynak, 1998, UCI" in text and "CC BY 4.0" in text
+    assert (
+        "FID" not in text
+        and "(E. Alpaydin and C. Kaynak, 1998, UCI" in text
+        and "CC BY 4.0" in text
+    )
     head, _, card = text.partition("## Recipe")
     assert "<" not in head and 'name = "consistency"' in card
 

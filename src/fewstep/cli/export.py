@@ -29,8 +29,9 @@ class Options:
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="DIR")]
     """The folder to write. A folder of an earlier export is replaced."""
     steps: str | None = None
-    """Numbers of sampling steps, separated by commas; by default those that the run supports, or 8.
-    onnx and torch write one program for each."""
+    """Numbers of sampling steps, separated by commas; by default those that the run supports. If it
+    supports any, 1, 2 and 4 for a student and 16 for a teacher. onnx and torch write one program
+    for each."""
     sampler: Annotated[
         str | None, console.names_option("sampler", "Sampler, by default that of the run")
     ] = None

@@ -20,8 +20,8 @@ class Options:
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
     """The PNG file to write."""
     steps: int | None = None
-    """Number of sampling steps; by default the smallest that the run supports, or 8 if it supports
-    any."""
+    """Number of sampling steps; by default the smallest that the run supports. If it supports any,
+    1 for a student and 16 for a teacher."""
     sampler: Annotated[
         str | None, console.names_option("sampler", "Sampler, by default that of the run")
     ] = None
@@ -62,7 +62,10 @@ def main(argv: Sequence[str]) -> int:
         generator.check_labels(torch.tensor(labels))
     if options.sampler:
         generator = generator.with_sampler(step=convert_step(generator.step, options.sampler))
-    steps = options.steps if options.steps is not None else min(generator.grid.counts or (8,))
+    steps = options.steps
+    if steps is None:
+        recipe = runs.describe(options.run, weights=options.weights).get("recipe")
+        steps = min(runs.default_steps(generator, recipe))
     if times:
         generator = generator.with_sampler(grid=FixedGrid((times,)))
         steps = len(times)

@@ -11,8 +11,6 @@ from fewstep.export.precision import Dtype, round_weights, rounding_error
 from fewstep.generator import Generator, convert_step
 from fewstep.runs import Run, Weights
 
-DEFAULT_STEPS = (8,)
-
 
 @dataclass(frozen=True)
 class Source:
@@ -74,7 +72,7 @@ def load_source(
 ) -> Source:
     """Load the generator at an address, to export it.
 
-    By default `steps` are those that its grid supports, or 8.
+    By default `steps` are those of `runs.default_steps`.
 
     Raises: InputError as `runs.load`, for fewer than 1 step, or for a sampler or guidance that the
     generator cannot have.
@@ -87,7 +85,7 @@ def load_source(
         generator = generator.with_guidance(guidance)
     if sampler is not None:
         generator = generator.with_sampler(step=convert_step(generator.step, sampler))
-    counts = steps or generator.grid.counts or DEFAULT_STEPS
+    counts = steps or runs.default_steps(generator, note.get("recipe"))
     steps = tuple(dict.fromkeys(generator.nearest(count) for count in counts))
     recipe, hash = note.get("recipe"), runs.weights_hash(generator)
     rounded, rounding = generator, {}

@@ -122,7 +122,7 @@ def _first_names(workshop: Workshop, names: Sequence[str]) -> tuple[str, ...]:
             continue  # the box shows its error once it is selected
         if not models or model.kind == models[0].kind:
             models.append(model)
-    models.sort(key=lambda model: not model.is_teacher)
+    models.sort(key=lambda model: -model.default_steps)
     return tuple(model.name for model in models[:MODELS_AT_FIRST])
 
 

@@ -28,8 +28,6 @@ MODELS = 8
 """Generators kept in memory; the one that was used longest ago is dropped for another."""
 RESULTS = 48
 """Results kept in memory, of all tabs together."""
-TEACHER_STEPS = 16
-"""Steps by default of a model that is no few-step student."""
 
 Cancel = Callable[[], object]
 """Called between network calls, and while waiting; it raises to abandon the generation."""
@@ -61,16 +59,9 @@ class Model:
         return self.shape, self.generator.spec.classes
 
     @property
-    def is_teacher(self) -> bool:
-        """Whether it was trained by denoising images, not for few steps."""
-        return self.recipe is None or self.recipe["method"]["name"] == "denoise"
-
-    @property
     def default_steps(self) -> int:
         """The fewest steps that it was trained for."""
-        if self.generator.grid.counts:
-            return min(self.generator.grid.counts)
-        return TEACHER_STEPS if self.is_teacher else 1
+        return min(runs.default_steps(self.generator, self.recipe))
 
     def class_names(self) -> list[str]:
         """The name of each class; its number if the classes have no names."""
