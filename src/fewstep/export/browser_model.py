@@ -4,20 +4,19 @@ from typing import Any
 
 from fewstep.errors import InputError
 from fewstep.export.linear import sampling_program
-from fewstep.export.source import DEFAULT_STEPS, Source
+from fewstep.export.source import Source
 from fewstep.formatting import number
 from fewstep.painting import why_not_paintable
+from fewstep.runs import STUDENT_STEPS, TEACHER_STEPS
 
 FREEDOMS = tuple(round(0.05 * k, 2) for k in range(1, 21))
 """How much a picture is changed, at 20 positions of the page's slider."""
-ANY_STEPS = (1, 2, 4)
-"""Numbers of steps that are shown if the generator supports any."""
 
 
 def step_counts(source: Source, other: Source) -> list[int]:
     """Numbers of steps on the page: those to export, and for a teacher those of the student too."""
     generator = source.generator
-    counts = {*source.steps, *(ANY_STEPS if source.steps == DEFAULT_STEPS else ())}
+    counts = {*source.steps, *(STUDENT_STEPS if source.steps == TEACHER_STEPS else ())}
     if source is not other:
         counts |= set(step_counts(other, other))
     return sorted(n for n in counts if generator.nearest(n, quietly=True) == n)
