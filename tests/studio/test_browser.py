@@ -1,14 +1,18 @@
 """The studio in a real browser: it opens, and what is dragged, painted and downloaded works."""
 
 import io
+import math
+import re
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 from browser import chromium, page_without_errors
 
@@ -35,13 +39,19 @@ def start(folder, port):
 
 
 @pytest.fixture(scope="module")
-def address(folder):
+def studio(folder):
+    """The address of a studio, and its process."""
     port = free_port()
     server = start(folder, port)
-    yield f"http://127.0.0.1:{port}/"
+    yield f"http://127.0.0.1:{port}/", server
     server.terminate()
     errors = server.communicate(timeout=20)[1].decode()
     assert "Traceback" not in errors, errors
+
+
+@pytest.fixture
+def address(studio):
+    return studio[0]
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +118,11 @@ def test_the_morph_follows_the_slider_and_the_way_back(tab, address):
     tab.wait_for_url(f"**&x={slider.input_value()}")
     tab.go_back()
     wait_for(tab, moved)
-    assert slider.input_value() == position
+    expect(slider).to_have_value(position)
     tab.go_back()
     wait_for(tab, first)
-    assert slider.input_value() == "0.5" and "x=" not in tab.url
+    expect(slider).to_have_value("0.5")
+    assert "x=" not in tab.url
     tab.go_forward()
     wait_for(tab, moved)
 
@@ -174,3 +185,61 @@ def test_seeds_are_pinned_and_meet_in_the_square(tab, address):
     drag(tab, pad.bounding_box(), (0.5, 0.5), (0.1, 0.9))
     changed(tab, before)
     tab.wait_for_url("**&x=0.1*&y=0.9*")
+
+
+def test_two_tabs_do_not_disturb_each_other(tab, browser, address):
+    query = "?models=cm&models=teacher&count=4&seed="
+    tab.goto(f"{address}{query}1")
+    with page_without_errors(browser) as other:
+        other.goto(f"{address}{query}2")
+        for page in (tab, other):
+            page.locator(PICTURE).first.wait_for()
+        first, second = source(tab), source(other)
+        assert first != second
+        plus = tab.get_by_test_id("stNumberInputStepUp")
+        for _ in range(3):
+            plus.click()
+        tab.wait_for_url("**seed=4*")
+        fourth = changed(tab, first)
+        assert source(other) == second and other.url.endswith("seed=2")
+        other.get_by_test_id("stNumberInputStepUp").click()
+        changed(other, second)
+        assert source(tab) == fourth
+        other.get_by_test_id("stNumberInputStepUp").click()
+        wait_for(other, fourth)  # the same wish gives the same picture, file and all
+
+
+def resident_megabytes(process):
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads the memory of a process from /proc")
+def test_memory_is_flat_over_500_generations(tab, studio):
+    address, server = studio
+    tab.goto(f"{address}?view=morph&models=cm")
+    slider = tab.locator("input[type=range]")
+    slider.wait_for()
+    tab.evaluate(
+        """() => {
+            window.pictures = 0;
+            const observer = new MutationObserver(() => (window.pictures += 1));
+            const picture = document.querySelector("[data-testid=stImage] img");
+            observer.observe(picture, { attributeFilter: ["src"] });
+        }"""
+    )
+    box = slider.bounding_box()
+    memory = []
+    for goal in (50, 550):  # the first ones fill the caches
+        number = 0
+        while tab.evaluate("window.pictures") < goal:
+            x = box["x"] + box["width"] * (0.5 + 0.49 * math.sin(number))
+            tab.mouse.move(x, box["y"] + box["height"] / 2)
+            tab.mouse.down()
+            number += 0.05
+            assert number < 500
+        memory.append(resident_megabytes(server))
+    tab.mouse.up()
+    print(f"{memory[0]:.0f} MB after 50 generations, {memory[1]:.0f} MB after 550")
+    assert memory[1] < memory[0] + 25

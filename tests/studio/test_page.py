@@ -78,6 +78,18 @@ def test_going_back_restores_the_controls(two):
     assert two.number_input(key="control seed").value == 0
 
 
+def test_an_address_that_is_late_undoes_no_click(two):
+    """A second click that leaves the browser before it knows the address of the first."""
+    before = dict(two.query_params)
+    two.number_input(key="control seed").set_value(12).run()
+    two.query_params.clear()
+    for name, value in before.items():
+        two.query_params[name] = value
+    two.select_slider(key="control steps teacher").set_value(4).run()
+    assert two.query_params["seed"] == "12" and two.query_params["steps"] == "4@teacher"
+    assert two.number_input(key="control seed").value == 12
+
+
 @pytest.mark.parametrize(
     ("query", "words"),
     [

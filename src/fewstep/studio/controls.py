@@ -25,21 +25,44 @@ def current() -> State:
 
 def change(**changes: Any) -> None:
     """Change fields of the state. Controls that are not rendered yet then show the new values."""
-    st.session_state["state"] = replace(current(), **changes)
+    st.session_state.update(state=replace(current(), **changes), acted=True)
     for field in changes:
         st.session_state.pop(_PREFIX + field, None)
 
 
 def read_address() -> list[str]:
-    """Take the state from the page's address, if that changed. Returns the problems with it."""
+    """Take the state from the page's address, if a visitor changed that.
+
+    Returns the problems with it.
+    """
     query = {name: st.query_params.get_all(name) for name in st.query_params}
-    if "state" in st.session_state and query == st.session_state["query"]:
+    if "state" in st.session_state and (query == st.session_state["query"] or _visitor_acted()):
         return []
     state, problems = from_query(query)
-    st.session_state.update(state=state, query=query, published=to_query(state), epoch=epoch() + 1)
+    st.session_state.update(
+        state=state,
+        query=query,
+        published=to_query(state),
+        epoch=epoch() + 1,
+        acted=False,
+        values={},
+    )
     for key in [str(key) for key in st.session_state if str(key).startswith(_PREFIX)]:
         del st.session_state[key]
     return problems
+
+
+def _visitor_acted() -> bool:
+    """Whether this run follows a control. Its address may then be that before the last run.
+
+    A quick second click leaves the browser before the address that the first one led to arrives
+    there: that address must not undo the first click, as the browser's back button would.
+    """
+    values: dict[str, Any] = st.session_state["values"]
+    moved = (
+        key in st.session_state and st.session_state[key] != value for key, value in values.items()
+    )
+    return st.session_state["acted"] or any(moved)
 
 
 def epoch() -> int:
@@ -50,6 +73,7 @@ def epoch() -> int:
 def write_address() -> None:
     """Put the state into the page's address; the browser's back button undoes the change."""
     query = to_query(current())
+    st.session_state["acted"] = False
     if query != st.session_state["published"]:
         st.query_params.from_dict(query)
         st.session_state.update(query=query, published=query)
@@ -72,6 +96,7 @@ def control(
     if key not in st.session_state:
         st.session_state[key] = initial
     value = widget(*args, key=key, **options)
+    st.session_state["values"][key] = st.session_state[key]
     if value != initial:
         st.session_state["state"] = replace(current(), **{field: value})
     return value
@@ -116,6 +141,7 @@ def steps_control(model: Model) -> int:
     if key not in st.session_state:
         st.session_state[key] = value
     steps: int = cast(Any, st.select_slider("steps", options, key=key))
+    st.session_state["values"][key] = steps
     if steps != value:
         others = [entry for entry in current().steps if entry.partition("@")[2] != model.name]
         entry = [] if steps == model.default_steps else [f"{steps}@{model.name}"]

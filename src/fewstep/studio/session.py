@@ -6,18 +6,21 @@ from functools import wraps
 from typing import Any
 
 import streamlit as st
+from PIL import Image
 
 from fewstep.errors import InputError
 from fewstep.formatting import duration, quantity
 from fewstep.studio import controls
 from fewstep.studio.catalogue import Entry, Kind
 from fewstep.studio.journey import Journey, travel
-from fewstep.studio.pictures import metadata_of, png
+from fewstep.studio.pictures import data_url, enlarge, metadata_of, png
 from fewstep.studio.starts import Place
 from fewstep.studio.workshop import Model, Request, Result, Workshop, labels_of
 
 MODELS_AT_FIRST = 4
 MAX_MODELS = 8
+STRIP_WIDTH = 96
+"""Width in pixels that the pictures of a strip are enlarged to at most."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,17 @@ def cost_text(request: Request, result: Result) -> str:
     )
 
 
-def download(request: Request, picture: Any, *, key: str) -> None:
+def strip(images: Sequence[Image.Image], request: Request, captions: Sequence[str] = ()) -> None:
+    """Small pictures next to each other, in as many rows as the page needs."""
+    metadata = metadata_of(request)
+    with st.container(horizontal=True, gap="small"):
+        for index, image in enumerate(images):
+            picture = enlarge(image, width=STRIP_WIDTH)
+            caption = captions[index] if index < len(captions) else None
+            st.image(data_url(picture, metadata), caption=caption, width=picture.width)
+
+
+def download(request: Request, picture: Image.Image, *, key: str) -> None:
     """A button that downloads a picture with its origin in the file."""
     st.download_button(
         "PNG",

@@ -28,6 +28,11 @@ class TrainingView:
     curves: Mapping[str, Mapping[int, float]]
     """Values by training step, of each number in the log."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether the last step of the recipe is in the log."""
+        return self.total is not None and self.step >= self.total
+
 
 def view_training(run: Run) -> TrainingView:
     """Read the log of a run."""

@@ -6,7 +6,7 @@ import streamlit as st
 
 from fewstep.studio import controls, pictures
 from fewstep.studio.components import is_final, latest, mount
-from fewstep.studio.session import Session, cost_text, download, file_stem, view
+from fewstep.studio.session import Session, cost_text, download, file_stem, strip, view
 from fewstep.studio.starts import Between, Start, shares_there_and_back
 from fewstep.studio.views.compare import WIDTHS
 from fewstep.studio.workshop import Model
@@ -85,8 +85,9 @@ def _animation(session: Session, starts: Sequence[Start]) -> None:
     steps = controls.steps_of(model)
     shares = [number / (STRIP - 1) for number in range(STRIP)]
     places = [Between(tuple(starts[:2]), share) for share in shares]
-    result = session.generate(session.request(model, places, steps))
-    st.image(pictures.data_url(pictures.sheet(result.images, columns=STRIP, width=720)))
+    request = session.request(model, places, steps)
+    images = session.generate(request).images
+    strip([pictures.picture_of(image) for image in images], request)
     kind = st.segmented_control(
         "animation", ("GIF", "WebP"), default=None, key="animation", help="drawn when selected"
     )

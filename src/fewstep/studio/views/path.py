@@ -4,7 +4,7 @@ import streamlit as st
 
 from fewstep.studio import controls, pictures, toys
 from fewstep.studio.journey import Journey
-from fewstep.studio.session import Session, cost_text, view
+from fewstep.studio.session import Session, cost_text, strip, view
 from fewstep.studio.views.compare import seeds_from
 from fewstep.studio.workshop import Request
 
@@ -28,25 +28,22 @@ def show(session: Session) -> None:
 
 
 def _draw_film(journey: Journey, request: Request) -> None:
-    stride = -(-len(journey.times) // MAX_FRAMES)
-    indices = [*range(0, len(journey.times), stride), len(journey.times)]
-    columns = min(len(indices), 9)
-    width = 1000 * columns // 9
-    states = [journey.states[i] for i in indices]
-    film = pictures.film(states, [journey.scales[i] for i in indices])
+    last = len(journey.times)
+    indices = [*range(0, last, -(-last // MAX_FRAMES)), last]
+    states = pictures.film(
+        [journey.states[i] for i in indices], [journey.scales[i] for i in indices]
+    )
+    captions = [*(f"t {journey.times[i]:.2f}" for i in indices[:-1]), "image"]
     st.markdown("##### x_t, from noise to the image")
-    metadata = pictures.metadata_of(request)
-    st.image(pictures.data_url(pictures.sheet(film, columns=columns, width=width), metadata))
-    times = ", ".join(f"{journey.times[i]:.3g}" for i in indices[:-1])
-    st.caption(f"times {times}, and the image; each state divided by alpha + sigma")
+    strip([pictures.picture_of(state) for state in states], request, captions)
+    st.caption("each state divided by alpha + sigma of its time")
     if not journey.predictions:
         st.caption("this sampler has no image x0 on its way")
         return
-    predictions = pictures.film(
-        [journey.predictions[i] for i in indices[:-1]], [1.0] * (len(indices) - 1)
-    )
+    predictions = [journey.predictions[i] for i in indices[:-1]]
+    images = pictures.film(predictions, [1.0] * len(predictions))
     st.markdown("##### x0, the image that the network predicts from each")
-    st.image(pictures.data_url(pictures.sheet(predictions, columns=columns, width=width), metadata))
+    strip([pictures.picture_of(image) for image in images], request, captions)
 
 
 def _draw_toy(journey: Journey, request: Request) -> None:

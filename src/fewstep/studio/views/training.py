@@ -23,9 +23,8 @@ def show(session: Session) -> None:
         raise InputError("there are no run folders here: give one to fewstep studio")
     run = session.entry("run", names).run
     assert run is not None  # the names are those of folders
-    training = view_training(run)
-    finished = training.total is not None and training.step >= training.total
-    st.fragment(_follow, run_every=None if finished else REFRESH)(run)
+    refresh = None if view_training(run).finished else REFRESH
+    st.fragment(_follow, run_every=refresh)(run)
 
 
 def _follow(run: Run) -> None:
@@ -47,8 +46,10 @@ def _draw_progress(training: TrainingView) -> None:
     cells = st.columns(3)
     total = f" of {training.total:,}" if training.total else ""
     cells[0].metric("step", f"{training.step:,}{total}")
-    left = training.seconds_left
-    cells[1].metric("time left", duration(left) if left is not None else "–")
+    left = "finished" if training.finished else "–"
+    if training.seconds_left is not None:
+        left = duration(training.seconds_left)
+    cells[1].metric("time left", left)
     rate = training.steps_per_second
     cells[2].metric("steps/s", number(rate) if rate else "–")
 
