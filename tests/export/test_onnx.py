@@ -1,15 +1,20 @@
 """ONNX files compute the images of PyTorch, name their origin, and refuse in one line."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from exporting import point_generator, unet_generator
-from fewstep import runs
+from fewstep import drawing, runs
 from fewstep.backbones import UNetConfig
 from fewstep.backbones.base import Backbone
 from fewstep.backbones.edm_unet import EDMUNetConfig
@@ -23,9 +28,12 @@ from fewstep.export.checking import compare
 from fewstep.export.precision import round_weights
 from fewstep.export.program import Unrolled
 from fewstep.export.tracing import Network
+from fewstep.images import to_uint8
+from fewstep.noise import noise_from_seeds
 from fewstep.sampling import Heun, Multistep, Renoise
 from fewstep.times import FixedGrid
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "export" / "onnx_alone.py"
 TINY = UNetConfig(channels=(8,), layers=1, attention=(), groups=4, pace=0.03)
 
 
@@ -57,6 +65,7 @@ def test_the_command_writes_files_that_onnxruntime_runs(tmp_path, capsys):
         torch.testing.assert_close(
             torch.from_numpy(images), (expected.clamp(-1, 1) + 1) / 2, rtol=0, atol=2e-6
         )
+    check_example(out / "model-2.onnx", rounded, tmp_path)
     record = json.loads((out / "export.json").read_text())
     assert record["checks"]["model-2.onnx"]["largest_difference"] < 1e-5
     assert record["checks"]["model-2.onnx"]["rows"] == [1, 7]
@@ -66,6 +75,19 @@ def test_the_command_writes_files_that_onnxruntime_runs(tmp_path, capsys):
     assert (values["fewstep.license"], values["fewstep.draws"]) == ("CC-BY-4.0", "1")
     assert len(values["fewstep.recipe_hash"]) == 64
     assert json.loads(values["fewstep.about"])["recipe"] == {"recipe": "of this test"}
+
+
+def check_example(model, generator, folder):
+    """The example without PyTorch draws the image of `fewstep sample --seed 5 --label 2`."""
+    words = [EXAMPLE, model, "2", folder / "example.png", "5"]
+    subprocess.run([sys.executable, *map(str, words)], check=True)
+    pixels = torch.from_numpy(np.array(Image.open(folder / "example.png"))[16::32, 16::32])
+    seeds = drawing.seeds(5, range(1))
+    noise, cond = noise_from_seeds(seeds, generator.spec.shape), Condition(torch.tensor([2]))
+    expected = to_uint8(generator(noise, steps=2, cond=cond, seed=seeds))[0, 0]
+    assert (pixels.int() - expected.int()).abs().max() <= 1
+    imports = {line.split()[1] for line in EXAMPLE.read_text().splitlines() if "import " in line}
+    assert not imports & {"torch", "fewstep"}
 
 
 def test_a_graph_holds_each_weight_once_and_no_notes():
