@@ -32,4 +32,4 @@ def page_without_errors(browser: Browser, width: int = 1280, **options: object) 
     page.on("console", lambda line: line.type == "error" and problems.append(line.text))
     yield page
     context.close()
-    assert problems == []
+    assert not problems, problems

@@ -1,6 +1,8 @@
 """The page shows the images of PyTorch: from a server, from a file, and without a network."""
 
 import base64
+import gzip
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fewstep
 from browser import chromium, page_without_errors
 from exporting import point_generator, unet_generator
 from fewstep.backbones import UNetConfig
@@ -23,13 +26,16 @@ from fewstep.export import graph, runtime
 from fewstep.export.base import export
 from fewstep.export.browser import BrowserExport
 from fewstep.export.browser_model import describe
+from fewstep.export.onnx import OnnxExport
 from fewstep.export.precision import round_weights
 from fewstep.export.source import Source
 from fewstep.images import to_uint8
 from fewstep.noise import noise_from_seeds
 from fewstep.painting import paint
 from fewstep.sampling import Renoise
+from fewstep.web import FOLDER
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "export" / "javascript.html"
 SHAPE, CLASSES, TOLERANCE = (1, 8, 8), 3, 2
 TINY = UNetConfig(channels=(8,), layers=1, attention=(), middle_attention=False, groups=4)
 RECIPE = {"method": {"name": "denoise", "label_dropout": 0.1}, "data": {"name": "digits"}}
@@ -50,9 +56,10 @@ def graphs():
     graphs, trace = {}, graph.onnx_graph
 
     def traced(module, *, dtype):
-        if module.backbone not in graphs:
-            graphs[module.backbone] = trace(module, dtype=dtype)
-        return graphs[module.backbone]
+        key = getattr(module, "backbone", module)
+        if key not in graphs:
+            graphs[key] = trace(module, dtype=dtype)
+        return graphs[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graph, "onnx_graph", traced)
@@ -99,13 +106,19 @@ def visit(page, fragment):
     wait(page)
 
 
-def pixels(page, result, shape=SHAPE):
-    """The values (c, h, w) of a result's canvas in uint8."""
-    canvas = page.locator(f'figure[data-result="{result}"] canvas')
+def result(page, key):
+    """The image of a result of the page."""
+    return pixels(page.locator(f'figure[data-result="{key}"] canvas'))
+
+
+def pixels(canvas):
+    """The values (1, h, w) of a grey canvas in uint8."""
     values = canvas.evaluate(
         "node => [...node.getContext('2d').getImageData(0, 0, node.width, node.height).data]"
     )
-    return torch.tensor(values, dtype=torch.int16).view(*shape[1:], 4).permute(2, 0, 1)[: shape[0]]
+    red, green, *_ = torch.tensor(values, dtype=torch.int16).view(*SHAPE[1:], 4).permute(2, 0, 1)
+    assert torch.equal(red, green)
+    return red[None]
 
 
 def start(seed):
@@ -128,8 +141,8 @@ def same(image, other):
 
 def check_images(page):
     visit(page, "#start=5&shown=0:1_0:2_1:2")
-    for result, item, steps in (("0:1", STUDENT, 1), ("0:2", STUDENT, 2), ("1:2", TEACHER, 2)):
-        assert same(pixels(page, result), expected(item, steps, 5))
+    for key, item, steps in (("0:1", STUDENT, 1), ("0:2", STUDENT, 2), ("1:2", TEACHER, 2)):
+        assert same(result(page, key), expected(item, steps, 5))
 
 
 def test_a_served_page_shows_the_images_of_pytorch_and_then_works_offline(folder, browser):
@@ -147,19 +160,19 @@ def test_a_served_page_shows_the_images_of_pytorch_and_then_works_offline(folder
         page.goto(f"{address}#start=8")
         page.reload()
         wait(page)
-        assert same(pixels(page, "0:1"), expected(STUDENT, 1, 8))
+        assert same(result(page, "0:1"), expected(STUDENT, 1, 8))
 
 
 def check_conditions(page):
     visit(page, "#start=5&label=1&guidance=2.5&shown=0:2")
     image = expected(STUDENT, 2, 5, label=1, weight=2.5)
-    assert same(pixels(page, "0:2"), image)
+    assert same(result(page, "0:2"), image)
     assert not same(image, expected(STUDENT, 2, 5, label=1))
     visit(page, "#start=5&label=-1&shown=1:1")
-    assert same(pixels(page, "1:1"), expected(TEACHER, 1, 5, label=-1))
+    assert same(result(page, "1:1"), expected(TEACHER, 1, 5, label=-1))
     # values that the page does not have
     visit(page, "#backend=webgpu&drawing=A&label=99&shown=7:7&start=x&mode=none")
-    assert same(pixels(page, "0:1"), expected(STUDENT, 1, 0))
+    assert same(result(page, "0:1"), expected(STUDENT, 1, 0))
 
 
 def check_painting(page):
@@ -171,7 +184,7 @@ def check_painting(page):
         STUDENT.generator, picture, noise_from_seeds(start(4), SHAPE), freedom=0.6, steps=2,
         cond=Condition(torch.tensor([4 % CLASSES])), seed=start(4),
     )  # fmt: skip
-    assert same(pixels(page, "0:2"), to_uint8(image)[0].to(torch.int16))
+    assert same(result(page, "0:2"), to_uint8(image)[0].to(torch.int16))
 
 
 def check_history(page):
@@ -195,7 +208,7 @@ def test_a_single_file_opens_from_disk_and_its_pictures_say_what_they_are(browse
         wait(page)
         check_phone(page)
         visit(page, "#mode=morph&corners=4&x=0.25&y=0.75&shown=0:1&label=2")
-        image = pixels(page, "0:1")
+        image = result(page, "0:1")
         with page.expect_download() as download:
             page.get_by_role("button", name="PNG").first.click()
         with Image.open(BytesIO(Path(download.value.path()).read_bytes())) as picture:
@@ -204,6 +217,7 @@ def test_a_single_file_opens_from_disk_and_its_pictures_say_what_they_are(browse
             texts = picture.text
         assert torch.equal(channel, image.long())
         assert texts["run"] == "<i>student</i>" and texts["run_hash"] == "hash of <i>student</i>"
+        assert texts["Software"] == f"fewstep {fewstep.__version__}"
         assert texts["seed"] == "between 0 1 2 3 at 0.25, 0.75"
         assert (texts["label"], texts["steps"], texts["guidance"]) == ("2", "1", "1")
         check_morph(page)
@@ -218,7 +232,7 @@ def check_morph(page):
     """At the corners the images are those of the pins, and a drag changes the image."""
     for x, y, seed in ((0, 0, 0), (1, 0, 1), (0, 1, 2), (1, 1, 3)):
         visit(page, f"#mode=morph&corners=4&x={x}&y={y}&shown=0:1&label=2")
-        assert same(pixels(page, "0:1"), expected(STUDENT, 1, seed, label=2))
+        assert same(result(page, "0:1"), expected(STUDENT, 1, seed, label=2))
     pad = page.locator(".fs-pad")
     pad.scroll_into_view_if_needed()
     box = pad.bounding_box()
@@ -227,6 +241,17 @@ def check_morph(page):
     page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 0.5 * box["height"], steps=5)
     page.wait_for_selector('figure[data-seed*="at 0.1"]')
     page.mouse.up()
+
+
+def test_a_truncated_network_is_one_line_on_the_page(folder, browser, tmp_path):
+    broken = shutil.copytree(folder, tmp_path / "page")
+    content = (broken / "model.onnx").read_bytes()
+    (broken / "model.onnx").write_bytes(content[: len(content) // 2])
+    with page_without_errors(browser) as page, server(broken) as address:
+        page.goto(address)
+        page.wait_for_selector("#status.problem", timeout=60_000)
+        status = page.locator("#status").inner_text()
+        assert status.startswith("cannot run model.onnx: ") and "\n" not in status
 
 
 def test_a_page_says_why_it_cannot_paint_or_guide():
@@ -268,3 +293,20 @@ def check_webgpu(folder):
             assert page.get_by_role("button", name="GPU").get_attribute("aria-pressed") == "true"
             check_images(page)
             check_conditions(page)
+
+
+@pytest.mark.slow
+def test_a_page_of_ten_lines_shows_an_image(browser, tmp_path):
+    student = source("student", classes=10)
+    export(OnnxExport(), replace(student, steps=(1,)), tmp_path / "page", target="onnx")
+    for file in (EXAMPLE, FOLDER / "noise.js", runtime.SCRIPT):
+        shutil.copy(file, tmp_path / "page")
+    with gzip.open(runtime.WASM) as wasm:
+        (tmp_path / "page" / runtime.WASM.stem).write_bytes(wasm.read())
+    with page_without_errors(browser) as page, server(tmp_path / "page") as address:
+        page.goto(f"{address}{EXAMPLE.name}")
+        page.wait_for_function("document.querySelector('canvas').width === 8", timeout=60_000)
+        image = pixels(page.locator("canvas"))
+    cond = Condition(torch.tensor([3]))
+    noise = noise_from_seeds(start(7), SHAPE)
+    assert same(image, to_uint8(student.generator(noise, cond=cond))[0].to(torch.int16))

@@ -103,7 +103,7 @@ export class Models {
       return await this.openOn(this.backend, bytes, about);
     } catch (error) {
       if (this.backend === "wasm") {
-        throw error;
+        throw new Error(`cannot run ${about.file}: ${error.message}`);
       }
       this.adapter.isUsable = false; // it cannot run the network
       this.backend = "wasm";

@@ -77,7 +77,8 @@ export async function loadRuntime({ script, wasm }, onProgress) {
  */
 export async function findAdapter() {
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
-  return { isUsable: Boolean(adapter), isHardware: adapter?.info?.isFallbackAdapter === false };
+  const isEmulation = adapter?.info?.isFallbackAdapter ?? adapter?.isFallbackAdapter;
+  return { isUsable: Boolean(adapter), isHardware: Boolean(adapter) && !isEmulation };
 }
 
 /** A network of the export, for batches of images of one shape. */

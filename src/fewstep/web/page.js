@@ -47,7 +47,10 @@ class Page {
     this.afterFirst = keepOffline; // the first picture does not wait for it
     this.address = new Address(this.defaults(), (state) => this.visit(state));
     this.state = this.valid(this.address.read());
-    const fail = (error) => showStatus(error.message, true);
+    const fail = (error) => {
+      showStatus(error.message, true);
+      document.body.dataset.busy = "false";
+    };
     this.newest = new Newest((state, isStale) => this.work(state, isStale), fail);
     this.build();
     this.visit(this.state);
@@ -187,7 +190,10 @@ class Page {
     const label = this.labelOf(state, seed), guidance = this.guidanceOf(model, state);
     const sample = { noises: [noise], seeds: [seed], labels: [label], guidance, picture };
     const result = await model.generate(steps, sample);
-    card.show(result, { seed: name, label: String(label), guidance: String(guidance) });
+    card.show(result, {
+      Software: `fewstep ${this.description.source.fewstep}`,
+      seed: name, label: String(label), guidance: String(guidance),
+    });
   }
 
   labelOf({ label }, seed) {

@@ -54,7 +54,7 @@ class Card {
 
   async download() {
     const { name, weights } = this.model.about;
-    const texts = { Software: "fewstep", run: name, run_hash: weights, ...this.texts };
+    const texts = { run: name, run_hash: weights, ...this.texts };
     const address = URL.createObjectURL(await pngWithTexts(this.canvas, texts));
     const file = `${name}-${this.texts.seed}-${this.steps}.png`.replaceAll(/[^\w.~-]/g, "-");
     element("a", { href: address, download: file }).click();
