@@ -65,6 +65,8 @@ class Session:
 
     def model_and_steps(self) -> tuple[Model, int]:
         """Controls for one model and its step count, in a row."""
+        if len(self.models) == 1:
+            return self.models[0], controls.steps_control(self.models[0])
         boxes = st.columns(2)
         with boxes[0]:
             model = self.one_model()

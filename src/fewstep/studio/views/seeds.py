@@ -30,7 +30,8 @@ def show(session: Session) -> None:
         st.image(pictures.data_url(picture, pictures.metadata_of(request)))
         st.markdown(cost_text(request, result))
         with st.container(horizontal=True):
-            st.button("Pin", icon=":material/keep:", key="pin", on_click=pin, args=(start,))
+            label = "Unpin" if str(start) in controls.current().pins else "Pin"
+            st.button(label, icon=":material/keep:", key="pin", on_click=pin, args=(start,))
             download(request, picture, key="start")
         share = controls.control("near", st.slider, "distance", 0.02, 1.0, step=0.02)
         start_grid(session, model, steps, neighbours(start, NEIGHBOURS, share), name="near")
