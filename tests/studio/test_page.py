@@ -148,6 +148,15 @@ def test_names_are_text_and_no_markup(folder):
         assert not element.allow_html
 
 
+def test_a_name_of_a_run_is_text(folder, tmp_path):
+    name = "<i>x</i> `y` $z$ ![a](http:b)"
+    shutil.copytree(folder / "cm", tmp_path / "runs" / name.replace("/", "⁄"))
+    page = open_page(tmp_path / "runs")
+    (heading,) = (text for text in lines(page.markdown) if "x<" in text)
+    assert heading == code(name.replace("/", "⁄")) and heading.startswith("`` <i>")
+    assert not page.exception and not page.error
+
+
 def test_plain_text_has_no_markdown():
     assert plain("a_b") == "a\\_b" and plain("![x](y)") == r"\!\[x\]\(y\)"
     assert plain("one\n\ntwo") == "one two"

@@ -138,7 +138,8 @@ def _kind_text(model: Model) -> str:
 
 def cost_text(request: Request, result: Result) -> str:
     """Steps, network calls and time of a result."""
-    images = "" if len(result.values) == 1 else f" for {len(result.values)} pictures"
+    count, noun = len(result.values), "picture" if result.values.ndim == 4 else "point"
+    images = "" if count == 1 else f" for {quantity(count, noun)}"
     calls = quantity(result.calls, "network call")
     return (
         f"**{quantity(request.steps, 'step')}** · {calls} · **{duration(result.seconds)}**{images}"

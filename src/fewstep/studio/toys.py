@@ -16,22 +16,22 @@ ARROWS = 17
 """Arrows along each side of the picture."""
 WAYS = 60
 """Points whose jumps are drawn as lines."""
-EXTENT = 2.0
-"""The picture shows −2 to 2 along both axes, and what of the states is beyond is cut off."""
+MARGIN = 1.1
 
 
 def scatter(points: Tensor) -> Image.Image:
     """Generated points (n, d); of more than two coordinates the first two."""
-    figure, axes = _axes()
+    figure, axes = _axes(_extent(points))
     axes.scatter(*points[:, :2].T.numpy(), s=4, alpha=0.6, linewidths=0)
     return _render(figure)
 
 
 def jumps(journey: Journey, request: Request, index: int) -> Image.Image:
     """The states up to number `index` as jumps, and the velocity at that state's time."""
-    figure, axes = _axes()
+    extent = _extent(torch.cat(journey.states))
+    figure, axes = _axes(extent)
     if index < len(journey.times):
-        side = torch.linspace(-EXTENT, EXTENT, ARROWS)
+        side = torch.linspace(-extent, extent, ARROWS)
         grid = torch.cartesian_prod(side, side)
         # along the sample, time decreases: the arrows point to where the points move next
         velocity = -arrows(request, journey.times[index], grid)
@@ -48,9 +48,15 @@ def _draw_ways(axes: Axes, ways: Tensor) -> None:
     axes.scatter(*ways[-1].T.numpy(), s=5, color="C3", linewidths=0, zorder=3)
 
 
-def _axes() -> tuple[Figure, Axes]:
+def _extent(points: Tensor) -> float:
+    """The range of the axes that shows nearly all points, at least −1 to 1."""
+    return max(1.0, MARGIN * float(torch.quantile(points.abs().flatten(), 0.995)))
+
+
+def _axes(extent: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.8, 4.8), dpi=100, layout="tight")
-    axes = figure.add_subplot(xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), aspect="equal")
+    limits = -extent, extent
+    axes = figure.add_subplot(xlim=limits, ylim=limits, aspect="equal")
     axes.tick_params(labelsize=7)
     return figure, axes
 

@@ -50,5 +50,10 @@ def _draw_toy(journey: Journey, request: Request) -> None:
     last = len(journey.times)
     index = st.slider("step", 0, last, last, key="path step")
     st.image(pictures.data_url(toys.jumps(journey, request, index)))
-    text = f"time {journey.times[index]:.3g}" if index < last else "the images"
-    st.caption(f"{text}: points (red), their jumps (blue), and the velocity at this time (grey)")
+    if index == last:
+        st.caption("the generated points (red), and the jumps of some (blue)")
+        return
+    st.caption(
+        f"time {journey.times[index]:.3g}: points (red), the jumps of some (blue), and where the "
+        "velocity drives points from here (grey)"
+    )
