@@ -169,7 +169,7 @@ class _RecordingContext(ConstantContext):
 def sampling_program(
     generator: Generator, steps: int, *, freedom: float | None = None
 ) -> dict[str, Any]:
-    """The instructions of a sample of `steps` steps, as JSON values; docs/export.md lists them.
+    """The instructions of a sample of `steps` steps, as JSON values; docs/browser.md lists them.
 
     With `freedom`, from 0 to 1, it starts at a picture with noise, as `painting.paint` does.
 

@@ -85,7 +85,7 @@ function hash(text) {
 }
 
 /**
- * Run a sampling program; docs/export.md lists the instructions.
+ * Run a sampling program; docs/browser.md lists the instructions.
  * @param {{ instructions: object[] }} program
  * @param {Float32Array[]} inputs the noise and, if the program takes one, the picture in [-1, 1]
  * @param {(x: Float32Array, level: number, levelS: number | null) => Promise<Float32Array>} network
