@@ -33,6 +33,7 @@ from fewstep.images import to_uint8
 from fewstep.noise import noise_from_seeds
 from fewstep.painting import paint
 from fewstep.sampling import Renoise
+from fewstep.studio.starts import parse_start
 from fewstep.web import FOLDER
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "export" / "javascript.html"
@@ -155,6 +156,8 @@ def test_a_served_page_shows_the_images_of_pytorch_and_then_works_offline(folder
             check_images(page)
             check_conditions(page)
             check_painting(page)
+            check_neighbours(page)
+            check_wipe(page)
             check_history(page)
             page.evaluate("() => navigator.serviceWorker.ready.then(() => true)")
         page.goto(f"{address}#start=8")
@@ -185,6 +188,29 @@ def check_painting(page):
         cond=Condition(torch.tensor([4 % CLASSES])), seed=start(4),
     )  # fmt: skip
     assert same(result(page, "0:2"), to_uint8(image)[0].to(torch.int16))
+
+
+def check_neighbours(page):
+    visit(page, "#start=3&near=0.2&shown=0:1")
+    assert page.locator(".fs-select").count() == 16
+    name = page.locator(".fs-select").nth(4).get_attribute("aria-label").removeprefix("seed ")
+    assert name.startswith("3~") and name.endswith(":0.2")
+    page.locator(".fs-select").nth(4).click()
+    page.wait_for_selector(f'figure[data-seed="{name}"]')
+    cond = Condition(torch.tensor([3 % CLASSES]))
+    image = STUDENT.generator(parse_start(name).noise(SHAPE), cond=cond, seed=start(3))
+    assert same(result(page, "0:1"), to_uint8(image)[0].to(torch.int16))
+
+
+def check_wipe(page):
+    visit(page, "#shown=0:1_0:2&wipe=0:1_0:2")
+    assert page.locator(".fs-name").all_inner_texts() == [
+        "<i>student</i>, 1 step", "<i>student</i>, 2 steps"
+    ]  # fmt: skip
+    left = pixels(page.locator(".fs-wipe-left canvas"))
+    assert torch.equal(left, result(page, "0:1"))
+    page.get_by_role("button", name="Wipe").first.click()
+    assert page.locator(".fs-wipe").count() == 0
 
 
 def check_history(page):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fewstep.data.attributions import ATTRIBUTIONS
 from fewstep.errors import InputError
 from fewstep.export.linear import sampling_program
 from fewstep.export.source import Source
@@ -54,7 +55,7 @@ def _generator(source: Source, other: Source, file: str) -> dict[str, Any]:
         "weights": source.weights_hash,
         "network": {"file": file, "inputs": inputs, "shape": list(generator.spec.shape)},
         "programs": {str(n): program for n, program in programs(source, other=other).items()},
-        "default_steps": source.steps[0] if source is not other else counts[0],
+        "default_steps": source.steps[0],
         "paint": _paint(source, counts),
         "guidance": {
             "weight": getattr(generator.denoiser.backbone, "weight", 1.0),
@@ -92,11 +93,12 @@ def _why_not_guided(source: Source) -> str:
 def _about(source: Source) -> list[tuple[str, str]]:
     """What the page tells its readers of a generator."""
     recipe = source.recipe or {}
+    data = recipe.get("data", {}).get("name", "")
     parameters = sum(weight.numel() for weight in source.generator.parameters())
     rows = [
         ("Model", source.name),
         ("Method", recipe.get("method", {}).get("name", "")),
-        ("Data", recipe.get("data", {}).get("name", "")),
+        ("Data", ATTRIBUTIONS.get(data, data)),
         ("Weights", f"{parameters:,} numbers in {source.dtype}, SHA-256 {source.weights_hash}"),
         ("Licence", source.license or "not stated"),
     ]

@@ -58,7 +58,7 @@ class Page {
 
   defaults() {
     const [first, teacher] = this.models.list, own = first.steps.slice(0, teacher ? 2 : 3);
-    const shown = own.map((steps) => `0:${steps}`);
+    const shown = [...new Set([...own, first.about.default_steps])].map((steps) => `0:${steps}`);
     if (teacher) {
       shown.push(`1:${teacher.about.default_steps}`);
     }
