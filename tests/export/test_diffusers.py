@@ -242,12 +242,25 @@ def test_half_precision_is_a_variant(tmp_path):
     assert 'variant="fp16"' in (tmp_path / "half" / "README.md").read_text()
 
 
+@pytest.mark.slow
+def test_half_precision_of_a_program(tmp_path):
+    exact = unet_generator(flow_map=True, config=SMALL)
+    rounded = round_weights(exact, "f16")
+    write(rounded, tmp_path / "half", 2, dtype="f16")
+    program = torch.export.load(tmp_path / "half" / "unet" / "network.pt2")
+    types = [value.dtype for value in program.state_dict.values()]
+    assert len(types) > 10 and {*types} == {torch.float16}
+    ((_, images),) = generate_values(rounded, 3, steps=2)
+    pipeline = pipeline_of(tmp_path / "half")
+    assert (pipeline(3, output_type="pt").images - pixels(images)).abs().max() <= 1e-4
+    assert "variant" not in (tmp_path / "half" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("generator", "settings", "message"),
     [
         (point_generator(), {}, r"samples of this generator have the shape \(2,\): use --to torch"),
         (unet_generator(), {"dtype": "int8"}, "stores f32 or f16, not int8"),
-        (unet_generator(flow_map=True), {"dtype": "f16"}, "f16 needs a network that is a UNet2D"),
         (unet_generator(step=Corrector()), {}, "the sampler corrector computes more than sums"),
     ],
 )

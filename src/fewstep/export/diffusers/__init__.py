@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from fewstep.errors import InputError
 from fewstep.export.base import Exporter
+from fewstep.export.checking import TOLERANCE
 from fewstep.export.diffusers.card import model_card
 from fewstep.export.diffusers.checks import (
-    LARGEST_DIFFERENCE,
     STOCK_DIFFERENCE,
     network_difference,
     own_difference,
@@ -19,7 +19,12 @@ from fewstep.export.diffusers.checks import (
     stock_difference,
 )
 from fewstep.export.diffusers.scheduler import describe_training, save_training, stock_schedulers
-from fewstep.export.diffusers.unet import export_network, make_unet, unet_config
+from fewstep.export.diffusers.unet import (
+    export_network,
+    load_options,
+    make_unet,
+    unet_config,
+)
 from fewstep.export.linear import sampling_program
 from fewstep.export.source import Source
 from fewstep.formatting import quantity
@@ -60,15 +65,6 @@ def check_supported(source: Source) -> None:
             "--to diffusers stores f32 or f16, not int8, which diffusers has no file format for: "
             "leave --dtype out, or use --to onnx"
         )
-    if dtype == "f16" and unet_config(unguided(source.generator.denoiser.backbone)) is None:
-        raise InputError(
-            "--dtype f16 needs a network that is a UNet2DModel, and this one is not: leave it out"
-        )
-
-
-def load_options(source: Source) -> dict[str, Any]:
-    """Options of `from_pretrained` that load the folder's weights."""
-    return {"variant": "fp16"} if source.dtype == "f16" else {}
 
 
 def _write_stock(source: Source, folder: Path) -> dict[str, Any]:
@@ -126,7 +122,7 @@ def _save_own(source: Source, folder: Path) -> None:
         )
         component, pace = ["diffusers", "UNet2DModel"], backbone.config.pace
     else:
-        export_network(generator.denoiser).save_pretrained(folder / "unet")
+        export_network(generator, source.dtype).save_pretrained(folder / "unet")
         shutil.copy(HERE / "exported_network.py", folder / "unet")
         component = ["exported_network", "ExportedNetwork"]
     shutil.copy(HERE / "pipeline.py", folder)
@@ -173,10 +169,10 @@ def _check_differences(differences: dict[int, float]) -> dict[str, float]:
     Raises: InputError if one is too large.
     """
     for steps, value in differences.items():
-        if not value <= LARGEST_DIFFERENCE:
+        if not value <= TOLERANCE:
             raise InputError(
                 f"images of diffusers in {quantity(steps, 'step')} differ by {value:.2g} from those"
-                f" of fewstep, more than {LARGEST_DIFFERENCE}: choose another --sampler or number "
+                f" of fewstep, more than {TOLERANCE:g}: choose another --sampler or number "
                 "of --steps"
             )
     return {

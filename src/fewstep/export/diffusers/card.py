@@ -8,6 +8,7 @@ import tomli_w
 
 from fewstep import __version__, plugins
 from fewstep.data.attributions import ATTRIBUTIONS
+from fewstep.export.diffusers.unet import load_options
 from fewstep.export.source import Source
 from fewstep.formatting import number
 from fewstep.guidance import unguided
@@ -91,7 +92,7 @@ def _model(source: Source) -> str:
 def _use(source: Source, pipeline: str) -> str:
     """Code that loads the folder and makes images."""
     stock = pipeline != "FewStepPipeline"
-    options = ', variant="fp16"' if source.dtype == "f16" else ""
+    options = "".join(f', {key}="{value}"' for key, value in load_options(source).items())
     options += "" if stock else ", trust_remote_code=True"
     call = f"batch_size=4, num_inference_steps={source.steps[0]}"
     if not stock:

@@ -21,9 +21,6 @@ from fewstep.sampling import StepContext, check_path, iterate
 ROWS = 7
 STOCK_DIFFERENCE = 1e-4
 """Largest difference of pixels in [0, 1] at which a stock pipeline samples as we do."""
-LARGEST_DIFFERENCE = 1e-3
-"""Largest difference of pixels that is rounding, a quarter of a level of 8 bits: samplers that
-start at sigma = 80 amplify that of the network."""
 
 
 class TorchNoise(RowNoise):

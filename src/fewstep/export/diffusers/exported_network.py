@@ -14,39 +14,51 @@ CONFIG, PROGRAM = "config.json", "network.pt2"
 class ExportedNetwork(nn.Module):
     """Called as UNet2DModel: network(sample, timestep, class_labels=..., timestep_s=...).
 
-    `inputs` lists the names of the program's inputs, in order.
+    `inputs` lists the program's inputs in order: x, level, level_s, label, without those that the
+    network does not have. A label below `classes` is a class; `classes` stands for none.
     """
 
     dtype = torch.float32
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next(iter(self.network.state_dict().values())).device
 
-    def __init__(self, program: torch.export.ExportedProgram, inputs: Sequence[str]) -> None:
+    def __init__(
+        self, program: torch.export.ExportedProgram, inputs: Sequence[str], classes: int
+    ) -> None:
         super().__init__()
-        self.program, self.inputs = program, list(inputs)
+        self.program, self.inputs, self.classes = program, list(inputs), classes
         self.network = program.module()
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> "ExportedNetwork":
         """Load the program in a folder; it computes in float32."""
         folder = Path(folder)
-        inputs = json.loads((folder / CONFIG).read_text())["inputs"]
-        return cls(torch.export.load(folder / PROGRAM), inputs)
+        config = json.loads((folder / CONFIG).read_text())
+        program = torch.export.load(folder / PROGRAM)
+        return cls(program, config["inputs"], config["classes"])
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write the program into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"_class_name": type(self).__name__, "inputs": self.inputs}
+        name = type(self).__name__
+        config = {"_class_name": name, "inputs": self.inputs, "classes": self.classes}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         torch.export.save(self.program, folder / PROGRAM)
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, return_dict: bool = False, **values: Tensor
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        timestep_s: Tensor | None = None,
+        return_dict: bool = False,
     ) -> tuple[Tensor]:
         """The network's output, in a tuple of one."""
-        values |= {"sample": sample, "timestep": timestep}
+        values = {"x": sample, "level": timestep, "level_s": timestep_s}
+        if class_labels is not None:
+            values["label"] = torch.where(class_labels == self.classes, -1, class_labels)
         output: Tensor = self.network(*(values[name] for name in self.inputs))
         return (output,)

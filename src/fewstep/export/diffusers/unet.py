@@ -1,18 +1,17 @@
 """Our U-Net as diffusers' `UNet2DModel`, and any other network as a program of `torch.export`."""
 
-from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from fewstep.backbones import Backbone, UNetConfig
 from fewstep.backbones.unet import encoder_heights
-from fewstep.condition import NO_LABEL, Condition
-from fewstep.denoiser import Denoiser
-from fewstep.errors import InputError
 from fewstep.export.diffusers.exported_network import ExportedNetwork
 from fewstep.export.precision import Dtype
+from fewstep.export.pytorch import StoredWeights
+from fewstep.export.source import Source
+from fewstep.export.tracing import Network, trace
+from fewstep.generator import Generator
 from fewstep.guidance import unguided
 
 
@@ -57,45 +56,18 @@ def make_unet(backbone: Backbone, settings: dict[str, Any], dtype: Dtype) -> Any
     return unet.to(torch.float16 if dtype == "f16" else torch.float32).eval()
 
 
-class NetworkProgram(nn.Module):
-    """A backbone with plain tensors as its inputs: `inputs` names them in order."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.backbone = deepcopy(unguided(denoiser.backbone))
-        self.classes = self.backbone.classes
-        self.inputs = ["sample", "timestep"]
-        self.inputs += ["timestep_s"] if denoiser.is_flow_map else []
-        self.inputs += ["class_labels"] if self.classes else []
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        values = dict(zip(self.inputs, inputs, strict=True))
-        cond = None
-        if "class_labels" in values:
-            labels = values["class_labels"]
-            cond = Condition(torch.where(labels == self.classes, NO_LABEL, labels))
-        x, level = values["sample"], values["timestep"]
-        return self.backbone(x, level, level_s=values.get("timestep_s"), cond=cond)
-
-
-def export_network(denoiser: Denoiser) -> ExportedNetwork:
-    """The network as a program for any number of rows.
+def export_network(generator: Generator, dtype: Dtype) -> ExportedNetwork:
+    """The network as a program for any number of rows, with its weights stored in `dtype`.
 
     Raises: InputError if it contains an operation that `torch.export` cannot express.
     """
-    module = NetworkProgram(denoiser).eval().requires_grad_(False)
-    # each a tensor of its own: torch.export takes a tensor that comes twice for one input
-    examples = {
-        "sample": torch.zeros(2, *module.backbone.shape),
-        "timestep": torch.ones(2),
-        "timestep_s": torch.zeros(2),
-        "class_labels": torch.zeros(2, dtype=torch.int64),
-    }
-    inputs = tuple(examples[name] for name in module.inputs)
-    rows = tuple({0: torch.export.Dim("batch")} for _ in inputs)
-    try:
-        program = torch.export.export(module, inputs, dynamic_shapes={"inputs": rows})
-    except Exception as error:  # of many kinds, with long texts
-        problem = str(error).strip().partition("\n")[0]
-        raise InputError(f"torch.export cannot express this network: {problem}") from error
-    return ExportedNetwork(program, module.inputs)
+    network = Network(generator)
+    module = network if dtype == "f32" else StoredWeights(network, dtype)
+    program = trace(module, network.example_inputs(2))
+    return ExportedNetwork(program, network.input_names, generator.spec.classes)
+
+
+def load_options(source: Source) -> dict[str, str]:
+    """Options of `from_pretrained` that load the weights of a folder."""
+    settings = unet_config(unguided(source.generator.denoiser.backbone))
+    return {"variant": "fp16"} if source.dtype == "f16" and settings else {}
