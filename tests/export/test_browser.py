@@ -160,8 +160,7 @@ def test_a_served_page_shows_the_images_of_pytorch_and_then_works_offline(folder
             check_wipe(page)
             check_history(page)
             page.evaluate("() => navigator.serviceWorker.ready.then(() => true)")
-        page.goto(f"{address}#start=8")
-        page.reload()
+        page.goto(f"{address}index.html#start=8")
         wait(page)
         assert same(result(page, "0:1"), expected(STUDENT, 1, 8))
 

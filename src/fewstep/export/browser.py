@@ -16,7 +16,7 @@ from torch import Tensor
 from fewstep.errors import InputError
 from fewstep.export import graph
 from fewstep.export.base import Exporter
-from fewstep.export.browser_model import describe, programs
+from fewstep.export.browser_model import describe, guidance_weight, programs
 from fewstep.export.checking import compare
 from fewstep.export.linear import run_program
 from fewstep.export.program import Unrolled
@@ -62,9 +62,10 @@ class BrowserExport(Exporter):
             model = graph.onnx_graph(network, dtype=item.dtype).SerializeToString()
             files[f"{name}.onnx"] = model
             session = graph.open_session(model)
-            for steps in programs(item, other=source):
-                run = partial(_run, session, network, item, steps)
-                check = compare(f"{name}.onnx", run, Unrolled(item.generator, steps))
+            for steps, program in programs(item, other=source).items():
+                module = Unrolled(item.generator, steps)
+                run = partial(_run, session, network, module, program)
+                check = compare(f"{name}.onnx", run, module)
                 checks[f"{name}, steps {steps}"] = check["largest_difference"]
         description = describe(source, self.teacher, runtime=(SCRIPT.name, WASM.name))
         files[MODEL] = json.dumps(description).encode()
@@ -97,14 +98,13 @@ def _check_sources(source: Source, teacher: Source | None) -> None:
 def _run(
     session: "onnxruntime.InferenceSession",
     network: Network,
-    source: Source,
-    steps: int,
+    module: Unrolled,
+    program: Mapping[str, Any],
     inputs: tuple[Tensor, ...],
 ) -> Tensor:
     """Images in [0, 1] of a program, computed by onnxruntime: what the page computes."""
-    generator = source.generator
-    values = dict(zip(Unrolled(generator, steps).input_names, inputs, strict=True))
-    weight = getattr(generator.denoiser.backbone, "weight", 1.0)
+    values = dict(zip(module.input_names, inputs, strict=True))
+    weight = guidance_weight(module.denoiser)
 
     def call(x: Tensor, level: Tensor, level_s: Tensor | None, label: Tensor | None) -> Tensor:
         named = {"x": x, "level": level, "level_s": level_s, "label": label}
@@ -118,7 +118,6 @@ def _run(
             return output
         return weight * output + (1 - weight) * call(x, level, level_s, torch.full_like(label, -1))
 
-    program = programs(source, other=source)[steps]
     image = run_program(
         program, guided, [values["noise"]], lambda k: values["fresh_noise"][:, k - 1]
     )
@@ -152,7 +151,9 @@ def _write_folder(folder: Path, page: bytes, files: Mapping[str, bytes]) -> None
         (folder / name).write_bytes(content)
         digest.update(content)
     worker = _fill(
-        FOLDER / "sw.js", version=digest.hexdigest()[:16], files=json.dumps(["./", *files])
+        FOLDER / "sw.js",
+        version=digest.hexdigest()[:16],
+        files=json.dumps(["./", "index.html", *files]),
     )
     (folder / "sw.js").write_text(worker, encoding="utf-8")
 

@@ -3,10 +3,12 @@
 from typing import Any
 
 from fewstep.data.attributions import ATTRIBUTIONS
+from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.export.linear import sampling_program
 from fewstep.export.source import Source
 from fewstep.formatting import number
+from fewstep.guidance import Guided
 from fewstep.painting import why_not_paintable
 from fewstep.runs import STUDENT_STEPS, TEACHER_STEPS
 
@@ -44,6 +46,11 @@ def describe(source: Source, teacher: Source | None, *, runtime: tuple[str, str]
     }
 
 
+def guidance_weight(denoiser: Denoiser) -> float:
+    """The weight of classifier-free guidance; 1 for a network without it."""
+    return denoiser.backbone.weight if isinstance(denoiser.backbone, Guided) else 1.0
+
+
 def _generator(source: Source, other: Source, file: str) -> dict[str, Any]:
     generator = source.generator
     inputs = ["x", "level"]
@@ -58,7 +65,7 @@ def _generator(source: Source, other: Source, file: str) -> dict[str, Any]:
         "default_steps": source.steps[0],
         "paint": _paint(source, counts),
         "guidance": {
-            "weight": getattr(generator.denoiser.backbone, "weight", 1.0),
+            "weight": guidance_weight(generator.denoiser),
             "reason": _why_not_guided(source),
         },
     }
