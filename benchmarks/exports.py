@@ -4,8 +4,9 @@
 
 A row is a run, a number of steps that it supports, and a target. Differences are those of images in
 [0, 1] from PyTorch with the same rounded weights, over all batches. Eager PyTorch and the targets
-take turns, with one thread each; times are medians over `--rounds` turns. `--colour` adds a network
-of 2.7 million random weights on 32×32 colour images, `--static` int8 with rounded activations too.
+take turns, with one thread each; times are medians of CPU time over `--rounds` turns. `--colour`
+adds a network of 2.7 million random weights on 32×32 colour images, `--static` int8 with rounded
+activations too.
 """
 
 import argparse
@@ -111,15 +112,15 @@ def eager(generator, steps):
 
 @torch.inference_mode()
 def measure(programs, run_eager, inputs, rounds):
-    """Median milliseconds of each function, all of which take turns."""
+    """Median milliseconds of CPU time of each function, all of which take turns."""
     times = {name: [] for name in ("eager", *programs)}
     for _ in range(rounds):
         for name in times:
             run = run_eager if name == "eager" else programs[name][1]
             run(inputs)
-            start = time.perf_counter()
+            start = time.process_time()
             run(inputs)
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(1e3 * (time.process_time() - start))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
