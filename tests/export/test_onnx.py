@@ -109,7 +109,7 @@ def test_a_graph_holds_each_weight_once_and_no_notes():
     assert max(differences(module, model, module.input_names)) < 3e-6
 
 
-@pytest.mark.parametrize("dtype", ["f32", "int8"])
+@pytest.mark.parametrize("dtype", [pytest.param("f32", marks=pytest.mark.slow), "int8"])
 def test_the_bare_network_of_a_guided_flow_map(dtype):
     generator = unet_generator(flow_map=True, config=TINY).with_guidance(2.0)
     network = Network(round_weights(generator, dtype))
