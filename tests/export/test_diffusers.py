@@ -216,6 +216,7 @@ def test_weights_are_equal_bit_for_bit_and_read_again(tmp_path):
     }.items():
         record = write(generator, tmp_path / name, 1)
         assert record["checks"]["network read by diffusers:, difference"] == 0
+        assert record["checks"]["weights equal bit for bit"] is True
         unet = UNet2DModel.from_pretrained(tmp_path / name / "unet")
         ours = generator.denoiser.backbone.state_dict()
         assert unet.state_dict().keys() == ours.keys()
@@ -281,6 +282,22 @@ def test_images_that_differ_are_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(diffusers.UNet2DModel, "forward", wrong)
     with pytest.raises(InputError, match=r"in 2 steps differ by 0\.00\d+ .* more than 0\.001"):
+        write(unet_generator(), tmp_path / "out", 2)
+
+
+def test_other_weights_are_refused(tmp_path, monkeypatch):
+    import diffusers
+
+    load = diffusers.UNet2DModel.from_pretrained
+
+    def damaged(*words, **options):
+        unet = load(*words, **options)
+        with torch.no_grad():
+            unet.conv_out.bias.add_(1e-6)
+        return unet
+
+    monkeypatch.setattr(diffusers.UNet2DModel, "from_pretrained", damaged)
+    with pytest.raises(InputError, match="other weights than those that were written"):
         write(unet_generator(), tmp_path / "out", 2)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from fewstep.export.checking import TOLERANCE
 from fewstep.export.diffusers.card import model_card
 from fewstep.export.diffusers.checks import (
     STOCK_DIFFERENCE,
+    equal_weights,
     network_difference,
     own_difference,
     quiet,
@@ -86,7 +88,7 @@ def _write_stock(source: Source, folder: Path) -> dict[str, Any]:
         kind(unet, scheduler).save_pretrained(folder, **load_options(source))
         pipeline = kind.from_pretrained(folder, **load_options(source))
         differences = {n: stock_difference(pipeline, generator, n) for n in source.steps}
-        return {"pipeline": name, **_check_differences(differences)}
+        return _checks(name, pipeline, source, differences)
     return {}
 
 
@@ -106,7 +108,7 @@ def _write_own(source: Source, folder: Path) -> dict[str, Any]:
             "that can be written"
         ) from error
     differences = {n: own_difference(pipeline, source.generator, n) for n in source.steps}
-    return {"pipeline": OWN, **_check_differences(differences)}
+    return _checks(OWN, pipeline, source, differences)
 
 
 def _save_own(source: Source, folder: Path) -> None:
@@ -163,11 +165,21 @@ def _write_training(source: Source, folder: Path, *, stock: bool) -> dict[str, A
     return {"network read by diffusers:, difference": network_difference(denoiser, again)}
 
 
-def _check_differences(differences: dict[int, float]) -> dict[str, float]:
-    """The largest differences of images by their number of steps, as checks.
+def _checks(
+    name: str, pipeline: Any, source: Source, differences: Mapping[int, float]
+) -> dict[str, Any]:
+    """What was checked of a pipeline that was loaded from its files.
 
-    Raises: InputError if one is too large.
+    Raises: InputError if its weights or images are not ours.
     """
+    checks: dict[str, Any] = {"pipeline": name}
+    backbone = unguided(source.generator.denoiser.backbone)
+    if unet_config(backbone) is not None:
+        checks["weights equal bit for bit"] = equal = equal_weights(pipeline.unet, backbone)
+        if not equal:
+            raise InputError(
+                "diffusers loads other weights than those that were written: install another version"
+            )
     for steps, value in differences.items():
         if not value <= TOLERANCE:
             raise InputError(
@@ -175,7 +187,5 @@ def _check_differences(differences: dict[int, float]) -> dict[str, float]:
                 f" of fewstep, more than {TOLERANCE:g}: choose another --sampler or number "
                 "of --steps"
             )
-    return {
-        f"largest difference in {quantity(steps, 'step')}": value
-        for steps, value in differences.items()
-    }
+        checks[f"largest difference in {quantity(steps, 'step')}"] = value
+    return checks

@@ -8,7 +8,7 @@ from io import StringIO
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
@@ -63,6 +63,12 @@ def own_difference(pipeline: Any, generator: Generator, steps: int) -> float:
     ((_, images),) = generate_values(generator, ROWS, steps=steps)
     theirs: Tensor = pipeline(ROWS, num_inference_steps=steps, output_type="pt").images
     return (theirs - (images.clamp(-1, 1) + 1) / 2).abs().max().item()
+
+
+def equal_weights(unet: nn.Module, backbone: nn.Module) -> bool:
+    """Whether two networks have the same weights by the same names."""
+    ours, theirs = backbone.state_dict(), unet.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in ours.items())
 
 
 @torch.inference_mode()
