@@ -48,7 +48,7 @@ def source(name, *, dtype="f32", recipe=RECIPE, **options):
 
 
 STUDENT = source("<i>student</i>", dtype="int8", step=Renoise())
-TEACHER = source("teacher", seed=1)
+TEACHER = source("teacher", seed=1, recipe={"method": {"name": "dmd"}})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -180,13 +180,16 @@ def check_conditions(page):
 def check_painting(page):
     drawing = bytes(range(0, 256, 4))
     text = base64.urlsafe_b64encode(drawing).decode().rstrip("=")
-    visit(page, f"#mode=paint&start=4&freedom=0.6&drawing={text}&shown=0:2")
+    visit(page, f"#mode=paint&start=4&freedom=0.6&drawing={text}&shown=0:2_1:2")
     picture = torch.tensor(list(drawing)).view(1, *SHAPE) / 127.5 - 1
     image = paint(
         STUDENT.generator, picture, noise_from_seeds(start(4), SHAPE), freedom=0.6, steps=2,
         cond=Condition(torch.tensor([4 % CLASSES])), seed=start(4),
     )  # fmt: skip
     assert same(result(page, "0:2"), to_uint8(image)[0].to(torch.int16))
+    other = page.locator('figure[data-result="1:2"]')
+    assert "its method, dmd, trains it only at" in other.inner_text()
+    assert other.get_by_role("button", name="PNG").is_disabled()
 
 
 def check_neighbours(page):
@@ -280,12 +283,10 @@ def test_a_truncated_network_is_one_line_on_the_page(folder, browser, tmp_path):
 
 
 def test_a_page_says_why_it_cannot_paint_or_guide():
-    recipe = {"method": {"name": "dmd"}, "data": {"name": "digits"}}
-    student = source("student", recipe=recipe)
-    (about,) = describe(student, None, runtime=("script", "wasm"))["generators"]
+    (about,) = describe(TEACHER, None, runtime=("script", "wasm"))["generators"]
     assert "dmd" in about["paint"]["reason"] and about["paint"]["programs"] == {}
     assert "without a class" in about["guidance"]["reason"]
-    (about,) = describe(TEACHER, None, runtime=("script", "wasm"))["generators"]
+    (about,) = describe(STUDENT, None, runtime=("script", "wasm"))["generators"]
     assert about["paint"]["reason"] == about["guidance"]["reason"] == ""
     assert len(about["paint"]["programs"]["2"]) == len(about["paint"]["freedoms"]) == 20
 

@@ -27,13 +27,13 @@ class Card {
     this.wipeButton = element("button", { type: "button", textContent: "Wipe" });
     this.wipeButton.title = "compare two results by a line that you drag";
     this.wipeButton.addEventListener("click", () => actions.wipe(key));
-    const save = element("button", { type: "button", textContent: "PNG" });
-    save.title = "download the picture, with seed, label and run in its metadata";
-    save.addEventListener("click", () => this.download());
+    this.save = element("button", { type: "button", textContent: "PNG", disabled: true });
+    this.save.title = "download the picture, with seed, label and run in its metadata";
+    this.save.addEventListener("click", () => this.download());
     const caption = element("figcaption", {},
       element("b", { textContent: model.about.name }), ` ${steps(this.steps)}`,
       element("br"), this.cost);
-    const buttons = element("div", { className: "buttons" }, save, this.wipeButton);
+    const buttons = element("div", { className: "buttons" }, this.save, this.wipeButton);
     this.figure = element("figure", { className: "result" }, this.canvas, caption, buttons);
     this.figure.dataset.result = key;
   }
@@ -45,11 +45,17 @@ class Card {
     this.canvas.setAttribute("aria-label", `${this.title}, seed ${texts.seed}`);
     Object.assign(this.figure.dataset, { seed: texts.seed, label: texts.label });
     this.figure.classList.remove("unavailable");
+    this.save.disabled = false;
   }
 
   refuse(reason) {
     this.cost.textContent = reason;
     this.figure.classList.add("unavailable");
+    this.save.disabled = true;
+  }
+
+  get hasPicture() {
+    return !this.save.disabled;
   }
 
   async download() {
@@ -97,10 +103,10 @@ export class Results {
 
   /** Draw the wipe over two results; without two of them there is none. */
   arrangeWipe(keys) {
-    const cards = keys.map((key) => this.cards.get(key)).filter(Boolean);
-    this.cards.forEach((card) => {
-      card.wipeButton.setAttribute("aria-pressed", String(cards.includes(card)));
+    this.cards.forEach((card, key) => {
+      card.wipeButton.setAttribute("aria-pressed", String(keys.includes(key)));
     });
+    const cards = keys.map((key) => this.cards.get(key)).filter((card) => card?.hasPicture);
     if (cards.length < 2) {
       this.widget?.destroy();
       this.widget = null;
