@@ -63,6 +63,6 @@ def arrows(request: Request, t: float, points: Tensor) -> Tensor:
     """The velocity (n, 2) of a toy's process at each of `points` (n, 2) at time t."""
     generator = request.generator()
     labels = request.labels and request.labels[:1] * len(points)
-    cond = None if labels is None else Condition(torch.tensor(labels))
+    cond = None if labels is None else Condition(torch.tensor(labels, device=generator.device))
     context = StepContext(generator.denoiser, cond, RowNoise(range(len(points))))
-    return context.predict(points, t).velocity.cpu()
+    return context.predict(points.to(generator.device), t).velocity.cpu()

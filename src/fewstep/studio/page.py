@@ -10,7 +10,7 @@ from PIL import Image, ImageColor
 from fewstep.errors import InputError
 from fewstep.studio import controls
 from fewstep.studio.catalogue import Catalogue
-from fewstep.studio.session import Session, choose_models
+from fewstep.studio.session import Session, choose_names, load_models
 from fewstep.studio.starts import MAX_SEED
 from fewstep.studio.state import VIEWS
 from fewstep.studio.workshop import Workshop
@@ -85,12 +85,18 @@ def _show(workshop: Workshop) -> None:
 
 def _shared_controls(workshop: Workshop) -> Session:
     """Models, guidance, seed and class."""
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        with st.popover("Runs", icon=":material/deployed_code:", width="content"):
-            models = choose_models(workshop)
-            guidance = controls.guidance_control(models)
-        if not models:
-            return Session(workshop)
+    row = st.container(horizontal=True, vertical_alignment="bottom")
+    with row:
+        box = st.popover("Runs", icon=":material/deployed_code:", width="content")
+    requested = controls.current().models
+    with box:
+        names = choose_names(workshop)
+    models = load_models(workshop, names, requested)  # its errors are not hidden in the box
+    if not models:
+        return Session(workshop)
+    with box:
+        guidance = controls.guidance_control(models)
+    with row:
         with st.container(width=150):
             controls.control("seed", st.number_input, "seed", 0, MAX_SEED, step=1)
         st.button(

@@ -74,19 +74,30 @@ class Session:
             return model, controls.steps_control(model)
 
 
-def choose_models(workshop: Workshop) -> list[Model]:
-    """A box that selects runs. Of other shapes or classes than the first, none can join it."""
+def choose_names(workshop: Workshop) -> tuple[str, ...]:
+    """A box that selects runs with weights. Returns their names; problems are for `load_models`."""
     names = [entry.name for entry in workshop.catalogue.entries("run") if entry.has_weights]
-    initial = controls.current().models
-    for name in initial:
+    initial = tuple(name for name in controls.current().models if name in names)
+    return controls.control(
+        "models",
+        _multiselect,
+        "runs",
+        names,
+        initial=initial or _first_names(workshop, names),
+        max_selections=MAX_MODELS,
+    )
+
+
+def load_models(workshop: Workshop, names: Sequence[str], requested: Sequence[str]) -> list[Model]:
+    """The models with these names, as far as they are of the kind of the first one.
+
+    Of each other one, and of each `requested` name that is no choice, a line says why.
+    """
+    for name in requested:
         if name not in names:  # such as a path outside the folders, in the page's address
             _report_missing(workshop, name)
-    initial = tuple(name for name in initial if name in names) or _first_names(workshop, names)
-    selection = controls.control(
-        "models", _multiselect, "runs", names, initial=initial, max_selections=MAX_MODELS
-    )
     models: list[Model] = []
-    for name in selection:
+    for name in names:
         try:
             model = workshop.load(name, cancel=controls.cancel)
         except InputError as error:
@@ -104,7 +115,9 @@ def choose_models(workshop: Workshop) -> list[Model]:
 
 def _report_missing(workshop: Workshop, name: str, kind: Kind = "run") -> None:
     try:
-        workshop.catalogue.find(kind, name)
+        entry = workshop.catalogue.find(kind, name)
+        if entry.has_weights:
+            return  # it was left out of the box by the visitor
         problem = f"{name} has no weights yet: train it until its first checkpoint"
     except InputError as error:
         problem = str(error)
