@@ -121,7 +121,7 @@ def _number(low: float, high: float, kind: Callable[[str], Any] = float) -> Read
     def read(texts: Sequence[str]) -> Any:
         value = kind(texts[-1])
         if not low <= value <= high:
-            raise InputError(f"{value:g} is not within {low:g} to {high:g}")
+            raise InputError(f"{texts[-1][:40]} is not within {low:,} to {high:,}")
         return value
 
     return read
