@@ -98,7 +98,7 @@ def wait_for_seeds(page, seeds):
     for _ in range(200):
         address = source(page)
         file = base64.b64decode(address.partition(",")[2])
-        if Image.open(io.BytesIO(file)).text["seed"] == seeds:
+        if Image.open(io.BytesIO(file)).text.get("seed") == seeds:
             return address
         page.wait_for_timeout(100)
     raise AssertionError(f"no picture of the seeds {seeds}")
