@@ -6,6 +6,7 @@ import torch
 from exporting import unet_generator
 from fewstep.backbones import UNetConfig
 from fewstep.condition import Condition
+from fewstep.errors import InputError
 from fewstep.export.precision import round_weights, rounding_error, store_weight
 from fewstep.noise import noise_from_seeds
 
@@ -55,3 +56,11 @@ def test_int8_keeps_the_mean_of_each_channel():
     names = [name for name, p in generator.named_parameters() if p.ndim == 1]
     old, new = generator.state_dict(), rounded.state_dict()
     assert any(not torch.equal(old[name], new[name]) for name in names)
+
+
+def test_a_weight_too_large_for_float16_gets_one_line():
+    generator = unet_generator()
+    generator.denoiser.backbone.conv_in.weight[0, 0, 0, 0] = 1e5
+    with pytest.raises(InputError, match=r"weight of 1e\+05 is outside.*--dtype int8 or f32"):
+        round_weights(generator, "f16")
+    assert round_weights(generator, "int8").denoiser.backbone.conv_in.weight.max() == 1e5

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
+from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.noise import noise_from_seeds
 
@@ -50,11 +51,20 @@ def round_weights(generator: Generator, dtype: Dtype) -> Generator:
     """A copy of the generator with its weights rounded to `dtype`, and restored to float32.
 
     For int8, biases are changed so that each channel of a layer has the same mean as before.
+
+    Raises: InputError for a weight outside the range of float16.
     """
     rounded = deepcopy(generator)
     with torch.no_grad():
         for weight in [*rounded.parameters(), *rounded.buffers()]:
-            weight.copy_(store_weight(weight, dtype).restore())
+            restored = store_weight(weight, dtype).restore()
+            if restored.isinf().any() and not weight.isinf().any():
+                largest = weight.abs().max().item()
+                raise InputError(
+                    f"a weight of {largest:.3g} is outside the range of float16, ±65504: choose "
+                    "--dtype int8 or f32"
+                )
+            weight.copy_(restored)
         if dtype == "int8":
             _correct_biases(generator, rounded)
     return rounded
