@@ -5,15 +5,13 @@ import json
 import pytest
 import torch
 
-pytest.importorskip("streamlit")
-
-from fewstep import runs, store  # noqa: E402
-from fewstep.backbones import MLPConfig, UNetConfig  # noqa: E402
-from fewstep.denoiser import Denoiser  # noqa: E402
-from fewstep.generator import Generator, SampleSpec  # noqa: E402
-from fewstep.parametrization import Velocity  # noqa: E402
-from fewstep.process import Flow  # noqa: E402
-from fewstep.times import FixedGrid  # noqa: E402
+from fewstep import runs, store
+from fewstep.backbones import MLPConfig, UNetConfig
+from fewstep.denoiser import Denoiser
+from fewstep.generator import Generator, SampleSpec
+from fewstep.parametrization import Velocity
+from fewstep.process import Flow
+from fewstep.times import FixedGrid
 
 SHAPE = (1, 8, 8)
 NAMES = ("zero", "<b>one</b>", "![two](http://example.org/x.png)")
