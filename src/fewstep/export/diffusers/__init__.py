@@ -178,7 +178,8 @@ def _checks(
         checks["weights equal bit for bit"] = equal = equal_weights(pipeline.unet, backbone)
         if not equal:
             raise InputError(
-                "diffusers loads other weights than those that were written: install another version"
+                "diffusers loads other weights than those that were written: install another "
+                "version of it"
             )
     for steps, value in differences.items():
         if not value <= TOLERANCE:
