@@ -1,5 +1,6 @@
 """`Generator`: a denoiser with its sampler. A run trains one, and `load` returns it."""
 
+import math
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -143,11 +144,16 @@ class Generator(nn.Module):
         return Generator(self.denoiser, self.spec, grid=grid or default, step=step or self.step)
 
     def with_guidance(self, weight: float) -> "Generator":
-        """The same weights under classifier-free guidance."""
+        """The same weights under classifier-free guidance.
+
+        Raises: InputError for a generator without classes, or a weight that is not finite.
+        """
         if not self.spec.classes:
             raise InputError(
                 "guidance needs a class-conditional generator; this one has no classes"
             )
+        if not math.isfinite(weight):
+            raise InputError(f"the weight of guidance is {weight}; it must be a finite number")
         backbone = Guided(unguided(self.denoiser.backbone), weight)
         guided = self.denoiser.replace(backbone=backbone)
         return Generator(guided, self.spec, grid=self.grid, step=self.step)

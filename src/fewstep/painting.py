@@ -13,6 +13,7 @@ from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.sampling import sample
+from fewstep.weights_file import method_name
 
 
 def paint(
@@ -62,8 +63,6 @@ def why_not_paintable(generator: Generator, recipe: Mapping[str, Any] | None) ->
 
     `recipe` is the table in its weights file, None for checkpoints of other projects: these were
     trained at all noise levels.
-
-    Raises: InputError for a method of a package whose code is not allowed.
     """
     if len(generator.spec.shape) != 3:
         return "it generates points, not images"
@@ -72,9 +71,13 @@ def why_not_paintable(generator: Generator, recipe: Mapping[str, Any] | None) ->
         return f"its sampler, {name}, has no images between its steps"
     if recipe is None:
         return ""
-    method = recipe["method"]["name"]
-    # the name may be the address of foreign code, which a weights file must not import
-    kind = plugins.resolve("method", method, allow_code=())
+    method = method_name(recipe)
+    if not method:
+        return ""
+    try:  # the name may be the address of foreign code, which a weights file must not import
+        kind = plugins.resolve("method", method, allow_code=())
+    except InputError as error:
+        return str(error)
     if kind.trains_at_all_times:
         return ""
     return f"its method, {method}, trains it only at the noise levels that its steps start from"

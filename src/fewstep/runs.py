@@ -28,7 +28,9 @@ from fewstep.paths import check_kind
 from fewstep.weights_file import (
     build_generator,
     check_loadable,
+    method_name,
     read_weights_file,
+    to_float16,
     write_weights_file,
 )
 
@@ -140,7 +142,7 @@ class Run:
         tensors, note = state
         prefix = "method.student."
         raw = {f"denoiser.{k.removeprefix(prefix)}": v for k, v in tensors.items() if prefix in k}
-        return build_generator(note["description"], raw, self.state_file, allow_code)
+        return build_generator(note, raw, self.state_file, allow_code)
 
 
 def save_generator(
@@ -173,19 +175,9 @@ def save_generator(
         "version": __version__,
     }
     tensors = generator.state_dict()
-    write_weights_file(path, _halve(tensors) if half else tensors, note)
-
-
-def _halve(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in float16, but for integers."""
-    halves = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
-    for name, value in halves.items():
-        if value.isinf().any():
-            peak = tensors[name].abs().max()
-            raise InputError(
-                f"{name} has a weight of {peak:g}, which is too large for f16: leave it in f32"
-            )
-    return halves
+    if half:
+        tensors = {name: to_float16(name, weight) for name, weight in tensors.items()}
+    write_weights_file(path, tensors, note)
 
 
 def load(
@@ -209,7 +201,7 @@ def load(
         source, _, rest = str(address).partition(":")
         return plugins.resolve("source", source)(rest)
     tensors, note = read_weights_file(file)
-    return build_generator(note["description"], tensors, file, allow_code)
+    return build_generator(note, tensors, file, allow_code)
 
 
 def describe(address: str | Path, *, weights: Weights = "ema") -> dict[str, Any]:
@@ -228,7 +220,7 @@ def default_steps(generator: Generator, recipe: Mapping[str, Any] | None) -> tup
     """
     if generator.grid.counts:
         return generator.grid.counts
-    is_teacher = recipe is None or recipe["method"]["name"] in ("denoise", "reflow")
+    is_teacher = recipe is None or method_name(recipe) in ("denoise", "reflow")
     return TEACHER_STEPS if is_teacher else STUDENT_STEPS
 
 

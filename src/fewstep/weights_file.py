@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fewstep import plugins
+from fewstep import __version__, plugins
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
 from fewstep.generator import Generator, from_description
@@ -23,6 +24,14 @@ from fewstep.tables import from_table, to_table
 # a single metadata key: safetensors writes several in random order, so equal weights would not
 # give equal files
 KEY = "fewstep"
+_TYPES: dict[str, Any] = {
+    "description": dict,
+    "recipe": dict | None,
+    "pins": dict,
+    "scores": list,
+    "license": str,
+}
+"""Types of the values in the JSON object."""
 
 
 def write_weights_file(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
@@ -55,7 +64,7 @@ def read_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             note = (file.metadata() or {}).get(KEY)
             if note is not None:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-                return tensors, json.loads(note)
+                return tensors, _parse_note(note, path)
     except (SafetensorError, OSError) as error:
         if path.suffix == ".safetensors":
             problem = describe_text(path) or error
@@ -63,25 +72,74 @@ def read_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     raise InputError(describe_file(path))
 
 
-def build_generator(
-    description: dict[str, Any], tensors: dict[str, Tensor], path: Path, allow_code: Collection[str]
-) -> Generator:
-    """The generator of a description with its weights, which are widened to float32.
-
-    `path` is their file, and `allow_code` the packages whose classes they may use. Raises
-    InputError if the description is not valid here, or the tensors do not fit it.
-    """
+def _parse_note(text: str, path: Path) -> dict[str, Any]:
     try:
-        generator = from_description(description, allow_code=allow_code)
+        note = json.loads(text)
+    except ValueError:
+        note = text
+    if not isinstance(note, dict):
+        raise InputError(f"{path} is damaged: its metadata are not a JSON object")
+    for key, kind in _TYPES.items():
+        if key in note and not isinstance(note[key], kind):
+            problem = f"{key} in its metadata is {note[key]!r}"
+            raise InputError(f"{path} is damaged: {problem}{_newer_version(note)}")
+    return note
+
+
+def build_generator(
+    note: Mapping[str, Any], tensors: dict[str, Tensor], path: Path, allow_code: Collection[str]
+) -> Generator:
+    """The generator that a weights file's JSON object describes, with its weights in float32.
+
+    `path` is the file, and `allow_code` the packages whose classes it may use. Raises InputError if
+    the description is not valid here, or the tensors do not fit it.
+    """
+    if "description" not in note:
+        problem = "its metadata do not describe a network"
+        raise InputError(f"{path} is damaged: {problem}{_newer_version(note)}")
+    try:
+        generator = from_description(note["description"], allow_code=allow_code)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}{_newer_version(note)}") from error
     try:
         generator.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(
-            f"{path} is damaged: its weights do not fit the network in its description"
-        ) from error
+        problem = "its weights do not fit the network in its description"
+        raise InputError(f"{path} is damaged: {problem}{_newer_version(note)}") from error
     return generator.eval().requires_grad_(False)
+
+
+def _newer_version(note: Mapping[str, Any]) -> str:
+    """What to add to an error message about a file of a newer version; else empty."""
+    version = str(note.get("version"))
+    if _numbers(version) <= _numbers(__version__):
+        return ""
+    return f"; it was made by a newer version, fewstep {version}: pip install --upgrade fewstep"
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
+
+
+def method_name(recipe: Mapping[str, Any] | None) -> str:
+    """The method in the table of a recipe; empty if it has none."""
+    method = (recipe or {}).get("method")
+    return str(method.get("name", "")) if isinstance(method, Mapping) else ""
+
+
+def to_float16(name: str, weight: Tensor) -> Tensor:
+    """The weight in float16; integers are returned unchanged.
+
+    Raises: InputError for numbers outside the range of float16.
+    """
+    half = weight.half() if weight.is_floating_point() else weight
+    if (half.isinf() & weight.isfinite()).any():
+        peak = weight.abs().max().item()
+        raise InputError(
+            f"{name} has a weight of {peak:g}, outside the range of float16, ±65504: choose another"
+            " --dtype"
+        )
+    return half
 
 
 def check_loadable(generator: Generator) -> dict[str, Any]:

@@ -95,6 +95,22 @@ def test_a_place_that_cannot_be_written_is_named(checkpoints, tmp_path, capsys):
         assert f"cannot write {out}: " in capsys.readouterr().err
 
 
+def test_a_run_or_the_source_is_never_overwritten(run, tmp_path, capsys):
+    alone = tmp_path / "alone.safetensors"
+    assert main(["convert", str(run), "-o", str(alone)]) == 0
+    for source, out in (
+        (run, run / "model.safetensors"),
+        (alone, run / "best.safetensors"),
+        (alone, alone),
+        (alone, tmp_path / "." / ".." / tmp_path.name / alone.name),
+    ):
+        before = [path.read_bytes() for path in (alone, run / "model.safetensors")]
+        assert main(["convert", str(source), "-o", str(out), "--dtype", "f16"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and f"--out {out}" in error
+        assert before == [path.read_bytes() for path in (alone, run / "model.safetensors")]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of digits with a score of its weights, and one of others."""

@@ -1,7 +1,9 @@
 """`fewstep export`: the folder, its record, and everything that is refused in one line."""
 
+import errno
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from fewstep import runs
 from fewstep.cli import main
 from fewstep.errors import InputError
 from fewstep.export.base import Exporter
+from fewstep.export.source import load_source
 from fewstep.sampling import Renoise
 from fewstep.times import FixedGrid
 
@@ -65,7 +68,79 @@ def test_a_folder_with_its_record(weights, tmp_path, capsys):
     assert run(weights, "--to", f"{HERE}Note", "--out", out, "--steps", "3", "--dtype", "f16") == 0
     record = json.loads((out / "export.json").read_text())
     assert record["steps"] == [3] and 0 < record["rounding"]["largest"] < 0.05
-    assert not (out / "old.txt").exists()
+    assert (out / "old.txt").exists()
+
+
+class Other(Exporter):
+    """Writes files of other names, one of them that of a run."""
+
+    def write(self, source, folder):
+        (folder / "model.safetensors").write_text("")
+        return {}
+
+
+def test_files_of_others_in_an_earlier_export_survive(weights, tmp_path, capsys):
+    out = tmp_path / "out"
+    run_folder = out / "sub" / "run"
+    assert run(weights, "--to", f"{HERE}Note", "--out", out) == 0
+    run_folder.mkdir()
+    for path in (out, run_folder):
+        (path / "model.safetensors").write_bytes(weights.read_bytes())
+    assert run(out, "--to", f"{HERE}Note", "--out", out) == 0
+    assert run(out, "--to", f"{HERE}Other", "--out", out) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+    # only the files in the record are of the earlier export, and only if they are inside
+    forged = json.dumps({"files": ["sub", "sub/note.txt", "../weights.safetensors", str(weights)]})
+    for text in ("{}", "[]", "", '{"files": 3}', forged):
+        (out / "export.json").write_text(text)
+        assert run(out, "--to", f"{HERE}Note", "--out", out) == (0 if text == forged else 2)
+    for path in (weights, out / "model.safetensors", run_folder / "model.safetensors"):
+        assert path.stat().st_size > 1000
+    (out / "model.safetensors").unlink()
+    assert run(weights, "--to", f"{HERE}Other", "--out", out) == 0
+    assert not (out / "sub" / "note.txt").exists() and run_folder.exists()
+
+
+def test_a_folder_that_exists_keeps_its_place(weights, tmp_path, monkeypatch, capsys):
+    """Such as the current folder, a disk of its own, or the target of a link."""
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir()
+    link.symlink_to(folder)
+    monkeypatch.chdir(folder)
+    inode = folder.stat().st_ino
+    for out in (".", link, "."):
+        assert run(weights, "--to", f"{HERE}Note", "--out", out) == 0
+        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+        assert names == ["export.json", "sub", "sub/note.txt"]
+    assert folder.stat().st_ino == inode and link.is_symlink()
+    monkeypatch.setattr(Path, "replace", full_disk)
+    assert run(weights, "--to", f"{HERE}Note", "--out", "..//new") == 2
+    assert capsys.readouterr().err.endswith("No space left on device; give another --out\n")
+
+
+def full_disk(*words):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_the_name_is_that_of_the_folder(weights, tmp_path, monkeypatch):
+    folder = tmp_path / "why? <b>"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(weights.read_bytes())
+    monkeypatch.chdir(folder)
+    for address in (".", folder):
+        assert load_source(address).name == "why? <b>"
+    assert load_source("fewstep:digits").name == "fewstep:digits"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_numbers_must_be_finite(tmp_path, value):
+    generator = unet_generator()
+    with pytest.raises(InputError, match="must be a finite number"):
+        generator.with_guidance(float(value))
+    next(generator.parameters()).flatten()[0] = float(value)
+    runs.save_generator(tmp_path / "w.safetensors", generator, None, {})
+    with pytest.raises(InputError, match=r"time_embedding.* has weights that are infinite or not"):
+        load_source(tmp_path / "w.safetensors")
 
 
 def test_a_failed_check_leaves_the_earlier_export(weights, tmp_path, capsys):
@@ -94,6 +169,8 @@ def test_wrong_input_gets_one_line(weights, tmp_path, capsys):
         ((weights, *to, *out, "--single-file"), "--single-file is not an option of --to"),
         ((weights, *to, *out, "--steps", "0"), "at least 1 step"),
         ((weights, *to, *out, "--steps", "one"), "not a list of numbers"),
+        ((weights, *to, *out, "--steps", ""), "not a list of numbers"),
+        ((weights, *to, *out, "--guidance", "nan"), "finite number"),
         ((weights, *to, *out, "--sampler", "eular"), "unknown sampler"),
         ((weights, "--to", f"{HERE}Needy", *out), "pip install 'fewstep[export]'"),
         ((short, *to, *out), "damaged"),

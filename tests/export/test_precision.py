@@ -61,6 +61,6 @@ def test_int8_keeps_the_mean_of_each_channel():
 def test_a_weight_too_large_for_float16_gets_one_line():
     generator = unet_generator()
     generator.denoiser.backbone.conv_in.weight[0, 0, 0, 0] = 1e5
-    with pytest.raises(InputError, match=r"weight of 1e\+05 is outside.*--dtype int8 or f32"):
+    with pytest.raises(InputError, match="conv_in.weight has a weight of 100000, outside"):
         round_weights(generator, "f16")
     assert round_weights(generator, "int8").denoiser.backbone.conv_in.weight.max() == 1e5

@@ -45,13 +45,12 @@ def main(argv: Sequence[str]) -> int:
     from fewstep import runs
     from fewstep.export.source import load_source
 
-    if options.out.suffix != ".safetensors":
-        raise InputError(f"--out {options.out} must be the name of a .safetensors file")
-    if options.steps and not options.score:
+    _check_out(options)
+    if options.steps is not None and not options.score:
         raise InputError("--steps says where --score measures: add --score, or leave it out")
     source = load_source(
         options.source,
-        steps=console.numbers("--steps", options.steps, int) if options.steps else (),
+        steps=console.numbers("--steps", options.steps, int) if options.steps is not None else (),
         weights=options.weights,
         dtype=options.dtype,
         license=options.license,
@@ -77,6 +76,22 @@ def main(argv: Sequence[str]) -> int:
     for name, value in source.rounding.items():
         console.out.print(f"  rounding to f16 changes images in [0, 1] by {value:.2g} ({name})")
     return 0
+
+
+def _check_out(options: Options) -> None:
+    """Raise InputError for a file that must not be overwritten: of a run, or the source itself."""
+    from fewstep.runs import Run
+
+    out, source = options.out, Path(options.source)
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out} must be the name of a .safetensors file")
+    for folder in (out.parent, out.parent.parent):
+        run = Run(folder)
+        if run.recipe_file.exists() and out in (run.model_file, run.best_file, run.state_file):
+            raise InputError(f"--out {out} is the file of a run: give another name")
+    for file in (source, source / "model.safetensors"):
+        if out.is_file() and file.exists() and out.samefile(file):
+            raise InputError(f"--out {out} is the file to read: give another name")
 
 
 def _copied_scores(source: "Source") -> Sequence[Mapping[str, Any]]:

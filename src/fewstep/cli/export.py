@@ -100,7 +100,9 @@ def _source(options: Options, address: str, dtype: "Dtype") -> "Source":
     from fewstep.export.source import load_source
 
     own = address == options.run
-    steps = console.numbers("--steps", options.steps, int) if options.steps and own else ()
+    steps = (
+        console.numbers("--steps", options.steps, int) if options.steps is not None and own else ()
+    )
     return load_source(
         address,
         steps=steps,

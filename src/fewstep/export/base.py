@@ -1,11 +1,12 @@
 """What all exports share: the folder, and the record of what was checked."""
 
 import json
+import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,38 +37,83 @@ class Exporter(ABC):
 def export(exporter: Exporter, source: Source, out: Path, *, target: str) -> dict[str, Any]:
     """Write `source` into the folder `out`, with a record in `export.json`. Returns the record.
 
-    A folder of an earlier export is replaced once the new one has passed its checks. Raises
-    InputError for a folder with other contents, or as `Exporter.write`.
+    Files of an earlier export are replaced once the new ones have passed their checks; other files
+    beside them remain. Raises InputError for a folder with other contents, or as `Exporter.write`.
     """
     with _replaced(out) as folder:
         checks = exporter.write(source, folder)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
         record = {"target": target, **source.about(), "checks": checks, "files": sizes}
-        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
 
 
 @contextmanager
 def _replaced(out: Path) -> Generator[Path]:
-    """A new folder, which takes the place of `out` if the block succeeds."""
+    """A new folder, whose files take the place of those of an earlier export if the block succeeds.
+
+    Raises: InputError for an `out` that is neither new, empty nor an earlier export, or that cannot
+    be written.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).exists():
-        raise InputError(
-            f"--out {out} is not empty and is no earlier export: it has no {RECORD}; give another"
-        )
+    earlier = _earlier_files(out)
+    target = Path(os.path.realpath(out))  # not a symbolic link, which cannot be made as a folder
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=_existing(target)))
+        try:
+            yield folder
+            _move_files(folder, target, earlier)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         problem = error.strerror or str(error)
         raise InputError(f"cannot write {out}: {problem}; give another --out") from error
+
+
+def _existing(target: Path) -> Path:
+    """The folder itself if it exists, which may be a disk of its own; else its parent."""
+    return target if target.is_dir() else target.parent
+
+
+def _earlier_files(out: Path) -> set[Path]:
+    """Files of an earlier export in `out`, relative to it. Users' own files are not among them.
+
+    Raises: InputError for a folder with contents that is no earlier export.
+    """
+    if not out.is_dir() or not any(out.iterdir()):
+        return set()
     try:
-        folder.chmod(0o755)
-        yield folder
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        names = json.loads((out / RECORD).read_text(encoding="utf-8"))["files"]
+        files = {Path(name) for name in names}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"--out {out} is not empty and is no earlier export: it has no {RECORD} with a list of "
+            "its files; give another"
+        ) from error
+    root = out.resolve()
+    paths = {file: (out / file).resolve() for file in files}
+    own = {file for file, path in paths.items() if path.is_file() and path.is_relative_to(root)}
+    return {*own, Path(RECORD)}
+
+
+def _move_files(folder: Path, target: Path, earlier: set[Path]) -> None:
+    """Move the files of `folder` into `target`, in place of those of an earlier export."""
+    new = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    for file in new:
+        if file not in earlier and (target / file).exists():
+            raise InputError(
+                f"{target / file} is not of an earlier export, and would be overwritten: move it, "
+                "or give another --out"
+            )
+    for file in earlier:
+        (target / file).unlink(missing_ok=True)
+    below = {parent for file in earlier for parent in file.parents} - {Path()}
+    for parent in sorted(below, reverse=True):  # the inner ones first
+        with suppress(OSError):  # it has other files
+            (target / parent).rmdir()
+    for file in new:
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).replace(target / file)

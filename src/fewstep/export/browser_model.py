@@ -11,6 +11,7 @@ from fewstep.formatting import number
 from fewstep.guidance import Guided
 from fewstep.painting import why_not_paintable
 from fewstep.runs import STUDENT_STEPS, TEACHER_STEPS
+from fewstep.weights_file import method_name
 
 FREEDOMS = tuple(round(0.05 * k, 2) for k in range(1, 21))
 """How much a picture is changed, at 20 positions of the page's slider."""
@@ -92,7 +93,7 @@ def _why_not_guided(source: Source) -> str:
         return "it has no classes"
     if source.recipe is None:
         return "how it was trained is not known"
-    if not source.recipe["method"].get("label_dropout"):
+    if not method_name(source.recipe) or not source.recipe["method"].get("label_dropout"):
         return "it was never trained without a class"
     return ""
 
@@ -104,7 +105,7 @@ def _about(source: Source) -> list[tuple[str, str]]:
     parameters = sum(weight.numel() for weight in source.generator.parameters())
     rows = [
         ("Model", source.name),
-        ("Method", recipe.get("method", {}).get("name", "")),
+        ("Method", method_name(recipe)),
         ("Data", ATTRIBUTIONS.get(data, data)),
         ("Weights", f"{parameters:,} numbers in {source.dtype}, SHA-256 {source.weights_hash}"),
         ("Licence", source.license or "not stated"),

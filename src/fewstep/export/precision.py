@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
-from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.noise import noise_from_seeds
+from fewstep.weights_file import to_float16
 
 Dtype = Literal["f32", "f16", "int8"]
 INT8_MAX = 127
@@ -56,15 +56,10 @@ def round_weights(generator: Generator, dtype: Dtype) -> Generator:
     """
     rounded = deepcopy(generator)
     with torch.no_grad():
-        for weight in [*rounded.parameters(), *rounded.buffers()]:
-            restored = store_weight(weight, dtype).restore()
-            if restored.isinf().any() and not weight.isinf().any():
-                largest = weight.abs().max().item()
-                raise InputError(
-                    f"a weight of {largest:.3g} is outside the range of float16, ±65504: choose "
-                    "--dtype int8 or f32"
-                )
-            weight.copy_(restored)
+        for name, weight in [*rounded.named_parameters(), *rounded.named_buffers()]:
+            if dtype == "f16":
+                to_float16(name, weight)  # checks the range
+            weight.copy_(store_weight(weight, dtype).restore())
         if dtype == "int8":
             _correct_biases(generator, rounded)
     return rounded

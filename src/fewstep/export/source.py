@@ -80,6 +80,7 @@ def load_source(
     if steps and min(steps) < 1:
         raise InputError(f"a sample needs at least 1 step, not {min(steps)} steps")
     generator = runs.load(address, weights=weights)
+    _check_finite(generator)
     note = runs.describe(address, weights=weights)
     if guidance != 1:
         generator = generator.with_guidance(guidance)
@@ -93,7 +94,7 @@ def load_source(
         rounded = round_weights(generator, dtype)
         rounding = rounding_error(generator, rounded, steps[0])
     return Source(
-        name=Path(str(address).partition("?")[0]).name,
+        name=_name(address),
         generator=rounded,
         steps=steps,
         weights_hash=hash,
@@ -104,6 +105,21 @@ def load_source(
         license=license or note.get("license", ""),
         rounding=rounding,
     )
+
+
+def _name(address: str | Path) -> str:
+    """The name of the file or folder at an address."""
+    path = Path(address)
+    return path.resolve().name if path.exists() else Path(str(address).partition("?")[0]).name
+
+
+def _check_finite(generator: Generator) -> None:
+    for name, weight in generator.named_parameters():
+        if not weight.isfinite().all():
+            raise InputError(
+                f"{name} has weights that are infinite or not numbers, as after training that "
+                "diverged: export other --weights, or train again"
+            )
 
 
 def _scores(address: str | Path, note: Mapping[str, Any], hash: str) -> list[dict[str, Any]]:

@@ -258,7 +258,7 @@ def _load(entry: Entry) -> Model:
         generator=generator,
         hash=runs.weights_hash(generator),
         recipe=recipe,
-        why_not_paintable=_why_not_paintable(generator, recipe),
+        why_not_paintable=painting.why_not_paintable(generator, recipe),
         why_not_guidable=_why_not_guidable(generator, recipe),
     )
 
@@ -270,13 +270,6 @@ def _warm_up(generator: Generator) -> None:
     classes = generator.spec.classes
     cond = Condition(torch.zeros(1, dtype=torch.long, device=noise.device)) if classes else None
     generator(noise, steps=min(generator.grid.counts or (1,)), cond=cond)
-
-
-def _why_not_paintable(generator: Generator, recipe: dict[str, Any] | None) -> str:
-    try:
-        return painting.why_not_paintable(generator, recipe)
-    except InputError as error:  # the method of a package whose code is not allowed
-        return str(error)
 
 
 def _why_not_guidable(generator: Generator, recipe: dict[str, Any] | None) -> str:
