@@ -51,6 +51,11 @@ def test_every_field_is_read_back():
         ("seed", str(MAX_SEED + 1)),
         ("seed", "x"),
         ("seed", "1e400"),
+        ("seed", "1" + "0" * 400),
+        ("page", "1" + "0" * 400),
+        ("steps", "1" + "0" * 400 + "@teacher"),
+        ("guidance", "7"),  # beyond the slider
+        ("near", "0"),
         ("guidance", "nan"),
         ("guidance", "inf"),
         ("x", "2"),
@@ -70,6 +75,12 @@ def test_what_it_cannot_mean_is_left_out_with_one_line(name, text):
     state, problems = from_query({name: [text], "model": ["kept"]})
     assert state == State(model="kept")
     assert len(problems) == 1 and name in problems[0] and "\n" not in problems[0]
+
+
+def test_runs_are_named_once_and_at_most_eight():
+    assert from_query({"models": ["a", "b", "a"]}) == (State(models=("a", "b")), [])
+    state, (problem,) = from_query({"models": list("abcdefghi")})
+    assert state == State() and "9 runs" in problem
 
 
 def test_step_counts_are_those_of_each_model():

@@ -9,7 +9,7 @@ import streamlit as st
 
 from fewstep.condition import NO_LABEL
 from fewstep.formatting import quantity
-from fewstep.studio.state import IN_TURN, NO_CLASS, State, from_query, to_query
+from fewstep.studio.state import IN_TURN, MAX_GUIDANCE, NO_CLASS, State, from_query, to_query
 from fewstep.studio.workshop import Model
 
 Value = TypeVar("Value")
@@ -198,7 +198,7 @@ def guidance_control(models: Sequence[Model]) -> float:
     able = [model for model in models if not model.why_not_guidable]
     if not able or not models[0].generator.spec.classes:
         return 1.0
-    weight = control("guidance", st.slider, "guidance", 0.0, 6.0, step=0.25)
+    weight = control("guidance", st.slider, "guidance", 0.0, MAX_GUIDANCE, step=0.25)
     for model in models:
         if model.why_not_guidable and weight != 1:
             st.caption(f"{code(model.name)} has no guidance: {plain(model.why_not_guidable)}")

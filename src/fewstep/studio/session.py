@@ -15,10 +15,10 @@ from fewstep.studio.catalogue import Entry, Kind
 from fewstep.studio.journey import Journey, travel
 from fewstep.studio.pictures import data_url, enlarge, metadata_of, png
 from fewstep.studio.starts import Place
+from fewstep.studio.state import MAX_MODELS
 from fewstep.studio.workshop import Model, Request, Result, Workshop, labels_of
 
 MODELS_AT_FIRST = 4
-MAX_MODELS = 8
 STRIP_WIDTH = 96
 """Width in pixels that the pictures of a strip are enlarged to at most."""
 
@@ -141,7 +141,7 @@ def _first_names(workshop: Workshop, names: Sequence[str]) -> tuple[str, ...]:
         if not models or model.kind == models[0].kind:
             models.append(model)
     models.sort(key=lambda model: -model.default_steps)
-    return tuple(model.name for model in models[:MODELS_AT_FIRST])
+    return tuple([model.name for model in models] or names)[:MODELS_AT_FIRST]
 
 
 def _kind_text(model: Model) -> str:

@@ -13,6 +13,9 @@ IN_TURN = "in turn"
 NO_CLASS = "none"
 COUNTS = (1, 4, 9, 16, 25, 36)
 """Numbers of pictures that a view can show of each model."""
+MAX_MODELS = 8
+MAX_GUIDANCE = 6.0
+MIN_NEAR = 0.02
 
 
 @dataclass(frozen=True)
@@ -131,10 +134,17 @@ def _text(texts: Sequence[str]) -> str:
     return texts[-1]
 
 
+def _models(texts: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(texts))
+    if len(names) > MAX_MODELS:
+        raise InputError(f"it has {len(names)} runs, and at most {MAX_MODELS} fit")
+    return names
+
+
 def _label(texts: Sequence[str]) -> str:
     if texts[-1] in (IN_TURN, NO_CLASS):
         return texts[-1]
-    return str(_number(0, 1e6, int)(texts))
+    return str(_number(0, 10**6, int)(texts))
 
 
 def _step_counts(texts: Sequence[str]) -> tuple[str, ...]:
@@ -149,17 +159,17 @@ def _starts(texts: Sequence[str]) -> tuple[str, ...]:
 
 _READERS: dict[str, Reader] = {
     "view": _one_of(*VIEWS),
-    "models": tuple,
+    "models": _models,
     "steps": _step_counts,
     "label": _label,
-    "guidance": _number(0, 10),
+    "guidance": _number(0, MAX_GUIDANCE),
     "seed": _number(0, MAX_SEED, int),
     "count": _one_of(*COUNTS),
     "left": _text,
     "right": _text,
     "start": lambda texts: _starts(texts)[-1],
     "pins": _starts,
-    "near": _number(0, 1),
+    "near": _number(MIN_NEAR, 1),
     "corners": _one_of(2, 4),
     "x": _number(0, 1),
     "y": _number(0, 1),
@@ -167,6 +177,6 @@ _READERS: dict[str, Reader] = {
     "model": _text,
     "run": _text,
     "store": _text,
-    "page": _number(1, 1e12, int),
+    "page": _number(1, 10**12, int),
     "report": _text,
 }

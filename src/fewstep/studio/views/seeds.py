@@ -6,6 +6,7 @@ from fewstep.studio import controls, pictures
 from fewstep.studio.pins import pin, pinned_row, start_grid
 from fewstep.studio.session import Session, cost_text, download, view
 from fewstep.studio.starts import Start, neighbours
+from fewstep.studio.state import MIN_NEAR
 from fewstep.studio.views.compare import seeds_from
 
 GRID = 40
@@ -26,14 +27,14 @@ def show(session: Session) -> None:
         st.markdown(f"##### Around {_short(start)}")
         request = session.request(model, [start], steps)
         result = session.generate(request)
-        picture = pictures.sheet(result.images, width=256)
+        picture = pictures.show(result, width=256)
         st.image(pictures.data_url(picture, pictures.metadata_of(request)))
         st.markdown(cost_text(request, result))
         with st.container(horizontal=True):
             label = "Unpin" if str(start) in controls.current().pins else "Pin"
             st.button(label, icon=":material/keep:", key="pin", on_click=pin, args=(start,))
             download(request, picture, key="start")
-        share = controls.control("near", st.slider, "distance", 0.02, 1.0, step=0.02)
+        share = controls.control("near", st.slider, "distance", MIN_NEAR, 1.0, step=0.02)
         start_grid(session, model, steps, neighbours(start, NEIGHBOURS, share), name="near")
 
 
