@@ -33,6 +33,12 @@ def save_run(folder, method, *, seed, config=UNET, spec=None, grid=None, label_d
     return generator
 
 
+@pytest.fixture(name="save_run")
+def save_run_fixture():
+    """The function `save_run`, for tests with runs of their own."""
+    return save_run
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """Runs `teacher`, `one-step`, `cm` of one kind, `toy` of points, and `new` without weights."""

@@ -1,6 +1,8 @@
 """The page opens what is inside the folders of the command line, and nothing else."""
 
+import os
 import shutil
+import sys
 
 import pytest
 
@@ -33,6 +35,26 @@ def test_runs_of_the_same_name_are_told_apart(folder, tmp_path):
     shutil.copytree(folder / "cm", tmp_path / "others" / "cm")
     catalogue = Catalogue([str(folder), str(tmp_path / "others")])
     assert "runs/cm" in names(catalogue, "run") and "others/cm" in names(catalogue, "run")
+
+
+def test_runs_that_are_called_alike_are_all_offered(folder, tmp_path):
+    for name in ("a/student", "b/student", "b/a/student"):
+        shutil.copytree(folder / "cm", tmp_path / name)
+    addresses = [str(tmp_path / name) for name in ("a/student", "b/student", "b/student")]
+    assert names(Catalogue(addresses), "run") == ["student", "b/student"]
+    files = [f"{address}/model.safetensors" for address in addresses]
+    assert names(Catalogue(files), "run") == ["model.safetensors", "student/model.safetensors"]
+    folders = Catalogue([str(tmp_path / "a"), str(tmp_path / "b" / "a")])
+    assert names(folders, "run") == ["a/student", "b/a/student"]
+    assert folders.find("run", "b/a/student").address == str(tmp_path / "b/a/student")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_is_not_unicode_can_be_shown(folder, tmp_path):
+    shutil.copytree(folder / "cm", os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    catalogue = Catalogue([str(tmp_path)])
+    assert names(catalogue, "run") == ["caf?"]
+    assert catalogue.find("run", "caf?").has_weights
 
 
 @pytest.mark.parametrize("kind", ["run", "store", "report"])

@@ -3,8 +3,13 @@
 import shutil
 
 import pytest
+import torch
+from PIL import Image
 from streamlit.testing.v1 import AppTest
 
+from fewstep import store
+from fewstep.backbones import MLPConfig
+from fewstep.generator import SampleSpec
 from fewstep.studio.controls import code, plain
 from fewstep.studio.state import VIEWS
 
@@ -125,6 +130,26 @@ def test_a_toy_has_points_and_jumps(folder):
     assert any(text.startswith("time 0.75") for text in lines(page.caption))
 
 
+@pytest.mark.parametrize(
+    ("size", "view"), [(1, "compare"), (2, "seeds"), (3, "morph"), (1, "path"), (3, "path")]
+)
+def test_points_of_any_dimension_are_drawn(size, view, save_run, tmp_path):
+    save_run(tmp_path / "toy", "denoise", seed=0, config=MLPConfig(8), spec=SampleSpec((size,)))
+    page = open_page(tmp_path, view=view, steps="2@toy")
+    if view == "path":
+        page.slider(key="path step").set_value(1).run()
+    assert not page.exception and not page.error and len(costs(page)) == 1
+
+
+def test_a_run_that_cannot_be_loaded_is_one_line_also_alone(folder, tmp_path):
+    shutil.copytree(folder / "cm", tmp_path / "cm")
+    file = tmp_path / "cm" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])  # as while it is copied
+    page = open_page(tmp_path)
+    (error,) = lines(page.error)
+    assert "is damaged" in error and "\n" not in error and not page.exception
+
+
 def test_guidance_is_for_models_that_were_trained_for_it(two, folder):
     two.slider(key="control guidance").set_value(2.0).run()
     assert any("has no guidance" in text and "dmd" in text for text in lines(two.caption))
@@ -185,6 +210,28 @@ def test_a_training_is_shown_with_the_time_that_is_left(folder):
     page = open_page(folder, view="training", run="new")
     cells = {metric.label: metric.value for metric in page.metric}
     assert cells == {"step": "20 of 200", "time left": "18.0 s", "steps/s": "10.0"}
+
+
+def test_a_sample_grid_that_is_being_written_waits(folder, tmp_path):
+    shutil.copytree(folder / "new", tmp_path / "new")
+    samples = tmp_path / "new" / "samples"
+    samples.mkdir()
+    Image.effect_noise((64, 64), 50).save(samples / "step-0000010.png")
+    whole = (samples / "step-0000010.png").read_bytes()
+    for size in (0, 20, len(whole) // 2):
+        (samples / "step-0000020.png").write_bytes(whole[:size])
+        page = open_page(tmp_path, view="training")
+        assert not page.exception and "samples at step 10" in lines(page.caption)
+
+
+def test_labels_that_are_no_classes_have_no_chart(tmp_path):
+    schema = {"label": store.Raw(torch.int64)}
+    writer = store.Writer(tmp_path / "pairs", schema=schema, count=2, provenance={})
+    writer.write(0, {"label": torch.tensor([0, 2**40])})
+    writer.finish()
+    page = open_page(tmp_path, view="data")
+    assert not page.exception and not page.get("arrow_vega_lite_chart")
+    assert str(2**40) in page.dataframe[0].value["label"].tolist()
 
 
 def test_a_store_is_shown_and_checked(folder):

@@ -12,6 +12,7 @@ from fewstep import painting, runs
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.drawing import generate_values, seeds
 from fewstep.errors import InputError
+from fewstep.generator import Generator
 from fewstep.sampling import Renoise
 from fewstep.studio.catalogue import Catalogue
 from fewstep.studio.journey import arrows, travel
@@ -54,6 +55,34 @@ def test_classes_take_turns_by_seed(workshop):
     assert labels_of(workshop.load("toy"), starts, None) is None
     with pytest.raises(InputError, match="label 3 is out of range"):
         labels_of(model, starts, 3)
+
+
+def test_class_names_are_told_apart(workshop):
+    model = workshop.load("teacher")
+    for names, texts in (
+        (("a", "b ", "a"), ["a (0)", "b", "a (2)"]),
+        (("", "b\nc", "\udcff"), ["(0)", "b c", "?"]),
+        ((), ["0", "1", "2"]),
+    ):
+        spec = replace(model.generator.spec, class_names=names)
+        generator = Generator(model.generator.denoiser, spec)
+        assert replace(model, generator=generator).class_names() == texts
+
+
+def test_values_that_are_not_finite_are_no_black_picture(folder, tmp_path):
+    shutil.copytree(folder / "cm", tmp_path / "cm")
+    generator = runs.load(tmp_path / "cm")
+    weights = next(generator.parameters())
+    workshop = Workshop(Catalogue([str(tmp_path)]))
+    before = request(workshop, "cm")
+    with torch.no_grad():
+        next(before.model.generator.parameters())[0] = torch.inf
+        weights[0] = torch.nan
+    with pytest.raises(InputError, match="cm generates NaN or infinite values"):
+        workshop.generate(before)
+    runs.save_generator(tmp_path / "cm" / "model.safetensors", generator, None, {})
+    with pytest.raises(InputError, match="its training diverged"):
+        workshop.load("cm")
 
 
 @pytest.mark.parametrize(("steps", "guidance"), [(1, 1.0), (5, 1.0), (5, 2.0)])

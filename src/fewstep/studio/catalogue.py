@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -73,7 +73,7 @@ class Catalogue:
             if time.monotonic() - self._time >= SECONDS_FRESH:
                 entries: dict[tuple[Kind, str], Entry] = {}
                 for entry in _search(self.addresses):
-                    entries.setdefault((entry.kind, entry.name), entry)
+                    _add(entries, replace(entry, name=printable(entry.name)))
                 self._entries, self._time = entries, time.monotonic()
             return [entry for entry in self._entries.values() if entry.kind == kind]
 
@@ -86,6 +86,20 @@ class Catalogue:
                 f"{did_you_mean(name, entries)}"
             )
         return entries[name]
+
+
+def printable(text: str) -> str:
+    """The text with a question mark for what is not Unicode, such as of some file names."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _add(entries: dict[tuple[Kind, str], Entry], entry: Entry) -> None:
+    """Add an entry; if another one has its name, under a name with more of its path."""
+    other = entries.setdefault((entry.kind, entry.name), entry)
+    path, depth = os.path.realpath(entry.address), entry.name.count("/") + 2
+    longer = printable("/".join(Path(path).parts[-depth:]))
+    if os.path.realpath(other.address) != path and longer != entry.name:
+        _add(entries, replace(entry, name=longer))
 
 
 def default_addresses() -> list[str]:

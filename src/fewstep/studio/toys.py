@@ -20,23 +20,23 @@ MARGIN = 1.1
 
 
 def scatter(points: Tensor) -> Image.Image:
-    """Generated points (n, d); of more than two coordinates the first two."""
+    """Generated points (n, d) in two coordinates; see `_plane`."""
     figure, axes = _axes(_extent(points))
-    axes.scatter(*points[:, :2].T.numpy(), s=4, alpha=0.6, linewidths=0)
+    axes.scatter(*_plane(points).T.numpy(), s=4, alpha=0.6, linewidths=0)
     return _render(figure)
 
 
 def jumps(journey: Journey, request: Request, index: int) -> Image.Image:
-    """The states up to number `index` as jumps, and the velocity at that state's time."""
+    """The states up to number `index` as jumps; in 2-D, with the velocity at that state's time."""
     extent = _extent(torch.cat(journey.states))
     figure, axes = _axes(extent)
-    if index < len(journey.times):
+    if index < len(journey.times) and request.model.shape == (2,):
         side = torch.linspace(-extent, extent, ARROWS)
         grid = torch.cartesian_prod(side, side)
         # along the sample, time decreases: the arrows point to where the points move next
         velocity = -arrows(request, journey.times[index], grid)
         axes.quiver(*grid.T.numpy(), *velocity.T.numpy(), color="0.7", width=0.003)
-    ways = torch.stack(journey.states[: index + 1])[:, :, :2]
+    ways = _plane(torch.stack(journey.states[: index + 1]))
     _draw_ways(axes, ways)
     return _render(figure)
 
@@ -46,6 +46,11 @@ def _draw_ways(axes: Axes, ways: Tensor) -> None:
     for way in ways[:, :WAYS].unbind(1):
         axes.plot(*way.T.numpy(), color="C0", alpha=0.3, linewidth=0.7, marker=".", markersize=2)
     axes.scatter(*ways[-1].T.numpy(), s=5, color="C3", linewidths=0, zorder=3)
+
+
+def _plane(points: Tensor) -> Tensor:
+    """The first two coordinates (..., 2) of points (..., d); 0 stands in for a missing second."""
+    return torch.nn.functional.pad(points, (0, 1))[..., :2]
 
 
 def _extent(points: Tensor) -> float:

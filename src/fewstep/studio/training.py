@@ -37,7 +37,7 @@ class TrainingView:
 def view_training(run: Run) -> TrainingView:
     """Read the log of a run."""
     lines = run.progress()
-    timed = [line for line in lines if "seconds" in line]
+    timed = [line for line in lines if isinstance(line.get("seconds"), (int, float))]
     step = max((line["step"] for line in lines), default=0)
     total, rate = _total_steps(run, lines), _rate(timed)
     left = None if not total or not rate or step >= total else (total - step) / rate

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import OrderedDict, abc
+from collections import Counter, OrderedDict, abc
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.guidance import unguided
 from fewstep.images import to_uint8
-from fewstep.studio.catalogue import Catalogue, Entry
+from fewstep.studio.catalogue import Catalogue, Entry, printable
 from fewstep.studio.starts import Place
 
 MODELS = 8
@@ -64,9 +64,15 @@ class Model:
         return min(runs.default_steps(self.generator, self.recipe))
 
     def class_names(self) -> list[str]:
-        """The name of each class; its number if the classes have no names."""
+        """The name of each class; with its number if other classes have that name too, or none."""
         spec = self.generator.spec
-        return list(spec.class_names) or [str(number) for number in range(spec.classes)]
+        names = [" ".join(printable(name).split()) for name in spec.class_names]
+        names = names or [str(number) for number in range(spec.classes)]
+        count = Counter(names)
+        return [
+            name if name and count[name] == 1 else f"{name} ({number})".strip()
+            for number, name in enumerate(names)
+        ]
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,8 @@ class Workshop:
         """The images of a request, from the cache if they were generated lately.
 
         With an `image` (1, *shape) in [-1, 1], they resemble it; see `painting.paint`.
+
+        Raises: InputError if the values are not finite.
         """
         key = request.key()
         if image is not None:
@@ -195,6 +203,7 @@ class Workshop:
                 result = measure(
                     request.model.generator, lambda: _sample(request, image, freedom), cancel
                 )
+            _check_finite(request.model.name, result.values)
             self._results.put(key, result)
         return result
 
@@ -252,7 +261,7 @@ def _load(entry: Entry) -> Model:
     generator = runs.load(entry.address).to(device())
     note = runs.describe(entry.address)
     recipe = note.get("recipe")
-    _warm_up(generator)
+    _check_finite(entry.name, _warm_up(generator))
     return Model(
         name=entry.name,
         generator=generator,
@@ -264,12 +273,21 @@ def _load(entry: Entry) -> Model:
 
 
 @torch.inference_mode()
-def _warm_up(generator: Generator) -> None:
+def _warm_up(generator: Generator) -> Tensor:
     """Generate once, so that the first time that the page prints is that of the network."""
     noise = torch.zeros(1, *generator.spec.shape, device=generator.device)
     classes = generator.spec.classes
     cond = Condition(torch.zeros(1, dtype=torch.long, device=noise.device)) if classes else None
-    generator(noise, steps=min(generator.grid.counts or (1,)), cond=cond)
+    return generator(noise, steps=min(generator.grid.counts or (1,)), cond=cond)
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    """Raise InputError for values that would be shown as black."""
+    if not values.isfinite().all():
+        raise InputError(
+            f"{name} generates NaN or infinite values: its weights are damaged, or its training "
+            "diverged"
+        )
 
 
 def _why_not_guidable(generator: Generator, recipe: dict[str, Any] | None) -> str:

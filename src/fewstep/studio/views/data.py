@@ -72,6 +72,8 @@ def _draw_labels(reader: Reader) -> None:
         return
     count = min(len(reader), MAX_COUNTED)
     labels = reader[slice(0, count)]["label"]
+    if labels.ndim > 1 or labels.is_floating_point() or labels.max() >= MAX_COUNTED:
+        return  # no classes that a chart could count
     numbers = torch.bincount(labels[labels >= 0]).tolist()
     st.caption(f"labels of the first {count:,} records" if count < len(reader) else "labels")
     st.bar_chart({"records": numbers}, height=160)

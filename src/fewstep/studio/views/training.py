@@ -2,6 +2,7 @@
 
 import pandas
 import streamlit as st
+from PIL import Image
 
 from fewstep.errors import InputError
 from fewstep.formatting import duration, number
@@ -34,15 +35,25 @@ def _follow(run: Run) -> None:
     with curves:
         _draw_curves(state)
     with pictures:
-        grids = run.grids()
-        if grids:
-            st.image(grids[-1].read_bytes())
-            st.caption(f"samples at step {int(grids[-1].stem.removeprefix('step-')):,}")
+        _draw_newest_grid(run)
+
+
+def _draw_newest_grid(run: Run) -> None:
+    for file in reversed(run.grids()):
+        try:
+            with Image.open(file) as picture:
+                picture.load()
+        except OSError:
+            continue  # it is being written
+        st.image(picture)
+        step = file.stem.removeprefix("step-")
+        st.caption(f"samples at step {int(step):,}" if step.isdecimal() else "samples")
+        return
 
 
 def _draw_progress(training: TrainingView) -> None:
     if training.total:
-        st.progress(min(training.step / training.total, 1.0))
+        st.progress(min(max(training.step / training.total, 0.0), 1.0))
     cells = st.columns(3)
     total = f" of {training.total:,}" if training.total else ""
     cells[0].metric("step", f"{training.step:,}{total}")
