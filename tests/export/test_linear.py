@@ -9,6 +9,7 @@ from exporting import unet_generator
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.export.linear import run_program, sampling_program
+from fewstep.export.program import Unrolled
 from fewstep.noise import RowNoise
 from fewstep.painting import paint, paint_times, why_not_paintable
 from fewstep.parametrization import EDM, V
@@ -76,6 +77,66 @@ class Mean(Step):
         return x_t.mean() * context.predict(x_t, t).x0, None
 
 
+@dataclass(frozen=True)
+class FromSeeds(Step):
+    def __call__(self, context, x_t, t, s):
+        return context.predict(x_t, t).x0 + context.noise.draw(1, (1, 8, 8)), None
+
+
+@dataclass(frozen=True)
+class Wrong(Step):
+    def __call__(self, context, x_t, t, s):
+        return {}["no such key"], None
+
+
+@dataclass(frozen=True)
+class ByAlpha(Step):
+    """Divides by alpha, which is 0 at the start."""
+
+    def __call__(self, context, x_t, t, s):
+        prediction = context.predict(x_t, t)
+        return prediction.x0 / prediction.alpha, None
+
+
+@dataclass(frozen=True)
+class Sums(Step):
+    """Sums of Python, and a state without any term."""
+
+    def __call__(self, context, x_t, t, s):
+        prediction = context.predict(x_t, t)
+        if s is None:
+            return sum([0.25 * prediction.x0, 0.5 * x_t]), None
+        return 0 * prediction.x0, None
+
+
+def test_a_state_may_be_zero_and_a_sum_of_python():
+    images, expected = both(unet_generator(step=Sums()), 2)
+    assert expected.any()
+    torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)
+    program = sampling_program(unet_generator(step=Sums()), 2)
+    pairs = [i.get("sum") or i.get("network") for i in program["instructions"]]
+    assert all(pairs)  # an empty sum has no shape
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (FromSeeds(), "draws noise from seeds, which a program does not have"),
+        (Wrong(), "KeyError: 'no such key' in `return {}.*test_linear.py line"),
+    ],
+)
+@pytest.mark.parametrize("program", [sampling_program, Unrolled])
+def test_a_sampler_that_fails_gets_one_line(step, message, program):
+    with pytest.raises(InputError, match=message) as error:
+        program(unet_generator(step=step), 2)
+    assert "\n" not in str(error.value)
+
+
+def test_a_division_by_zero_gets_one_line():
+    with pytest.raises(InputError, match="infinite or not a number"):
+        sampling_program(unet_generator(step=ByAlpha()), 2)
+
+
 @pytest.mark.parametrize(
     ("step", "operation"), [(Corrector(), "vector_norm"), (Mean(), "mean"), (Ratio(), "number")]
 )
@@ -106,5 +167,4 @@ def test_who_can_paint():
     for method in ("regress", "dmd", "kstep", "sid"):
         reason = why_not_paintable(generator, {"method": {"name": method}})
         assert method in reason and "noise levels" in reason
-    with pytest.raises(InputError, match="allow-code"):
-        why_not_paintable(generator, {"method": {"name": "os.path:join"}})
+    assert "allow-code" in why_not_paintable(generator, {"method": {"name": "os.path:join"}})

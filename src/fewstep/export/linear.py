@@ -4,6 +4,7 @@ Most samplers compute sums of the state, the network's output and noise, with fa
 before. `sampling_program` records them while the sampler runs on symbols in place of images.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -15,9 +16,9 @@ from fewstep import plugins
 from fewstep.denoiser import Denoiser, Prediction
 from fewstep.errors import InputError
 from fewstep.export.constants import constant_table
-from fewstep.export.program import ConstantContext
+from fewstep.export.program import ConstantContext, ProgramNoise
+from fewstep.export.tracing import reason
 from fewstep.generator import Generator
-from fewstep.noise import RowNoise
 from fewstep.painting import paint_times
 from fewstep.sampling import check_path, iterate
 
@@ -65,8 +66,9 @@ class Linear(Tensor):
         super().__init__()
 
     def pairs(self) -> list[list[float]]:
-        """[register, factor] of each term."""
-        return [[register, factor] for register, factor in sorted(self.terms.items()) if factor]
+        """[register, factor] of each term; one at least."""
+        terms = [[register, factor] for register, factor in sorted(self.terms.items())]
+        return [term for term in terms if term[1]] or terms[:1]
 
     @classmethod
     def __torch_function__(
@@ -94,7 +96,10 @@ def _scale(a: Any, b: Any) -> Linear:
 
 def _add(a: Any, b: Any) -> Linear:
     if not (isinstance(a, Linear) and isinstance(b, Linear)):
-        raise Unsupported("add of a number")
+        total, number = (a, b) if isinstance(a, Linear) else (b, a)
+        if number != 0:  # `sum` starts from 0
+            raise Unsupported("add of a number")
+        return total
     names = sorted(a.terms.keys() | b.terms.keys())
     total = {name: a.terms.get(name, 0.0) + b.terms.get(name, 0.0) for name in names}
     return Linear(a.recorder, total)
@@ -103,7 +108,7 @@ def _add(a: Any, b: Any) -> Linear:
 def _divide(a: Any, b: Any) -> Linear:
     if isinstance(b, Linear):
         raise Unsupported("div by a batch")
-    return _scale(a, 1 / float(b))
+    return _scale(a, 1 / float(b) if b else math.inf)
 
 
 def _subtract(a: Any, b: Any) -> Linear:
@@ -129,7 +134,7 @@ _OPERATIONS: dict[str, Callable[..., Linear]] = {
 }
 
 
-class _RecordedNoise(RowNoise):
+class _RecordedNoise(ProgramNoise):
     def __init__(self, recorder: Recorder) -> None:
         self.recorder, self.draws = recorder, 0
 
@@ -195,11 +200,14 @@ def sampling_program(
         *_, image = iterate(generator.step, context, first_state, times)
         recorder.register(cast(Linear, image))
         _check_finite(recorder)
-    except (Unsupported, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever a sampler of the user's own raises
         name = plugins.name_of("sampler", type(generator.step))
+        problem = str(error) if isinstance(error, Unsupported) else reason(error)
         raise InputError(
-            f"the sampler {name} computes more than sums and clamps of images ({error}), which only"
-            " the exports onnx and torch can: choose another --sampler, or one of these"
+            f"the sampler {name} computes more than sums and clamps of images ({problem}), "
+            "which only the exports onnx and torch can: choose another --sampler, or one of these"
         ) from error
     return {"inputs": recorder.inputs, "instructions": recorder.instructions}
 
@@ -212,7 +220,9 @@ def _context(denoiser: Denoiser, times: list[float], recorder: Recorder) -> _Rec
 def _check_finite(recorder: Recorder) -> None:
     for instruction in recorder.instructions:
         pairs = instruction.get("sum") or instruction.get("network") or []
-        if not all(torch.tensor(factor).isfinite() for _, factor in pairs):
+        numbers = [factor for _, factor in pairs]
+        numbers += [instruction[key] or 0.0 for key in ("level", "level_s") if key in instruction]
+        if not torch.tensor(numbers).isfinite().all():
             raise InputError(
                 "a factor of the sample is infinite or not a number at these times: choose another "
                 "number of --steps, or another --sampler"

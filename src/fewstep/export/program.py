@@ -6,19 +6,34 @@ steps share the weights.
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.coefficients import Coefficients
 from fewstep.condition import Condition
+from fewstep.errors import InputError
 from fewstep.export.constants import constant_table, not_traced
+from fewstep.export.tracing import reason
 from fewstep.generator import Generator
 from fewstep.noise import RowNoise
 from fewstep.sampling import StepContext, check_path, iterate
 
 
-class InputNoise(RowNoise):
+class ProgramNoise(RowNoise):
+    """Fresh noise in a program, which knows no seeds."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in RowNoise(()).__dict__:
+            raise InputError(
+                "the sampler draws noise from seeds, which a program does not have: let it call "
+                "context.noise.like(x)"
+            )
+        raise AttributeError(name)
+
+
+class InputNoise(ProgramNoise):
     """Fresh noise that is an input of the program: `fresh[:, k]` is draw number k + 1."""
 
     def __init__(self, fresh: Tensor | None) -> None:
@@ -51,7 +66,7 @@ class Unrolled(nn.Module):
     and `fresh_noise` (b, draws, *shape) is standard normal too: it is an input if the sampler draws
     noise. Images (b, *shape) are in [0, 1]; points (b, d) are returned as they are.
 
-    Raises: InputError for a number of steps that the generator does not support.
+    Raises: InputError if the network or sampler fails.
     """
 
     def __init__(self, generator: Generator, steps: int) -> None:
@@ -66,7 +81,12 @@ class Unrolled(nn.Module):
         self.eval().requires_grad_(False)
         noise = InputNoise(None)
         with torch.inference_mode():
-            self._sample(torch.zeros(1, *self.spec.shape), None, noise)
+            try:
+                self._sample(torch.zeros(1, *self.spec.shape), None, noise)
+            except InputError:
+                raise
+            except Exception as error:  # whatever a sampler of the user's own raises
+                raise InputError(f"the network or sampler fails: {reason(error)}") from error
         self.draws = noise.draws
 
     @property
