@@ -32,8 +32,17 @@ def paint(
     sigma/(alpha + sigma): at a small one only details change, and at 1 hardly anything of the
     picture is left. `noise` (b, *shape) is standard normal, and `seed` is as in `Generator`.
 
-    Raises: InputError for a freedom out of range, or one below the network's lowest noise level.
+    Raises: InputError for a freedom out of range, or one below the network's lowest noise level;
+    for pictures of another shape, or a label out of range.
     """
+    shapes = tuple(image.shape), tuple(noise.shape), (len(noise), *generator.spec.shape)
+    if len(set(shapes)) > 1:
+        raise InputError(
+            f"image and noise have the shapes {shapes[0]} and {shapes[1]}; this "
+            f"generator takes (n, {', '.join(map(str, generator.spec.shape))}) for both"
+        )
+    if cond is not None:
+        generator.check_labels(cond.label)
     times = paint_times(generator, freedom, steps)
     return sample(
         generator.denoiser, noise, times, step=generator.step, cond=cond, seed=seed, image=image

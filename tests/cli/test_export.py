@@ -177,6 +177,11 @@ def test_wrong_input_gets_one_line(weights, tmp_path, capsys):
         ((tmp_path / "nothing", *to, *out), "does not exist"),
         ((tmp_path / "full", *to, *out), "no model.safetensors"),
     ]
+    cases += [
+        (("x" * 300, *to, *out), "name of a file or folder is too long"),
+        ((weights, *to, "--out", "x" * 300), "name of a file or folder is too long"),
+        ((weights, *to, "--out", "x" * 250), "File name too long; give another --out"),
+    ]
     for words, message in cases:
         assert run(*words) == 2, words
         error = capsys.readouterr().err

@@ -159,6 +159,15 @@ def test_painting_keeps_the_grid_and_the_picture():
             paint(generator, picture, noise, freedom=freedom)
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (1, 8, 8), (3, 1, 8, 9), (3, 1, 1, 1), ()])
+def test_pictures_of_another_shape_are_refused(shape):
+    generator, noise = unet_generator(), torch.zeros(3, 1, 8, 8)
+    with pytest.raises(InputError, match=r"this generator takes \(n, 1, 8, 8\) for both"):
+        paint(generator, torch.zeros(shape), noise, freedom=0.5)
+    with pytest.raises(InputError, match="label 9 is out of range"):
+        paint(generator, noise, noise, freedom=0.5, cond=Condition(torch.tensor([0, 1, 9])))
+
+
 def test_who_can_paint():
     generator = unet_generator()
     for method in ("denoise", "consistency", "scm", "meanflow"):

@@ -4,6 +4,7 @@ Exit codes: 0 for success; 2 for wrong input, with one line that says what to do
 a traceback; 130 after Ctrl-C.
 """
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the output has exited; hide Python's error at exit
         return 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print("fewstep: the name of a file or folder is too long: use a shorter", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("fewstep: interrupted", file=sys.stderr)
         return 130

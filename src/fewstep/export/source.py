@@ -110,7 +110,8 @@ def load_source(
 def _name(address: str | Path) -> str:
     """The name of the file or folder at an address."""
     path = Path(address)
-    return path.resolve().name if path.exists() else Path(str(address).partition("?")[0]).name
+    path = path.resolve() if path.exists() else Path(str(address).partition("?")[0])
+    return path.name
 
 
 def _check_finite(generator: Generator) -> None:

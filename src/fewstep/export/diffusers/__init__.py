@@ -50,7 +50,7 @@ class DiffusersExport(Exporter):
         with quiet():
             checks = _write_stock(source, folder) or _write_own(source, folder)
             checks |= _write_training(source, folder, stock=checks["pipeline"] != OWN)
-        (folder / "README.md").write_text(model_card(source, checks))
+        (folder / "README.md").write_text(model_card(source, checks), encoding="utf-8")
         return checks
 
 
