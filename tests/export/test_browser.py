@@ -32,7 +32,10 @@ from fewstep.export.source import Source
 from fewstep.images import to_uint8
 from fewstep.noise import noise_from_seeds
 from fewstep.painting import paint
+from fewstep.parametrization import Eps
+from fewstep.process import VP
 from fewstep.sampling import Renoise
+from fewstep.spacing import TableGrid
 from fewstep.studio.starts import parse_start
 from fewstep.web import FOLDER
 
@@ -289,6 +292,16 @@ def test_a_page_says_why_it_cannot_paint_or_guide():
     (about,) = describe(STUDENT, None, runtime=("script", "wasm"))["generators"]
     assert about["paint"]["reason"] == about["guidance"]["reason"] == ""
     assert len(about["paint"]["programs"]["2"]) == len(about["paint"]["freedoms"]) == 20
+
+
+def test_the_page_leaves_out_steps_at_which_a_teacher_has_no_images():
+    """One step of a table starts at t = 0, where this process has no noise."""
+    options = {"process": VP(), "parametrization": Eps(), "grid": TableGrid()}
+    teacher = replace(source("teacher", **options), steps=(16,))
+    (about,) = describe(teacher, None, runtime=("", ""))["generators"]
+    assert list(about["programs"]) == ["2", "4", "16"]
+    with pytest.raises(InputError, match="infinite or not a number"):
+        describe(replace(teacher, steps=(1,)), None, runtime=("", ""))
 
 
 def test_generators_that_the_page_cannot_show_are_refused(tmp_path, monkeypatch):

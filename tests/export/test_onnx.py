@@ -204,6 +204,12 @@ def test_a_network_with_random_numbers_fails_the_check():
         compare("model.onnx", lambda x: graph.run_session(session, ["noise"], x), module)
 
 
+def test_a_generator_without_finite_images_fails_the_check():
+    module = own(lambda x, level: x * torch.nan)
+    with pytest.raises(InputError, match="images of this generator in 1 step are infinite or not"):
+        compare("model.onnx", lambda x: module(*x), module)
+
+
 def by_rows(x, level):
     """Operations on the level that mix its rows, or do not."""
     doubled = torch.stack([level, level + 1], dim=1)

@@ -18,12 +18,20 @@ FREEDOMS = tuple(round(0.05 * k, 2) for k in range(1, 21))
 
 
 def step_counts(source: Source, other: Source) -> list[int]:
-    """Numbers of steps on the page: those to export, and for a teacher those of the student too."""
+    """Numbers of steps on the page: those to export, and for a teacher those of the student too.
+
+    Numbers that nobody requested, at which the generator has no images, are left out.
+    """
     generator = source.generator
     counts = {*source.steps, *(STUDENT_STEPS if source.steps == TEACHER_STEPS else ())}
     if source is not other:
         counts |= set(step_counts(other, other))
-    return sorted(n for n in counts if generator.nearest(n, quietly=True) == n)
+    return sorted(
+        n
+        for n in counts
+        if n in source.steps
+        or (generator.nearest(n, quietly=True) == n and _program(source, n) is not None)
+    )
 
 
 def programs(source: Source, *, other: Source) -> dict[int, dict[str, Any]]:
@@ -75,12 +83,12 @@ def _generator(source: Source, other: Source, file: str) -> dict[str, Any]:
 def _paint(source: Source, counts: list[int]) -> dict[str, Any]:
     """Programs that start from a picture, for each number of steps and each freedom."""
     reason = why_not_paintable(source.generator, source.recipe)
-    table = {} if reason else {str(n): [_painting(source, n, f) for f in FREEDOMS] for n in counts}
+    table = {} if reason else {str(n): [_program(source, n, f) for f in FREEDOMS] for n in counts}
     return {"reason": reason, "freedoms": list(FREEDOMS), "programs": table}
 
 
-def _painting(source: Source, steps: int, freedom: float) -> dict[str, Any] | None:
-    """The program; None if there are no noise levels for these steps below the freedom."""
+def _program(source: Source, steps: int, freedom: float | None = None) -> dict[str, Any] | None:
+    """The program; None if there is none for these steps, such as no levels below the freedom."""
     try:
         return sampling_program(source.generator, steps, freedom=freedom)
     except InputError:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fewstep.errors import InputError
 from fewstep.export.program import Unrolled
+from fewstep.formatting import quantity
 
 TOLERANCE = 1e-3
 """Largest difference of images in [0, 1], a quarter of one of 255 brightness levels. For points it
@@ -30,6 +31,11 @@ def compare(name: str, run: Run, module: Unrolled) -> dict[str, Any]:
     for batch in BATCHES:
         inputs = module.example_inputs(batch)
         expected, output = module(*inputs), run(inputs)
+        if not expected.isfinite().all():
+            raise InputError(
+                f"images of this generator in {quantity(module.steps, 'step')} are infinite or not "
+                "numbers: choose another number of --steps, or another --sampler"
+            )
         if output.shape != expected.shape:
             shapes = f"{tuple(output.shape)} instead of {tuple(expected.shape)}"
             raise InputError(f"{name} returns an array of the shape {shapes}")
