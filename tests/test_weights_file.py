@@ -72,6 +72,10 @@ def test_a_file_of_a_newer_version_loads_if_it_can(weights, tmp_path):
     assert runs.weights_hash(runs.load(file)) == runs.weights_hash(runs.load(weights))
 
 
+def test_scores_of_another_form_are_left_out(weights, tmp_path):
+    assert load_source(edited(weights, tmp_path, scores=[{"fid": 3.0}])).scores == []
+
+
 @pytest.mark.parametrize("recipe", [{}, {"method": "other"}, {"method": {}}])
 def test_any_table_can_be_the_recipe(weights, tmp_path, recipe):
     assert load_source(edited(weights, tmp_path, recipe=recipe)).steps == (1, 2, 4)

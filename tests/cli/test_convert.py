@@ -77,6 +77,7 @@ def test_mistakes_are_one_line(checkpoints, tmp_path, capsys):
         ([tmp_path / "their.pt", "-o", "x.safetensors"], "load it as lucidrains:"),
         ([f"edm:{tmp_path}/their.pt", "-o", "x.safetensors"], "holds no network of NVIDIA's EDM"),
         ([f"edm:{tmp_path}/none.pkl", "-o", "x.safetensors"], "cannot read"),
+        ([f"edm:{checkpoints}/net.pkl", "-o", "x.safetensors", "--score"], "fewstep evaluate"),
         (["emd:x", "-o", "x.safetensors"], "'emd' is not a known source"),
     ]
     for arguments, message in cases:

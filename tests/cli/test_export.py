@@ -171,6 +171,7 @@ def test_wrong_input_gets_one_line(weights, tmp_path, capsys):
         ((weights, *to, *out, "--steps", "one"), "not a list of numbers"),
         ((weights, *to, *out, "--steps", ""), "not a list of numbers"),
         ((weights, *to, *out, "--guidance", "nan"), "finite number"),
+        ((weights, *to, *out, "--score"), "fewstep evaluate"),
         ((weights, *to, *out, "--sampler", "eular"), "unknown sampler"),
         ((weights, "--to", f"{HERE}Needy", *out), "pip install 'fewstep[export]'"),
         ((short, *to, *out), "damaged"),

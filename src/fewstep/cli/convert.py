@@ -106,7 +106,9 @@ def _measure(options: Options, source: "Source") -> list[dict[str, Any]]:
     """Tables of the scores of the weights that the file will have."""
     from fewstep import comparison, metrics
     from fewstep.evaluation import exhaust
+    from fewstep.export.source import check_scorable
 
+    check_scorable(source)
     run = comparison.load_run(options.source, weights=options.weights)
     evaluator = comparison.make_evaluators([run], metrics.protocol("quick"), bar=console.bar)[0]
     scores: list[dict[str, Any]] = []

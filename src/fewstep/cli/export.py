@@ -117,7 +117,9 @@ def _source(options: Options, address: str, dtype: "Dtype") -> "Source":
 def _with_scores(options: Options, source: "Source") -> "Source":
     """The source with scores of its weights before they are rounded, and after."""
     from fewstep import comparison, metrics
+    from fewstep.export.source import check_scorable
 
+    check_scorable(source)
     run = comparison.load_run(options.run, weights=options.weights)
     evaluator = comparison.make_evaluators([run], metrics.protocol("quick"), bar=console.bar)[0]
     exact = _source(options, options.run, "f32").generator

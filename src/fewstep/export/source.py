@@ -107,6 +107,15 @@ def load_source(
     )
 
 
+def check_scorable(source: Source) -> None:
+    """Raise InputError if the set that a generator was trained on is not known."""
+    if not source.recipe:
+        raise InputError(
+            f"--score needs the data set of a recipe, which {source.name} does not contain: leave it "
+            "out, and use `fewstep evaluate`, which has --data"
+        )
+
+
 def _name(address: str | Path) -> str:
     """The name of the file or folder at an address."""
     path = Path(address)
@@ -128,9 +137,10 @@ def _scores(address: str | Path, note: Mapping[str, Any], hash: str) -> list[dic
     in a weights file."""
     lines = Run(address).scores() if Path(address).is_dir() else []
     scores = [*note.get("scores", ()), *(line["score"] for line in lines if "score" in line)]
+    keys = ("steps", "extractor", "samples")
     latest = {
-        (score["steps"], score["extractor"], score["samples"]): score
+        tuple(score[key] for key in keys): score
         for score in scores
-        if hash.startswith(score["weights"])
+        if {"weights", *keys} <= score.keys() and hash.startswith(score["weights"])
     }
     return list(latest.values())
