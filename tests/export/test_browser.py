@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import json
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,11 @@ from fewstep.web import FOLDER
 EXAMPLE = Path(__file__).parents[2] / "examples" / "export" / "javascript.html"
 SHAPE, CLASSES, TOLERANCE = (1, 8, 8), 3, 2
 TINY = UNetConfig(channels=(8,), layers=1, attention=(), middle_attention=False, groups=4)
-RECIPE = {"method": {"name": "denoise", "label_dropout": 0.1}, "data": {"name": "digits"}}
+PRIVATE = "/home/me/my-pictures"
+RECIPE = {
+    "method": {"name": "denoise", "label_dropout": 0.1},
+    "data": {"name": "digits", "path": PRIVATE},
+}
 
 
 def source(name, *, dtype="f32", recipe=RECIPE, **options):
@@ -90,8 +95,10 @@ def server(folder):
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         port = process.stdout.readline().split(" port ")[1].split()[0]
-        yield f"http://127.0.0.1:{port}/"
-        process.terminate()
+        try:
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            process.terminate()  # or a failure would wait for the server
 
 
 def wait(page):
@@ -178,6 +185,18 @@ def check_conditions(page):
     # values that the page does not have
     visit(page, "#backend=webgpu&drawing=A&label=99&shown=7:7&start=x&mode=none")
     assert same(result(page, "0:1"), expected(STUDENT, 1, 0))
+    # numbers between seeds, results twice, a wipe over three, and more guidance than fits
+    visit(page, "#first=1.6&shown=0:1_0:1_0:01_0:2_1:1&wipe=0:1_0:2_1:1&guidance=11")
+    assert page.locator("#status").inner_text() == ""
+    keys = page.locator("figure").evaluate_all("all => all.map(n => n.dataset.result)")
+    assert keys == ["0:1", "0:2", "1:1"]
+    assert page.locator(".fs-name").all_inner_texts() == [
+        "<i>student</i>, 2 steps",
+        "teacher, 1 step",
+    ]
+    assert page.locator(".fs-select").first.get_attribute("aria-label") == "seed 2"
+    visit(page, "#guidance=9.5")
+    assert page.get_by_role("slider", name="Guidance").input_value() == "9.5"
 
 
 def check_painting(page):
@@ -252,11 +271,27 @@ def test_a_single_file_opens_from_disk_and_its_pictures_say_what_they_are(browse
         assert texts["seed"] == "between 0 1 2 3 at 0.25, 0.75"
         assert (texts["label"], texts["steps"], texts["guidance"]) == ("2", "1", "1")
         check_morph(page)
+        check_long_names(page)
 
 
 def check_phone(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.get_by_role("button", name="<b>two</b>").count() == 1
+
+
+def check_long_names(page):
+    """On a phone, with as many classes as ImageNet."""
+    page.evaluate(
+        """() => {
+             const [group] = document.querySelectorAll("[aria-label=class]");
+             const chips = Array.from({ length: 1000 }, () => group.lastChild.cloneNode(true));
+             window.names = [...document.querySelectorAll(".pickers b, #name"), ...chips];
+             names.forEach((node) => (node.textContent = "x".repeat(200)));
+             group.append(...chips);
+           }"""
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("document.documentElement.scrollHeight") < 4000
 
 
 def check_morph(page):
@@ -274,15 +309,42 @@ def check_morph(page):
     page.mouse.up()
 
 
-def test_a_truncated_network_is_one_line_on_the_page(folder, browser, tmp_path):
-    broken = shutil.copytree(folder, tmp_path / "page")
-    content = (broken / "model.onnx").read_bytes()
-    (broken / "model.onnx").write_bytes(content[: len(content) // 2])
-    with page_without_errors(browser) as page, server(broken) as address:
+def test_a_truncated_file_is_one_line_on_the_page(folder, browser, tmp_path):
+    page_folder = shutil.copytree(folder, tmp_path / "page")
+    lines = {"model.onnx": "cannot run model.onnx: "} | {
+        name: f"{name} is damaged: "
+        for name in ("model.json", runtime.SCRIPT.name, runtime.WASM.name)
+    }
+    with server(page_folder) as address:
+        for name, line in lines.items():
+            content = (page_folder / name).read_bytes()
+            (page_folder / name).write_bytes(content[: len(content) // 2])
+            with page_without_errors(browser) as page:
+                page.goto(address)
+                page.wait_for_selector("#status.problem", timeout=60_000)
+                status = page.locator("#status").inner_text()
+                assert status.startswith(line) and "\n" not in status
+            (page_folder / name).write_bytes(content)
+
+
+def test_a_page_that_computes_nan_says_so(folder, browser, tmp_path):
+    page_folder = shutil.copytree(folder, tmp_path / "page")
+    description = json.loads((page_folder / "model.json").read_text())
+    for instruction in description["generators"][0]["programs"]["1"]["instructions"]:
+        if "network" in instruction:
+            instruction["network"] = [[register, 1e39] for register, _ in instruction["network"]]
+    (page_folder / "model.json").write_text(json.dumps(description))
+    with page_without_errors(browser) as page, server(page_folder) as address:
         page.goto(address)
         page.wait_for_selector("#status.problem", timeout=60_000)
-        status = page.locator("#status").inner_text()
-        assert status.startswith("cannot run model.onnx: ") and "\n" not in status
+        assert "<i>student</i> computes NaN" in page.locator("#status").inner_text()
+
+
+def test_a_page_keeps_the_paths_of_the_recipe_private(folder):
+    text = (folder / "model.json").read_text()
+    assert PRIVATE not in text and set(json.loads(text)) == {
+        "name", "shape", "classes", "class_names", "runtime", "generators", "about", "fewstep"
+    }  # fmt: skip
 
 
 def test_a_page_says_why_it_cannot_paint_or_guide():

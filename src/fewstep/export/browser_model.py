@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fewstep import __version__
 from fewstep.data.attributions import ATTRIBUTIONS
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
@@ -40,7 +41,10 @@ def programs(source: Source, *, other: Source) -> dict[int, dict[str, Any]]:
 
 
 def describe(source: Source, teacher: Source | None, *, runtime: tuple[str, str]) -> dict[str, Any]:
-    """The values of `model.json`."""
+    """The values of `model.json`: what the page needs, and nothing else of the recipe.
+
+    Pages are published, and recipes contain paths of the machine that trained.
+    """
     spec = source.generator.spec
     sources = [(source, "model.onnx")] + ([(teacher, "teacher.onnx")] if teacher else [])
     return {
@@ -51,7 +55,7 @@ def describe(source: Source, teacher: Source | None, *, runtime: tuple[str, str]
         "runtime": {"script": runtime[0], "wasm": runtime[1]},
         "generators": [_generator(item, source, file) for item, file in sources],
         "about": [pair for item, _ in sources for pair in _about(item)],
-        "source": source.about(),
+        "fewstep": __version__,
     }
 
 

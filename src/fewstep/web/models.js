@@ -48,6 +48,9 @@ export class Model {
     const start = performance.now();
     const values = await runProgram(program, inputs, network, draw);
     const milliseconds = performance.now() - start;
+    if (!values.every(Number.isFinite)) {
+      throw new Error(`${this.about.name} computes NaN or infinite values on this processor`);
+    }
     const images = noises.map((_, row) => this.imageOf(values, row));
     return { images, milliseconds, calls: countCalls(program) * (guidance === 1 ? 1 : 2) };
   }

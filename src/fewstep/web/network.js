@@ -50,6 +50,15 @@ function decodeBase64(text) {
   return bytes;
 }
 
+/** The result of `use`, whose errors then name the file. */
+export async function naming(file, use) {
+  try {
+    return await use();
+  } catch (error) {
+    throw new Error(`${file} is damaged: ${error.message}`);
+  }
+}
+
 /** The contents of a file in gzip; servers may have decompressed it already. */
 async function decompress(bytes) {
   if (bytes[0] !== 0x1f || bytes[1] !== 0x8b) {
@@ -61,10 +70,10 @@ async function decompress(bytes) {
 
 /** Start onnxruntime-web from the two files of the runtime. */
 export async function loadRuntime({ script, wasm }, onProgress) {
-  const code = await decompress(await readFile(script));
+  const code = await readFile(script), binary = await readFile(wasm, onProgress);
   const address = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
-  const runtime = await import(address);
-  runtime.env.wasm.wasmBinary = await decompress(await readFile(wasm, onProgress));
+  const runtime = await naming(script, () => import(address));
+  runtime.env.wasm.wasmBinary = await naming(wasm, () => decompress(binary));
   // more threads need headers that static servers do not send
   runtime.env.wasm.numThreads = 1;
   runtime.env.logLevel = "fatal";

@@ -2,7 +2,7 @@
 
 import { element } from "./dom.js";
 import { Models, Newest, pause } from "./models.js";
-import { isSingleFile, readFile } from "./network.js";
+import { isSingleFile, naming, readFile } from "./network.js";
 import {
   ConditionPanel, MorphPanel, PaintPanel, SeedsPanel, chips, gridStarts, morphCorners,
 } from "./panels.js";
@@ -79,6 +79,7 @@ class Page {
     return {
       ...state,
       shown: shown.length ? shown : this.defaults().shown,
+      wipe: state.wipe.slice(-2),
       label: label ? null : state.label,
     };
   }
@@ -191,7 +192,7 @@ class Page {
     const sample = { noises: [noise], seeds: [seed], labels: [label], guidance, picture };
     const result = await model.generate(steps, sample);
     card.show(result, {
-      Software: `fewstep ${this.description.source.fewstep}`,
+      Software: `fewstep ${this.description.fewstep}`,
       seed: name, label: String(label), guidance: String(guidance),
     });
   }
@@ -242,7 +243,7 @@ function keepOffline() {
 async function start() {
   try {
     const text = new TextDecoder().decode(await readFile("model.json"));
-    window.page = new Page(JSON.parse(text));
+    window.page = new Page(await naming("model.json", () => JSON.parse(text)));
   } catch (error) {
     showStatus(error.message, true);
   }

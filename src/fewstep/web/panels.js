@@ -2,6 +2,7 @@
 
 import { element, oncePerFrame } from "./dom.js";
 import { MAX_SEED, neighbours } from "./sampling.js";
+import { MAX_GUIDANCE } from "./state.js";
 import { morphPad, paint, seedGrid } from "./widgets.js";
 
 export const GRID = 16;
@@ -211,7 +212,9 @@ export class ConditionPanel {
     }
     this.reason = isFree ? "" : reasons[0];
     this.labels = chips("class", choices, (label) => change({ label }));
-    const range = { low: 0, high: 6, step: 0.1, format: (value) => value.toFixed(1) };
+    const format = (value) => value.toFixed(1);
+    const high = Math.max(MAX_GUIDANCE, ...generators.map((about) => about.guidance.weight));
+    const range = { low: 0, high, step: 0.1, format };
     this.guidance = slider("Guidance", range, (guidance) => change({ guidance }));
     this.root = element("div", {}, element("h3", { textContent: "Class" }), this.labels.root,
       this.guidance.root);

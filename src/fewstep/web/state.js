@@ -21,11 +21,14 @@
 
 import { MAX_SEED, parseStart } from "./sampling.js";
 
+/** The largest weight of guidance that its slider has. */
+export const MAX_GUIDANCE = 10;
+
 const number = (low, high, digits = 3) => ({
   write: (value) => String(Number(value.toFixed(digits))),
   read: (text) => {
     const value = Number(text);
-    return text !== "" && value >= low && value <= high ? value : null;
+    return text !== "" && value >= low && value <= high ? Number(value.toFixed(digits)) : null;
   },
 });
 const choice = (...names) => ({
@@ -34,10 +37,10 @@ const choice = (...names) => ({
 });
 const list = (test) => ({
   write: (values) => values.join("_"),
-  read: (text) => (text === "" ? [] : text.split("_").filter(test)),
+  read: (text) => (text === "" ? [] : [...new Set(text.split("_").filter(test))]),
 });
 const isBase64 = (text) => /^[\w-]*$/.test(text) && text.length % 4 !== 1;
-const isResult = (text) => /^\d:\d{1,4}$/.test(text);
+const isResult = (text) => /^\d:[1-9]\d{0,3}$/.test(text);
 
 const FIELDS = {
   mode: choice("seeds", "morph", "paint"),
@@ -52,7 +55,7 @@ const FIELDS = {
     write: (value) => (value === null ? "turn" : String(value)),
     read: (text) => (/^-?\d{1,5}$/.test(text) ? Number(text) : undefined),
   },
-  guidance: number(0, 10),
+  guidance: number(0, MAX_GUIDANCE),
   shown: list(isResult),
   wipe: list(isResult),
   freedom: number(0, 1),
