@@ -111,8 +111,8 @@ def check_scorable(source: Source) -> None:
     """Raise InputError if the set that a generator was trained on is not known."""
     if not source.recipe:
         raise InputError(
-            f"--score needs the data set of a recipe, which {source.name} does not contain: leave it "
-            "out, and use `fewstep evaluate`, which has --data"
+            f"--score needs the data set of a recipe, which {source.name} does not contain: leave "
+            "it out, and use `fewstep evaluate`, which has --data"
         )
 
 
