@@ -12,6 +12,7 @@ from fewstep import runs
 from fewstep.assembly import assemble
 from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
+from fewstep.generator import from_description
 from fewstep.parametrization import EDM, Clean, Eps, Mixed, V, Velocity
 from fewstep.process import Flow, LinearBetas
 from fewstep.recipe import read
@@ -101,7 +102,7 @@ def test_a_start_is_where_students_begin(ddpm, setting, start):
     else:
         ratio = LinearBetas().ratio(torch.tensor(time, dtype=torch.float64))
         assert ratio.item() == pytest.approx(10)
-    again = runs.from_description(generator.describe())  # as weights files do
+    again = from_description(generator.describe())  # as weights files do
     assert again.denoiser.span == generator.denoiser.span
 
 

@@ -188,3 +188,18 @@ def test_wrong_input_gets_one_line(weights, tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and message in error, error
     assert (full / "thesis.tex").exists() and not (tmp_path / "x").exists()
+
+
+def test_a_record_names_no_folder_of_the_author(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    recipe = {
+        "method": {"name": "dmd"},
+        "teacher": {"load": "/home/ada/secret/teacher"},
+        "list": ["/home/ada/x", "runs/y", 1],
+    }
+    runs.save_generator(path, unet_generator(grid=FixedGrid(((1.0,),))), recipe, {})
+    assert run(path, "--to", f"{HERE}Note", "--out", tmp_path / "out") == 0
+    text = (tmp_path / "out" / "export.json").read_text()
+    assert "ada" not in text
+    assert json.loads(text)["recipe"]["teacher"] == {"load": "teacher"}
+    assert json.loads(text)["recipe"]["list"] == ["x", "runs/y", 1]

@@ -51,7 +51,7 @@ class Source:
             "classes": spec.classes,
             "class_names": list(spec.class_names),
             "steps": list(self.steps),
-            "recipe": None if self.recipe is None else dict(self.recipe),
+            "recipe": None if self.recipe is None else _without_folders(self.recipe),
             "pins": dict(self.pins),
             "scores": [dict(score) for score in self.scores],
             "rounded_scores": [dict(score) for score in self.rounded_scores],
@@ -144,3 +144,13 @@ def _scores(address: str | Path, note: Mapping[str, Any], hash: str) -> list[dic
         if {"weights", *keys} <= score.keys() and hash.startswith(score["weights"])
     }
     return list(latest.values())
+
+
+def _without_folders(value: Any) -> Any:
+    """A recipe's table with absolute paths cut to their names: exports are for others to read."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(item) for item in value]
+    is_path = isinstance(value, str) and Path(value).is_absolute()
+    return Path(value).name if is_path else value
