@@ -32,7 +32,7 @@ LAYERS = [
     ["weights_file"],
     ["runs"],
     ["losses", "ema", "distributed", "threads"],
-    ["drawing", "value_range", "painting"],
+    ["drawing", "value_range", "painting", "abilities"],
     ["export"],
     ["methods"],
     ["batching", "streams", "optimizers"],

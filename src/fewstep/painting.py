@@ -3,17 +3,14 @@
 Meng et al. 2022, SDEdit, arXiv:2108.01073.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from fewstep import plugins
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.sampling import sample
-from fewstep.weights_file import method_name
 
 
 def paint(
@@ -65,28 +62,3 @@ def paint_times(generator: Generator, freedom: float, steps: int) -> Tensor:
             "steps: give more freedom, or fewer steps"
         )
     return times
-
-
-def why_not_paintable(generator: Generator, recipe: Mapping[str, Any] | None) -> str:
-    """The reason why a generator cannot start from a picture; empty if it can.
-
-    `recipe` is the table in its weights file, None for checkpoints of other projects: these were
-    trained at all noise levels.
-    """
-    if len(generator.spec.shape) != 3:
-        return "it generates points, not images"
-    if generator.step.own_grid:
-        name = plugins.name_of("sampler", type(generator.step))
-        return f"its sampler, {name}, has no images between its steps"
-    if recipe is None:
-        return ""
-    method = method_name(recipe)
-    if not method:
-        return ""
-    try:  # the name may be the address of foreign code, which a weights file must not import
-        kind = plugins.resolve("method", method, allow_code=())
-    except InputError as error:
-        return str(error)
-    if kind.trains_at_all_times:
-        return ""
-    return f"its method, {method}, trains it only at the noise levels that its steps start from"

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from exporting import unet_generator
+from fewstep.abilities import why_not_paintable
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.export.linear import run_program, sampling_program
 from fewstep.export.program import Unrolled
 from fewstep.noise import RowNoise
-from fewstep.painting import paint, paint_times, why_not_paintable
+from fewstep.painting import paint, paint_times
 from fewstep.parametrization import EDM, V
 from fewstep.process import VE, Cosine
 from fewstep.sampling import Ancestral, Corrector, Heun, Multistep, Renoise, Step, Transfer

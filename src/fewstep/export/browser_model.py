@@ -3,6 +3,7 @@
 from typing import Any
 
 from fewstep import __version__
+from fewstep.abilities import why_not_guidable, why_not_paintable
 from fewstep.data.attributions import ATTRIBUTIONS
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
@@ -10,7 +11,6 @@ from fewstep.export.linear import sampling_program
 from fewstep.export.source import Source
 from fewstep.formatting import number
 from fewstep.guidance import Guided
-from fewstep.painting import why_not_paintable
 from fewstep.runs import STUDENT_STEPS, TEACHER_STEPS
 from fewstep.weights_file import method_name
 
@@ -79,7 +79,7 @@ def _generator(source: Source, other: Source, file: str) -> dict[str, Any]:
         "paint": _paint(source, counts),
         "guidance": {
             "weight": guidance_weight(generator.denoiser),
-            "reason": _why_not_guided(source),
+            "reason": why_not_guidable(source.generator, source.recipe),
         },
     }
 
@@ -97,17 +97,6 @@ def _program(source: Source, steps: int, freedom: float | None = None) -> dict[s
         return sampling_program(source.generator, steps, freedom=freedom)
     except InputError:
         return None
-
-
-def _why_not_guided(source: Source) -> str:
-    """The reason why guidance has no meaning; empty if the network can do without a class."""
-    if not source.generator.spec.classes:
-        return "it has no classes"
-    if source.recipe is None:
-        return "how it was trained is not known"
-    if not method_name(source.recipe) or not source.recipe["method"].get("label_dropout"):
-        return "it was never trained without a class"
-    return ""
 
 
 def _about(source: Source) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from fewstep import painting, runs
+from fewstep import abilities, painting, runs
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.distributed import device
 from fewstep.drawing import seeds
@@ -267,8 +267,8 @@ def _load(entry: Entry) -> Model:
         generator=generator,
         hash=runs.weights_hash(generator),
         recipe=recipe,
-        why_not_paintable=painting.why_not_paintable(generator, recipe),
-        why_not_guidable=_why_not_guidable(generator, recipe),
+        why_not_paintable=abilities.why_not_paintable(generator, recipe),
+        why_not_guidable=abilities.why_not_guidable(generator, recipe),
     )
 
 
@@ -288,17 +288,6 @@ def _check_finite(name: str, values: Tensor) -> None:
             f"{name} generates NaN or infinite values: its weights are damaged, or its training "
             "diverged"
         )
-
-
-def _why_not_guidable(generator: Generator, recipe: dict[str, Any] | None) -> str:
-    """Guidance compares with the output without class, which only label dropout trains."""
-    if not generator.spec.classes:
-        return "it has no classes"
-    if recipe is None:
-        return "it is not known whether it was trained without labels too"
-    if not recipe["method"].get("label_dropout"):
-        return f"its method, {recipe['method']['name']}, trained it with labels only"
-    return ""
 
 
 def _version(entry: Entry) -> str:
