@@ -350,7 +350,7 @@ def test_a_page_keeps_the_paths_of_the_recipe_private(folder):
 def test_a_page_says_why_it_cannot_paint_or_guide():
     (about,) = describe(TEACHER, None, runtime=("script", "wasm"))["generators"]
     assert "dmd" in about["paint"]["reason"] and about["paint"]["programs"] == {}
-    assert "without a class" in about["guidance"]["reason"]
+    assert "trained it with labels only" in about["guidance"]["reason"]
     (about,) = describe(STUDENT, None, runtime=("script", "wasm"))["generators"]
     assert about["paint"]["reason"] == about["guidance"]["reason"] == ""
     assert len(about["paint"]["programs"]["2"]) == len(about["paint"]["freedoms"]) == 20

@@ -73,7 +73,8 @@ class Mounted {
     }
     this.number += 1;
     this.sentAt = performance.now();
-    this.send({ ...this.waiting, number: this.number });
+    // the time tells the first report of a widget from that of another one in its place
+    this.send({ ...this.waiting, number: this.number, time: Date.now() });
     this.waiting = null;
     setTimeout(() => this.flush(), PATIENCE + 1);
   }

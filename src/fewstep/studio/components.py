@@ -16,7 +16,8 @@ from fewstep.studio import controls
 from fewstep.web import bundle
 
 Handler = Callable[[Mapping[str, Any]], object]
-"""Called with a report of a widget: its `event`, `value`, `number`, and whether it is `final`."""
+"""Called with a report of a widget: its `event`, `value`, `number`, `time`, and whether it is
+`final`."""
 
 
 def latest(name: str, default: Any) -> Any:
@@ -46,8 +47,20 @@ def mount(
             "options": dict(options),
             "echo": report["number"] if report else 0,
         },
-        on_report_change=lambda: on_report(_report(name)),
+        on_report_change=lambda: _call_once(name, on_report),
     )
+
+
+def _call_once(name: str, on_report: Handler) -> None:
+    """Pass on a report, unless it was passed on before.
+
+    Streamlit calls back twice if a click elsewhere interrupts the run that follows a report. A pin
+    that is set twice would be no pin.
+    """
+    report, calls = _report(name), st.session_state.setdefault("reports", {})
+    if calls.get(name) != report:
+        calls[name] = report
+        on_report(report)
 
 
 def _key(name: str) -> str:
