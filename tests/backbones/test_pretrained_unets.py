@@ -142,6 +142,7 @@ def test_rows_do_not_depend_on_the_batch_and_bfloat16_is_near(name):
     assert (rounded - exact).abs().max() < 0.1 * exact.abs().max()
 
 
+@pytest.mark.slow  # tests/export traces whole samples
 def test_export_with_a_dynamic_batch():
     """In a plain interpreter, where no import hook checks shapes: graph capture goes around it."""
     code = f"""

@@ -325,6 +325,7 @@ def in_a_plain_interpreter(body):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow  # tests/export traces whole samples
 def test_export_with_a_dynamic_batch():
     in_a_plain_interpreter("""
     dynamic = ({0: torch.export.Dim.DYNAMIC}, {0: torch.export.Dim.DYNAMIC})
