@@ -20,7 +20,7 @@ from fewstep.download import cache
 from fewstep.drawing import generate, start_noise
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
-from fewstep.guidance import Guided
+from fewstep.guidance import Guided, guidance_weight
 from fewstep.metrics import EvalProtocol, Measures
 from fewstep.plugins import name_of
 from fewstep.process import Flow
@@ -148,7 +148,7 @@ class Evaluator:
             steps=steps,
             sampler=name_of("sampler", type(generator.step)),
             evaluations=count_evaluations(generator, steps),
-            guidance=backbone.weight if isinstance(backbone, Guided) else 1.0,
+            guidance=guidance_weight(backbone),
             weights=weights_hash(generator)[:16],
             samples=self.protocol.samples,
             labels=labels,

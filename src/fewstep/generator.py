@@ -14,7 +14,7 @@ from fewstep.backbones import BackboneConfig
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.guidance import Guided, unguided
+from fewstep.guidance import Guided, guidance_weight, unguided
 from fewstep.parametrization import Parametrization
 from fewstep.process import Process
 from fewstep.sampling import Step, Transfer, path, sample
@@ -168,7 +168,7 @@ class Generator(nn.Module):
         description = {
             "spec": asdict(self.spec),
             "backbone": tables.to_table(backbone.config),
-            "guidance": backbone.weight if isinstance(backbone, Guided) else 1.0,
+            "guidance": guidance_weight(backbone),
             "process": tables.to_table(self.denoiser.process),
             "parametrization": tables.to_table(self.denoiser.parametrization),
             "step": tables.to_table(self.step),

@@ -54,5 +54,10 @@ def unguided(backbone: Backbone) -> Backbone:
     return backbone.backbone if isinstance(backbone, Guided) else backbone
 
 
+def guidance_weight(backbone: Backbone) -> float:
+    """The weight of classifier-free guidance; 1 for a network without it."""
+    return backbone.weight if isinstance(backbone, Guided) else 1.0
+
+
 def _twice(x: Tensor) -> Tensor:
     return x.repeat(2, *[1] * (x.ndim - 1))

@@ -34,7 +34,7 @@ class Options:
     quick. By default, scores in the run's folder are taken along if they are of these weights."""
     steps: str | None = None
     """Numbers of sampling steps at which --score measures, separated by commas; by default those
-    that the run supports, or 8."""
+    that the run supports. If it supports any, 1, 2 and 4 for a student and 16 for a teacher."""
     license: str = ""
     """Licence of the weights, such as MIT; by default that of SOURCE."""
 

@@ -16,13 +16,14 @@ from torch import Tensor
 from fewstep.errors import InputError
 from fewstep.export import graph
 from fewstep.export.base import Exporter
-from fewstep.export.browser_model import describe, guidance_weight, programs
+from fewstep.export.browser_model import describe, programs
 from fewstep.export.checking import compare
 from fewstep.export.linear import run_program
 from fewstep.export.program import Unrolled
 from fewstep.export.runtime import LICENSE, SCRIPT, WASM, check_runtime
 from fewstep.export.source import Source
 from fewstep.export.tracing import Network
+from fewstep.guidance import guidance_weight
 from fewstep.web import FOLDER, bundle
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _run(
 ) -> Tensor:
     """Images in [0, 1] of a program, computed by onnxruntime: what the page computes."""
     values = dict(zip(module.input_names, inputs, strict=True))
-    weight = guidance_weight(module.denoiser)
+    weight = guidance_weight(module.denoiser.backbone)
 
     def call(x: Tensor, level: Tensor, level_s: Tensor | None, label: Tensor | None) -> Tensor:
         named = {"x": x, "level": level, "level_s": level_s, "label": label}

@@ -5,12 +5,11 @@ from typing import Any
 from fewstep import __version__
 from fewstep.abilities import why_not_guidable, why_not_paintable
 from fewstep.data.attributions import ATTRIBUTIONS
-from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.export.linear import sampling_program
 from fewstep.export.source import Source
 from fewstep.formatting import number
-from fewstep.guidance import Guided
+from fewstep.guidance import guidance_weight
 from fewstep.runs import STUDENT_STEPS, TEACHER_STEPS
 from fewstep.weights_file import method_name
 
@@ -59,11 +58,6 @@ def describe(source: Source, teacher: Source | None, *, runtime: tuple[str, str]
     }
 
 
-def guidance_weight(denoiser: Denoiser) -> float:
-    """The weight of classifier-free guidance; 1 for a network without it."""
-    return denoiser.backbone.weight if isinstance(denoiser.backbone, Guided) else 1.0
-
-
 def _generator(source: Source, other: Source, file: str) -> dict[str, Any]:
     generator = source.generator
     inputs = ["x", "level"]
@@ -78,7 +72,7 @@ def _generator(source: Source, other: Source, file: str) -> dict[str, Any]:
         "default_steps": source.steps[0],
         "paint": _paint(source, counts),
         "guidance": {
-            "weight": guidance_weight(generator.denoiser),
+            "weight": guidance_weight(generator.denoiser.backbone),
             "reason": why_not_guidable(source.generator, source.recipe),
         },
     }

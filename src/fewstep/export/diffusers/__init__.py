@@ -30,7 +30,7 @@ from fewstep.export.diffusers.unet import (
 from fewstep.export.linear import sampling_program
 from fewstep.export.source import Source
 from fewstep.formatting import quantity
-from fewstep.guidance import Guided, unguided
+from fewstep.guidance import guidance_weight, unguided
 
 HERE = Path(__file__).parent
 OWN = "FewStepPipeline"
@@ -136,7 +136,7 @@ def _save_own(source: Source, folder: Path) -> None:
         "shape": list(spec.shape),
         "num_classes": spec.classes,
         "class_names": list(spec.class_names),
-        "guidance_scale": guided.weight if isinstance(guided, Guided) else 1.0,
+        "guidance_scale": guidance_weight(guided),
         "programs": {str(steps): _program(source, steps, pace) for steps in source.steps},
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
