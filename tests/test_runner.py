@@ -174,6 +174,15 @@ def test_phases_take_all_steps_or_it_is_said(trained):
     assemble(circuit(trained, "method.phases=[3,2]", "fit.steps=5"), DEVICE)
 
 
+def test_methods_have_the_length_of_their_training(trained):
+    teacher = f'teacher.load="{trained.folder}"'
+    told = ["fit.steps=25", 'student.parametrization="v"', teacher]
+    assembly = assemble(read("digits-consistency", told), DEVICE)
+    assert assembly.adaptation
+    assert (assembly.method.steps, assembly.adaptation[0].steps) == (25, 3)
+    assert assembly.rebuild().steps == 25
+
+
 def test_only_a_fresh_circuit_takes_its_teachers_weights(trained, tmp_path):
     source = runs.load(trained.folder).denoiser.backbone
     adapted = circuit(trained, "student.backbone.lora=2")

@@ -113,7 +113,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     evaluator = Evaluator(images, evaluation.evaluation_protocol) if evaluation.every else None
 
     def build() -> Method:
-        return method_class(config, Task(student, spec, teacher)).to(device)
+        return method_class(config, Task(student, spec, teacher, recipe.fit.steps)).to(device)
 
     method = build()
     if method.fixed_steps not in (None, recipe.fit.steps):
@@ -132,7 +132,8 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     batches = Batches(streams, spec, batch=recipe.fit.batch, seed=recipe.fit.seed, device=device)
     adaptation = None
     if original and method.uses_first_image and adapt_steps(recipe.fit):
-        adapt = Adapt(AdaptConfig(), Task(student, spec, original)).to(device)
+        task = Task(student, spec, original, adapt_steps(recipe.fit))
+        adapt = Adapt(AdaptConfig(), task).to(device)
         seed = derive_seed(recipe.fit.seed, "adapt")
         rows = {"images": _image_stream(recipe, images, spec)}
         if recipe.student.init != "teacher":

@@ -9,6 +9,7 @@ from fewstep.generator import Generator
 from fewstep.methods.base import Method, Task
 from fewstep.methods.dmd import Dmd, DmdConfig
 from fewstep.methods.fake_score import DistributionMatching
+from fewstep.optimizers import FitConfig
 from fewstep.times import FixedGrid
 
 
@@ -46,6 +47,14 @@ def test_a_subclass_may_keep_or_replace_the_config():
 def test_a_method_that_distils_needs_a_teacher():
     with pytest.raises(InputError, match="Plain distils a teacher"):
         Plain(Settings(), Task(toy.fresh(), toy.SPEC))
+
+
+def test_a_task_has_the_length_of_its_training():
+    teacher = Generator(toy.fresh(), toy.SPEC)
+    assert Plain(Settings(), Task(toy.fresh(), toy.SPEC, teacher, 70)).steps == 70
+    assert Task(toy.fresh(), toy.SPEC).steps == FitConfig().steps
+    with pytest.raises(InputError, match="at least 1 step, not 0 steps"):
+        Task(toy.fresh(), toy.SPEC, steps=0)
 
 
 @pytest.mark.parametrize(

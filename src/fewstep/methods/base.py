@@ -38,12 +38,22 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """Input of a method: the student to train, its teacher, and the shape and classes of images."""
+    """Input of a method: the student, its teacher, the images' shape and classes, and the length of
+    the training.
+
+    Raises: InputError for fewer than 1 step.
+    """
 
     student: Denoiser
     spec: SampleSpec
     teacher: Generator | None = None
     """None for a method that trains without a teacher."""
+    steps: int = 10_000
+    """Number of training steps, `FitConfig.steps`: the schedules of a method are shares of it."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"a training needs at least 1 step, not {self.steps} steps")
 
 
 ConfigT = TypeVar("ConfigT")
@@ -94,6 +104,7 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
         self.student = task.student
         self.spec = task.spec
         self.teacher = task.teacher
+        self.steps = task.steps
 
     @property
     def fixed_steps(self) -> int | None:
