@@ -22,11 +22,19 @@ def short(monkeypatch):
     monkeypatch.setattr("fewstep.metrics.protocol", lambda _: EvalProtocol(20, "pixels"))
 
 
-def test_it_ends_in_a_report_that_says_what_was_left(short, tmp_path, capsys):
-    out = tmp_path / "demo"
+def test_it_resumes_after_a_failure_and_ends_in_a_report(short, tmp_path, monkeypatch, capsys):
+    out, quick = tmp_path / "demo", demo.QUICK
+    broken = ("fit.steps=9", "fit.lr=1e18", "fit.clip=0", "fit.batch=4")
+    monkeypatch.setattr(demo, "QUICK", {**quick, "meanflow": broken})
+    assert main(["demo", "--out", str(out)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("fewstep: meanflow: ") and "lower fit.lr" in error
+    assert (out / "teacher" / "model.safetensors").exists()
+    shutil.rmtree(out / "meanflow")
+    monkeypatch.setattr(demo, "QUICK", quick)
     assert main(["demo", "--out", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert "fewstep demo --all" in told and "report.html" in told
+    output = capsys.readouterr().out
+    assert "fewstep demo --all" in output and "report.html" in output
     results = json.loads((out / "results.json").read_text())
     assert list(results) == ["teacher", "regress", "dmd", "meanflow", "consistency"]
     assert [score["steps"] for score in results["regress"]] == [1]
@@ -44,19 +52,6 @@ def test_it_ends_in_a_report_that_says_what_was_left(short, tmp_path, capsys):
         assert main(words) == 0
         model = Path(name) / "model.safetensors"
         assert (out / model).read_bytes() == (alone / model).read_bytes()
-
-
-def test_a_failed_training_is_one_line_and_the_demo_resumes(short, tmp_path, monkeypatch, capsys):
-    out, quick = str(tmp_path / "demo"), demo.QUICK
-    broken = {**quick, "meanflow": ("fit.steps=2", "fit.lr=1e18", "fit.clip=0", "fit.batch=4")}
-    monkeypatch.setattr(demo, "QUICK", {**broken, "meanflow": (*broken["meanflow"], "fit.steps=9")})
-    assert main(["demo", "--out", out]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("fewstep: meanflow: ") and "lower fit.lr" in error
-    assert (Path(out) / "teacher" / "model.safetensors").exists()
-    shutil.rmtree(Path(out) / "meanflow")
-    monkeypatch.setattr(demo, "QUICK", quick)
-    assert main(["demo", "--out", out]) == 0
 
 
 def test_every_method_of_it_is_a_preset_that_reads_the_demos_own_runs():
