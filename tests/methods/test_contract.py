@@ -105,7 +105,10 @@ BOUNDS = {
     "circuit-average": (toy.RING, 0.35),
 }
 
-every = pytest.mark.parametrize("name", [*plugins.names("method"), *VARIANTS])
+NAMES = [*plugins.names("method"), *VARIANTS]
+every = pytest.mark.parametrize("name", NAMES)
+# variants that take over 10 s to learn the toy: make slow
+LONG = {"circuit-phases", "circuit-average"}
 
 
 def build(name, teacher, seed=0, **more):
@@ -204,7 +207,10 @@ def test_micro_batches_give_the_gradients_of_one_batch(name, source, folder):
             torch.testing.assert_close(parts, one, rtol=1e-3, atol=1e-5)
 
 
-@every
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in NAMES],
+)
 def test_the_toy_is_learnt(name, source, folder, start, request):
     steps, bound = BOUNDS.get(name, ONE_STEP)
     untrained = toy.distance(build(name, source).generator(), steps)
