@@ -16,6 +16,7 @@ from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.base import Task
 from fewstep.methods.batch import PairBatch
 from fewstep.methods.dmd import Dmd, DmdConfig
+from fewstep.methods.fake_score import FakeConfig
 from fewstep.parametrization import EDM, Clean, Velocity
 from fewstep.process import VE, Flow
 from fewstep.sampling import Renoise
@@ -206,6 +207,18 @@ def test_the_fake_learns_from_the_students_images_of_the_same_step():
 def test_the_student_takes_every_nth_turn_and_goes_first():
     players = [[turn.player for turn in dmd(images(5), every=3).turns(step)] for step in range(5)]
     assert players == [["student", "fake"], ["fake"], ["fake"], ["student", "fake"], ["fake"]]
+
+
+def test_the_fake_trains_alone_at_first():
+    method = dmd(images(5), every=2, fake=FakeConfig(warmup=3))
+    players = [[turn.player for turn in method.turns(step)] for step in range(6)]
+    assert players == [["fake"]] * 3 + [["student", "fake"], ["fake"], ["student", "fake"]]
+
+
+def test_the_adversarial_loss_starts_late():
+    method = dmd(images(5), adversarial=AdversarialConfig(weight=1.0, start=1))
+    numbers = method.student_loss(batch()).numbers
+    assert "generator_loss" not in numbers and "head_loss" in method.fake_loss(batch()).numbers
 
 
 def test_what_is_read_is_what_the_settings_need():

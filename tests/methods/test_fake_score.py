@@ -1,10 +1,13 @@
 """The fake score's loss in the published weights, its head, and the images that it is shown."""
 
+from copy import deepcopy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from fewstep.backbones import MLPConfig
+from fewstep.backbones import MLPConfig, UNetConfig, set_dropout
 from fewstep.batching import Batches, ImageStream
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
@@ -12,6 +15,7 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.fake_score import (
+    FakeConfig,
     FakeScore,
     cached_images,
     rollout,
@@ -20,9 +24,12 @@ from fewstep.methods.fake_score import (
 )
 from fewstep.parametrization import EDM, Eps, Velocity
 from fewstep.process import VE, VP, Flow
-from fewstep.times import Uniform
 
 SPEC = SampleSpec((2,), classes=3)
+
+
+IMAGES = SampleSpec((1, 4, 4))
+UNET = UNetConfig(channels=(8,), layers=1, attention=(), middle_attention=False, groups=4)
 
 
 def network(process=None, parametrization=None, seed=0):
@@ -35,7 +42,16 @@ def network(process=None, parametrization=None, seed=0):
 
 
 def fake(teacher=None, **settings):
-    return FakeScore(teacher or network(), SPEC, Uniform(), AdversarialConfig(**settings))
+    return FakeScore(teacher or network(), SPEC, FakeConfig(), AdversarialConfig(**settings))
+
+
+def dropping(dropout):
+    """A denoiser of images whose network has dropout."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = replace(UNET, dropout=dropout).build(shape=IMAGES.shape)
+        nn.init.normal_(net.conv_out.weight, std=0.3)
+    return Denoiser(net, Flow(), Velocity(Flow()))
 
 
 def batch(rows=6, player="fake", step=0):
@@ -88,6 +104,15 @@ def test_it_starts_as_a_copy_of_the_teacher_without_guidance():
         assert mine.equal(theirs) and mine is not theirs
 
 
+@pytest.mark.parametrize(("setting", "dropout"), [(None, 0.3), (0.0, 0.0), (0.13, 0.13)])
+def test_its_dropout_is_its_own_and_else_the_teachers(setting, dropout):
+    teacher = dropping(0.3)
+    score = FakeScore(teacher, IMAGES, FakeConfig(dropout=setting), AdversarialConfig()).score
+    found = {m.p for m in score.backbone.modules() if isinstance(m, nn.Dropout)}
+    assert found == {dropout} and score.backbone.config.dropout == dropout
+    assert teacher.backbone.config.dropout == 0.3
+
+
 def test_the_head_tells_the_students_images_from_real_ones_with_their_labels():
     told = fake(weight=1.0, head_weight=0.5)
     told.score.backbone = Recorded(told.score.backbone)
@@ -127,6 +152,49 @@ def test_the_generator_loss_is_the_softplus_of_minus_the_logit():
     eps = batch().randn_like(x)
     wanted = torch.log(1 + torch.exp(-told.logits(x, eps, t, None)))
     torch.testing.assert_close(told.generator_loss(x, eps, t, None), wanted)
+
+
+def test_a_head_on_the_teachers_activations_leaves_the_scores_alone():
+    """As in FastGen: its input does not change, and it alone learns to discriminate."""
+    teacher = network(seed=7)
+    told = fake(teacher, weight=1.0, features="teacher")
+    wanted = told.head(teacher.features(x := torch.ones(6, 2), t := torch.full((6,), 0.4)))
+    nn.init.zeros_(told.score.backbone.first.weight)  # of no consequence
+    zero = torch.zeros_like(x)
+    torch.testing.assert_close(told.logits(x / (1 - 0.4), zero, t, None), wanted)
+    teacher.requires_grad_(False)
+    told.discriminator_loss(batch(), x, None).value.backward()
+    assert any(p.grad.abs().max() > 0 for p in told.head.parameters())
+    assert all(p.grad is None for p in told.score.parameters())
+    # nobody trains or saves the teacher with it
+    assert not {id(p) for p in teacher.parameters()} & {id(p) for p in told.parameters()}
+    assert told.state_dict().keys() == fake(weight=1.0).state_dict().keys()
+
+
+class Linear(nn.Module):
+    """A critic whose features are the noised image, and a head whose logit is linear in it."""
+
+    def features(self, x_t, t, *, cond=None):
+        return [x_t]
+
+    def forward(self, features):
+        return 3 * features[0][:, 0] - 4 * features[0][:, 1]
+
+
+def test_r1_is_the_squared_gradient_of_the_logit_at_real_images():
+    """|(3, −4)|² = 25, times (1 − t)², as the logit sees 1 − t of the image."""
+    told = fake(weight=1.0, r1=0.7, head_weight=0.5)
+    told.head, told.score.features = Linear(), Linear().features
+    given, x = batch(4000), torch.zeros(4000, 2)
+    loss = told.discriminator_loss(given, x, None)
+    given = batch(4000)
+    given.randn_like(x), given.randn_like(x), told.times(given)
+    share = (1 - told.times(given)).square()
+    assert float(loss.numbers["r1"]) == pytest.approx(25 * float(share.mean()), rel=0.1)
+    torch.testing.assert_close(loss.value, loss.numbers["head_loss"] + 0.7 * loss.numbers["r1"])
+    whole = told.loss(batch(4000), x, None)
+    head = whole.numbers["head_loss"] + 0.7 * whole.numbers["r1"]
+    torch.testing.assert_close(whole.value, whole.numbers["denoising"] + 0.5 * head)
 
 
 TIMES = (1.0, 0.6, 0.3)
@@ -185,12 +253,34 @@ def test_the_fake_is_shown_what_the_students_turn_left_and_else_new_images():
     assert student.backbone.asked and not new.requires_grad
 
 
+def test_the_fake_learns_from_images_without_the_students_dropout():
+    """They are those of sampling: the student's turn leaves none, and the fake's is without it."""
+    student = dropping(0.5)
+    given = Batches({}, IMAGES, batch=6, seed=0).step(0)[0]
+    given.begin("student", 0)
+    student_images(student.train(), TIMES[:1], given)
+    assert given.carry == {}
+    given.begin("fake", 0)
+    found, _ = cached_images(student.eval(), TIMES[:1], given)
+    given.begin("fake", 0)
+    plain = deepcopy(student)
+    set_dropout(plain.backbone, 0.0)
+    torch.testing.assert_close(found, rollout(plain.train(), TIMES[:1], given, None))
+    # nothing to leave out: the student is asked once
+    given.carry.clear()
+    student_images(plain.train(), TIMES[:1], given)
+    assert "x" in given.carry
+
+
 def test_the_scale_is_one_over_the_mean_error_and_finite_without_one():
     x = torch.tensor([[1.0, 3.0], [2.0, 2.0]], requires_grad=True)
     scale = row_scale(x, torch.tensor([[0.0, 0.0], [2.0, 2.0]]))
     assert float(scale[0]) == 0.5 and scale[1].isfinite() and not scale.requires_grad
 
 
-def test_negative_weights_are_refused():
-    with pytest.raises(InputError, match="adversarial.weight"):
-        AdversarialConfig(weight=-1.0)
+@pytest.mark.parametrize("name", ["weight", "head_weight", "start", "r1"])
+def test_negative_weights_are_refused(name):
+    with pytest.raises(InputError, match=f"adversarial.{name}"):
+        AdversarialConfig(**{name: -1.0})
+    with pytest.raises(InputError, match=r"fake.warmup"):
+        FakeConfig(warmup=-1)

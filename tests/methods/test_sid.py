@@ -1,6 +1,7 @@
 """The score identity loss against its formula, finite differences and two Gaussians."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.base import Task
-from fewstep.methods.fake_score import student_images
+from fewstep.methods.fake_score import FakeConfig, student_images
 from fewstep.methods.sid import Sid, SidConfig
 from fewstep.noise import noise_from_seeds
 from fewstep.parametrization import EDM, Clean, Velocity
 from fewstep.process import VE, Flow
+from fewstep.recipe import read
 from fewstep.times import FixedGrid
 
 SPEC = SampleSpec((2,))
@@ -31,6 +33,9 @@ def network(process=None, parametrization=None, seed=0):
         net = MLPConfig(width=16, depth=2).build(shape=(2,))
         nn.init.normal_(net.last.weight, std=0.3)
         return Denoiser(net, process or Flow(), parametrization or Velocity(Flow()))
+
+
+TASK = Task(network(seed=1), SPEC, Generator(network(), SPEC))
 
 
 def sid(student=None, teacher=None, **settings):
@@ -71,9 +76,7 @@ def test_the_loss_is_the_published_formula(teacher, alpha):
         method.fake.score.backbone.last.bias.add_(0.5)
     x, eps = drawn(0), drawn(10)
     wanted = formula(method, x, eps, alpha, scale(method, x, eps))
-    torch.testing.assert_close(
-        method.identity_loss(x, eps, T, None)[0], wanted, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(method.identity_loss(x, eps, T, None), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_gradient_goes_through_both_networks_and_x_t():
@@ -81,7 +84,7 @@ def test_the_gradient_goes_through_both_networks_and_x_t():
     method = sid().double()
     method.fake.score = network(seed=5).double()
     x, eps = drawn(0).double().requires_grad_(), drawn(10).double()
-    method.identity_loss(x, eps, T, None)[0].sum().backward()
+    method.identity_loss(x, eps, T, None).sum().backward()
     held, found = scale(method, x, eps).detach(), torch.zeros_like(x)
     with torch.no_grad():
         for i in range(2):
@@ -178,17 +181,40 @@ def test_the_adversarial_term_has_its_weight_and_reads_images():
     assert method.reads == {"images"} and sid().reads == set()
 
 
-def test_the_adversarial_term_is_at_the_same_noise_and_divided_alike():
-    """As SiDA was published: the logit of just the x_t whose scores are compared."""
+def test_the_adversarial_term_is_at_the_same_noise_and_weighs_images_alike():
+    """The logit of just the x_t whose scores are compared; 1/mean|x − f| is not in it."""
     method, only = sid(adversarial=AdversarialConfig(weight=0.5)), batch()
     found = method.student_loss(only).numbers["generator_loss"]
     again = batch()
     x, cond = student_images(method.student, method.times, again)
     t, eps = method.config.density.times(again.rand(), method.real), again.randn_like(x)
-    real = method.real(method.real.process.add_noise(x, eps, t), t).x0
     logits = method.fake.logits(x, eps, t, cond)
-    wanted = torch.log(1 + torch.exp(-logits)) / (x - real).abs().mean(1)
-    torch.testing.assert_close(found, wanted.mean())
+    torch.testing.assert_close(found, torch.log(1 + torch.exp(-logits)).mean())
+
+
+def test_the_weights_of_cifar10_sida_are_the_authors_in_our_units():
+    """They sum over 3,072 numbers, and multiply the head's loss, halved, by EDM's mean weight."""
+    head = read("cifar10-sida").method
+    assert head.adversarial.head_weight == pytest.approx(
+        (1 / 0.5**2 + math.exp(2 * 1.2 + 2 * 1.2**2)) / 2 / 3072, rel=0.02
+    )
+
+
+def test_the_student_waits_for_the_fake_and_the_head():
+    """As in SiDA: 100,000 images of the fake alone, 100,000 more without the adversarial loss."""
+    method = sid(fake=FakeConfig(warmup=0.25), adversarial=AdversarialConfig(weight=0.5, start=4))
+    method = Sid(method.config, replace(TASK, steps=8))
+    players = [[turn.player for turn in method.turns(step)] for step in range(3)]
+    assert players == [["fake"], ["fake"], ["student", "fake"]]
+    names = [set(method.student_loss(batch(step=step)).numbers) for step in (3, 4)]
+    assert names == [set(), {"identity", "generator_loss"}]
+    assert method.reads == {"images"}
+
+
+def test_a_student_that_would_never_train_is_refused():
+    for warmup, steps in ((8, 8), (9, 8)):
+        with pytest.raises(InputError, match=f"{warmup} steps of a training of {steps}"):
+            Sid(SidConfig(fake=FakeConfig(warmup=warmup)), replace(TASK, steps=steps))
 
 
 def test_it_starts_at_the_chosen_noise_level_in_training_and_sampling():

@@ -14,6 +14,10 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import SampleSpec
 
+R1_NOISE = 0.1
+"""Standard deviation of the noise that estimates the squared gradient of the logit. A smaller one
+drowns in the rounding of bfloat16."""
+
 
 @dataclass(frozen=True)
 class AdversarialConfig:
@@ -24,18 +28,27 @@ class AdversarialConfig:
     images are read."""
     head_weight: float = 0.01
     """Weight of the discriminator loss in the fake score's loss."""
+    start: float = 0.0
+    """Training steps before the adversarial loss is in the student's loss, while the head trains
+    already; below 1, a share of the training."""
+    r1: float = 0.0
+    """Weight of the squared gradient of the logit at real images, in the discriminator loss. It is
+    estimated by finite differences (Lin et al. 2025, arXiv:2501.08316)."""
+    features: Literal["fake", "teacher"] = "fake"
+    """Network whose activations the head takes as input: the `fake` score, which then trains with
+    the head, as in DMD2 and SiDA, or the `teacher`, which does not change, as in FastGen."""
     layers: Literal["bottleneck", "all"] = "bottleneck"
-    """Activations of the fake score that the head takes as input: those of the `bottleneck` (the
-    last layer), or of `all` layers."""
+    """Activations that the head takes as input: those of the `bottleneck` (the last layer), or of
+    `all` layers."""
     width: int = 64
     """Hidden channels of the head."""
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or self.head_weight < 0:
-            raise InputError(
-                f"adversarial.weight is {self.weight} and adversarial.head_weight "
-                f"{self.head_weight}; both must be 0 or more"
-            )
+        for name in ("weight", "head_weight", "start", "r1"):
+            if getattr(self, name) < 0:
+                raise InputError(
+                    f"adversarial.{name} is {getattr(self, name)}; it must be 0 or more"
+                )
 
 
 class Head(nn.Module):

@@ -134,6 +134,11 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
         """The student with the sampler and grid of times that it is trained for."""
 
 
+def count_steps(value: float, total: int) -> int:
+    """A number of steps; a `value` below 1 is a share of `total`."""
+    return round(value * total if value < 1 else value)
+
+
 def require_teacher(task: Task) -> Generator:
     """The teacher of a task.  Raises: InputError if it has none."""
     if task.teacher is None:

@@ -25,7 +25,8 @@ from fewstep.losses import Distance, SquaredError, squared_error
 from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.base import Loss, Task, Turn
 from fewstep.methods.batch import Batch
-from fewstep.methods.fake_score import DistributionMatching, row_scale, student_images
+from fewstep.methods.fake_score import FakeConfig, row_scale, student_images
+from fewstep.methods.matching import DistributionMatching
 from fewstep.times import Density, Grid, Uniform, UniformGrid
 
 
@@ -41,8 +42,8 @@ class DmdConfig:
     density: Density = field(default_factory=lambda: Uniform(low=0.02, high=0.98))
     """Distribution of the times at which the two scores are compared: `uniform`, or `karras` as
     published for EDM networks."""
-    fake_density: Density = field(default_factory=Uniform)
-    """Distribution of the times at which the fake score and its head are trained."""
+    fake: FakeConfig = field(default_factory=FakeConfig)
+    """The fake score."""
     every: int = 1
     """Training steps from one update of the student to the next; the fake score is updated at every
     step. In DMD2: 5."""
@@ -70,7 +71,7 @@ class Dmd(DistributionMatching[DmdConfig]):
         self.reads = frozenset(stream for stream, weight in loss_weights.items() if weight)
 
     def turns(self, step: int) -> Iterator[Turn]:
-        if step % self.config.every == 0:
+        if self.student_trains(step, self.config.every):
             yield Turn("student", self.student_loss)
         yield Turn("fake", self.fake_loss)
 
@@ -82,7 +83,7 @@ class Dmd(DistributionMatching[DmdConfig]):
         if self.config.regression:
             numbers["regression"] = self.regression_loss(batch)
             value = value + self.config.regression * numbers["regression"]
-        if self.config.adversarial.weight:
+        if self.is_adversarial(batch.step):
             t, eps = self.fake.times(batch), batch.randn_like(x)
             numbers["generator_loss"] = self.fake.generator_loss(x, eps, t, cond).mean()
             value = value + self.config.adversarial.weight * numbers["generator_loss"]

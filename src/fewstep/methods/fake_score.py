@@ -1,64 +1,108 @@
 """The fake score: a second denoiser that distribution matching trains on the student's images.
 
 Its predictions give the score of the distribution that the student generates. A discriminator head
-on its activations can classify images as generated or real. This module also has the base class of
-DMD and SiD.
+on its activations, or on the teacher's, can classify images as generated or real.
 """
 
-from abc import ABC
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.backbones import set_dropout
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
-from fewstep.generator import Generator, SampleSpec
+from fewstep.errors import InputError
+from fewstep.generator import SampleSpec
 from fewstep.guidance import unguided
 from fewstep.losses import squared_error
-from fewstep.methods.adversarial import AdversarialConfig, Head
-from fewstep.methods.base import Loss, Method, Task
+from fewstep.methods.adversarial import R1_NOISE, AdversarialConfig, Head
+from fewstep.methods.base import Loss
 from fewstep.methods.batch import Batch
-from fewstep.methods.checks import grid_times
-from fewstep.sampling import Renoise
-from fewstep.times import Density, FixedGrid, Grid
+from fewstep.times import Density, Uniform
+
+
+@dataclass(frozen=True)
+class FakeConfig:
+    """Settings of the fake score, beside those of its optimiser in [fit.players.fake]."""
+
+    density: Density = field(default_factory=Uniform)
+    """Distribution of the times at which the fake score and its head are trained. Published for EDM
+    networks: `karras` in DMD, `lognormal` as for EDM in SiD."""
+    dropout: float | None = None
+    """Dropout of the fake score, by default that of the teacher's network. Published: 0 in DMD,
+    0.13 in SiD."""
+    warmup: float = 0.0
+    """Training steps before the first update of the student, while only the fake score trains;
+    below 1, a share of the training. Published in SiDA: 100,000 images."""
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0:
+            raise InputError(f"fake.warmup is {self.warmup}; it must be 0 or more")
 
 
 class FakeScore(nn.Module):
     """The player `fake`: a denoiser of the student's images, with a head if adversarial.weight > 0.
 
     The denoiser starts as a copy of the teacher's network without guidance. It trains at times
-    drawn from `density` and under the teacher's process, also if the student has another process.
+    drawn from `config.density` and under the teacher's process, also if the student has another
+    process.
     """
 
     def __init__(
-        self, teacher: Denoiser, spec: SampleSpec, density: Density, adversarial: AdversarialConfig
+        self,
+        teacher: Denoiser,
+        spec: SampleSpec,
+        config: FakeConfig,
+        adversarial: AdversarialConfig,
     ) -> None:
         super().__init__()
         backbone = deepcopy(unguided(teacher.backbone))
+        if config.dropout is not None:
+            set_dropout(backbone, config.dropout)
         self.score = Denoiser(backbone, teacher.process, teacher.parametrization, span=teacher.span)
-        self.density = density
+        self.density = config.density
         self.adversarial = adversarial
         self.head = Head(self.score, spec, adversarial) if adversarial.weight else None
+        # a module in a tuple is no submodule: this player neither trains nor saves the teacher
+        self._teacher = (teacher,)
+
+    @property
+    def critic(self) -> Denoiser:
+        """The network whose activations are the head's input."""
+        return self._teacher[0] if self.adversarial.features == "teacher" else self.score
 
     def loss(self, batch: Batch, x: Tensor, cond: Condition | None) -> Loss:
         """Denoising loss on the student's images `x`, plus the discriminator loss on `x` and real
-        images, whose gradient also trains the denoiser."""
+        images, whose gradient also trains the denoiser unless `features` are the teacher's."""
         denoising = self.denoising_loss(x, batch.randn_like(x), self.times(batch), cond).mean()
         if self.head is None:
             return Loss(denoising)
+        value, numbers = self.discriminator_loss(batch, x, cond)
+        value = denoising + self.adversarial.head_weight * value
+        return Loss(value, {"denoising": denoising, **numbers})
+
+    def discriminator_loss(self, batch: Batch, x: Tensor, cond: Condition | None) -> Loss:
+        """Loss of the head on the student's images `x` and real ones, and its accuracy."""
         images = batch.images
         both = None if cond is None or images.cond is None else cond.concat(images.cond)
         eps = torch.cat([batch.randn_like(x), batch.randn_like(x)])
         t = torch.cat([self.times(batch), self.times(batch)])
         fake, real = self.logits(torch.cat([x, images.x0]), eps, t, both).chunk(2)
-        head_loss = (functional.softplus(fake) + functional.softplus(-real)).mean()
+        value = (functional.softplus(fake) + functional.softplus(-real)).mean()
         accuracy = 0.5 * ((fake < 0).float().mean() + (real > 0).float().mean())
-        numbers = {"denoising": denoising, "head_loss": head_loss, "head_accuracy": accuracy}
-        return Loss(denoising + self.adversarial.head_weight * head_loss, numbers)
+        numbers = {"head_loss": value, "head_accuracy": accuracy}
+        if not self.adversarial.r1:
+            return Loss(value, numbers)
+        # the same eps and t: only the image differs
+        near = images.x0 + R1_NOISE * batch.randn_like(x)
+        cond = None if both is None else images.cond
+        moved = self.logits(near, eps.chunk(2)[1], t.chunk(2)[1], cond)
+        numbers["r1"] = ((moved - real) / R1_NOISE).square().mean()
+        return Loss(value + self.adversarial.r1 * numbers["r1"], numbers)
 
     def denoising_loss(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
         """Denoising loss (b,) at images `x`: the squared error of the raw output, with weight 1.
@@ -73,7 +117,7 @@ class FakeScore(nn.Module):
         """Logits (b,) of the head at images `x` with noise `eps` added at time `t`."""
         assert self.head
         x_t = self.score.process.add_noise(x, eps, t)
-        return self.head(self.score.features(x_t, t, cond=cond))
+        return self.head(self.critic.features(x_t, t, cond=cond))
 
     def generator_loss(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
         """Non-saturating adversarial loss (b,) of the student at its images `x`."""
@@ -84,58 +128,18 @@ class FakeScore(nn.Module):
         return self.density.times(batch.rand(), self.score)
 
 
-@runtime_checkable
-class MatchingConfig(Protocol):
-    """The settings that all distribution matching methods have in common."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def grid(self) -> Grid: ...
-    @property
-    def fake_density(self) -> Density: ...
-    @property
-    def adversarial(self) -> AdversarialConfig: ...
-
-
-ConfigT = TypeVar("ConfigT", bound=MatchingConfig)
-
-
-class DistributionMatching(Method[ConfigT], ABC):
-    """Base class of methods that train a student and a fake score of its images."""
-
-    teacher: Generator
-    starts_from_noise = True
-
-    def __init__(self, config: ConfigT, task: Task) -> None:
-        super().__init__(config, task)
-        self.fake = FakeScore(self.real, task.spec, config.fake_density, config.adversarial)
-        self.times: list[float] = grid_times(config.grid, config.steps, task.student).tolist()
-
-    @property
-    def real(self) -> Denoiser:
-        """The teacher's denoiser, with guidance if the recipe sets it."""
-        return self.teacher.denoiser
-
-    @property
-    def players(self) -> dict[str, nn.Module]:
-        return {"student": self.student, "fake": self.fake}
-
-    def fake_loss(self, batch: Batch) -> Loss:
-        """Loss of the fake score's turn; see `cached_images` for the images that it trains on."""
-        return self.fake.loss(batch, *cached_images(self.student, self.times, batch))
-
-    def generator(self) -> Generator:
-        grid = FixedGrid((tuple(self.times),))
-        return Generator(self.student, self.spec, grid=grid, step=Renoise())
-
-
 def student_images(
     student: Denoiser, times: Sequence[float], batch: Batch
 ) -> tuple[Tensor, Condition | None]:
-    """Generate images of random classes in the student's turn, and put a copy in `batch.carry`."""
+    """Generate images of random classes in the student's turn, and put a copy in `batch.carry`.
+
+    With dropout there is no copy: the fake score trains on images as they are sampled, without
+    dropout, as in SiD.
+    """
     cond = batch.cond()
     x = rollout(student, times, batch, cond)
+    if any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in student.modules()):
+        return x, cond
     batch.carry["x"] = x.detach()
     if cond is not None:
         batch.carry["label"] = cond.label
@@ -145,7 +149,7 @@ def student_images(
 def cached_images(
     student: Denoiser, times: Sequence[float], batch: Batch
 ) -> tuple[Tensor, Condition | None]:
-    """The images of the student's turn in the same step; new ones if it had no turn yet."""
+    """The images of the student's turn in the same step; new ones if it left none."""
     if "x" not in batch.carry:
         with torch.no_grad():
             return student_images(student, times, batch)

@@ -9,7 +9,12 @@ x_t of the fake score, a second denoiser that trains on the student's images:
 would have the same mean. But their gradients differ, because the weights of m are constants in the
 student's loss; the authors found the weight a of the subtracted |f − m|² by experiment. SiD reads
 no data (Zhou et al. 2024, arXiv:2404.04057). SiDA adds an adversarial loss, whose discriminator
-also reads real images (Zhou et al. 2024, arXiv:2410.14919).
+also reads real images (Zhou et al. 2024, arXiv:2410.14919):
+
+    λ·softplus(−logit(x_t)),   with the same weight for each image
+
+The authors' code multiplies this loss, averaged over a batch, by the mean of 1/mean|x − f| over the
+same batch. Its expectation is part of λ here (docs/methods.md), so that micro-batches add up.
 """
 
 from collections.abc import Iterator
@@ -21,7 +26,8 @@ from fewstep.condition import Condition
 from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.base import Loss, Task, Turn
 from fewstep.methods.batch import Batch
-from fewstep.methods.fake_score import DistributionMatching, row_scale, student_images
+from fewstep.methods.fake_score import FakeConfig, row_scale, student_images
+from fewstep.methods.matching import DistributionMatching
 from fewstep.times import Density, Grid, Uniform, UniformGrid
 
 
@@ -40,9 +46,8 @@ class SidConfig:
     density: Density = field(default_factory=lambda: Uniform(low=0.02, high=0.98))
     """Distribution of the times at which the two scores are compared. Published for EDM networks:
     `karras` with high = 0.8."""
-    fake_density: Density = field(default_factory=Uniform)
-    """Distribution of the times at which the fake score and its head are trained. Published:
-    `lognormal`, as for EDM."""
+    fake: FakeConfig = field(default_factory=FakeConfig)
+    """The fake score."""
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     """Discriminator head on the fake score, as in SiDA; weight = 0 is SiD, without a head."""
 
@@ -55,28 +60,25 @@ class Sid(DistributionMatching[SidConfig]):
         self.reads = frozenset({"images"} if config.adversarial.weight else ())
 
     def turns(self, step: int) -> Iterator[Turn]:
-        yield Turn("student", self.student_loss)
+        if self.student_trains(step):
+            yield Turn("student", self.student_loss)
         yield Turn("fake", self.fake_loss)
 
     def student_loss(self, batch: Batch) -> Loss:
         x, cond = student_images(self.student, self.times, batch)
         t, eps = self.config.density.times(batch.rand(), self.real), batch.randn_like(x)
-        rows, scale = self.identity_loss(x, eps, t, cond)
-        value = rows.mean()
-        if not self.config.adversarial.weight:
+        value = self.identity_loss(x, eps, t, cond).mean()
+        if not self.is_adversarial(batch.step):
             return Loss(value)
-        # as published: at the same x_t, and divided by the same mean|x − f|
-        generator_loss = (self.fake.generator_loss(x, eps, t, cond) * scale.flatten()).mean()
+        # as published, at the same x_t
+        generator_loss = self.fake.generator_loss(x, eps, t, cond).mean()
         numbers = {"identity": value, "generator_loss": generator_loss}
         return Loss(value + self.config.adversarial.weight * generator_loss, numbers)
 
-    def identity_loss(
-        self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None
-    ) -> tuple[Tensor, Tensor]:
-        """The loss (b,) at the student's images `x`, and its factor 1/mean|x − f| (b, 1, ...)."""
+    def identity_loss(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
+        """The loss (b,) at the student's images `x`."""
         x_t = self.real.process.add_noise(x, eps, t)
         real = self.real(x_t, t, cond=cond).x0
         difference = real - self.fake.score(x_t, t, cond=cond).x0
-        scale = row_scale(x, real)
-        rows = difference * (real - x - self.config.alpha * difference) * scale
-        return rows.flatten(1).mean(1), scale
+        rows = difference * (real - x - self.config.alpha * difference) * row_scale(x, real)
+        return rows.flatten(1).mean(1)
