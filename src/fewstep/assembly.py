@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -129,7 +130,10 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     if "rings" in method.reads:
         streams["rings"], pins["pairs"] = _open_store(recipe, spec, RingStream, teacher)
     method.check(streams)
-    batches = Batches(streams, spec, batch=recipe.fit.batch, seed=recipe.fit.seed, device=device)
+    fit, augmentation = recipe.fit, recipe.data.augmentation
+    batches = Batches(
+        streams, spec, batch=fit.batch, seed=fit.seed, device=device, augmentation=augmentation
+    )
     adaptation = None
     if original and method.uses_first_image and adapt_steps(recipe.fit):
         task = Task(student, spec, original, adapt_steps(recipe.fit))
@@ -138,7 +142,10 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         rows = {"images": _image_stream(recipe, images, spec)}
         if recipe.student.init != "teacher":
             pins["student.init"] = runs.network_hash(original)
-        adaptation = adapt, Batches(rows, spec, batch=recipe.fit.batch, seed=seed, device=device)
+        adapt_batches = Batches(
+            rows, spec, batch=fit.batch, seed=seed, device=device, augmentation=augmentation
+        )
+        adaptation = adapt, adapt_batches
     return Assembly(method, batches, pins, evaluator, adaptation, build)
 
 
@@ -162,6 +169,12 @@ def _teacher(recipe: Recipe, spec: SampleSpec) -> Generator:
     assert recipe.teacher
     teacher = runs.load(recipe.teacher.load)
     _check_spec(teacher, f"the teacher {recipe.teacher.load}", recipe, spec)
+    config = unguided(teacher.denoiser.backbone).config
+    if recipe.data.augment and not getattr(config, "augmented", False):
+        raise InputError(
+            f"data.augment is {recipe.data.augment}, but the teacher {recipe.teacher.load} was "
+            "trained without this augmentation: set data.augment=0, or train the teacher with it"
+        )
     return teacher
 
 
@@ -238,6 +251,8 @@ def _student(
     _check_spec(source, f"the network of student.init={config.init}", recipe, spec)
     denoiser = source.denoiser
     network = unguided(denoiser.backbone)
+    if recipe.data.augment:
+        network = backbones.with_augmentation(network)
     backbone = deepcopy(network)
     if config.dropout is not None:
         backbones.set_dropout(backbone, config.dropout)
@@ -292,8 +307,12 @@ def _new_student(recipe: Recipe, spec: SampleSpec, teacher: Generator | None) ->
             'student.init = "scratch" needs student.backbone, student.process and '
             "student.parametrization (the last two may come from a teacher)"
         )
+    settings: Any = config.backbone
+    if recipe.data.augment:
+        backbones.check_augmentable(settings)
+        settings = replace(settings, augmented=True)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.fit.seed)
-        backbone = config.backbone.build(shape=spec.shape, classes=spec.classes)
+        backbone = settings.build(shape=spec.shape, classes=spec.classes)
     backbone.load_teacher(teacher and unguided(teacher.denoiser.backbone))
     return Denoiser(backbone, process, parametrization)

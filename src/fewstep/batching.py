@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fewstep import distributed, threads
-from fewstep.condition import Condition
+from fewstep.condition import Condition, with_augment_labels
+from fewstep.data.augment import RANDOM_NUMBERS, Augmentation
 from fewstep.generator import SampleSpec
 from fewstep.images import from_uint8
 from fewstep.methods.batch import Batch, ImageBatch, PairBatch, RingBatch, derive_seed
@@ -71,12 +72,14 @@ class Batches:
         batch: int,
         seed: int,
         device: torch.device | str = "cpu",
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.streams = streams
         self.spec = spec
         self.batch = batch
         self.seed = seed
         self.device = torch.device(device)
+        self.augmentation = augmentation
         self._orders: dict[str, tuple[int, Tensor]] = {}
         self._readers = threads.workers(self.AHEAD)
         self._pending: dict[tuple[int, int], Future[list[Batch]]] = {}
@@ -99,19 +102,35 @@ class Batches:
         ]
 
     def _batch(self, step: int, first: int, rows: int) -> Batch:
-        streams = {
-            name: stream.rows(
-                self._index(name, len(stream), step)[first : first + rows],
-                self._coin(name, step)[first : first + rows],
-                self.device,
-            )
-            for name, stream in self.streams.items()
-        }
-        return Batch(self.seed, step, first, rows, self.batch, self.spec, self.device, streams)
+        streams = {name: self._rows(name, step, first, first + rows) for name in self.streams}
+        return Batch(
+            self.seed,
+            step,
+            first,
+            rows,
+            self.batch,
+            self.spec,
+            self.device,
+            streams,
+            augmentation=self.augmentation,
+        )
 
-    def _coin(self, name: str, step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, name, step, "coin"))
-        return torch.rand(self.batch, generator=generator)
+    def _rows(
+        self, name: str, step: int, first: int, stop: int
+    ) -> ImageBatch | PairBatch | RingBatch:
+        stream = self.streams[name]
+        index = self._index(name, len(stream), step)[first:stop]
+        rows = stream.rows(index, self._rand(name, step, "coin")[first:stop], self.device)
+        if self.augmentation is None or not isinstance(rows, ImageBatch):
+            return rows
+        uniform = self._rand(name, step, "augment", RANDOM_NUMBERS)[first:stop]
+        x0, labels = self.augmentation(rows.x0, uniform)
+        return ImageBatch(x0, with_augment_labels(rows.cond, labels))
+
+    def _rand(self, name: str, step: int, purpose: str, *shape: int) -> Tensor:
+        """Uniform numbers (batch, *shape) of the global batch of a step, on the CPU."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, name, step, purpose))
+        return torch.rand(self.batch, *shape, generator=generator)
 
     def _index(self, name: str, length: int, step: int) -> Tensor:
         """Row numbers of the global batch of a step, which may cross the end of an epoch."""

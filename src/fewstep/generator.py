@@ -99,7 +99,7 @@ class Generator(nn.Module):
                 f"noise has shape {tuple(noise.shape)}; this generator takes "
                 f"(n, {', '.join(map(str, self.spec.shape))})"
             )
-        if cond is not None:
+        if cond is not None and cond.label is not None:
             self.check_labels(cond.label)
 
     @property

@@ -38,7 +38,7 @@ def paint(
             f"image and noise have the shapes {shapes[0]} and {shapes[1]}; this "
             f"generator takes (n, {', '.join(map(str, generator.spec.shape))}) for both"
         )
-    if cond is not None:
+    if cond is not None and cond.label is not None:
         generator.check_labels(cond.label)
     times = paint_times(generator, freedom, steps)
     return sample(

@@ -20,7 +20,7 @@ from torch import Tensor
 from fewstep import __version__, distributed, store, threads
 from fewstep.circuits.rings import ring_records, ring_schema
 from fewstep.circuits.view import Circuit
-from fewstep.condition import NO_LABEL
+from fewstep.condition import row_labels
 from fewstep.drawing import class_labels, seeds
 from fewstep.errors import InputError
 from fewstep.formatting import quantity
@@ -336,7 +336,7 @@ class Tiles:
         row_seeds = seeds(recording.seed, rows, first=FIRST_SEED)
         noise = noise_from_seeds(row_seeds, generator.spec.shape, device=generator.device)
         cond = class_labels(generator.spec.classes, rows, generator.device)
-        label = torch.full((len(rows),), NO_LABEL) if cond is None else cond.label.cpu()
+        label = row_labels(cond, len(rows)).cpu()
         if recording.chunks:
             circuit = Circuit(generator.denoiser)
             times = generator.grid(recording.steps, generator.denoiser).tolist()

@@ -176,7 +176,7 @@ class UNet(nn.Module):
         else:
             self.out_norm, self.out_conv = GroupNorm(here, 1e-5), Conv2d(here, out, 3)
 
-    def embedding(self, level, labels):
+    def embedding(self, level, labels, augment):
         half, song = self.features // 2, isinstance(self, SongUNet)
         if isinstance(self.map_noise, FourierEmbedding):
             angle = level[:, None] * 2 * math.pi * self.map_noise.freqs
@@ -186,13 +186,15 @@ class UNet(nn.Module):
         emb = torch.cat(parts if song else parts[::-1], 1)
         if song and self.map_label:
             emb = emb + self.map_label(labels * math.sqrt(labels.shape[1]))
+        if augment is not None:
+            emb = emb + self.map_augment(augment)
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
         if not song and self.map_label:
             emb = emb + self.map_label(labels)
         return F.silu(emb)
 
-    def forward(self, x, level, labels):
-        emb, skips, image = self.embedding(level, labels), [], x
+    def forward(self, x, level, labels, augment=None):
+        emb, skips, image = self.embedding(level, labels, augment), [], x
         for name, layer in self.enc.items():
             if "aux" in name:
                 x = skips[-1] = image = (x + layer(image)) / math.sqrt(2)
@@ -225,12 +227,12 @@ class Precond(nn.Module):
         self.model = architecture(size, channels, out, labels, **settings)
         self.setup()
 
-    def forward(self, x, sigma, labels=None):
+    def forward(self, x, sigma, labels=None, augment=None):
         """The denoised image of x = x0 + sigma·eps."""
         skip, out, scale, level = self.coefficients(torch.tensor(sigma, dtype=torch.float64))
         if labels is None:
             labels = torch.zeros(len(x), self.label_dim)
-        raw = self.model(float(scale) * x, level.float().expand(len(x)), labels)
+        raw = self.model(float(scale) * x, level.float().expand(len(x)), labels, augment)
         return float(skip) * x + float(out) * raw[:, : self.img_channels]
 
 

@@ -45,14 +45,14 @@ def sigmas(denoiser):
     return [(float(t), float(process.ratio(t))) for t in times]
 
 
-def gap(generator, net, labels=None, cond=None):
+def gap(generator, net, labels=None, cond=None, augment=None):
     """The largest difference of predicted images, relative to their size."""
     x, worst = torch.randn(2, *generator.spec.shape, generator=torch.Generator().manual_seed(1)), 0
     denoiser = generator.denoiser
     with torch.no_grad():
         for t, sigma in sigmas(denoiser):
             alpha = float(denoiser.process.alpha(torch.tensor(t).double()))
-            theirs = net(x * sigma, sigma, labels)
+            theirs = net(x * sigma, sigma, labels, augment)
             ours = denoiser(alpha * x * sigma, t, cond=cond).x0
             worst = max(worst, float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)))
     return worst
@@ -79,6 +79,21 @@ def test_classes_and_no_class(tmp_path, architecture):
     assert gap(generator, net, labels, Condition(torch.tensor([4, 1]))) < 1e-5
     assert gap(generator, net) < 1e-5
     assert gap(generator, net, labels) > 1e-3
+
+
+@pytest.mark.parametrize("architecture", [nvidia.SongUNet, nvidia.DhariwalUNet])
+def test_labels_of_augmentation_are_for_training_on(tmp_path, architecture):
+    net = write(tmp_path / "net.pkl", nvidia.EDMPrecond, architecture, labels=5)
+    generator = fewstep.load(f"edm:{tmp_path}/net.pkl")
+    labels = torch.nn.functional.one_hot(torch.tensor([4, 1]), 5).float()
+    augment = torch.randn(2, 9, generator=torch.Generator().manual_seed(2))
+    cond = Condition(torch.tensor([4, 1]), augment)
+    assert gap(generator, net, labels, cond, augment) < 1e-5
+    assert gap(generator, net, labels, Condition(torch.tensor([4, 1])), augment) > 1e-3
+    six = write(tmp_path / "six.pkl", nvidia.EDMPrecond, architecture, augment=6)
+    generator = fewstep.load(f"edm:{tmp_path}/six.pkl")
+    assert gap(generator, six) < 1e-5
+    assert not generator.denoiser.backbone.config.augmented
 
 
 def test_processes_and_samplers(tmp_path):

@@ -3,7 +3,15 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fewstep.backbones.base import Backbone, BackboneConfig, set_dropout, with_two_times
+from fewstep.backbones.base import (
+    Backbone,
+    BackboneConfig,
+    check_augmentable,
+    set_dropout,
+    with_augmentation,
+    with_two_times,
+    without_augmentation,
+)
 
 if TYPE_CHECKING:
     from fewstep.backbones.edm_unet import EDMUNet, EDMUNetConfig
@@ -33,8 +41,11 @@ __all__ = [
     "MLPConfig",
     "UNet",
     "UNetConfig",
+    "check_augmentable",
     "set_dropout",
+    "with_augmentation",
     "with_two_times",
+    "without_augmentation",
 ]
 
 

@@ -1,6 +1,7 @@
 """Base classes of networks and their settings."""
 
 from abc import ABC, abstractmethod
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -95,15 +96,54 @@ def with_two_times(backbone: Backbone) -> Backbone:
     if not hasattr(backbone.config, "two_times"):
         name = name_of("backbone", type(backbone.config))
         raise InputError(f"the backbone {name} cannot be a flow map: use a unet or an mlp")
-    if backbone.config.two_times:
+    return _with_input(backbone, "two_times")
+
+
+def with_augmentation(backbone: Backbone) -> Backbone:
+    """The network with an input for labels of augmentation, which initially has no effect.
+
+    Its weights are copied. A network that has this input is returned unchanged.
+
+    Raises: InputError for an architecture whose config has no `augmented`.
+    """
+    check_augmentable(backbone.config)
+    return _with_input(backbone, "augmented")
+
+
+def without_augmentation(backbone: Backbone) -> Backbone:
+    """The same network, or a copy of its weights without the input for labels of augmentation.
+
+    Both have the same output where these labels are 0, as they are in samples.
+    """
+    if not getattr(backbone.config, "augmented", False):
+        return backbone
+    network = deepcopy(backbone)
+    network.config = replace(backbone.config, augmented=False)
+    network.register_module("augment_embedding", None)
+    return network
+
+
+def check_augmentable(config: Any) -> None:
+    """Raise InputError for settings of a network that cannot take labels of augmentation."""
+    if not hasattr(config, "augmented"):
+        raise InputError(
+            f"data.augment needs a network that takes labels of the augmentation, which "
+            f"{name_of('backbone', type(config))} does not: set data.augment=0, or use a unet or "
+            "an edm-unet"
+        )
+
+
+def _with_input(backbone: Backbone, field: str) -> Backbone:
+    """The network with the input that the boolean `field` of its config adds."""
+    if getattr(backbone.config, field):
         return backbone
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = replace(backbone.config, two_times=True)
-        flow_map = config.build(shape=backbone.shape, classes=backbone.classes)
+        config = replace(backbone.config, **{field: True})
+        network = config.build(shape=backbone.shape, classes=backbone.classes)
     state = backbone.state_dict()
-    flow_map.load_state_dict({**flow_map.state_dict(), **state})
-    return flow_map.to(next(iter(state.values())).device)
+    network.load_state_dict({**network.state_dict(), **state})
+    return network.to(next(iter(state.values())).device)
 
 
 def set_dropout(backbone: Backbone, dropout: float) -> None:

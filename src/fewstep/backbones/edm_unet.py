@@ -24,7 +24,7 @@ from fewstep.backbones.blocks import (
     image_heights,
     initialise,
 )
-from fewstep.backbones.embedding import Fourier, LevelEmbedding, Sinusoid, embed
+from fewstep.backbones.embedding import Fourier, LevelEmbedding, Sinusoid, augment_embedding, embed
 from fewstep.backbones.residual_blocks import ImageSkip, ResidualBlock, ResidualOptions
 from fewstep.condition import Condition
 from fewstep.errors import InputError
@@ -83,6 +83,9 @@ class EDMUNetConfig(BackboneConfig):
     """Dropout probability in each layer during training, at least 0 and below 1."""
     two_times: bool = False
     """Whether there is an input for the destination, for flow maps; initially it has no effect."""
+    augmented: bool = False
+    """Whether there is an input for labels of augmentation, which `data.augment` sets; initially it
+    has no effect."""
     level_scale: float = 250.0
     """Factor for logarithmic levels (EDM's); 1 in EDM, 1000 in consistency models."""
     pace: float = 1.0
@@ -200,6 +203,7 @@ class EDMUNet(Backbone):
         )
         class_width = width if config.class_first else config.embedding
         self.class_embedding = nn.Embedding(classes + 1, class_width) if classes else None
+        self.augment_embedding = augment_embedding(width) if config.augmented else None
         self.conv_in = nn.Conv2d(shape[0], config.width, 3, padding=1)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         skips, below, image = [config.width], config.width, shape[0]

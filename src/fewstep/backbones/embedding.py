@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.condition import NO_LABEL, Condition
+from fewstep.condition import AUGMENT_LABELS, NO_LABEL, Condition
 
 PERIOD = 10_000  # longest wavelength / 2π
 
@@ -77,6 +77,14 @@ class LevelEmbedding(nn.Module):
         return self.linear_2(self.activation(self.linear_1(features)))
 
 
+def augment_embedding(width: int) -> nn.Linear:
+    """The layer that maps labels of augmentation (b, 9) to features (b, width) of the level.
+
+    Karras et al. 2022, arXiv:2206.00364, appendix F.2.
+    """
+    return nn.Linear(AUGMENT_LABELS, width, bias=False)
+
+
 @runtime_checkable
 class EmbeddingModules(Protocol):
     """Modules of a network that `embed` uses; the names are those of diffusers."""
@@ -86,6 +94,7 @@ class EmbeddingModules(Protocol):
     time_embedding: LevelEmbedding
     time_embedding_s: LevelEmbedding | None
     class_embedding: nn.Embedding | None
+    augment_embedding: nn.Linear | None
 
 
 def embed(
@@ -100,13 +109,21 @@ def embed(
 
     A network with two times embeds the difference `level - level_s`. It is 0 at all levels for the
     instantaneous velocity, where `level_s = level`. With `class_first` the class is added to the
-    features of the level, before the layers of the level's embedding.
+    features of the level, before the layers of the level's embedding; labels of augmentation always
+    are, by a linear layer without bias, so that labels of 0 have no effect.
 
     Raises: ValueError for a `level_s` or `cond` that `net` was not built for.
     """
     features = net.sinusoid(level)
+    if cond is not None and cond.augment_labels is not None:
+        if net.augment_embedding is None:
+            raise ValueError(
+                "this network takes no labels of augmentation: build it with augmented = True"
+            )
+        labels = cond.augment_labels.to(net.augment_embedding.weight.dtype)
+        features = features + net.augment_embedding(labels)
     if net.class_embedding is None:
-        if cond is not None:
+        if cond is not None and cond.label is not None:
             raise ValueError("this network has no classes and takes no cond: build it with classes")
         total = net.time_embedding(features)
     else:
@@ -127,6 +144,6 @@ def class_indices(
     classes: int, level: Float[Tensor, " b"], cond: Condition | None
 ) -> Int64[Tensor, " b"]:
     """Indices (b,) into the class embedding: the label, or the last row if there is no label."""
-    if cond is None:
+    if cond is None or cond.label is None:
         return torch.full_like(level, classes, dtype=torch.int64)
     return torch.where(cond.label == NO_LABEL, classes, cond.label)

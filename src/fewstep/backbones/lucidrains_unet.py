@@ -231,6 +231,7 @@ class LucidrainsUNet(Backbone):
             LevelEmbedding(config.width, embedding, functional.gelu) if config.two_times else None
         )
         self.class_embedding = nn.Embedding(classes + 1, embedding) if classes else None
+        self.augment_embedding: nn.Linear | None = None
         self.init_conv = nn.Conv2d(shape[0], first, 7, padding=3)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         for index, (width, after) in enumerate(pairwise(config.channels)):

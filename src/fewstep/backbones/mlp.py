@@ -77,6 +77,7 @@ class MLP(Backbone):
         self.time_embedding = LevelEmbedding(width, width)
         self.time_embedding_s = LevelEmbedding(width, width) if config.two_times else None
         self.class_embedding = nn.Embedding(classes + 1, width) if classes else None
+        self.augment_embedding: nn.Linear | None = None
         self.first = nn.Linear(math.prod(shape), width)
         self.layers = nn.ModuleList(Residual(width) for _ in range(config.depth))
         self.last = nn.Linear(width, math.prod(shape))

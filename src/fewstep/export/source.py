@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from fewstep import __version__, runs
+from fewstep.backbones import without_augmentation
 from fewstep.errors import InputError
 from fewstep.export.precision import Dtype, round_weights, rounding_error
 from fewstep.generator import Generator, convert_step
+from fewstep.guidance import guidance_weight, unguided
 from fewstep.runs import Run, Weights
 
 
@@ -89,6 +91,7 @@ def load_source(
     counts = steps or runs.default_steps(generator, note.get("recipe"))
     steps = tuple(dict.fromkeys(generator.nearest(count) for count in counts))
     recipe, hash = note.get("recipe"), runs.weights_hash(generator)
+    generator = _without_augmentation(generator)
     rounded, rounding = generator, {}
     if dtype != "f32":
         rounded = round_weights(generator, dtype)
@@ -121,6 +124,18 @@ def _name(address: str | Path) -> str:
     path = Path(address)
     path = path.resolve() if path.exists() else Path(str(address).partition("?")[0])
     return path.name
+
+
+def _without_augmentation(generator: Generator) -> Generator:
+    """The generator without the input for labels of augmentation, which are 0 in samples."""
+    guided = generator.denoiser.backbone
+    network = unguided(guided)
+    plain = without_augmentation(network)
+    if plain is network:
+        return generator
+    denoiser, weight = generator.denoiser.replace(backbone=plain), guidance_weight(guided)
+    generator = Generator(denoiser, generator.spec, grid=generator.grid, step=generator.step)
+    return generator if weight == 1 else generator.with_guidance(weight)
 
 
 def _check_finite(generator: Generator) -> None:

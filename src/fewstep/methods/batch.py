@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.condition import Condition
+from fewstep.condition import Condition, with_augment_labels
+from fewstep.data.augment import RANDOM_NUMBERS, Augmentation
 from fewstep.generator import SampleSpec
 
 
@@ -73,6 +74,8 @@ class Batch:
     streams: Mapping[str, Any]
     carry: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Detached, row-aligned tensors that one turn leaves for the next turns of the same step."""
+    augmentation: Augmentation | None = None
+    """That of the real images, which have it already."""
 
     _turn: tuple[int | str, ...] = ()
     _draws: int = 0
@@ -121,6 +124,14 @@ class Batch:
         if not self.spec.classes:
             return None
         return Condition((self.rand() * self.spec.classes).long())
+
+    def augment(self, x: Tensor, cond: Condition | None) -> tuple[Tensor, Condition | None]:
+        """Images (rows, c, h, w) and their condition, augmented as the real images are."""
+        if self.augmentation is None:
+            return x, cond
+        full = torch.empty(self.total, RANDOM_NUMBERS, device=self.device)
+        x, labels = self.augmentation(x, self._cut(full.uniform_(generator=self._generator())))
+        return x, with_augment_labels(cond, labels)
 
     @contextmanager
     def same_dropout(self) -> Generator[None]:

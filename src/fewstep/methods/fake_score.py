@@ -77,7 +77,9 @@ class FakeScore(nn.Module):
 
     def loss(self, batch: Batch, x: Tensor, cond: Condition | None) -> Loss:
         """Denoising loss on the student's images `x`, plus the discriminator loss on `x` and real
-        images, whose gradient also trains the denoiser unless `features` are the teacher's."""
+        images, whose gradient also trains the denoiser unless `features` are the teacher's. With
+        `data.augment`, all of these images are augmented."""
+        x, cond = batch.augment(x, cond)
         denoising = self.denoising_loss(x, batch.randn_like(x), self.times(batch), cond).mean()
         if self.head is None:
             return Loss(denoising)
@@ -141,7 +143,7 @@ def student_images(
     if any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in student.modules()):
         return x, cond
     batch.carry["x"] = x.detach()
-    if cond is not None:
+    if cond is not None and cond.label is not None:
         batch.carry["label"] = cond.label
     return x, cond
 

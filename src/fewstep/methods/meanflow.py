@@ -155,7 +155,7 @@ class Meanflow(Method[MeanflowConfig]):
             return self.teacher.denoiser.under(Flow())(x_t, t, cond=cond).velocity
         if not self.learns_guidance:
             return plain
-        assert cond is not None
+        assert cond is not None and cond.label is not None
         kappa = self.config.kappa
         omega = self.config.guidance * (1 - kappa)
         conditional = self.student(x_t, t, s=t, cond=cond).velocity

@@ -121,7 +121,7 @@ class Sfd(Method[SfdConfig]):
         states = list(path(teacher, noise, self.teacher_times(count), step=self.solver, cond=cond))
         batch.carry["state"], *points = states[:: self.config.between + 1]
         batch.carry["points"] = torch.stack(points, dim=1)
-        if cond is not None:
+        if cond is not None and cond.label is not None:
             batch.carry["label"] = cond.label
 
     def generator(self) -> Generator:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.backbones.edm_unet import EDMUNetConfig
+from fewstep.condition import AUGMENT_LABELS
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.parametrization import EDM, Eps
@@ -41,6 +42,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 NETWORK = {
     r"map_layer0": "time_embedding.linear_1",
     r"map_layer1": "time_embedding.linear_2",
+    r"map_augment": "augment_embedding",
     r"map_noise\.freqs": "sinusoid.frequencies",
     r"enc\.\d+x\d+_conv": "conv_in",
     r"dec\.\d+x\d+_aux_norm|out_norm": "norm_out",
@@ -148,17 +150,17 @@ class _Network:
             shortcut=any(name.endswith("_down.skip.weight") for name in self.tensors),
             image_skips=any("aux_residual" in name for name in blocks),
             dropout=float(first.attributes["dropout"]),
+            augmented=self._is_augmented,
         )
 
     def _state(self, channels: int) -> dict[str, Tensor]:
         """The tensors by our names."""
         state: dict[str, Tensor] = {}
         for name, value in self.tensors.items():
-            # a network without augmentation is one whose augmentation labels are 0
-            if name.endswith("resample_filter") or name.split(".")[0] in (
-                "map_augment",
-                "map_label",
-            ):
+            if name.endswith("resample_filter") or name.startswith("map_label."):
+                continue
+            # other labels than ours are always 0, as in a network without augmentation
+            if name == "map_augment.weight" and not self._is_augmented:
                 continue
             ours = self._our_name(name)
             if ".qkv." in ours:
@@ -174,6 +176,12 @@ class _Network:
             else:
                 state[ours] = value
         return state
+
+    @property
+    def _is_augmented(self) -> bool:
+        """Whether the network was trained with all kinds of EDM's augmentation."""
+        weight = self.tensors.get("map_augment.weight")
+        return weight is not None and weight.shape[1] == AUGMENT_LABELS
 
     def _heads(self, name: str) -> int:
         side, layer, *_ = name.split(".")
