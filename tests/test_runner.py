@@ -133,6 +133,18 @@ def test_a_copied_students_dropout_may_be_changed(tmp_path):
         assemble(read("digits-dmd2", [f"teacher.load={teacher}", "student.dropout=1.0"]), DEVICE)
 
 
+def test_warnings_before_training_are_given_at_every_start(tmp_path):
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    train(teacher, "evaluate.every=0", "fit.steps=1", "student.backbone.pace=1.0")
+    told = read("digits-scm", [f"teacher.load={teacher}", "fit.steps=2", "fit.batch=4"])
+    with pytest.warns(UserWarning, match=r"^Scm learns from the network's derivative in time"):
+        next(run_recipe(told, student))
+    with pytest.warns(UserWarning, match=r"^Scm learns from the network's derivative in time"):
+        for _ in run_recipe(told, student):
+            pass
+    assert not list(run_recipe(told, student))  # finished: nothing to warn of
+
+
 def test_a_flow_maps_weights_in_another_method_are_asked_as_they_are_trained(tmp_path):
     """A MeanFlow's network can be told where to go; DMD never tells it, nor do its samples."""
     teacher, mean = tmp_path / "teacher", tmp_path / "meanflow"

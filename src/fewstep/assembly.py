@@ -314,5 +314,6 @@ def _new_student(recipe: Recipe, spec: SampleSpec, teacher: Generator | None) ->
     with torch.random.fork_rng():
         torch.manual_seed(recipe.fit.seed)
         backbone = settings.build(shape=spec.shape, classes=spec.classes)
+    student = Denoiser(backbone, process, parametrization)
     backbone.load_teacher(teacher and unguided(teacher.denoiser.backbone))
-    return Denoiser(backbone, process, parametrization)
+    return student

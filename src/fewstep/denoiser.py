@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.backbones import Backbone, with_two_times
+from fewstep.backbones import Backbone, set_pace, with_two_times
 from fewstep.coefficients import Coefficients, Pair, tabulate
 from fewstep.condition import Condition
 from fewstep.errors import InputError
@@ -87,6 +87,7 @@ class Denoiser(nn.Module):
     """A `backbone` under a `process`, whose output `parametrization` interprets.
 
     `autocast` is the type that the backbone computes in, such as `torch.bfloat16`; None: its own.
+    A backbone whose settings leave its pace open gets that of the parametrization, in place.
     `is_flow_map` means that the backbone takes a destination time too, which samplers then pass.
     `span` is the lowest and highest time at which the network was trained; None: those of the
     parametrization's ratios.  Raises: InputError unless 0 <= low < high <= 1.
@@ -107,6 +108,7 @@ class Denoiser(nn.Module):
         self.is_flow_map = is_flow_map
         self.process = process
         self.parametrization = parametrization.bind(process)
+        set_pace(backbone, self.parametrization.pace)
         self.autocast = autocast
         self.span = self.natural_span if span is None else span
         if not 0 <= self.span[0] < self.span[1] <= 1:

@@ -25,6 +25,15 @@ class Parametrization(ABC):
     logarithmic: ClassVar[bool] = False
     """Whether levels are logarithms, which a backbone multiplies with its `level_scale`."""
 
+    @property
+    def pace(self) -> float:
+        """Factor of the embedding's frequencies in networks whose settings leave it open.
+
+        Native levels have DDPM's, 1. Logarithms have 0.02, five times the frequencies of EDM at
+        the usual `level_scale` of 250.
+        """
+        return 0.02 if self.logarithmic else 1.0
+
     def bind(self, process: Process) -> "Parametrization":
         """The parametrization of a network that is trained under `process`.
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Generator as Pull
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fewstep.drawing import generate
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.images import save_grid
+from fewstep.methods.checks import training_warnings
 from fewstep.recipe import Recipe
 from fewstep.runs import Run
 from fewstep.scores import score_from
@@ -41,6 +43,9 @@ def run_recipe(
     state = _resume(run, assembly.pins)
     step = state[1]["step"] if state else 0
     writer = RunWriter(run, recipe, assembly, log_every, step)
+    if writer.writes and step < writer.total:
+        for message in training_warnings(assembly.method):
+            warnings.warn(message, stacklevel=2)
     for training in assembly.trainings(recipe.fit, step if state else None):
         if state and state[1]["players"] == list(training.method.players):
             training.restore(*state)

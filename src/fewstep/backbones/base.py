@@ -146,6 +146,35 @@ def _with_input(backbone: Backbone, field: str) -> Backbone:
     return network.to(next(iter(state.values())).device)
 
 
+def set_pace(backbone: Backbone, pace: float) -> None:
+    """Set the pace of the level's embedding where the network's settings leave it open, in place.
+
+    Networks with a pace of their own, or without that setting, stay as they are.
+    """
+    for module in backbone.modules():
+        if isinstance(module, Backbone):
+            module.config = _with_pace(module.config, pace)
+        sinusoid: Any = getattr(module, "sinusoid", None)
+        if getattr(sinusoid, "pace", pace) is not None:
+            continue
+        if isinstance(sinusoid, nn.Module):
+            vars(sinusoid)["pace"] = pace
+        else:
+            vars(module)["sinusoid"] = replace(sinusoid, pace=pace)
+
+
+def _with_pace(config: Any, pace: float) -> Any:
+    """The settings with `pace` where it is None, also in settings of inner networks."""
+    if not isinstance(config, BackboneConfig):
+        return config
+    changes = {
+        name: pace if name == "pace" else _with_pace(value, pace)
+        for name, value in vars(config).items()
+        if isinstance(value, BackboneConfig) or (name == "pace" and value is None)
+    }
+    return replace(config, **changes) if changes else config  # pyright: ignore[reportArgumentType]
+
+
 def set_dropout(backbone: Backbone, dropout: float) -> None:
     """Change the dropout probability of a network, in place.
 

@@ -21,13 +21,14 @@ class Sinusoid:
 
     `sin(level f_k)`, then `cos(level f_k)`, with `f_k = pace 10000^(-k / (width/2 - shift))`.
     With `cosine_first` the cosines come first. `shift` is 1 in DDPM, and by default 0 in diffusers.
+    A `pace` of None counts as 1; see `set_pace`.
     Vaswani et al. 2017, arXiv:1706.03762.
     """
 
     width: int
     shift: float = 1.0
     cosine_first: bool = False
-    pace: float = 1.0
+    pace: float | None = 1.0
 
     def __call__(self, level: Float[Tensor, " b"]) -> Float[Tensor, "b width"]:
         half = self.width // 2
@@ -35,7 +36,7 @@ class Sinusoid:
         dtype = torch.promote_types(level.dtype, torch.float32)
         k = torch.arange(half, dtype=dtype, device=level.device)
         frequency = torch.exp(-math.log(PERIOD) * k / (half - self.shift))
-        angle = self.pace * level[:, None] * frequency
+        angle = _factor(self.pace) * level[:, None] * frequency
         parts = [torch.sin(angle), torch.cos(angle)]
         return torch.cat(parts[::-1] if self.cosine_first else parts, dim=1)
 
@@ -46,7 +47,7 @@ class Fourier(nn.Module):
     Song et al. 2021, arXiv:2011.13456, with frequencies of standard deviation 16.
     """
 
-    def __init__(self, width: int, pace: float = 1.0) -> None:
+    def __init__(self, width: int, pace: float | None = 1.0) -> None:
         super().__init__()
         self.pace = pace
         self.register_buffer("frequencies", 16 * torch.randn(width // 2))
@@ -54,8 +55,12 @@ class Fourier(nn.Module):
     def forward(self, level: Float[Tensor, " b"]) -> Float[Tensor, "b width"]:
         dtype = torch.promote_types(level.dtype, torch.float32)
         frequencies = self.get_buffer("frequencies").to(dtype)
-        angle = level.to(dtype)[:, None] * (2 * math.pi * self.pace * frequencies)
+        angle = level.to(dtype)[:, None] * (2 * math.pi * _factor(self.pace) * frequencies)
         return torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
+
+
+def _factor(pace: float | None) -> float:
+    return 1.0 if pace is None else pace
 
 
 class LevelEmbedding(nn.Module):

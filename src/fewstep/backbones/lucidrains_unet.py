@@ -56,8 +56,9 @@ class LucidrainsUNetConfig(BackboneConfig):
     """Whether there is an input for the destination, for flow maps; initially it has no effect."""
     level_scale: float = 250.0
     """Factor for logarithmic levels (EDM's), so that they span the range of the embedding."""
-    pace: float = 1.0
-    """Factor of the frequencies in the embedding of the level."""
+    pace: float | None = None
+    """Factor of the frequencies in the level's features. None is 0.02 for logarithmic levels
+    (EDM's) and 1 for others."""
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "LucidrainsUNet":
         """Build a network for images of `shape` in [-1, 1].

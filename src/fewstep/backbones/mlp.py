@@ -28,9 +28,10 @@ class MLPConfig(BackboneConfig):
     """Whether there is an input for the destination, for flow maps; initially it has no effect."""
     level_scale: float = 250.0
     """Factor for logarithmic levels (EDM's), so that they span the range of the embedding."""
-    pace: float = 1.0
-    """Factor of the frequencies in the embedding of the level. Values below 1, such as 0.03, keep
-    the network's derivative along time small, as MeanFlow and sCM need."""
+    pace: float | None = None
+    """Factor of the frequencies in the embedding of the level. Small values, such as 0.03, keep the
+    network's derivative along time small, as MeanFlow and sCM need. None is 0.02 for logarithmic
+    levels (EDM's) and 1 for others."""
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "MLP":
         """Build a network for samples of `shape`.

@@ -75,9 +75,10 @@ class UNetConfig(BackboneConfig):
     networks."""
     freq_shift: float = 1.0
     """Spacing of the embedding's frequencies: 1 in DDPM, 0 in later networks."""
-    pace: float = 1.0
-    """Factor of the frequencies in the embedding of the level. Values below 1, such as 0.03, keep
-    the network's derivative along time small, as MeanFlow and sCM need."""
+    pace: float | None = None
+    """Factor of the frequencies in the embedding of the level. Small values, such as 0.03, keep the
+    network's derivative along time small, as MeanFlow and sCM need. None is 0.02 for logarithmic
+    levels (EDM's) and 1 for others."""
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "UNet":
         """Build a network for images of `shape` in [-1, 1].

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -19,6 +20,61 @@ MAX_START_SNR = 0.005
 lacks very dark and very bright images for it (Lin et al. 2023, arXiv:2305.08891)."""
 MAX_ERROR_FACTOR = 10.0
 """Largest `Denoiser.error_factor` at which `check_start` lets sampling start."""
+MAX_LEVEL_TURN = 100.0
+"""Largest `level_turn` without a warning for methods that differentiate in time."""
+
+
+def training_warnings(method: Method[Any]) -> list[str]:
+    """What to tell the user before training: one line for each setting that is likely to be wrong.
+
+    The list is empty if nothing was found. These are measurements of the networks and settings;
+    what cannot work at all raises InputError where the method is built.
+    """
+    return [message for message in (_embedding_warning(method),) if message]
+
+
+def _embedding_warning(method: Method[Any]) -> str | None:
+    if not method.differentiates_in_time:
+        return None
+    turn = level_turn(method.student)
+    if turn <= MAX_LEVEL_TURN:
+        return None
+    return (
+        f"{type(method).__name__} learns from the network's derivative in time, but this network "
+        f"embeds the noise level too fast: its output turns by {turn:.0f} radians from the lowest "
+        f"to the highest level, and more than {MAX_LEVEL_TURN:.0f} make a poor student: train the "
+        "network (here the teacher, if the student starts from it) with "
+        "student.backbone.pace=0.02"
+    )
+
+
+def level_turn(denoiser: Denoiser, *, levels: int = 4) -> float:
+    """How far the network turns with the noise level over its span, in radians.
+
+    It is the derivative of the output with respect to the level, divided by the output's standard
+    deviation over `levels` levels and multiplied by the range of levels. One sine of n periods has
+    2πn, a straight line √12. A network that ignores the level has 0.
+
+    The weight matrices are redrawn in a copy, because training can hide a fast embedding from the
+    output without making it slow. Everything else, such as the frequencies, stays as it is.
+    """
+    network = deepcopy(denoiser.backbone).eval().requires_grad_(False)
+    first = next(network.parameters(), torch.empty(0))
+    generator = torch.Generator(first.device).manual_seed(0)
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
+    x = torch.randn(network.shape, generator=generator, device=first.device, dtype=first.dtype)
+    low, high = denoiser.network_inputs(torch.tensor(denoiser.span), x.expand(2, *x.shape))[1]
+    step = 1e-4  # as a share of the range of levels
+    starts = torch.arange(levels, device=x.device) / levels
+    level = low + (high - low) * torch.stack([starts, starts + step])
+    with torch.no_grad():
+        output = network(x.expand(2 * levels, *x.shape), level.flatten()).double()
+    here, ahead = output.unflatten(0, (2, levels))
+    deviation = here.var(0, correction=0).mean().sqrt()
+    slope = ((ahead - here) / step).square().mean().sqrt()
+    return (slope / deviation).item() if deviation > 0 else 0.0
 
 
 def check_start(method: Method[Any]) -> None:

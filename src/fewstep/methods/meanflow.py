@@ -65,6 +65,7 @@ class Meanflow(Method[MeanflowConfig]):
     reads = frozenset({"images"})
     needs_teacher = False
     trains_at_all_times = True
+    differentiates_in_time = True
 
     def __init__(self, config: MeanflowConfig, task: Task) -> None:
         check_regular(task.student)

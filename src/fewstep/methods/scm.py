@@ -60,6 +60,7 @@ class Scm(Method[ScmConfig]):
     reads = frozenset({"images"})
     needs_teacher = False
     trains_at_all_times = True
+    differentiates_in_time = True
 
     def __init__(self, config: ScmConfig, task: Task) -> None:
         check_regular(task.student)

@@ -229,7 +229,7 @@ def _edm(attributes: Mapping[str, Any], network: _Network) -> Generator:
     # the network itself has no limits: these are the ones of EDM's training and sampling
     low, high = max(attributes["sigma_min"], 0.002), min(attributes["sigma_max"], 80.0)
     parametrization = EDM(attributes["sigma_data"], low, high)
-    backbone = network.build(attributes, level_scale=1.0)
+    backbone = network.build(attributes, level_scale=1.0, pace=1.0)
     return assemble(backbone, VE(high), parametrization, step=Heun(), grid=KarrasGrid())
 
 

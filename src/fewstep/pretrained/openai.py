@@ -247,6 +247,7 @@ class _Layout:
             norm_eps=1e-5,
             dropout=options.dropout,
             level_scale=1000.0,
+            pace=1.0,
         )
 
     def compare(self, config: EDMUNetConfig, options: Options) -> None:

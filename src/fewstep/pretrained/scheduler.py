@@ -286,7 +286,8 @@ def _read_edm(name: str, settings: EdmSettings) -> tuple[Reading, bool]:
         else TableGrid(open_end=True, curve="exponential")
     )
     process = VE(settings.sigma_max)
-    return Reading(process, parametrization, kind(), grid, unet={"level_scale": 1.0}), equal
+    unet = {"level_scale": 1.0, "pace": 1.0}
+    return Reading(process, parametrization, kind(), grid, unet=unet), equal
 
 
 def _read_consistency(settings: ConsistencySettings) -> Reading:
@@ -302,7 +303,7 @@ def _read_consistency(settings: ConsistencySettings) -> Reading:
         EDMBoundary(settings.sigma_data, settings.sigma_min, settings.sigma_max),
         Renoise(clip=1.0 if settings.clip_denoised else None),
         FixedGrid(tuple(rows)),
-        unet={"level_scale": 1000.0},
+        unet={"level_scale": 1000.0, "pace": 1.0},
     )
 
 
