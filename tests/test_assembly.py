@@ -251,6 +251,27 @@ def test_a_copied_network_keeps_its_process(ddpm):
         method(ddpm, "student.process=flow")
 
 
+def test_pairs_without_labels_are_refused_for_students_with_classes(tmp_path):
+    run(read("digits-flow", [*SMALL, "data.labels=false", "fit.steps=1"]), tmp_path / "plain")
+    generator, pairs = runs.load(tmp_path / "plain"), tmp_path / "pairs"
+    for _ in record(generator, pairs, Recording(8, 1), teacher=""):
+        pass
+    new = ["student.init=scratch", "student.process=flow", "student.parametrization=velocity"]
+    network = ["student.backbone.name=unet", *SMALL[:3]]
+    recipe = read("digits-regress", [*FEW, *new, *network, f"pairs.load={pairs}"])
+    recipe = replace(recipe, teacher=None)
+    assert assemble(replace(recipe, data=replace(recipe.data, labels=False)), DEVICE)
+    with pytest.raises(InputError, match="no labels, so that the 10 classes would not be trained"):
+        assemble(recipe, DEVICE)
+
+
+def test_guidance_of_a_teacher_trained_with_labels_only_is_refused(tmp_path):
+    run(read("digits-flow", [*SMALL, "method.label_dropout=0.0", "fit.steps=1"]), tmp_path / "run")
+    settings = [*FEW, f"teacher.load={tmp_path / 'run'}", "teacher.guidance=2.0"]
+    with pytest.raises(InputError, match="but its method, denoise, trained it with labels only"):
+        assemble(read("digits-progressive", settings), DEVICE)
+
+
 def test_pairs_of_another_teacher_are_refused(ddpm, tmp_path):
     world = ["student.process=linear-betas", "student.parametrization=eps", "fit.steps=1"]
     run(read("digits-flow", [*SMALL, *world]), tmp_path / "other")

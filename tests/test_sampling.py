@@ -65,9 +65,11 @@ def test_heun_is_of_second_order(process):
     assert 1.8 < order_of_convergence(Heun(), process) < 2.2
 
 
+@pytest.mark.parametrize("order", [2, 3])
 @clocks
-def test_multistep_is_of_second_order(process):
-    assert 1.8 < order_of_convergence(Multistep(), process) < 2.3
+def test_multistep_is_of_second_order(process, order):
+    """Also with three predictions, as the authors' code weighs their curvature by half."""
+    assert 1.75 < order_of_convergence(Multistep(order), process) < 2.3
 
 
 def test_transfer_is_euler_under_flow_and_ve():
@@ -140,9 +142,13 @@ def test_ancestral_is_ddpm(i, variance):
     torch.testing.assert_close(ours, mean + spread * z, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("variance", ["posterior", "large"])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_ancestral_with_eta_is_ddim(eta):
-    """Song et al. 2020, equations 12 and 16, over a stride of 100 steps."""
+def test_ancestral_with_eta_is_ddim(eta, variance):
+    """Song et al. 2020, equations 12 and 16, over a stride of 100 steps.
+
+    The larger noise has eta times the deviation of DDPM's beta_t: eta = 0 is DDIM in any case.
+    """
     from fewstep.sampling import StepContext
 
     model, x, z, bars = ddpm_inputs()
@@ -151,7 +157,10 @@ def test_ancestral_with_eta_is_ddim(eta):
     x0 = (x - torch.sqrt(1 - bar) * eps) / torch.sqrt(bar)
     spread = eta * torch.sqrt((1 - before) / (1 - bar)) * torch.sqrt(1 - bar / before)
     wanted = torch.sqrt(before) * x0 + torch.sqrt(1 - before - spread**2) * eps + spread * z
-    ours, _ = Ancestral(eta=eta)(StepContext(model, None, Fixed(z)), x, 700 / 999, 600 / 999)
+    if variance == "large":
+        wanted = wanted - spread * z + eta * torch.sqrt(1 - bar / before) * z
+    context = StepContext(model, None, Fixed(z))
+    ours, _ = Ancestral(variance, eta)(context, x, 700 / 999, 600 / 999)
     torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-8)
 
 
@@ -255,6 +264,13 @@ def test_a_wide_clip_changes_nothing(step, process):
     torch.testing.assert_close(*images)
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_shares_of_noise_are_0_to_1(share):
+    for kind, setting in ((Renoise, "share"), (Ancestral, "eta")):
+        with pytest.raises(InputError, match=f"{setting} = .*; it must be 0 to 1"):
+            kind(**{setting: share})
+
+
 def test_renoise_is_consistency_sampling():
     """x_s = alpha_s·f(x_t, t) + sigma_s·z: Song et al. 2023, algorithm 1."""
     from fewstep.sampling import StepContext
@@ -316,7 +332,7 @@ def test_noise_is_numpys_philox():
     assert noise_from_seeds([1 << 62, 7], (6,))[1].tolist() == wanted.tolist()
 
 
-@pytest.mark.parametrize("step", [Transfer(), Heun(), Multistep()])
+@pytest.mark.parametrize("step", [Transfer(), Heun(), Multistep(), Multistep(order=3)])
 def test_a_path_ends_in_the_sample_and_goes_through_the_flow(step):
     model, noise = exact(Flow(), Velocity()), noise_from_seeds(range(4), (2,))
     times = UniformGrid()(256, model)

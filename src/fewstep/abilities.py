@@ -44,6 +44,36 @@ def why_not_guidable(generator: Generator, recipe: Mapping[str, Any] | None) -> 
         return "it has no classes"
     if recipe is None or not method_name(recipe):
         return "it is not known whether it was trained without labels too"
-    if not recipe["method"].get("label_dropout"):
+    if not _label_dropout(recipe["method"]):
         return f"its method, {method_name(recipe)}, trained it with labels only"
     return ""
+
+
+def with_guidance(
+    generator: Generator, weight: float, recipe: Mapping[str, Any] | None
+) -> Generator:
+    """The generator under classifier-free guidance; a weight of 1 means no guidance.
+
+    Checkpoints of other projects, of which nothing is known, are accepted.
+
+    Raises: InputError as `Generator.with_guidance`, or if the recipe says that the generator was
+    not trained without labels too.
+    """
+    if weight == 1:
+        return generator
+    guided = generator.with_guidance(weight)
+    reason = why_not_guidable(generator, recipe) if method_name(recipe) else ""
+    if reason:
+        raise InputError(
+            f"guidance compares with the output without class, but {reason}: set the weight of "
+            "guidance to 1, or train with method.label_dropout=0.1"
+        )
+    return guided
+
+
+def _label_dropout(settings: Mapping[str, Any]) -> float:
+    try:  # the name may be the address of foreign code, which a weights file must not import
+        kind = plugins.resolve("method", settings["name"], allow_code=())
+    except InputError:
+        return settings.get("label_dropout", 0.0)
+    return kind.label_dropout(settings)

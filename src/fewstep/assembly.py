@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fewstep import backbones, data, metrics, plugins, runs, store
+from fewstep.abilities import with_guidance
 from fewstep.batching import Batches, ImageStream, Stream
 from fewstep.data import ImageSet
 from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
@@ -101,8 +102,6 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     teacher = None
     if recipe.teacher:
         teacher = _teacher(recipe, spec)
-        if recipe.teacher.guidance != 1:
-            teacher = teacher.with_guidance(recipe.teacher.guidance)
         pins["teacher"] = runs.weights_hash(teacher)
     method_class = plugins.resolve("method", recipe.method_name)
     student, original = _student(recipe, spec, teacher)
@@ -167,15 +166,16 @@ def _classifier(images: ImageSet) -> Path:
 
 def _teacher(recipe: Recipe, spec: SampleSpec) -> Generator:
     assert recipe.teacher
-    teacher = runs.load(recipe.teacher.load)
-    _check_spec(teacher, f"the teacher {recipe.teacher.load}", recipe, spec)
+    address, weight = recipe.teacher.load, recipe.teacher.guidance
+    teacher = runs.load(address)
+    _check_spec(teacher, f"the teacher {address}", recipe, spec)
     config = unguided(teacher.denoiser.backbone).config
     if recipe.data.augment and not getattr(config, "augmented", False):
         raise InputError(
-            f"data.augment is {recipe.data.augment}, but the teacher {recipe.teacher.load} was "
-            "trained without this augmentation: set data.augment=0, or train the teacher with it"
+            f"data.augment is {recipe.data.augment}, but the teacher {address} was trained without "
+            "this augmentation: set data.augment=0, or train the teacher with it"
         )
-    return teacher
+    return with_guidance(teacher, weight, runs.describe(address).get("recipe"))
 
 
 def _check_spec(generator: Generator, noun: str, recipe: Recipe, spec: SampleSpec) -> None:
@@ -214,6 +214,11 @@ def _open_store(
         raise InputError(
             f"the images in the store {recipe.pairs.load} have shape {stream.shape}, but those of "
             f"data.name={recipe.data.name} have {spec.shape}: record pairs of this size"
+        )
+    if spec.classes and not stream.has_labels():
+        raise InputError(
+            f"the pairs in {recipe.pairs.load} have no labels, so that the {spec.classes} classes "
+            "would not be trained: record a class-conditional teacher, or set data.labels=false"
         )
     # samples converted from other projects do not say who recorded them
     source = reader.provenance.get("teacher")

@@ -1,6 +1,6 @@
 """alpha, sigma and everything that follows from them at given times, computed when it is used."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import torch
@@ -153,3 +153,26 @@ def tabulate(
     t = torch.tensor(points, dtype=torch.float64)
     table = _Table(process, parametrization, t, dtype)
     return {point: _Entry(table, index) for index, point in enumerate(points)}
+
+
+def multistep_factors(gains: Sequence[Tensor]) -> list[Tensor]:
+    """Factors by which a step of DPM-Solver++ extrapolates the predicted images.
+
+    `gains` are those of ln(alpha/sigma) in this step and in the one or two before it, the newest
+    first. The image of the step is the newest one plus the sum of factor·(newer − older image): a
+    line through two images (2M) or a parabola through three (3M), whose curvature counts half, as
+    in the authors' code. The first gain of a process without signal at its start is infinite; its
+    difference gets the factor 0.  Lu et al. 2022, arXiv:2211.01095.
+    """
+    if len(gains) == 1:
+        return []
+    gain, ratio = gains[0], gains[1] / gains[0]
+    if len(gains) == 2:
+        return [0.5 / ratio]
+    # weights of slope and curvature; an exact parabola has twice this curvature, and is less
+    # accurate on coarse grids
+    e = torch.expm1(-gain)
+    slope, curvature = -(e + gain) / (e * gain), ((e + gain) / gain**2 - 0.5) / e
+    earlier = gains[2] / gain
+    bend = (slope * ratio + curvature) / (ratio + earlier)
+    return [(slope + bend) / ratio, -bend / earlier]

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fewstep.coefficients import Coefficients
+from fewstep.coefficients import Coefficients, multistep_factors
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser, Prediction, check_times
 from fewstep.errors import InputError
@@ -73,8 +73,6 @@ class Step(ABC):
     noun: ClassVar[str] = "sampler"
     deterministic: ClassVar[bool] = False
     """Whether images are a function of the starting noise alone, as recording requires."""
-    order: ClassVar[int] = 1
-    """Order of accuracy as a solver of the probability-flow ODE."""
     evaluations: ClassVar[int] = 1
     """Network calls of a step; the last step, which ends at the image, may need fewer."""
     own_grid: ClassVar[bool] = False
@@ -101,6 +99,10 @@ class Renoise(Step):
     """Share of the noise variance to replace, 0 to 1."""
     clip: float | None = None
     """Clamp the predicted image to ±clip."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise InputError(f"the sampler renoise has share = {self.share}; it must be 0 to 1")
 
     def __call__(
         self, context: StepContext, x_t: Tensor, t: float, s: float | None
@@ -141,11 +143,16 @@ class Ancestral(Step):
     """
 
     variance: Literal["posterior", "large"] = "posterior"
-    """Noise variance: that of q, or DDPM's beta_t, sigma_t² − (alpha_t/alpha_s)²·sigma_s²."""
+    """Noise variance, at eta = 1: that of q, or DDPM's beta_t, which is
+    sigma_t² − (alpha_t/alpha_s)²·sigma_s²."""
     eta: float = 1.0
-    """Factor of the posterior's standard deviation, 0 to 1, as in DDIM."""
+    """Factor of the noise's standard deviation, 0 to 1, as in DDIM; the mean is that of DDIM."""
     clip: float | None = None
     """Clamp the predicted image to ±clip."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise InputError(f"the sampler ancestral has eta = {self.eta}; it must be 0 to 1")
 
     def __call__(
         self, context: StepContext, x_t: Tensor, t: float, s: float | None
@@ -160,9 +167,7 @@ class Ancestral(Step):
         fresh = -math.expm1(2 * float(log_s - log_t))
         share = self.eta**2 * fresh
         mean = alpha_s * x0 + sigma_s * math.sqrt(1 - share) * eps
-        spread = sigma_s * math.sqrt(share)
-        if self.variance == "large":
-            spread = prediction.sigma * math.sqrt(fresh)
+        spread = math.sqrt(share) * (prediction.sigma if self.variance == "large" else sigma_s)
         return mean + spread * context.noise.like(x_t), None
 
 
@@ -174,7 +179,6 @@ class Heun(Step):
     """
 
     deterministic: ClassVar[bool] = True
-    order: ClassVar[int] = 2
     evaluations: ClassVar[int] = 2
     clip: float | None = None
     """Clamp the predicted image to ±clip; slopes are those of the noise that then makes x_t."""
@@ -192,28 +196,36 @@ class Heun(Step):
 
 @dataclass(frozen=True)
 class Multistep(Step):
-    """DPM-Solver++ (2M): second order from the last two predictions.  Lu et al. 2211.01095."""
+    """DPM-Solver++ (2M and 3M): extrapolates the image from the last predictions.
+
+    Lu et al. 2022, arXiv:2211.01095. The first steps combine as many predictions as there are, and
+    the last one returns the predicted image.
+    """
 
     deterministic: ClassVar[bool] = True
-    order: ClassVar[int] = 2
+    order: Literal[2, 3] = 2
+    """Number of predictions that a step combines: 2 (2M) or 3 (3M, the teacher of SFD)."""
     clip: float | None = None
-    """Clamp each predicted image to ±clip before the last two are combined."""
+    """Clamp each predicted image to ±clip before the last ones are combined."""
 
     def __call__(
         self, context: StepContext, x_t: Tensor, t: float, s: float | None
     ) -> tuple[Tensor, Any]:
         prediction = context.predict(x_t, t)
-        first = x0 = _clamp(prediction.x0, self.clip)
+        image = _clamp(prediction.x0, self.clip)
         if s is None:
-            return x0, None
+            return image, None
         gain = prediction.coefficients.log_ratio - context.coefficients(s, x_t).log_ratio
+        gains, images = [gain], [image]
         if context.memory is not None:
-            last_gain, last_x0 = context.memory
-            # the first gain of a process without signal at its start is infinite: no correction
-            x0 = x0 + (0.5 * gain / last_gain).to(x0.dtype) * (x0 - last_x0)
+            gains, images = gains + context.memory[0], images + context.memory[1]
+        x0 = image
+        pairs = zip(multistep_factors(gains), images[:-1], images[1:], strict=True)
+        for factor, newer, older in pairs:
+            x0 = x0 + factor.to(x0.dtype) * (newer - older)
         alpha_s, sigma_s = context.at(s, like=x_t)
         x_s = alpha_s * x0 + sigma_s / prediction.sigma * (x_t - prediction.alpha * x0)
-        return x_s, (gain, first)
+        return x_s, (gains[: self.order - 1], images[: self.order - 1])
 
 
 @dataclass(frozen=True)

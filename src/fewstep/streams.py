@@ -16,6 +16,7 @@ from fewstep.methods.batch import PairBatch, RingBatch
 from fewstep.noise import noise_from_seeds
 
 CACHE_BYTES = 256 << 20  # of decoded pairs, so that a small store is read once, not every epoch
+FIRST_ROWS = 256  # that say whether a store has labels
 
 
 class PairStream:
@@ -57,6 +58,10 @@ class PairStream:
 
     def __len__(self) -> int:
         return len(self.reader)
+
+    def has_labels(self) -> bool:
+        """Whether the records have labels, by the first of them."""
+        return _has_labels(self.reader)
 
     def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> PairBatch:
         """The rows selected by `index`.
@@ -105,6 +110,10 @@ class RingStream:
     def __len__(self) -> int:
         return len(self.reader)
 
+    def has_labels(self) -> bool:
+        """Whether the records have labels, by the first of them."""
+        return _has_labels(self.reader)
+
     def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> RingBatch:
         """The rows selected by `index`. Images are not augmented."""
         records = self.reader[index]
@@ -116,6 +125,14 @@ class RingStream:
             records["r_chunks"].to(device),
             _cond(label, device),
         )
+
+
+def _has_labels(reader: store.Reader) -> bool:
+    """Whether any of the first records has a label."""
+    if "label" not in reader.schema:
+        return False
+    first = reader[torch.arange(min(len(reader), FIRST_ROWS))]
+    return bool((first["label"] != NO_LABEL).any())
 
 
 def _noise_image_label(

@@ -20,7 +20,7 @@ from fewstep.times import FixedGrid, KarrasGrid
 
 STEPS = [
     Transfer(), Transfer(clip=0.5), Renoise(0.5), Renoise(clip=1.0), Ancestral(), Heun(),
-    Heun(clip=1.0), Multistep(), Multistep(clip=1.0), Ancestral("large", clip=1.0),
+    Heun(clip=1.0), Multistep(), Multistep(clip=1.0), Multistep(3), Ancestral("large", clip=1.0),
 ]  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def wanted(generator, inputs, steps):
     return (images.clamp(-1, 1) + 1) / 2
 
 
-SLOW = [Transfer(clip=1.0), Renoise(0.5), Ancestral("large"), Heun(), Multistep()]
+SLOW = [Transfer(clip=1.0), Renoise(0.5), Ancestral("large"), Heun(), Multistep(), Multistep(3)]
 STEPS = [
     Ancestral(),
     Corrector(),

@@ -83,9 +83,11 @@ def test_a_step_has_one_turn_an_interval_and_counts_take_turns():
     assert [turn.player for turn in method.turns(7)] == ["student"] * 4
 
 
-@pytest.mark.parametrize(("name", "step"), [("heun", Heun()), ("multistep", Multistep())])
-def test_the_teachers_points_are_those_of_its_finer_path(name, step):
-    method = sfd(counts=(2,), between=3, solver=name)
+@pytest.mark.parametrize("step", [Heun(), Multistep(), Multistep(order=3)])
+def test_the_teachers_points_are_those_of_its_finer_path(step):
+    order = {"order": step.order} if isinstance(step, Multistep) else {}
+    name = type(step).__name__.lower()
+    method = sfd(counts=(2,), between=3, solver=name, **order)
     (one,) = batches().step(0)
     one.begin("student", 0)
     noise = one.noise()
@@ -231,6 +233,8 @@ def test_what_cannot_be_is_refused():
         sfd(teacher=Generator(affine().as_flow_map(), SPEC))
     with pytest.raises(InputError, match="distils a teacher"):
         sfd(teacher=None)
+    with pytest.raises(InputError, match='order is 3, which only method.solver = "multistep" has'):
+        sfd(solver="heun", order=3)
 
 
 def test_a_teacher_that_cannot_answer_everywhere_is_refused():

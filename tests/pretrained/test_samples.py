@@ -15,6 +15,7 @@ from fewstep.sampling import Ancestral, Heun, Multistep, Transfer
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 V_NET = {"prediction_type": "v_prediction"}
 ZERO_SNR = {**V_NET, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+THIRD = {"solver_order": 3, "lower_order_final": False}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 EQUAL = [
     ("DDIM", {}, 7, Transfer(clip=1.0)),
@@ -44,6 +45,8 @@ EQUAL = [
     ("DPMSolverMultistep", {**V_NET, "timestep_spacing": "leading"}, 12, None),
     ("DPMSolverMultistep", ZERO_SNR, 10, None),
     ("DPMSolverMultistep", {**V_NET, "solver_order": 1}, 10, Transfer()),
+    ("DPMSolverMultistep", {**V_NET, **THIRD}, 10, Multistep(order=3)),
+    ("DPMSolverMultistep", {**ZERO_SNR, **THIRD}, 6, Multistep(order=3)),
     (
         "DPMSolverMultistep",
         {**V_NET, "beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1},
@@ -54,6 +57,7 @@ EQUAL = [
     ("EDMEuler", {}, 10, Transfer()),
     ("EDMEuler", {"sigma_schedule": "exponential", "sigma_data": 1.0}, 10, None),
     ("EDMDPMSolverMultistep", {"sigma_min": 0.01, "rho": 5.0}, 10, Multistep()),
+    ("EDMDPMSolverMultistep", THIRD, 12, Multistep(order=3)),
     ("FlowMatchEulerDiscrete", {}, 10, Transfer()),
     ("FlowMatchEulerDiscrete", {"shift": 3.0}, 10, None),
     ("FlowMatchEulerDiscrete", {"num_train_timesteps": 500}, 10, None),

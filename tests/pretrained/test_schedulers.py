@@ -86,7 +86,7 @@ NEAREST = [
     ("KDPM2AncestralDiscrete", {}, Ancestral()),
     ("TCD", {}, Transfer()),
     ("DPMSolverSinglestep", {}, Multistep()),
-    ("DPMSolverMultistep", {"solver_order": 3}, Multistep()),
+    ("DPMSolverMultistep", {"solver_order": 3}, Multistep(order=3)),
     ("DPMSolverMultistep", {"solver_type": "heun"}, Multistep()),
     (
         "DPMSolverMultistep",

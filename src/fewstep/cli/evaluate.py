@@ -81,15 +81,15 @@ def main(argv: Sequence[str]) -> int:
     """Run `fewstep evaluate`. Returns the exit code."""
     options = console.options(Options, "evaluate", argv)
     from fewstep import comparison
+    from fewstep.abilities import with_guidance
     from fewstep.distributed import device
     from fewstep.evaluation import Evaluator
     from fewstep.generator import convert_step
 
     counts, protocol = console.numbers("--steps", options.steps, int), options.evaluation_protocol()
     run = comparison.load_run(options.run, weights=options.weights)
-    generator = run.generator
-    if options.guidance != 1:
-        generator = generator.with_guidance(options.guidance)
+    recipe = run.recipe and run.recipe.table()
+    generator = with_guidance(run.generator, options.guidance, recipe)
     if options.sampler:
         generator = generator.with_sampler(step=convert_step(generator.step, options.sampler))
     generator = generator.to(device())

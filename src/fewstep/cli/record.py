@@ -134,6 +134,7 @@ def run(
     Returns the range of the images that are recorded now.
     """
     from fewstep import runs
+    from fewstep.abilities import with_guidance
     from fewstep.distributed import device
     from fewstep.evaluation import exhaust
     from fewstep.generator import convert_step
@@ -143,8 +144,7 @@ def run(
     teacher = runs.network_hash(generator)
     step = convert_step(generator.step, sampler, clip=clip)
     generator = generator.with_sampler(step=step).to(device())
-    if guidance != 1:
-        generator = generator.with_guidance(guidance)
+    generator = with_guidance(generator, guidance, runs.describe(address).get("recipe"))
     with closing(record(generator, folder, recording, teacher=teacher, batch=batch)) as rows:
         return exhaust(rows, lambda progress: update(progress.done, total=progress.total))
 

@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from fewstep import runs
+    from fewstep.abilities import with_guidance
     from fewstep.distributed import device
     from fewstep.drawing import generate_values
     from fewstep.generator import convert_step
@@ -56,15 +57,14 @@ def main(argv: Sequence[str]) -> int:
     labels = console.numbers("--label", options.label, int) if options.label else ()
     times = console.numbers("--times", options.times, float) if options.times else ()
     generator = runs.load(options.run, weights=options.weights)
-    if options.guidance != 1:
-        generator = generator.with_guidance(options.guidance)
+    recipe = runs.describe(options.run, weights=options.weights).get("recipe")
+    generator = with_guidance(generator, options.guidance, recipe)
     if labels:
         generator.check_labels(torch.tensor(labels))
     if options.sampler:
         generator = generator.with_sampler(step=convert_step(generator.step, options.sampler))
     steps = options.steps
     if steps is None:
-        recipe = runs.describe(options.run, weights=options.weights).get("recipe")
         steps = min(runs.default_steps(generator, recipe))
     if times:
         generator = generator.with_sampler(grid=FixedGrid((times,)))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep import __version__, runs
+from fewstep.abilities import with_guidance
 from fewstep.backbones import without_augmentation
 from fewstep.errors import InputError
 from fewstep.export.precision import Dtype, round_weights, rounding_error
@@ -84,8 +85,7 @@ def load_source(
     generator = runs.load(address, weights=weights)
     _check_finite(generator)
     note = runs.describe(address, weights=weights)
-    if guidance != 1:
-        generator = generator.with_guidance(guidance)
+    generator = with_guidance(generator, guidance, note.get("recipe"))
     if sampler is not None:
         generator = generator.with_sampler(step=convert_step(generator.step, sampler))
     counts = steps or runs.default_steps(generator, note.get("recipe"))

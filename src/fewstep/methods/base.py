@@ -67,7 +67,8 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
     method only computes losses: it calls no `.backward()` and has no optimiser, device, log or
     file.
 
-    Raises: InputError if it needs a teacher and the task has none.
+    Raises: InputError if it needs a teacher and the task has none, or if a setting `label_dropout`
+    would leave the classes untrained.
     """
 
     Config: ClassVar[type]
@@ -103,6 +104,7 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
                 f"{type(self).__name__} distils a teacher, and the recipe has none: "
                 "set teacher.load to a run or a pretrained network"
             )
+        check_label_dropout(getattr(config, "label_dropout", 0.0), task.spec.classes)
         self.config = config
         self.student = task.student
         self.spec = task.spec
@@ -113,6 +115,15 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
     def fixed_steps(self) -> int | None:
         """Total number of training steps of its phases; None for a method without phases."""
         return None
+
+    @classmethod
+    def label_dropout(cls, settings: Mapping[str, Any]) -> float:
+        """Fraction of rows that a training with these `settings` trains without their label.
+
+        `settings` is the table [method] of a recipe with all defaults. A network can be guided if
+        it is above 0.
+        """
+        return settings.get("label_dropout", 0.0)
 
     def check(self, streams: Mapping[str, Any]) -> None:
         """Check that the recorded data fit the student.
@@ -140,6 +151,19 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
 def count_steps(value: float, total: int) -> int:
     """A number of steps; a `value` below 1 is a share of `total`."""
     return round(value * total if value < 1 else value)
+
+
+def check_label_dropout(share: float, classes: int = 0) -> None:
+    """Raise InputError unless `share` is from 0 to 1, and below 1 if there are `classes`."""
+    if not 0 <= share <= 1:
+        raise InputError(
+            f"method.label_dropout is {share}; it must be a fraction of the rows, 0 to below 1"
+        )
+    if share == 1 and classes:
+        raise InputError(
+            f"method.label_dropout is {share}, which leaves the {classes} classes untrained: set "
+            "data.labels=false to train without classes, or a smaller fraction"
+        )
 
 
 def require_teacher(task: Task) -> Generator:

@@ -57,7 +57,7 @@ class CircuitMethodConfig:
     image: float = 1.0
     """λ_image, the weight of the squared error of the X0out images in the loss."""
     label_dropout: float = 0.0
-    """Fraction of rows, 0 to 1, trained without their label, for guidance; a ring has none."""
+    """Fraction of rows, 0 to below 1, trained without label, for guidance; a ring has none."""
     joint: bool = False
     """Whether the losses of the updates also train the encoder, as published. It then learns states
     that hardly change from step to step, and the images of a ring are poor (docs/log.md)."""

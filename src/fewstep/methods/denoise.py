@@ -14,10 +14,13 @@ from typing import Literal
 from torch import Tensor
 
 from fewstep.denoiser import Prediction
+from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.losses import squared_error
-from fewstep.methods.base import Loss, Method, Turn
+from fewstep.methods.base import Loss, Method, Turn, check_label_dropout
 from fewstep.methods.batch import Batch
+from fewstep.plugins import name_of
+from fewstep.sampling import Step, Transfer
 from fewstep.times import Density, Grid, Uniform, UniformGrid
 
 
@@ -34,9 +37,20 @@ class DenoiseConfig:
     gamma: float = 5.0
     """Largest weight under `min-snr`; published: 5 (Hang et al. 2023, arXiv:2303.09556)."""
     label_dropout: float = 0.1
-    """Fraction of rows, 0 to 1, trained without their label, for classifier-free guidance."""
+    """Fraction of rows, 0 to below 1, trained without their label, for classifier-free guidance."""
+    sampler: Step = field(default_factory=Transfer)
+    """Sampler of the trained network: `transfer` (Euler, or DDIM), `heun` (2N − 1 network calls in
+    N steps, published for EDM), `multistep`, `ancestral` (DDPM's), `renoise` or `corrector`."""
     grid: Grid = field(default_factory=UniformGrid)
     """Times at which the trained network is sampled: `uniform` or `karras`."""
+
+    def __post_init__(self) -> None:
+        check_label_dropout(self.label_dropout)
+        if self.sampler.own_grid:
+            raise InputError(
+                f"method.sampler is {name_of('sampler', type(self.sampler))}, which samples only "
+                "networks of its own kind: choose another, such as transfer"
+            )
 
 
 class Denoise(Method[DenoiseConfig]):
@@ -74,4 +88,4 @@ class Denoise(Method[DenoiseConfig]):
         return (snr * output_factor.square()).flatten()
 
     def generator(self) -> Generator:
-        return Generator(self.student, self.spec, grid=self.config.grid)
+        return Generator(self.student, self.spec, grid=self.config.grid, step=self.config.sampler)

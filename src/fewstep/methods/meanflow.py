@@ -9,9 +9,9 @@ forward-mode pass computes u and its derivative together. At s = t this is flow 
 Geng et al. 2025, arXiv:2505.13447.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from fewstep.backbones.derivatives import value_and_tangent
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
-from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
+from fewstep.methods.base import Loss, Method, Task, Turn, check_label_dropout, require_teacher
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_regular, check_spans
 from fewstep.process import Flow, broadcast_to
@@ -54,9 +54,12 @@ class MeanflowConfig:
     interval: tuple[float, float] = (0.0, 1.0)
     """The lowest and highest time at which the velocity is guided."""
     label_dropout: float = 0.1
-    """Fraction of rows, 0 to 1, trained without their label; used only with guidance."""
+    """Fraction of rows, between 0 and 1, trained without their label; used only with guidance."""
     grid: Grid = field(default_factory=UniformGrid)
     """Times at which the student is sampled."""
+
+    def __post_init__(self) -> None:
+        check_label_dropout(self.label_dropout)
 
 
 class Meanflow(Method[MeanflowConfig]):
@@ -75,6 +78,11 @@ class Meanflow(Method[MeanflowConfig]):
         if config.source == "teacher":
             check_spans(self.student, require_teacher(task).denoiser.under(Flow()))
 
+    @classmethod
+    def label_dropout(cls, settings: Mapping[str, Any]) -> float:
+        guided = settings.get("guidance", 1.0) != 1 or settings.get("kappa", 0.0) > 0
+        return super().label_dropout(settings) if guided else 0.0
+
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)
 
@@ -89,9 +97,8 @@ class Meanflow(Method[MeanflowConfig]):
         with torch.no_grad():
             v = self.velocity(eps - x0, x_t, t, cond)
         parts: list[Tensor] = []
-        for rows, squared_residual in zip(
-            self.split_rows(batch), (self.squared_residual, self.squared_residual_at_t), strict=True
-        ):
+        residuals = (self.squared_residual, self.squared_residual_at_t)
+        for rows, squared_residual in zip(self.split_rows(batch), residuals, strict=True):
             if len(rows):
                 rows = rows.to(x0.device)
                 labels = None if cond is None else cond[rows]
@@ -162,8 +169,7 @@ class Meanflow(Method[MeanflowConfig]):
         conditional = self.student(x_t, t, s=t, cond=cond).velocity
         unconditional = self.student(x_t, t, s=t, cond=cond.null()).velocity
         guided = omega * plain + kappa * conditional + (1 - omega - kappa) * unconditional
-        low, high = self.config.interval
-        inside = (cond.label >= 0) & (t >= low) & (t <= high)
+        inside = (cond.label >= 0) & (t >= self.config.interval[0]) & (t <= self.config.interval[1])
         return torch.where(broadcast_to(inside, plain) > 0, guided, plain)
 
     def generator(self) -> Generator:
@@ -187,4 +193,9 @@ def _check(config: MeanflowConfig, spec: SampleSpec) -> None:
         raise InputError(
             "method.guidance and method.kappa need class labels, and these images have none: "
             "remove them from the recipe"
+        )
+    if config.label_dropout == 0:
+        raise InputError(
+            "method.guidance and method.kappa compare with the velocity without label, which "
+            "method.label_dropout = 0.0 does not train: set it to 0.1"
         )

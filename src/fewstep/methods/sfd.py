@@ -28,7 +28,7 @@ from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_spans, grid_times
 from fewstep.noise import RowNoise
-from fewstep.sampling import StepContext, Transfer, path
+from fewstep.sampling import Multistep, StepContext, Transfer, path
 from fewstep.times import FixedGrid, Grid, UniformGrid
 
 
@@ -43,6 +43,8 @@ class SfdConfig:
     solver: Literal["transfer", "heun", "multistep"] = "multistep"
     """Sampler of the teacher: `transfer` (Euler, or DDIM), `heun` (two network calls per step) or
     `multistep`."""
+    order: Literal[2, 3] = 2
+    """Order of the solver `multistep`; published: 3."""
     grid: Grid = field(default_factory=UniformGrid)
     """Times of the teacher's trajectory; every (between + 1)-th is also a time of the student."""
     loss: PointDistance = field(default_factory=AbsoluteError)
@@ -63,6 +65,11 @@ class Sfd(Method[SfdConfig]):
                 f"method.counts is {list(config.counts)} and method.between {config.between}; "
                 "every count must be at least 1, and method.between at least 0"
             )
+        if config.order != 2 and config.solver != "multistep":
+            raise InputError(
+                f'method.order is {config.order}, which only method.solver = "multistep" has; '
+                f'method.solver is "{config.solver}"'
+            )
         teacher = task.teacher
         if teacher and teacher.denoiser.is_flow_map and config.solver != "transfer":
             raise InputError(
@@ -73,6 +80,8 @@ class Sfd(Method[SfdConfig]):
         teacher = require_teacher(task)
         check_spans(self.student, teacher.denoiser.under(self.student.process))
         self.solver = convert_step(teacher.step, config.solver)
+        if isinstance(self.solver, Multistep):
+            self.solver = replace(self.solver, order=config.order)
         self.times = {
             count: self.teacher_times(count)[:: config.between + 1].tolist()
             for count in config.counts

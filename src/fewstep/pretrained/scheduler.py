@@ -6,7 +6,7 @@ docs/pretrained.md has the whole table.
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,7 +22,7 @@ from fewstep.pretrained.parametrizations import EDMBoundary
 from fewstep.pretrained.scheduler_classes import KINDS, REFUSED
 from fewstep.pretrained.settings import read_settings
 from fewstep.process import VE, Flow, Process
-from fewstep.sampling import Ancestral, Heun, Renoise, Step, Transfer
+from fewstep.sampling import Ancestral, Heun, Multistep, Renoise, Step, Transfer
 from fewstep.spacing import Curve, ShiftedGrid, TableGrid
 from fewstep.times import FixedGrid, Grid, KarrasGrid
 
@@ -77,6 +77,7 @@ class TableSettings(Betas):
     algorithm_type: str = "dpmsolver++"
     solver_type: str = "midpoint"
     solver_order: int = 2
+    lower_order_final: bool = True
 
     @property
     def clip(self) -> float | None:
@@ -109,6 +110,7 @@ class EdmSettings:
     algorithm_type: str = "dpmsolver++"
     solver_type: str = "midpoint"
     solver_order: int = 2
+    lower_order_final: bool = True
 
 
 @dataclass(frozen=True)
@@ -210,9 +212,9 @@ def _read_table(name: str, settings: TableSettings, where: Path | str) -> tuple[
             f"cannot give an image: sampling starts one level below, at timestep {last - 1}",
             stacklevel=4,
         )
-    kind, equal = _solver(name, settings)
-    step, grid = _clipped(kind, settings, where), _table_grid(name, settings, process)
-    if kind is Heun:
+    solver, equal = _solver(name, settings)
+    step, grid = _clipped(solver, settings, where), _table_grid(name, settings, process)
+    if isinstance(step, Heun):
         # diffusers' slopes are along sigma/alpha, which is the time of VE
         table, process = process, VE(float(process.ratio(torch.ones((), dtype=torch.float64))))
         if span:
@@ -222,20 +224,23 @@ def _read_table(name: str, settings: TableSettings, where: Path | str) -> tuple[
     return Reading(process, parametrization, step, grid, span), equal
 
 
-def _solver(name: str, settings: TableSettings | EdmSettings) -> tuple[type[Step], bool]:
+def _solver(name: str, settings: TableSettings | EdmSettings) -> tuple[Step, bool]:
     """Our sampler, and whether it is the class's own."""
     kind = KINDS[name]
     if "DPMSolver" not in name or name == "DPMSolverSDEScheduler":
-        return kind.step, kind.equal
+        return kind.step(), kind.equal
     if settings.algorithm_type.startswith("sde"):
-        return Ancestral, settings.solver_order == 1
+        return Ancestral(), settings.solver_order == 1
     if settings.solver_order == 1:
-        return Transfer, True
+        return Transfer(), True
     plain = settings.algorithm_type != "dpmsolver" and settings.solver_type != "heun"
-    return kind.step, kind.equal and plain and settings.solver_order == 2
+    if settings.solver_order == 2:
+        return kind.step(), kind.equal and plain
+    # with lower_order_final, the last step but one of fewer than 15 is of order 2
+    return Multistep(order=3), kind.equal and plain and not settings.lower_order_final
 
 
-def _clipped(kind: type[Step], settings: TableSettings, where: Path | str) -> Step:
+def _clipped(step: Step, settings: TableSettings, where: Path | str) -> Step:
     """The sampler with the scheduler's bound of the predicted image."""
     if settings.thresholding and settings.clip is None:
         warnings.warn(
@@ -243,8 +248,8 @@ def _clipped(kind: type[Step], settings: TableSettings, where: Path | str) -> St
             "dynamic thresholding is not supported: it is ignored",
             stacklevel=4,
         )
-    clips = "clip" in {f.name for f in fields(cast(Any, kind))}
-    return kind(**({"clip": settings.clip} if clips else {}))
+    clips = "clip" in {f.name for f in fields(cast(Any, step))}
+    return replace(cast(Any, step), clip=settings.clip) if clips else step
 
 
 def _table_grid(name: str, settings: TableSettings, process: Process) -> TableGrid:
@@ -278,7 +283,7 @@ def _table_grid(name: str, settings: TableSettings, process: Process) -> TableGr
 
 def _read_edm(name: str, settings: EdmSettings) -> tuple[Reading, bool]:
     """The network's level is ln(sigma)/4, without a factor."""
-    kind, equal = _solver(name, settings)
+    step, equal = _solver(name, settings)
     parametrization = EDM(settings.sigma_data, settings.sigma_min, settings.sigma_max)
     grid = (
         KarrasGrid(settings.rho)
@@ -287,7 +292,7 @@ def _read_edm(name: str, settings: EdmSettings) -> tuple[Reading, bool]:
     )
     process = VE(settings.sigma_max)
     unet = {"level_scale": 1.0, "pace": 1.0}
-    return Reading(process, parametrization, kind(), grid, unet=unet), equal
+    return Reading(process, parametrization, step, grid, unet=unet), equal
 
 
 def _read_consistency(settings: ConsistencySettings) -> Reading:
@@ -329,8 +334,8 @@ def _read_flow_solver(
     last = 1 / settings.levels
     low, high = (last, 1.0) if name.startswith("UniPC") else (0.0, 1 - last)
     grid = ShiftedGrid(settings.flow_shift, low, high, open_end=True)
-    kind, equal = _solver(name, settings)
-    return _flow_reading(_clipped(kind, settings, where), grid, settings.levels), equal
+    step, equal = _solver(name, settings)
+    return _flow_reading(_clipped(step, settings, where), grid, settings.levels), equal
 
 
 def _flow_reading(step: Step, grid: Grid, levels: int) -> Reading:

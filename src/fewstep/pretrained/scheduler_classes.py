@@ -34,7 +34,7 @@ _CLIP = _names("clip_sample clip_sample_range")
 _THRESHOLD = _names("thresholding sample_max_value")
 _SIGMAS = _names("use_karras_sigmas use_exponential_sigmas use_beta_sigmas")
 _FLOW_SIGMAS = _names("use_flow_sigmas flow_shift")
-_SOLVER = _names("algorithm_type solver_type solver_order")
+_SOLVER = _names("algorithm_type solver_type solver_order lower_order_final")
 _SHIFT = {"use_dynamic_shifting"}
 _RANGE = _names("sigma_min sigma_max")
 
@@ -45,7 +45,7 @@ _HIGHER = _SPACED | _SIGMAS | _FLOW_SIGMAS | _THRESHOLD
 _DPM_INVERSE = _HIGHER | _SOLVER | {"lambda_min_clipped"}
 _DPM = _DPM_INVERSE | _RESCALED | _SHIFT | {"use_lu_lambdas"}
 _SINGLESTEP = (_DPM_INVERSE | _SHIFT) - {"timestep_spacing", "steps_offset"}
-_UNIPC = _HIGHER | _RESCALED | _SHIFT | _RANGE | _names("solver_type solver_order shift_terminal")
+_UNIPC = _HIGHER | _RESCALED | _SHIFT | _RANGE | (_SOLVER - {"algorithm_type"}) | {"shift_terminal"}
 _EDM = _RANGE | _names("sigma_data sigma_schedule prediction_type rho")
 _CONSISTENCY = _RANGE | _names("num_train_timesteps sigma_data s_noise rho clip_denoised")
 _FLOW = _names("num_train_timesteps shift")
@@ -92,7 +92,7 @@ KINDS = {
     "SASolverScheduler": Kind(
         "solver",
         Ancestral,
-        _HIGHER | _names("algorithm_type lambda_min_clipped"),
+        _HIGHER | _names("algorithm_type lambda_min_clipped lower_order_final"),
         _LINSPACE,
         equal=False,
     ),
