@@ -24,7 +24,7 @@ def test_a_span_of_its_own_keeps_its_ratios_under_another_process():
         VE().ratio(torch.tensor(other.span, dtype=torch.float64)), Flow().ratio(ends)
     )
     assert other.under(Flow()).span == pytest.approx((0.1, 0.9), abs=1e-12)
-    assert model.replace(autocast=torch.bfloat16).span == (0.1, 0.9)
+    assert model.replace(precision="bf16").span == (0.1, 0.9)
     assert model.natural_span == (0, 1)
 
 
@@ -86,8 +86,8 @@ class Recorder(Exact):
         return torch.mm(x, torch.eye(2))
 
 
-def test_autocast_lives_inside_the_door_and_predictions_are_float32():
-    model = Denoiser(Recorder(Velocity()), Flow(), Velocity(), autocast=torch.bfloat16)
+def test_bf16_lives_inside_the_door_and_predictions_are_float32():
+    model = Denoiser(Recorder(Velocity()), Flow(), Velocity(), precision="bf16")
     said = model(torch.ones(3, 2), 0.5)
     assert model.backbone.weight_type == torch.bfloat16
     assert said.output.dtype == said.x0.dtype == torch.float32

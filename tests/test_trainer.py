@@ -1,4 +1,6 @@
+import json
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -84,8 +86,12 @@ class Duel(Method[Config]):
         return Generator(self.student, self.spec)
 
 
+def duel_task(dropout=0.0):
+    return Config(), Task(Denoiser(Line(dropout), Flow(), Velocity()), SPEC)
+
+
 def duel(dropout=0.0):
-    return Duel(Config(), Task(Denoiser(Line(dropout), Flow(), Velocity()), SPEC))
+    return Duel(*duel_task(dropout))
 
 
 def batches(size=8, seed=0):
@@ -206,6 +212,68 @@ def test_ema_is_its_recursion_with_ramp_up():
     assert torch.equal(raw, method.student.backbone.layer.bias)
 
 
+@pytest.mark.parametrize(("rampup", "halflife"), [(0.0, 126_700), (0.05, 51_200)])
+def test_the_halflife_of_ect_at_step_8000(rampup, halflife):
+    """Its code has an average of 0.9993 a step of 128 images, which is 126,700 images, from step 0
+    (run_ecm_1hour.sh); EDM's ramp-up would cap it at 5 % of 1,024,000 images."""
+    method = duel()
+    settings = {"batch": 128, "steps": 8000, "ema_halflife": 126_700.0, "ema_rampup": rampup}
+    training = Training(method, batches(), config(**settings))
+    training.step = 7999
+    average = training.averages[0][1].zero_()
+    training._average()
+    share = average / method.student.backbone.layer.bias.detach()  # of the new weights
+    torch.testing.assert_close(share, torch.full_like(share, 1 - 0.5 ** (128 / halflife)))
+    if not rampup:
+        assert 1 - share.mean() == pytest.approx(0.9993, abs=1e-5)
+
+
+def test_a_halflife_below_1_is_a_share_of_the_training():
+    """As 5 % of 4 steps of 8 images: 1.6 images."""
+    results = []
+    for halflife in (0.05, 1.6):
+        training = Training(duel(), batches(), config(ema_halflife=halflife, ema_rampup=0.0))
+        for _ in training:
+            pass
+        results.append(training.averages[0])
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"warmup": 10}, "fit.warmup is 10 steps, but this training has 4"),
+        ({"warmup": 4}, "fit.warmup is 4 steps.*such as 0.05"),
+        (
+            {"players": {"fake": PlayerConfig(warmup=9)}},
+            "fit.players.fake.warmup is 9 steps, but this training has 4",
+        ),
+        # 5 % of 4 steps of 8 images
+        ({"ema_halflife": 3.0}, "fit.ema_halflife is 3 images.*0.05 limits it to 2 at the end"),
+        ({"ema_halflife": (1.0, 200.0)}, "fit.ema_halflife is 200 images"),
+        ({"ema_halflife": 32.0, "ema_rampup": 0.0}, "has 32: 50% of the average will be the init"),
+    ],
+)
+def test_settings_that_a_training_is_too_short_for_are_warned_about(settings, message):
+    with pytest.warns(UserWarning, match=message) as record:
+        Training(duel(), batches(), config(**settings))
+    assert len(record) == 1
+
+
+def test_settings_that_a_training_can_reach_are_not_warned_about():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for settings in (
+            {},
+            {"warmup": 3},
+            {"warmup": 0.99},
+            {"ema_halflife": 1.6},
+            {"ema_halflife": 8.0, "ema_rampup": 0.0},
+            {"ema_halflife": 30.0, "ema_rampup": 1.0},
+        ):
+            Training(duel(), batches(), config(**settings))
+
+
 def test_several_halflives_are_kept():
     training = Training(duel(), batches(), config(ema_halflife=(8.0, 8000.0), ema_rampup=1e9))
     for _ in training:
@@ -240,6 +308,9 @@ def test_learning_rate_warms_up_and_falls_as_a_cosine():
     assert learning_rate(told, 109, 110) < 1e-3
     constant = config(steps=110, warmup=10, lr=1.0)
     assert learning_rate(constant, 4, 110) == 0.5 and learning_rate(constant, 100, 110) == 1.0
+    for share in (0.09, 10 / 110):  # of the training, or of the phase
+        assert learning_rate(config(warmup=share, lr=1.0), 4, 110) == 0.5
+    assert learning_rate(config(warmup=0.5, lr=1.0), 0, 10) == pytest.approx(0.2)
     line = config(steps=110, warmup=10, lr=1.0, schedule="linear")
     assert learning_rate(line, 35, 110) == pytest.approx(0.75)
     assert learning_rate(line, 300, 110) == 0.0
@@ -262,6 +333,8 @@ def test_a_phase_forgets_moments_and_has_a_schedule_of_its_own():
     assert rates == pytest.approx([0.01, 0.005, 0.01, 0.005])
     state = training.optimizers["student"].state_dict()["state"]
     assert all(float(moments["step"]) == 2 for moments in state.values())
+    with pytest.warns(UserWarning, match="warmup is 50 steps, but this phase has 2"):
+        Training(Phases(*duel_task()), batches(), config(steps=100, warmup=50)).advance()
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_does_harm():
@@ -284,6 +357,72 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm():
     assert torch.equal(weights(method), before) and training.step == 2 and training.can_be_saved()
 
 
+class Faulty(Duel):
+    """The student's gradient is NaN at the steps `faults`; the fake learns as always."""
+
+    faults = ()
+
+    def turns(self, step):
+        yield Turn("fake", self.fake_loss)
+        yield Turn("student", self.boom if step in self.faults else self.student_loss)
+
+    def boom(self, batch):
+        loss = self.student_loss(batch)
+        # as a square root at 0: the loss is finite, its gradient is not
+        trap = (0 * self.student.backbone.layer.bias[0]).sqrt()
+        return Loss(loss.value + 0 * trap, loss.numbers)
+
+
+def faulty(*faults):
+    method = Faulty(Config(), Task(Denoiser(Line(), Flow(), Velocity()), SPEC))
+    method.faults = faults
+    return method
+
+
+def test_an_update_that_is_not_finite_is_left_out():
+    """All that the turn would change stays as it was, and the other player goes on."""
+    training = Training(faulty(2), batches(), config(steps=6, nonfinite="skip"))
+    training.advance(), training.advance()
+    before = {name: value.clone() for name, value in training.state()[0].items()}
+    progress = training.advance()
+    changed = {name for name, value in training.state()[0].items() if not value.equal(before[name])}
+    assert changed and all(
+        name.startswith(("method.fake.", "optimizer.fake.")) for name in changed
+    ), changed
+    assert progress.numbers["student/skipped"] == 1
+    assert all(math.isfinite(value) for value in progress.numbers.values())
+    assert "student/loss" not in progress.numbers and "fake/loss" in progress.numbers
+    assert "student/skipped" not in training.advance().numbers
+    assert training.can_be_saved()
+    with pytest.raises(NonFiniteLoss, match="gradient nan at step 3"):
+        for _ in fit(faulty(2), batches(), config(steps=6)):
+            pass
+
+
+def test_a_dead_run_ends_after_100_updates_in_a_row():
+    broken = faulty(*range(2, 200))
+    training = Training(broken, batches(), config(steps=300, nonfinite="skip"))
+    with pytest.raises(NonFiniteLoss, match="step 102, the 100th update in a row"):
+        for _ in training:
+            pass
+    assert training.step == 101
+    often = Training(faulty(*range(0, 240, 2)), batches(), config(steps=240, nonfinite="skip"))
+    *_, last = often
+    assert often.skips == {"student": (120, 0), "fake": (0, 0)} and last.step == 240
+
+
+def test_the_count_of_updates_left_out_is_resumed():
+    first = Training(faulty(1, 2), batches(), config(nonfinite="skip"))
+    for _ in range(3):
+        first.advance()
+    tensors, note = first.state()
+    second = Training(faulty(1, 2), batches(), config(nonfinite="skip"))
+    second.restore(tensors, json.loads(json.dumps(note)))
+    assert second.skips == {"student": (2, 2), "fake": (0, 0)}
+    second.advance()
+    assert second.skips["student"] == (2, 0)
+
+
 def test_fit_yields_every_step():
     steps = [progress.step for progress in fit(duel(), batches(), config(steps=3))]
     assert steps == [1, 2, 3]
@@ -294,13 +433,35 @@ def test_bf16_keeps_weights_and_averages_in_float32():
     numbers = training.advance().numbers
     assert all(math.isfinite(value) for value in numbers.values())
     assert all(p.dtype == torch.float32 for p in training.method.parameters())
-    assert training.method.student.autocast == torch.bfloat16
-    assert training.generator().denoiser.autocast is None
+    assert training.method.student.precision == "bf16"
+    assert training.generator().denoiser.precision == "f32"
+
+
+NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
-    "settings", [{"steps": 0}, {"batch": 0}, {"lr": 0.0}, {"save_every": 0}, {"clip": -1.0}]
+    "settings",
+    [
+        {"steps": 0},
+        {"batch": 0},
+        {"save_every": 0},
+        {"micro_batch": -1},
+        {"adapt": -1},
+        {"seed": -1},
+        *({"lr": value} for value in (0.0, -1.0, NAN, INF)),
+        *({"clip": value} for value in (-1.0, NAN, INF)),
+        *({"weight_decay": value} for value in (-0.1, NAN, INF)),
+        *({"warmup": value} for value in (-1, 2.5, NAN, INF)),
+        *({"betas": value} for value in ((1.0, 0.9), (0.9, -0.1), (0.9, NAN))),
+        *({"ema_halflife": value} for value in (0.0, -5.0, NAN, INF, (500.0, 0.0), ())),
+        *({"ema_rampup": value} for value in (-0.1, NAN, INF)),
+    ],
 )
 def test_settings_out_of_range_are_refused(settings):
-    with pytest.raises(InputError, match=f"fit.{next(iter(settings))}"):
+    ((name, value),) = settings.items()
+    with pytest.raises(InputError, match=f"fit.{name}"):
         config(**settings)
+    if name in PlayerConfig.__dataclass_fields__:
+        with pytest.raises(InputError, match=f"fit.players.fake.{name}"):
+            config(players={"fake": PlayerConfig(**{name: value})})

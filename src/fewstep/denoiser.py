@@ -1,12 +1,12 @@
 """A backbone with a process and a parametrization: teachers, students, fake scores, EMA targets.
 
-`Denoiser.forward` scales the input, converts times to levels, applies autocast, and returns a
-`Prediction`: the network's output, which can be read as x0, eps, v, score or velocity.
+`Denoiser.forward` scales the input, converts times to levels, sets the precision, and returns
+a `Prediction`: the network's output, which can be read as x0, eps, v, score or velocity.
 """
 
 import math
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from fewstep.coefficients import Coefficients, Pair, tabulate
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.parametrization import Parametrization
+from fewstep.precision import Precision, compute_in
 from fewstep.process import Process, as_times
 
 Time = Tensor | float | Coefficients
@@ -86,7 +87,7 @@ class Prediction:
 class Denoiser(nn.Module):
     """A `backbone` under a `process`, whose output `parametrization` interprets.
 
-    `autocast` is the type that the backbone computes in, such as `torch.bfloat16`; None: its own.
+    `precision` is the number format that the backbone computes in; weights keep their own.
     A backbone whose settings leave its pace open gets that of the parametrization, in place.
     `is_flow_map` means that the backbone takes a destination time too, which samplers then pass.
     `span` is the lowest and highest time at which the network was trained; None: those of the
@@ -99,7 +100,7 @@ class Denoiser(nn.Module):
         process: Process,
         parametrization: Parametrization,
         *,
-        autocast: torch.dtype | None = None,
+        precision: Precision = "f32",
         is_flow_map: bool = False,
         span: tuple[float, float] | None = None,
     ) -> None:
@@ -109,7 +110,7 @@ class Denoiser(nn.Module):
         self.process = process
         self.parametrization = parametrization.bind(process)
         set_pace(backbone, self.parametrization.pace)
-        self.autocast = autocast
+        self.precision: Precision = precision
         self.span = self.natural_span if span is None else span
         if not 0 <= self.span[0] < self.span[1] <= 1:
             raise InputError(f"span is {list(self.span)}; it must be 0 <= low < high <= 1")
@@ -145,7 +146,7 @@ class Denoiser(nn.Module):
         at = self.coefficients(t, x_t)
         level_s = None if s is None else self._level(self.coefficients(s, x_t), x_t)
         x_t = _single_or_double(x_t)
-        with self.autocast_context(x_t):
+        with self.precision_context(x_t):
             output = self.backbone(at.scale * x_t, self._level(at, x_t), level_s=level_s, cond=cond)
         return Prediction(x_t, output.to(x_t.dtype), at)
 
@@ -187,7 +188,7 @@ class Denoiser(nn.Module):
         """The backbone's activations at `x_t`, for adversarial heads, in float32 or float64."""
         scale, level = self.network_inputs(t, x_t)
         x_t = _single_or_double(x_t)
-        with self.autocast_context(x_t):
+        with self.precision_context(x_t):
             layers = self.backbone.features(scale * x_t, level, cond=cond)
         return [layer.to(x_t.dtype) for layer in layers]
 
@@ -205,14 +206,12 @@ class Denoiser(nn.Module):
 
     def replace(self, **changes: Any) -> "Denoiser":
         """A denoiser with the same modules and arguments, but for `changes` of the arguments."""
-        names = ("backbone", "process", "parametrization", "autocast", "is_flow_map", "span")
+        names = ("backbone", "process", "parametrization", "precision", "is_flow_map", "span")
         return Denoiser(**{**{name: getattr(self, name) for name in names}, **changes})
 
-    def autocast_context(self, x: Tensor) -> AbstractContextManager[object]:
-        """A context in which the network computes in `autocast`, on the device of `x`."""
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(x.device.type, self.autocast)
+    def precision_context(self, x: Tensor) -> AbstractContextManager[object]:
+        """A context in which the network computes in `precision`, on the device of `x`."""
+        return compute_in(self.precision, x.device.type)
 
 
 def _single_or_double(x: Tensor) -> Tensor:

@@ -150,6 +150,7 @@ class Evaluator:
             evaluations=count_evaluations(generator, steps),
             guidance=guidance_weight(backbone),
             weights=weights_hash(generator)[:16],
+            precision=generator.denoiser.precision,
             samples=self.protocol.samples,
             labels=labels,
             extractor=self.extractor.name,
@@ -266,20 +267,23 @@ def count_parameters(module: nn.Module) -> int:
 def cached_score(
     address: str | Path, evaluator: Evaluator, generator: Generator, *, steps: int, seed: int
 ) -> Score | None:
-    """The latest score in a run folder with the same weights, sampler, protocol, steps and seed.
+    """The latest score in a run folder with the same weights, sampler, precision, protocol, steps
+    and seed.
 
     None if there is none, or if it lacks an extra measure of the protocol. The time per image is
     measured again on this machine.
     """
     if not Path(address).is_dir():
         return None
-    key = (weights_hash(generator)[:16], *evaluator.protocol_key, steps, seed)
+    precision = generator.denoiser.precision
+    key = (weights_hash(generator)[:16], precision, *evaluator.protocol_key, steps, seed)
     for line in reversed(Run(address).scores()):
         if line.get("version") != metrics.VERSION or "score" not in line:
             continue
         score = score_from(line["score"])
         missing = {m.key for m in evaluator.extra} - {e.measure.key for e in score.measures.extra}
-        if (score.weights, *score.protocol, score.steps, score.seed) == key and not missing:
+        own = (score.weights, score.precision, *score.protocol, score.steps, score.seed)
+        if own == key and not missing:
             device, seconds = hardware(generator.device), seconds_per_image(generator, steps)
             return replace(score, device=device, seconds_per_image=seconds)
     return None

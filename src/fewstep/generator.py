@@ -16,6 +16,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.guidance import Guided, guidance_weight, unguided
 from fewstep.parametrization import Parametrization
+from fewstep.precision import Precision, float32_products
 from fewstep.process import Process
 from fewstep.sampling import Step, Transfer, path, sample
 from fewstep.times import Grid, UniformGrid
@@ -69,7 +70,8 @@ class Generator(nn.Module):
         """
         self._check(noise, cond)
         times, noise = self._start(noise, steps)
-        return sample(self.denoiser, noise, times, step=self.step, cond=cond, seed=seed)
+        with float32_products(self.denoiser.precision):  # once for all evaluations
+            return sample(self.denoiser, noise, times, step=self.step, cond=cond, seed=seed)
 
     def path(
         self,
@@ -157,6 +159,11 @@ class Generator(nn.Module):
         backbone = Guided(unguided(self.denoiser.backbone), weight)
         guided = self.denoiser.replace(backbone=backbone)
         return Generator(guided, self.spec, grid=self.grid, step=self.step)
+
+    def with_precision(self, precision: Precision) -> "Generator":
+        """The same weights, computing in another number format than f32."""
+        denoiser = self.denoiser.replace(precision=precision)
+        return Generator(denoiser, self.spec, grid=self.grid, step=self.step)
 
     def describe(self) -> dict[str, Any]:
         """Everything but the weights, as JSON values; `from_description` builds a generator of it.

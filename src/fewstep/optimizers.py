@@ -8,6 +8,10 @@ import torch
 from torch import nn
 
 from fewstep.errors import InputError
+from fewstep.precision import Precision
+
+MAX_INITIAL_SHARE = 0.1
+"""Largest share of the initial weights in the last average without a warning."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,8 @@ class PlayerConfig:
     """Adam's decay rates of the first and second moment."""
     weight_decay: float | None = None
     """Decoupled weight decay of adamw."""
-    warmup: int | None = None
-    """Steps over which the learning rate rises from 0."""
+    warmup: int | float | None = None
+    """Steps over which the learning rate rises from 0, or, below 1, a share of the training."""
     schedule: Literal["constant", "cosine", "linear"] | None = None
     """Learning rate after the warm-up: constant, or a cosine or linear decay to 0."""
     clip: float | None = None
@@ -48,19 +52,24 @@ class FitConfig:
     """Adam's decay rates of the first and second moment."""
     weight_decay: float = 0.0
     """Decoupled weight decay of adamw."""
-    warmup: int = 0
-    """Steps over which the learning rate rises from 0."""
+    warmup: int | float = 0
+    """Steps over which the learning rate rises from 0, or, below 1, a share of the training (of the
+    phase, where a method trains in phases)."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning rate after the warm-up: constant, or a cosine or linear decay to 0."""
     clip: float = 1.0
     """Gradients with a larger norm are scaled to this norm; 0 means no clipping."""
-    ema_halflife: float | tuple[float, ...] = 500_000
-    """Half-life of the student's weight average, in images. Of several averages, the first is saved
-    as the model."""
+    ema_halflife: float | tuple[float, ...] = 0.05
+    """Half-life of the student's weight average, in images, or, below 1, as a share of all images
+    of the training. Of several averages, the first is saved as the model."""
     ema_rampup: float = 0.05
-    """The half-life is at most this fraction of the images trained on so far."""
-    precision: Literal["f32", "bf16"] = "f32"
-    """Number format of the computation; weights stay f32."""
+    """The half-life is at most this fraction of the images trained on so far; 0 means no limit."""
+    precision: Precision = "f32"
+    """Number format of the training: f32, tf32 (f32 whose products a GPU rounds to TF32) or bf16
+    (networks compute in bfloat16). Weights stay f32, and samples and scores are computed in f32."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is NaN or infinite does: stop ends the run; skip leaves out this
+    update, and ends the run after 100 of them in a row."""
     channels_last: bool = False
     """Store weights in the channels-last layout, often faster for large images and on GPUs."""
     compile: bool = False
@@ -77,18 +86,22 @@ class FitConfig:
     """Optimiser settings of individual players, such as [fit.players.fake]."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "save_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"fit.{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.lr > 0:
-            raise InputError(f"fit.lr is {self.lr}; it must be above 0")
-        if (self.adapt or 0) < 0:
-            raise InputError(f"fit.adapt is {self.adapt}; it must be at least 0")
-        if self.micro_batch < 0 or self.warmup < 0 or self.clip < 0:
-            raise InputError(
-                f"fit.micro_batch is {self.micro_batch}, fit.warmup {self.warmup} and fit.clip "
-                f"{self.clip}; all three must be 0 or more"
-            )
+        for name, least in (("steps", 1), ("batch", 1), ("save_every", 1), ("micro_batch", 0)):
+            _check_range(f"fit.{name}", getattr(self, name), least)
+        _check_range("fit.adapt", self.adapt or 0, 0)
+        _check_range("fit.seed", self.seed, 0)
+        _check_range("fit.ema_rampup", self.ema_rampup, 0)
+        for halflife in self.halflives:
+            if not 0 < halflife < math.inf:
+                raise InputError(
+                    f"fit.ema_halflife is {halflife}; it must be above 0: a number of images, or a "
+                    "share of the training below 1"
+                )
+        if not self.halflives:
+            raise InputError("fit.ema_halflife is an empty list; give at least one half-life")
+        _check_optimizer(self, "fit")
+        for name, player in self.players.items():
+            _check_optimizer(player, f"fit.players.{name}")
 
     @property
     def halflives(self) -> tuple[float, ...]:
@@ -102,13 +115,76 @@ class FitConfig:
         settings = {f.name: getattr(overrides, f.name) for f in fields(overrides)}
         return replace(self, **{key: value for key, value in settings.items() if value is not None})
 
+    def halflife_images(self, halflife: float) -> float:
+        """One of `halflives` in images."""
+        return halflife if halflife >= 1 else halflife * self.steps * self.batch
+
+
+def _check_range(key: str, value: float, least: float) -> None:
+    if not least <= value < math.inf:
+        raise InputError(f"{key} is {value}; it must be finite and at least {least}")
+
+
+def _check_optimizer(config: FitConfig | PlayerConfig, key: str) -> None:
+    """Raise InputError for a setting out of range; None is not checked."""
+    if config.lr is not None and not 0 < config.lr < math.inf:
+        raise InputError(f"{key}.lr is {config.lr}; it must be finite and above 0")
+    for beta in config.betas or ():
+        if not 0 <= beta < 1:
+            raise InputError(f"{key}.betas contains {beta}; both must be at least 0 and below 1")
+    for name in ("weight_decay", "warmup", "clip"):
+        _check_range(f"{key}.{name}", getattr(config, name) or 0, 0)
+    warmup = config.warmup or 0
+    if warmup >= 1 and warmup != int(warmup):
+        raise InputError(
+            f"{key}.warmup is {warmup}; it must be a whole number of steps, or a share of the "
+            "training below 1"
+        )
+
+
+def warmup_steps(config: FitConfig, length: int) -> int:
+    """The steps of the warm-up in a training, or a phase of one, of `length` steps."""
+    return round(config.warmup * length) if config.warmup < 1 else int(config.warmup)
+
 
 def learning_rate(config: FitConfig, done: int, length: int) -> float:
     """Learning rate after `done` of `length` steps: warm-up from 0, then the schedule."""
-    warmup = min((done + 1) / config.warmup, 1.0) if config.warmup else 1.0
-    x = min(max(done - config.warmup, 0) / max(length - config.warmup, 1), 1.0)
+    rise = warmup_steps(config, length)
+    warmup = min((done + 1) / rise, 1.0) if rise else 1.0
+    x = min(max(done - rise, 0) / max(length - rise, 1), 1.0)
     decay = {"constant": 1.0, "linear": 1 - x, "cosine": 0.5 * (1 + math.cos(math.pi * x))}
     return config.lr * warmup * decay[config.schedule]
+
+
+def warmup_problem(config: FitConfig, key: str, length: int, noun: str = "training") -> str | None:
+    """Why the learning rate never rises to its value in `length` steps; None if it does."""
+    if config.warmup < max(length, 1):
+        return None
+    return (
+        f"{key}.warmup is {config.warmup:,.0f} steps, but this {noun} has {length:,}: the learning "
+        f"rate stays below {config.lr:g}; set it to a share of the {noun}, such as 0.05"
+    )
+
+
+def average_problems(config: FitConfig) -> list[str]:
+    """Why averages do not reach their half-life in this training, one line each."""
+    images, problems = config.steps * config.batch, list[str]()
+    for halflife in map(config.halflife_images, config.halflives):
+        start = f"fit.ema_halflife is {halflife:,.0f} images, but "
+        remedy = "set fit.ema_halflife to a share of the training, such as 0.05"
+        if config.ema_rampup and halflife > config.ema_rampup * images * (1 + 1e-9):
+            problems.append(
+                f"{start}fit.ema_rampup = {config.ema_rampup:g} limits it to "
+                f"{config.ema_rampup * images:,.0f} at the end of this training: {remedy}, or "
+                "fit.ema_rampup = 0 for no limit"
+            )
+        share = 0.5 ** (images / halflife)
+        if not config.ema_rampup and share > MAX_INITIAL_SHARE:
+            problems.append(
+                f"{start}this training has {images:,}: {share:.0%} of the average will be the "
+                f"initial weights; {remedy}, or fit.ema_rampup = 0.05"
+            )
+    return problems
 
 
 def make_optimizer(player: nn.Module, config: FitConfig) -> torch.optim.Optimizer:

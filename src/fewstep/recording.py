@@ -209,6 +209,7 @@ def _writer(
         "sampler": to_table(generator.step),
         "times": times,
         "guidance": generator.describe()["guidance"],
+        "precision": generator.denoiser.precision,
         "seed": recording.seed,
         "version": __version__,
     }

@@ -57,7 +57,8 @@ def run_recipe(
                 yield progress
         except NonFiniteLoss as error:
             raise InputError(
-                f"{error}; the last finite state is in {folder}: lower fit.lr or raise fit.warmup"
+                f"{error}; the last finite state is in {folder}: lower fit.lr, raise fit.warmup, "
+                'or leave out such updates with fit.nonfinite="skip"'
             ) from error
         finally:
             writer.save(training)

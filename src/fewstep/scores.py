@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from fewstep import metrics
 from fewstep.metrics import ExtraMeasure, Measures
+from fewstep.precision import Precision
 from fewstep.runs import Run
 
 
@@ -23,6 +24,8 @@ class Score:
     """Weight of classifier-free guidance; 1 means no guidance."""
     weights: str
     """The first 16 digits of the SHA-256 of the weights and the generator's description."""
+    precision: Precision = field(default="f32", kw_only=True)
+    """Number format in which the images were generated; features are always computed in f32."""
     samples: int
     """Number of generated images."""
     labels: str

@@ -7,6 +7,7 @@ numbers are a function of (seed, step, ...), so a run needs no random state but 
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -23,11 +24,24 @@ from fewstep.generator import Generator
 from fewstep.methods.base import Loss, Method, Turn
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_start
-from fewstep.optimizers import FitConfig, learning_rate, make_optimizer
+from fewstep.optimizers import (
+    FitConfig,
+    average_problems,
+    learning_rate,
+    make_optimizer,
+    warmup_problem,
+)
+from fewstep.precision import bf16_is_slow, float32_products
+
+MAX_SKIPS = 100
+"""Number of updates of a player left out in a row that ends a run with fit.nonfinite = "skip"."""
 
 
 class NonFiniteLoss(ArithmeticError):
-    """Raised if a loss or gradient is NaN or infinite; that update is not made."""
+    """Raised if a loss or gradient is NaN or infinite; that update is not made.
+
+    With fit.nonfinite = "skip" it is raised only for the 100th such update in a row of a player.
+    """
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,8 @@ class Progress:
 def fit(method: Method, batches: Batches, config: FitConfig) -> Iterator[Progress]:
     """Train for `config.steps` steps, yielding after each.
 
-    Raises: NonFiniteLoss if a loss or gradient is NaN or infinite; the weights remain finite.
+    Raises: NonFiniteLoss if a loss or gradient is NaN or infinite, unless `config.nonfinite` is
+    "skip"; the weights remain finite.
     """
     yield from Training(method, batches, config)
 
@@ -84,8 +99,11 @@ class Training:
         self.averages = [
             [p.detach().clone() for p in method.student.parameters()] for _ in config.halflives
         ]
+        self.skips = {name: (0, 0) for name in method.players}
+        """Updates left out of each player, because they were not finite: in all, and in a row."""
         self._active_player: str | None = None
         self._between_steps = True
+        self._warn()
 
     def __iter__(self) -> Iterator[Progress]:
         while not self.is_finished:
@@ -96,11 +114,16 @@ class Training:
         micros = self.batches.step(self.step, self.config.micro_batch)
         turn_counts: dict[str, int] = {}
         numbers: dict[str, float] = {}
-        for turn in self.method.turns(self.step):
-            occurrence = turn_counts.get(turn.player, 0)
-            turn_counts[turn.player] = occurrence + 1
-            numbers |= self._do_turn(turn, occurrence, micros)
-        self._average()
+        updates: list[bool] = []
+        with float32_products(self.config.precision):
+            for turn in self.method.turns(self.step):
+                occurrence = turn_counts.get(turn.player, 0)
+                turn_counts[turn.player] = occurrence + 1
+                numbers |= self._do_turn(turn, occurrence, micros)
+                if self.method.players[turn.player] is self.method.student:
+                    updates.append(self.skips[turn.player][1] == 0)
+            if any(updates) or not updates:
+                self._average()
         self.step += 1
         self._between_steps = True
         return Progress(
@@ -123,6 +146,9 @@ class Training:
         first, stop = turn.phase or (0, config.steps)
         if turn.phase and self.step == first and occurrence == 0:
             optimizer.state.clear()
+            problem = warmup_problem(config, "fit", stop - first, "phase")
+            if problem and config.warmup < config.steps:  # otherwise it was said at the start
+                warnings.warn(problem, stacklevel=2)
         rate = learning_rate(config, self.step - first, stop - first)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -135,9 +161,8 @@ class Training:
             (loss.value * weight).backward()
             for name, value in {"loss": loss.value, **loss.numbers}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().float() * weight
-        numbers = self._numbers(turn.player, sums, rate)
-        self._update(turn.player, optimizer, config.clip, numbers)
-        return numbers
+        numbers = self._numbers(turn.player, sums)
+        return {**self._update(turn.player, config.clip, numbers), f"{turn.player}/lr": rate}
 
     def _loss(self, turn: Turn, micro: Batch) -> Loss:
         with torch.random.fork_rng(
@@ -146,32 +171,58 @@ class Training:
             torch.manual_seed(micro.dropout_seed)
             return turn.loss(micro)
 
-    def _update(
-        self,
-        player: str,
-        optimizer: torch.optim.Optimizer,
-        clip: float,
-        numbers: dict[str, float],
-    ) -> None:
+    def _update(self, player: str, clip: float, numbers: dict[str, float]) -> dict[str, float]:
+        """Step the player's optimiser, unless its loss or gradient is not finite.
+
+        Returns the numbers to log. All ranks see the same sums, and so decide alike.
+        """
         parameters = [p for p in self.method.players[player].parameters() if p.grad is not None]
         distributed.sum_gradients(parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if not math.isfinite(numbers[f"{player}/loss"]) or not math.isfinite(float(norm)):
-            raise NonFiniteLoss(
-                f"the loss of player {player!r} is {numbers[f'{player}/loss']:.4g} and the norm "
-                f"of its gradient {float(norm):.4g} at step {self.step + 1}"
-            )
-        if 0 < clip < float(norm):
+        loss, size = numbers[f"{player}/loss"], float(norm)
+        finite = math.isfinite(loss) and math.isfinite(size)
+        if not finite:
+            self._skip(player, loss, size)
+            return {f"{player}/skipped": self.skips[player][0]}
+        if 0 < clip < size:
             nn.utils.clip_grads_with_norm_(parameters, clip, norm)
         self._between_steps = False
-        optimizer.step()
-        numbers[f"{player}/gradient"] = float(norm)
+        self.optimizers[player].step()
+        self.skips[player] = (self.skips[player][0], 0)
+        return {**numbers, f"{player}/gradient": size}
 
-    def _numbers(self, player: str, sums: dict[str, Tensor], rate: float) -> dict[str, float]:
+    def _skip(self, player: str, loss: float, norm: float) -> None:
+        """Count an update that is left out.  Raises: NonFiniteLoss if the training cannot go on."""
+        skips, in_row = (number + 1 for number in self.skips[player])
+        text = (
+            f"the loss of player {player!r} is {loss:.4g} and the norm of its gradient {norm:.4g} "
+            f"at step {self.step + 1}"
+        )
+        if self.config.nonfinite == "stop":
+            raise NonFiniteLoss(text)
+        if in_row >= MAX_SKIPS:
+            raise NonFiniteLoss(f"{text}, the {MAX_SKIPS}th update in a row that is left out")
+        self.skips[player] = (skips, in_row)
+
+    def _numbers(self, player: str, sums: dict[str, Tensor]) -> dict[str, float]:
         values = distributed.sum_numbers(torch.stack(list(sums.values()))).tolist()
-        numbers = {f"{player}/{name}": value for name, value in zip(sums, values, strict=True)}
-        return {**numbers, f"{player}/lr": rate}
+        return {f"{player}/{name}": value for name, value in zip(sums, values, strict=True)}
+
+    def _warn(self) -> None:
+        """Warn of settings that this training is too short for, or this device too slow."""
+        config = self.config
+        problems: list[str | None] = [*average_problems(config)]
+        for name in self.method.players:
+            key = f"fit.players.{name}" if name in config.players else "fit"
+            problems.append(warmup_problem(config.player(name), key, config.steps))
+        if config.precision == "bf16" and self.batches.device.type == "cpu" and bf16_is_slow():
+            problems.append(
+                "fit.precision is bf16, for which this CPU has no instructions: training is many "
+                'times slower than with "f32"'
+            )
+        for problem in dict.fromkeys(filter(None, problems)):
+            warnings.warn(problem, stacklevel=3)
 
     def _activate(self, player: str) -> None:
         """Let only the parameters of this player require gradients."""
@@ -183,11 +234,11 @@ class Training:
 
     def _average(self) -> None:
         weights = [p.detach() for p in self.method.student.parameters()]
-        batch = self.config.batch
-        images = (self.step + 1) * batch
-        for average, halflife in zip(self.averages, self.config.halflives, strict=True):
-            halflife_now = min(halflife, images * self.config.ema_rampup)
-            ema.lerp(average, weights, decay=ema.halflife_decay(batch, halflife_now))
+        config, images = self.config, (self.step + 1) * self.config.batch
+        limit = images * config.ema_rampup if config.ema_rampup else math.inf
+        for average, halflife in zip(self.averages, config.halflives, strict=True):
+            halflife_now = min(config.halflife_images(halflife), limit)
+            ema.lerp(average, weights, decay=ema.halflife_decay(config.batch, halflife_now))
 
     def generator(self, *, average: int | None = 0) -> Generator:
         """A copy of the student with the weight average of this index; None for the raw weights."""
@@ -198,7 +249,7 @@ class Training:
                 parameter.copy_(value)
         for module in generator.modules():
             if isinstance(module, Denoiser):
-                module.autocast = None
+                module.precision = "f32"
         return generator
 
     @property
@@ -227,7 +278,11 @@ class Training:
                 tensors |= {f"optimizer.{name}.{index}.{key}": v for key, v in moments.items()}
         for index, average in enumerate(self.averages):
             tensors |= {f"average.{index}.{i}": value for i, value in enumerate(average)}
-        return tensors, {"step": self.run_step, "players": list(self.method.players)}
+        return tensors, {
+            "step": self.run_step,
+            "players": list(self.method.players),
+            "skips": {name: list(counts) for name, counts in self.skips.items()},
+        }
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
@@ -247,6 +302,7 @@ class Training:
         for index, average in enumerate(self.averages):
             for i, value in enumerate(average):
                 value.copy_(tensors[f"average.{index}.{i}"])
+        self.skips = {name: (skips, in_row) for name, (skips, in_row) in note["skips"].items()}
         self.step = note["step"] - self.earlier
 
     def _method_state(self) -> dict[str, Tensor]:
@@ -269,7 +325,7 @@ def _prepare(method: Method, config: FitConfig) -> None:
     for module in method.modules():
         if not isinstance(module, Denoiser):
             continue
-        module.autocast = torch.bfloat16 if config.precision == "bf16" else None
+        module.precision = config.precision
         if config.compile:
             module.backbone.compile()
     if config.channels_last:

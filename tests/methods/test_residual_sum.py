@@ -250,7 +250,7 @@ def test_what_cannot_be_is_refused(tmp_path):
 
 def test_what_comes_out_of_bf16_is_added_in_full_precision():
     method, told = build_method(loss=PseudoHuber()), exact_rings(teacher())
-    method.student.autocast = torch.bfloat16
+    method.student.precision = "bf16"
     first, chunks, last, image = predict_states(method.student, told.noise, told.cond)
     assert {part.dtype for part in (first, chunks, last, image)} == {torch.float32}
     assert last.equal(first + chunks.sum(1)) and not last.equal(last.bfloat16().float())

@@ -17,7 +17,7 @@ from fewstep.sampling import Step, StepContext
 class Circuit:
     """The parts of a denoiser whose backbone is a `CircuitNet`.
 
-    As in `Denoiser`, inputs are scaled, times are converted to levels, and autocast is applied.
+    As in `Denoiser`, inputs are scaled, times are converted to levels, and the precision is set.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -38,25 +38,25 @@ class Circuit:
     def encode(self, x_t: Tensor, t: Time, *, cond: Condition | None = None) -> State:
         """Rin: the state of `x_t` (b, c, h, w) at `t`."""
         scale, level = self.denoiser.network_inputs(t, x_t)
-        with self.denoiser.autocast_context(x_t):
+        with self.denoiser.precision_context(x_t):
             return self.net.encode(scale * x_t, level, cond).to(x_t.dtype)
 
     def advance(self, z: State, t: Time, s: Time, *, cond: Condition | None = None) -> State:
         """R: the state at `s`, from the state `z` at `t`."""
         level, level_s = self._level(t, z), self._level(s, z)
-        with self.denoiser.autocast_context(z):
+        with self.denoiser.precision_context(z):
             return self.net.advance(z, level, level_s, cond).to(z.dtype)
 
     def read(self, z: State, t: Time) -> Tensor:
         """Rout: the network's raw output from the state at `t`; `Denoiser.interpret` takes it."""
         level = self._level(t, z)
-        with self.denoiser.autocast_context(z):
+        with self.denoiser.precision_context(z):
             return self.net.read(z, level).to(z.dtype)
 
     def image(self, z: State, t: Time) -> Tensor:
         """X0out: the image x0 (b, c, h, w) from the state at `t`."""
         level = self._level(t, z)
-        with self.denoiser.autocast_context(z):
+        with self.denoiser.precision_context(z):
             return self.net.image(z, level).to(z.dtype)
 
     def _level(self, t: Time, z: State) -> Tensor:

@@ -216,4 +216,5 @@ def _print_warning(
     file: Any = None,
     line: str | None = None,
 ) -> None:
-    print(f"fewstep: {message}", file=sys.stderr)
+    if not QUIET:
+        print(f"fewstep: {message}", file=sys.stderr)

@@ -68,6 +68,8 @@ class Options(ProtocolOptions):
     ] = None
     guidance: float = 1.0
     """Weight of classifier-free guidance; 1 means no guidance."""
+    precision: Literal["f32", "tf32", "bf16"] = "f32"
+    """Number format in which the images are generated; features are always computed in f32."""
     seed: int = 0
     """Seed of the noise."""
     straightness: bool = False
@@ -92,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     generator = with_guidance(run.generator, options.guidance, recipe)
     if options.sampler:
         generator = generator.with_sampler(step=convert_step(generator.step, options.sampler))
-    generator = generator.to(device())
+    generator = generator.with_precision(options.precision).to(device())
     if options.straightness:
         return _straightness(generator, options)
     images = comparison.reference_images(run, options.data)
@@ -174,6 +176,8 @@ def _table(rows: Sequence[tuple[str, "Score"]]) -> None:
 
 
 def _special_settings(score: "Score") -> str:
-    """Class frequencies and guidance of the samples, unless they are the default."""
+    """Precision, class frequencies and guidance of the samples, unless they are the default."""
+    precision = "" if score.precision == "f32" else f"generated in {score.precision}, "
     classes = "" if score.labels != "as in the set" else "classes as often as in the set, "
-    return classes if score.guidance == 1 else f"{classes}guidance {score.guidance:g}, "
+    guidance = "" if score.guidance == 1 else f"guidance {score.guidance:g}, "
+    return precision + classes + guidance

@@ -124,10 +124,10 @@ def predict_states(
     net, start = student.backbone, student.span[1]
     assert isinstance(net, ResidualsNet)
     scale, level = student.network_inputs(start, noise)
-    with student.autocast_context(noise):
+    with student.precision_context(noise):
         first, chunks = net.parts(scale * student.process.start(noise, start), level, cond)
     first, chunks = first.to(noise.dtype), chunks.to(noise.dtype)
     last = first + chunks.sum(dim=1)
-    with student.autocast_context(noise):
+    with student.precision_context(noise):
         image = net.image(last)
     return first, chunks, last, image.to(noise.dtype)

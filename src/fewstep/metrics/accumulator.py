@@ -14,7 +14,7 @@ from fewstep.metrics.distances.kernel import kernel_distance
 from fewstep.metrics.measures import ExtraMeasure, Measure, Measures
 from fewstep.metrics.reference import Reference
 
-VERSION = 1  # increase it when a measure changes: cached scores of another version are not used
+VERSION = 2  # increase it when a measure changes: cached scores of another version are not used
 MAX_ROWS = 10_000  # rows of features that are stored, for the measures that compare rows
 COPY_ROWS = 2_000  # rows whose nearest training images are computed
 

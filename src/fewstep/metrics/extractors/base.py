@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fewstep.errors import InputError
 from fewstep.metrics.extractors.resize import Resize
+from fewstep.precision import float32_products
 
 BATCH = 256  # images per forward pass: bounds the memory and does not change the result
 
@@ -81,9 +82,9 @@ class Extractor(ABC):
         return torch.cat([output.features for output in self.iter_outputs(images)])
 
     def iter_outputs(self, images: UInt8[Tensor, "n c h w"]) -> Iterator[ExtractorOutput]:
-        """Yield features and logits batch by batch, without gradients."""
+        """Yield features and logits batch by batch, without gradients, in float32."""
         for batch in images.split(BATCH):
-            with torch.no_grad():
+            with torch.no_grad(), float32_products():
                 output = self.extract(batch.float())
             yield output
 

@@ -12,6 +12,7 @@ from fewstep.errors import InputError
 from fewstep.metrics.extractors.base import Extractor, ExtractorOutput, ReferenceImages
 from fewstep.metrics.extractors.resize import Resize, resize_images
 from fewstep.metrics.extractors.weights import weights_digest
+from fewstep.precision import float32_products
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # pixels in [0, 1]
 
@@ -68,8 +69,7 @@ class PretrainedExtractor(Extractor):
         return extractor
 
     def extract(self, images: Float[Tensor, "n c h w"]) -> ExtractorOutput:
-        # TF32, the default of convolutions on a GPU, would change features by 1e-3
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with float32_products():  # TF32 would change features by 1e-3
             resized = self._resize(images)
             # as clean-fid does, because bicubic resizing overshoots at edges
             resized = resized.clamp(0, 255) if self.method == "clean-bicubic" else resized
