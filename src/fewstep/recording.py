@@ -219,11 +219,10 @@ def _writer(
         provenance["states"] = [times[point] for point in recording.state_points]
     if recording.chunks:
         provenance |= {"steps": recording.steps, "chunks": recording.chunks}
-    schema = _schema(generator, recording)
     rows = _shard_rows(generator, recording)
     return store.Writer(
         folder,
-        schema=schema,
+        schema=_schema(generator, recording),
         count=recording.count,
         # whole tiles, if one fits, so that no tile is computed twice for two shards
         shard_size=rows // tile * tile or rows,

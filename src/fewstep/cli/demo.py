@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fewstep.scores import Score
 
 QUICK = {
-    "teacher": ("fit.steps=450", "fit.ema_halflife=6000"),
+    "teacher": ("fit.steps=450",),
     "regress": ("fit.steps=600",),
     "dmd": ("fit.steps=110",),
     "meanflow": ("fit.steps=110",),
