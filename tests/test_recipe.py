@@ -6,6 +6,7 @@ import torch
 from fewstep import recipe
 from fewstep.errors import InputError
 from fewstep.methods.denoise import DenoiseConfig
+from fewstep.optimizers import average_problems, warmup_problem
 from fewstep.parametrization import Eps
 from fewstep.process import Flow, LinearBetas
 from fewstep.schema import preset_names
@@ -53,6 +54,21 @@ def test_every_preset_reads_and_writes_back_the_same(name):
     told = recipe.read(name)
     assert told.about.title and told.about.hardware and told.about.hours is not None
     assert recipe.parse(tomllib.loads(told.toml())) == told
+
+
+# the ramp-up of an average in each paper's code: none, or EDM's 5 % of the images so far
+NO_RAMPUP = {"ddpm", "flow", "cd", "ect", "ict", "meanflow", "dmd2", "circuit", "residual-sum"}
+EDM_RAMPUP = {"edm", "sid", "sida", "scm"}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_has_the_average_and_warm_up_that_it_states(name):
+    fit = recipe.read(name).fit
+    assert average_problems(fit) == []
+    assert warmup_problem(fit, "fit", fit.steps) is None
+    method = name.removeprefix("cifar10-")
+    if method in NO_RAMPUP | EDM_RAMPUP:
+        assert fit.ema_rampup == (0 if method in NO_RAMPUP else 0.05)
 
 
 SIDES = {"digits": (1, 8), "mnist": (1, 28), "fashion-mnist": (1, 28), "cifar10": (3, 32)}

@@ -59,6 +59,11 @@ def circuit(seed=0):
     return Denoiser(_build(config, PIXELS, seed), Flow(), Velocity())
 
 
+def pixel_network(seed=0):
+    """An untrained U-Net."""
+    return _build(UNET, PIXELS, seed)
+
+
 def residuals(seed=0, chunks=4):
     """An untrained student of the sums of a circuit's ring."""
     config = ResidualsConfig(network=UNET, state=STATE, blocks=0, chunks=chunks)
