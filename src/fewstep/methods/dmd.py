@@ -43,7 +43,8 @@ class DmdConfig:
     """Distribution of the times at which the two scores are compared: `uniform`, or `karras` as
     published for EDM networks."""
     fake: FakeConfig = field(default_factory=FakeConfig)
-    """The fake score."""
+    """The fake score: `density` of its training times, `dropout`, and `warmup`, steps before the
+    student trains."""
     every: int = 1
     """Training steps from one update of the student to the next; the fake score is updated at every
     step. In DMD2: 5."""

@@ -47,7 +47,8 @@ class SidConfig:
     """Distribution of the times at which the two scores are compared. Published for EDM networks:
     `karras` with high = 0.8."""
     fake: FakeConfig = field(default_factory=FakeConfig)
-    """The fake score."""
+    """The fake score: `density` of its training times, `dropout`, and `warmup`, steps before the
+    student trains."""
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     """Discriminator head on the fake score, as in SiDA; weight = 0 is SiD, without a head."""
 
