@@ -12,12 +12,15 @@ from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from fewstep.errors import InputError
+
+Value = TypeVar("Value")
 
 
 def world(*, timeout: timedelta | None = None) -> tuple[int, int]:
@@ -128,6 +131,15 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for gradient in gradients:
         gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
         offset += gradient.numel()
+
+
+def gather(value: Value) -> list[Value]:
+    """The `value` of each rank, in their order. It is pickled; its tensors must be on the CPU."""
+    if world()[1] == 1:
+        return [value]
+    values = [value] * world()[1]
+    dist.all_gather_object(values, value)
+    return values
 
 
 def sum_numbers(numbers: Tensor) -> Tensor:

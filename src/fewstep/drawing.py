@@ -21,14 +21,16 @@ def generate(
     seed: int = 0,
     batch: int = 500,
     labels: Sequence[int] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[range, Tensor]]:
     """Yield `count` images as uint8 (b, *shape) on the CPU, batch by batch with their row numbers.
 
     Row i starts from noise seed `seed·2³² + i` and has the class `labels[i % len(labels)]`; by
-    default the classes take turns. Raises InputError for a count below 1 or a seed out of range.
+    default the classes take turns. With `share` = (k, n), only every n-th batch is generated, from
+    batch k. Raises InputError for a count below 1 or a seed out of range.
     """
-    work = generate_values(generator, count, steps=steps, seed=seed, batch=batch, labels=labels)
-    for rows, images in work:
+    starts = start_noise(generator, count, seed=seed, batch=batch, labels=labels, share=share)
+    for rows, images in _sample(generator, starts, steps, seed):
         yield rows, to_uint8(images).cpu()
 
 
@@ -43,7 +45,17 @@ def generate_values(
     labels: Sequence[int] | None = None,
 ) -> Iterator[tuple[range, Tensor]]:
     """Like `generate`, but yield the generator's own images, about [-1, 1], on its device."""
-    for rows, noise, cond in start_noise(generator, count, seed=seed, batch=batch, labels=labels):
+    starts = start_noise(generator, count, seed=seed, batch=batch, labels=labels)
+    yield from _sample(generator, starts, steps, seed)
+
+
+Start = tuple[range, Tensor, Condition | None]
+
+
+def _sample(
+    generator: Generator, starts: Iterator[Start], steps: int, seed: int
+) -> Iterator[tuple[range, Tensor]]:
+    for rows, noise, cond in starts:
         yield rows, generator(noise, steps=steps, cond=cond, seed=seeds(seed, rows))
 
 
@@ -54,14 +66,15 @@ def start_noise(
     seed: int,
     batch: int,
     labels: Sequence[int] | None = None,
-) -> Iterator[tuple[range, Tensor, Condition | None]]:
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[Start]:
     """Yield (row numbers, starting noise (b, *shape), classes) for each batch; see `generate`."""
     if count < 1 or seed < 0:
         raise InputError(
             f"cannot generate {count} images from seed {seed}: give a count of at least 1 and a "
             "seed of at least 0"
         )
-    for first in range(0, count, batch):
+    for first in range(share[0] * batch, count, share[1] * batch):
         rows = range(first, min(first + batch, count))
         device = generator.device
         noise = noise_from_seeds(seeds(seed, rows), generator.spec.shape, device=device)

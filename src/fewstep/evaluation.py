@@ -7,15 +7,16 @@ from collections.abc import Callable
 from collections.abc import Generator as Pull
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep import metrics
 from fewstep.data import ImageSet
-from fewstep.distributed import first_rank, hardware
+from fewstep.distributed import first_rank, gather, hardware, world
 from fewstep.download import cache
 from fewstep.drawing import generate, start_noise
 from fewstep.errors import InputError
@@ -103,18 +104,36 @@ class Evaluator:
             self.reference_name,
         )
 
-    def score(self, generator: Generator, *, steps: int, seed: int = 0, batch: int = 500) -> Score:
+    def score(
+        self,
+        generator: Generator,
+        *,
+        steps: int,
+        seed: int = 0,
+        batch: int = 500,
+        shared: bool = False,
+    ) -> Score:
         """Score a generator at `steps` sampling steps.
 
         Class-conditional samples take the classes in turn, or with the frequencies of the real
-        images if `labels` is not None.
+        images if `labels` is not None. With `shared`, the processes of `torchrun`, which must all
+        call this, generate the batches in turn; each of them returns the score that one process
+        would.
 
         Raises: InputError if the generator's images have another shape than the real ones.
         """
-        return exhaust(self.iter_score(generator, steps=steps, seed=seed, batch=batch))
+        return exhaust(
+            self.iter_score(generator, steps=steps, seed=seed, batch=batch, shared=shared)
+        )
 
     def iter_score(
-        self, generator: Generator, *, steps: int, seed: int = 0, batch: int = 500
+        self,
+        generator: Generator,
+        *,
+        steps: int,
+        seed: int = 0,
+        batch: int = 500,
+        shared: bool = False,
     ) -> Pull[int, None, Score]:
         """Like `score`, but yields the number of samples done so far and returns the score."""
         if generator.spec.shape != self.images.shape:
@@ -131,13 +150,25 @@ class Evaluator:
         accumulator = metrics.ScoreAccumulator(
             self.reference, samples, cycle=cycle, extra=self.extra
         )
-        work = generate(generator, samples, steps=steps, seed=seed, batch=batch, labels=own)
-        for rows, images in work:
-            labels = [requested[row % len(requested)] for row in rows] if same_classes else None
-            accumulator.update(images, None if labels is None else torch.tensor(labels))
-            yield rows.stop
+        rank, ranks = world() if shared else (0, 1)
+        work = generate(
+            generator, samples, steps=steps, seed=seed, batch=batch, labels=own, share=(rank, ranks)
+        )
+        for first in range(0, samples, ranks * batch):
+            outputs: list[tuple[metrics.ExtractorOutput, Tensor | None]] = []
+            for rows, images in islice(work, 1):  # none where the last batch is another rank's
+                labels = [requested[row % len(requested)] for row in rows] if same_classes else None
+                classes_of_rows = None if labels is None else torch.tensor(labels)
+                outputs = list(accumulator.outputs(images, classes_of_rows))
+            for parts in gather(outputs) if shared else [outputs]:
+                for output in parts:
+                    accumulator.add(*output)
+            yield min(first + ranks * batch, samples)
         how = "as in the set" if own else "in turn" if classes else "none"
-        return self._make_score(generator, steps, seed, how, accumulator.measures())
+        measures = accumulator.measures() if rank == 0 else None
+        measures = gather(measures)[0] if shared else measures
+        assert measures
+        return self._make_score(generator, steps, seed, how, measures)
 
     def _make_score(
         self, generator: Generator, steps: int, seed: int, labels: str, measures: Measures

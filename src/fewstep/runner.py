@@ -91,7 +91,7 @@ def _resume(run: Run, pins: dict[str, str]) -> tuple[dict[str, Tensor], dict[str
 
 
 class RunWriter:
-    """Writes the files of a run folder during training, on the first rank only."""
+    """Writes the files of a run folder during training, on the first rank; all ranks measure."""
 
     def __init__(
         self,
@@ -120,20 +120,22 @@ class RunWriter:
 
     def update(self, progress: Progress) -> None:
         """Write what is due at this step: a log line, scores, a checkpoint."""
-        if not self.writes:
-            return
         last = progress.training.is_finished
-        self.latest |= progress.numbers
-        if last or progress.step % self.log_every == 0:
-            seconds = round(time.perf_counter() - self.start_time, 3)
-            line = {"step": progress.step, "images": progress.images, "seconds": seconds}
-            self.run.log({**line, "memory": peak_memory(self.device), **self.latest})
-            self.latest = {}
+        if self.writes:
+            self._log(progress)
         every = self.recipe.evaluate.every
         if every and progress.step % every == 0:
             self.measure(progress.training)
         if last or progress.step % self.recipe.fit.save_every == 0:
             self.save(progress.training)
+
+    def _log(self, progress: Progress) -> None:
+        self.latest |= progress.numbers
+        if progress.training.is_finished or progress.step % self.log_every == 0:
+            seconds = round(time.perf_counter() - self.start_time, 3)
+            line = {"step": progress.step, "images": progress.images, "seconds": seconds}
+            self.run.log({**line, "memory": peak_memory(self.device), **self.latest})
+            self.latest = {}
 
     def save(self, training: Training) -> None:
         """Save state, weights and a sample grid, unless this step is saved or cannot be saved."""
@@ -159,17 +161,21 @@ class RunWriter:
     def measure(self, training: Training) -> None:
         """Log scores of the averaged weights; save the weights if their score is the best so far.
 
-        The earlier scores are read from the log, because a resumed run has lost its memory. Weights
-        of an adaptation are not the method's, and are never the best.
+        All ranks share the work, so that none waits for long. The earlier scores are read from the
+        log, because a resumed run has lost its memory. Weights of an adaptation are not the
+        method's, and are never the best.
         """
         config, generator = self.recipe.evaluate, training.generator()
         assert self.evaluator
         step_counts = (config.best or config.steps[0], *config.steps)
         counts = [generator.nearest(steps, quietly=True) for steps in step_counts]
-        lines = (line for line in self.run.progress() if line["step"] > training.earlier)
+        lines = self.run.progress() if self.writes else []
+        lines = (line for line in lines if line["step"] > training.earlier)
         earlier = [score_from(line["score"]) for line in lines if "score" in line]
         for steps in sorted(set(counts)):
-            score = self.evaluator.score(generator, steps=steps)
+            score = self.evaluator.score(generator, steps=steps, shared=True)
+            if not self.writes:
+                continue
             self.run.log({"step": training.run_step, "score": score.table()})
             comparable = (s for s in earlier if (s.steps, s.protocol) == (steps, score.protocol))
             best = min((s.frechet for s in comparable), default=math.inf)

@@ -1,7 +1,7 @@
 """`ScoreAccumulator` computes all measures of images that arrive in batches, in bounded memory."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -11,6 +11,7 @@ from fewstep.metrics.distances.class_score import ClassScore
 from fewstep.metrics.distances.coverage import density_coverage, precision_recall
 from fewstep.metrics.distances.frechet import MomentBlocks, frechet_estimate
 from fewstep.metrics.distances.kernel import kernel_distance
+from fewstep.metrics.extractors.base import ExtractorOutput
 from fewstep.metrics.measures import ExtraMeasure, Measure, Measures
 from fewstep.metrics.reference import Reference
 
@@ -47,21 +48,37 @@ class ScoreAccumulator:
         self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"] | None = None
     ) -> None:
         """Add the next images; `labels` are the requested classes of conditional samples."""
+        for outputs in self.outputs(images, labels):
+            self.add(*outputs)
+
+    def outputs(
+        self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"] | None = None
+    ) -> Iterator[tuple[ExtractorOutput, Tensor | None]]:
+        """Yield the arguments of `add` for images, whichever their place; tensors are on the CPU.
+
+        Processes that share the images compute these, and one of them adds all in order.
+        """
         start = 0
-        for output in self.reference.extractor.iter_outputs(images):
-            features = output.features.cpu()
-            self.blocks.update(features)
-            rows = features[: max(len(self.features) - self.count, 0)]
-            self.features[self.count : self.count + len(rows)] = rows
-            self.count += len(features)
-            if output.logits is not None:
-                self.class_score = self.class_score or ClassScore()
-                self.class_score.update(output.logits)
-                if labels is not None and self.reference.extractor.classifies:
-                    requested = labels[start : start + len(features)].to(output.logits.device)
-                    self.correct += int((output.logits.argmax(1) == requested).sum())
-                    self.label_count += len(requested)
-            start += len(features)
+        for features, logits in self.reference.extractor.iter_outputs(images):
+            stop = start + len(features)
+            part = None if labels is None else labels[start:stop].cpu()
+            yield ExtractorOutput(features.cpu(), None if logits is None else logits.cpu()), part
+            start = stop
+
+    def add(self, output: ExtractorOutput, labels: Int64[Tensor, " n"] | None = None) -> None:
+        """Add the extractor's output for the next images, with their requested classes."""
+        features, logits = output
+        self.blocks.update(features)
+        rows = features[: max(len(self.features) - self.count, 0)]
+        self.features[self.count : self.count + len(rows)] = rows
+        self.count += len(features)
+        if logits is None:
+            return
+        self.class_score = self.class_score or ClassScore()
+        self.class_score.update(logits)
+        if labels is not None and self.reference.extractor.classifies:
+            self.correct += int((logits.argmax(1) == labels).sum())
+            self.label_count += len(labels)
 
     def measures(self) -> Measures:
         """The measures. Call it after all `total` images were added."""
