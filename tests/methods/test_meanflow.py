@@ -233,6 +233,22 @@ def test_the_adaptive_weight_is_no_path_of_the_gradient(p):
     torch.testing.assert_close(found, again)
 
 
+@pytest.mark.parametrize("source, shape, c", [
+    ("data", SHAPE, 1e-3), ("teacher", SHAPE, 1.0), ("teacher", (1, 4, 4), 8.0),
+])  # fmt: skip
+def test_the_default_of_c_follows_the_noise_of_the_velocity(source, shape, c):
+    """From a teacher, a row that is learnt weighs thrice as much as one that is off by 1."""
+    spec = SampleSpec(shape)
+    settings = {"source": source, "spec": spec, "teacher": Generator(network(shape), spec)}
+    default, explicit = (meanflow(network(shape), **settings, **more) for more in ({}, {"c": c}))
+    for method in (default, explicit):
+        with torch.no_grad():
+            for p in method.student.parameters():
+                p.mul_(1.1)
+    one, other = (m.student_loss(batch(shape=shape)).value.item() for m in (default, explicit))
+    assert one == other > 0
+
+
 @pytest.mark.parametrize("distinct", [0.0, 0.25, 0.6, 1.0])
 def test_rows_apart_are_as_many_as_asked_in_every_micro_batch(distinct):
     method = meanflow(distinct=distinct)
