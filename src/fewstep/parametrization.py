@@ -29,10 +29,10 @@ class Parametrization(ABC):
     def pace(self) -> float:
         """Factor of the embedding's frequencies in networks whose settings leave it open.
 
-        Native levels have DDPM's, 1. Logarithms have 0.02, five times the frequencies of EDM at
+        Native levels have DDPM's, 1. Logarithms have 0.004, which makes the frequencies EDM's at
         the usual `level_scale` of 250.
         """
-        return 0.02 if self.logarithmic else 1.0
+        return 0.004 if self.logarithmic else 1.0
 
     def bind(self, process: Process) -> "Parametrization":
         """The parametrization of a network that is trained under `process`.

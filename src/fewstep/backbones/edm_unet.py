@@ -89,7 +89,7 @@ class EDMUNetConfig(BackboneConfig):
     level_scale: float = 250.0
     """Factor for logarithmic levels (EDM's); 1 in EDM, 1000 in consistency models."""
     pace: float | None = None
-    """Factor of the frequencies in the level's features. None is 0.02 for logarithmic levels
+    """Factor of the frequencies in the level's features. None is 0.004 for logarithmic levels
     (EDM's) and 1 for others."""
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "EDMUNet":

@@ -57,7 +57,7 @@ class LucidrainsUNetConfig(BackboneConfig):
     level_scale: float = 250.0
     """Factor for logarithmic levels (EDM's), so that they span the range of the embedding."""
     pace: float | None = None
-    """Factor of the frequencies in the level's features. None is 0.02 for logarithmic levels
+    """Factor of the frequencies in the level's features. None is 0.004 for logarithmic levels
     (EDM's) and 1 for others."""
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "LucidrainsUNet":

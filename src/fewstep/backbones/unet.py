@@ -77,7 +77,7 @@ class UNetConfig(BackboneConfig):
     """Spacing of the embedding's frequencies: 1 in DDPM, 0 in later networks."""
     pace: float | None = None
     """Factor of the frequencies in the embedding of the level. Small values, such as 0.03, keep the
-    network's derivative along time small, as MeanFlow and sCM need. None is 0.02 for logarithmic
+    network's derivative along time small, as MeanFlow and sCM need. None is 0.004 for logarithmic
     levels (EDM's) and 1 for others."""
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "UNet":
