@@ -42,7 +42,7 @@ LAYERS = [
     ["scores"],
     ["evaluation"],
     ["assembly"],
-    ["runner"],
+    ["runner", "planning"],
     ["comparison"],
     ["report"],
     ["studio"],

@@ -1,6 +1,6 @@
 """Build the objects that a recipe describes: data, teacher, student, method and batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,27 +84,35 @@ def read_data(recipe: Recipe) -> ImageSet:
     return data.load(config.name, split=config.split, size=config.size, path=config.path)
 
 
+def allow_code(recipe: Recipe) -> None:
+    """Let weights import the packages that a recipe names: its user wrote it."""
+    names = (recipe.evaluate.extractor or "", *recipe.evaluate.measures)
+    code = [*addresses(recipe.table()), *(name for name in names if ":" in name)]
+    plugins.allow(address.partition(":")[0].partition(".")[0] for address in code)
+
+
+def data_spec(recipe: Recipe, images: ImageSet) -> SampleSpec:
+    """Shape and classes of what a recipe trains a network to generate."""
+    if not recipe.data.labels or images.labels is None:
+        return SampleSpec(images.shape)
+    return SampleSpec(images.shape, images.classes, images.class_names)
+
+
 def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     """Build the objects that a recipe describes, and check that they fit together."""
-    # the user wrote this recipe, so weights that it names may import the same packages
+    allow_code(recipe)
     evaluation = recipe.evaluate
-    evaluation_names = (evaluation.extractor or "", *evaluation.measures)
-    code = [*addresses(recipe.table()), *(name for name in evaluation_names if ":" in name)]
-    plugins.allow(address.partition(":")[0].partition(".")[0] for address in code)
     images = read_data(recipe)
-    use_labels = recipe.data.labels and images.labels is not None
-    spec = SampleSpec(
-        images.shape,
-        images.classes if use_labels else 0,
-        images.class_names if use_labels else (),
-    )
+    spec = data_spec(recipe, images)
     pins = {"data": images.fingerprint}
     teacher = None
     if recipe.teacher:
-        teacher = _teacher(recipe, spec)
+        address = recipe.teacher.load
+        trained_by = runs.describe(address).get("recipe")
+        teacher = guide_teacher(recipe, spec, runs.load(address), trained_by)
         pins["teacher"] = runs.weights_hash(teacher)
     method_class = plugins.resolve("method", recipe.method_name)
-    student, original = _student(recipe, spec, teacher)
+    student, original = build_student(recipe, spec, teacher)
     config = bind_classifier(recipe.method, lambda: _classifier(images))
     loss_hash = perceptual_hash(config, spec.shape)
     if loss_hash:
@@ -125,9 +133,9 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     if "images" in method.reads:
         streams["images"] = _image_stream(recipe, images, spec)
     if "pairs" in method.reads:
-        streams["pairs"], pins["pairs"] = _open_store(recipe, spec, PairStream, teacher)
+        streams["pairs"], pins["pairs"] = open_store(recipe, spec, PairStream, teacher)
     if "rings" in method.reads:
-        streams["rings"], pins["pairs"] = _open_store(recipe, spec, RingStream, teacher)
+        streams["rings"], pins["pairs"] = open_store(recipe, spec, RingStream, teacher)
     method.check(streams)
     fit, augmentation = recipe.fit, recipe.data.augmentation
     batches = Batches(
@@ -164,10 +172,16 @@ def _classifier(images: ImageSet) -> Path:
     return metrics.classifier_file(images.fingerprint, cache())
 
 
-def _teacher(recipe: Recipe, spec: SampleSpec) -> Generator:
+def guide_teacher(
+    recipe: Recipe, spec: SampleSpec, teacher: Generator, trained_by: Mapping[str, Any] | None
+) -> Generator:
+    """The teacher under the recipe's guidance. `trained_by` is the table of the teacher's recipe.
+
+    Raises: InputError for a teacher of other images, without the recipe's augmentation, or that
+    cannot be guided.
+    """
     assert recipe.teacher
-    address, weight = recipe.teacher.load, recipe.teacher.guidance
-    teacher = runs.load(address)
+    address = recipe.teacher.load
     _check_spec(teacher, f"the teacher {address}", recipe, spec)
     config = unguided(teacher.denoiser.backbone).config
     if recipe.data.augment and not getattr(config, "augmented", False):
@@ -175,7 +189,7 @@ def _teacher(recipe: Recipe, spec: SampleSpec) -> Generator:
             f"data.augment is {recipe.data.augment}, but the teacher {address} was trained without "
             "this augmentation: set data.augment=0, or train the teacher with it"
         )
-    return with_guidance(teacher, weight, runs.describe(address).get("recipe"))
+    return with_guidance(teacher, recipe.teacher.guidance, trained_by)
 
 
 def _check_spec(generator: Generator, noun: str, recipe: Recipe, spec: SampleSpec) -> None:
@@ -196,7 +210,7 @@ def _check_spec(generator: Generator, noun: str, recipe: Recipe, spec: SampleSpe
     )
 
 
-def _open_store(
+def open_store(
     recipe: Recipe,
     spec: SampleSpec,
     kind: type[PairStream] | type[RingStream],
@@ -233,11 +247,18 @@ def _open_store(
     return stream, reader.hash
 
 
-def _student(
-    recipe: Recipe, spec: SampleSpec, teacher: Generator | None
+def build_student(
+    recipe: Recipe,
+    spec: SampleSpec,
+    teacher: Generator | None,
+    initial: Generator | None = None,
 ) -> tuple[Denoiser, Generator | None]:
     """The student, and the network whose weights it copies if it must be adapted to predict
-    another quantity than that network."""
+    another quantity than that network. `initial` is the run that `student.init` names, if it is
+    loaded already.
+
+    Raises: InputError for settings that do not fit together, the images or the teacher.
+    """
     config = recipe.student
     if config.init == "scratch":
         return _with_start(_new_student(recipe, spec, teacher), config), None
@@ -251,7 +272,7 @@ def _student(
             'student.init = "teacher" copies the teacher, and the recipe has none: set '
             'teacher.load, or student.init = "scratch"'
         )
-    source = teacher if config.init == "teacher" else runs.load(config.init)
+    source = teacher if config.init == "teacher" else initial or runs.load(config.init)
     assert source
     _check_spec(source, f"the network of student.init={config.init}", recipe, spec)
     denoiser = source.denoiser

@@ -108,7 +108,7 @@ def report() -> Iterator[tuple[str, str]]:
     """Lines of the report, as (name, status)."""
     import torch
 
-    from fewstep.data import celeba
+    from fewstep.data.published import find_published
     from fewstep.distributed import device, hardware
     from fewstep.download import home
     from fewstep.metrics.extractors import weights
@@ -121,21 +121,23 @@ def report() -> Iterator[tuple[str, str]]:
     yield "threads", f"{torch.get_num_threads()} of {cores} cores"
     yield "home", f"{home()} ($FEWSTEP_HOME), {_free(home())} free"
     yield "digits", "with scikit-learn"
-    for name, files in _data_files().items():
-        missing = [file.name for file in files if not file.exists()]
+    for name in ("mnist", "fashion-mnist", "cifar10"):
+        published = find_published(name)
+        assert published
+        files = {file for split in published.files.values() for file in split}
+        missing = [file.name for split in published.files for file in published.missing(split)]
         if missing and len(missing) < len(files):
             count = f"{len(missing)} of {len(files)} files ({listing(missing)})"
             yield name, f"{count} {_missing('data')}"
         else:
             yield name, _missing("data") if missing else "present"
-    celeba_folder = home() / "data" / "celeba"
-    missing = [
-        name for name in (celeba.IMAGES, celeba.PARTITION) if not (celeba_folder / name).exists()
-    ]
+    published = find_published("celeba")
+    assert published
+    missing = [file.name for file in published.missing("train")]
     yield (
         "celeba",
-        f"{listing(missing)} missing in {celeba_folder}; download by hand, or name another folder "
-        "by celeba:PATH"
+        f"{listing(missing)} missing in {published.folder}; download by hand, or name another "
+        "folder by celeba:PATH"
         if missing
         else "present",
     )
@@ -150,19 +152,6 @@ def report() -> Iterator[tuple[str, str]]:
             "torchvision",
             "installed but not needed; a version that does not match torch breaks diffusers",
         )
-
-
-def _data_files() -> dict[str, list[Path]]:
-    """The files of each data set that is downloaded."""
-    from fewstep.data import cifar10, mnist
-    from fewstep.download import home
-
-    folder = home() / "data"
-    sets = {
-        name: [folder / name / file for file in mnist.SOURCES[name].md5] for name in mnist.SOURCES
-    }
-    files = (file for split in cifar10.FILES.values() for file in split)
-    return {**sets, "cifar10": [folder / cifar10.FOLDER / file for file in files]}
 
 
 def _missing(kind: str) -> str:

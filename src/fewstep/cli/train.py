@@ -36,6 +36,9 @@ class Options:
     """Overrides of the recipe, such as fit.steps=100; the value is TOML."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The run folder; by default runs/RECIPE."""
+    dry_run: bool = False
+    """Print what the training needs and costs, and what would be wrong with it, without training,
+    downloads or files."""
     track: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
@@ -55,6 +58,10 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     from fewstep.runner import is_finished
 
     recipe = parse(table)
+    if options.dry_run:
+        from fewstep.cli.dry_run import print_plan
+
+        return print_plan(recipe)
     folder = options.out or Path("runs") / Path(options.recipe).stem
     command = shlex.join(["fewstep", verb, *argv])
     if is_finished(recipe, folder):

@@ -14,6 +14,7 @@ from fewstep.errors import InputError
 from fewstep.files import atomic_write
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+MEGABYTES = 170
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 FOLDER = "cifar-10-batches-bin"
 RECORDS = 10_000  # images in each file

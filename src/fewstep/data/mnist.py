@@ -21,6 +21,8 @@ class Source(NamedTuple):
     md5: dict[str, str]
     """MD5 of each file, by name."""
     class_names: tuple[str, ...]
+    megabytes: int
+    """Size of all files in 10⁶ bytes."""
 
 
 SOURCES = {
@@ -33,6 +35,7 @@ SOURCES = {
             "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
         },
         tuple("0123456789"),
+        12,
     ),
     "fashion-mnist": Source(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -54,6 +57,7 @@ SOURCES = {
             "bag",
             "ankle boot",
         ),
+        31,
     ),
 }
 

@@ -34,21 +34,17 @@ def find_folder(name: str) -> Path:
 
     Raises: InputError if there is no such folder; the message names the path where to put it.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
+    path, folder = Path(name).expanduser(), home() / "weights"
     if path.is_file():
         raise InputError(
             f"{name} is a file, but diffusers: takes the folder with the network's {CONFIG} and "
             f"weights: write diffusers:{path.parent}"
         )
-    folder = home() / "weights"
-    averaged = folder / AVERAGED.get(name, "")
-    if name in AVERAGED and _has_network(averaged):
-        print(f"fewstep: {name}: using the averaged weights in {averaged}", file=sys.stderr)
-        return averaged
-    if _has_network(folder / name):
-        return folder / name
+    local = find_local(name)
+    if local is not None:
+        if name in AVERAGED and local == folder / AVERAGED[name]:
+            print(f"fewstep: {name}: using the averaged weights in {local}", file=sys.stderr)
+        return local
     if name == EMA:
         return _download_release(folder / name)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
@@ -57,6 +53,15 @@ def find_folder(name: str) -> Path:
             "hub write OWNER/NAME"
         )
     return _from_hub(name, otherwise=f"put its folder at {folder / name}")
+
+
+def find_local(name: str) -> Path | None:
+    """The folder of a network that is at a path or in `home()/weights`; None if it is not."""
+    path, folder = Path(name).expanduser(), home() / "weights"
+    if path.is_dir():
+        return path
+    names = (AVERAGED[name], name) if name in AVERAGED else (name,)
+    return next((folder / each for each in names if _has_network(folder / each)), None)
 
 
 def _has_network(folder: Path) -> bool:

@@ -131,14 +131,14 @@ TRUNKS: Mapping[str, Callable[[], Trunk]] = {
     "alex": alexnet,
     "vgg": vgg16,
 }
-_FILES = {"squeeze": "squeezenet", "alex": "alexnet", "vgg": "vgg16"}
+TRUNK_FILES = {"squeeze": "squeezenet", "alex": "alexnet", "vgg": "vgg16"}
 
 
 def load_trunk(name: str) -> Trunk:
     """The trunk called squeeze, alex or vgg, with its ImageNet weights."""
-    weights = load_weights(_FILES[name])
+    weights = load_weights(TRUNK_FILES[name])
     features = {key: value for key, value in weights.items() if key.startswith("features.")}
-    return load_into(TRUNKS[name](), features, _FILES[name])
+    return load_into(TRUNKS[name](), features, TRUNK_FILES[name])
 
 
 def _conv(channels: int, out: int, width: int, *, stride: int = 1, padding: int = 0) -> nn.Module:

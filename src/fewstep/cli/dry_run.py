@@ -1,0 +1,110 @@
+"""`fewstep train RECIPE --dry-run`: what the training needs and costs, on one screen."""
+
+from collections.abc import Iterator, Mapping
+
+from fewstep.cli import console
+from fewstep.distributed import device, hardware, world
+from fewstep.formatting import number, quantity
+from fewstep.planning import Plan, plan_recipe
+from fewstep.recipe import Recipe
+
+UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def print_plan(recipe: Recipe) -> int:
+    """Print the plan of a training. Returns the exit code: 2 if the training would be refused."""
+    plan = plan_recipe(recipe)
+    rows = list(lines(plan))
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        console.out.print(f"{name:<{width}}  {text}")
+    return 2 if plan.problems else 0
+
+
+def lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    """The lines of a plan, as (name, text)."""
+    recipe, fit = plan.recipe, plan.recipe.fit
+    if recipe.about.title:
+        yield "recipe", recipe.about.title
+    for need in plan.requirements:
+        status = f"missing: {need.missing}" if need.missing else "present"
+        yield need.noun, f"{need.name}: {status}"
+    if plan.images and plan.spec:
+        shape = " x ".join(map(str, plan.spec.shape))
+        classes = quantity(plan.spec.classes, "class").replace("classs", "classes")
+        yield (
+            "images",
+            f"{len(plan.images):,} of shape {shape}, "
+            + (classes if plan.spec.classes else "without classes"),
+        )
+    for name, count in plan.trained.items():
+        yield name, f"{_size(count)} parameters, trained"
+    for name, count in plan.frozen.items():
+        yield name, f"{_size(count)} parameters, not trained"
+    if plan.footprint:
+        calls = ", ".join(f"{name} {count:.3g}" for name, count in plan.footprint.calls.items())
+        yield "network calls", f"{calls} per image and training step"
+    yield "training", _training(plan)
+    if plan.memory:
+        yield "memory", _memory(plan)
+        yield "device", hardware(device())
+        yield "checkpoint", f"{_bytes(plan.disk)}, every {quantity(fit.save_every, 'step')}"
+    yield "evaluation", _evaluation(recipe)
+    for warning in plan.warnings:
+        yield "warning", warning
+    for problem in plan.problems:
+        yield "problem", problem
+
+
+def _training(plan: Plan) -> str:
+    """Steps, batches, images and epochs."""
+    fit = plan.recipe.fit
+    total = fit.steps * fit.batch
+    parts = [f"{quantity(fit.steps, 'step')} of {quantity(fit.batch, 'image')}"]
+    if 0 < fit.micro_batch < fit.batch:
+        parts[0] += f" in micro-batches of {fit.micro_batch:,}"
+    parts.append(f"{_size(total)} images in all")
+    if plan.images and "images" in plan.reads:
+        parts.append(f"{number(total / len(plan.images))} epochs")
+    if plan.records:
+        parts.append(f"{plan.records:,} recorded pairs, {number(total / plan.records)} epochs")
+    if plan.adapt_steps:
+        parts.append(f"{quantity(plan.adapt_steps, 'step')} before that adapt the student")
+    return "; ".join(parts)
+
+
+def _memory(plan: Plan) -> str:
+    """Bytes on each device; those of activations are an estimate."""
+    fit = plan.recipe.fit
+    if plan.footprint is None:
+        return f"{_bytes(plan.memory)}; activations are not known"
+    ranks = world()[1]
+    activations = plan.footprint.activations // ranks
+    if fit.precision == "bf16":
+        activations //= 2
+    rows = min(fit.micro_batch or fit.batch // ranks, fit.batch // ranks)
+    parts = {**plan.memory, "activations": activations}
+    images = quantity(rows, "image")
+    return f"{_bytes(parts)} of {images} at once (estimated from shapes, in {fit.precision})"
+
+
+def _evaluation(recipe: Recipe) -> str:
+    config = recipe.evaluate
+    if not config.every:
+        return "none during training"
+    protocol = config.evaluation_protocol
+    samples, steps = quantity(protocol.samples, "sample"), " and ".join(map(str, config.steps))
+    return f"every {quantity(config.every, 'step')}: {samples} in {steps} sampling steps"
+
+
+def _size(count: float) -> str:
+    for size, letter in UNITS:
+        if count >= size:
+            return f"{number(count / size)} {letter}"
+    return number(count) if count >= 100 else f"{count:g}"
+
+
+def _bytes(parts: Mapping[str, int]) -> str:
+    total = sum(parts.values())
+    texts = (f"{name} {_size(value)}B" for name, value in parts.items())
+    return f"{_size(total)}B: {', '.join(texts)}"

@@ -1,0 +1,149 @@
+"""What a training will need and cost, found out before it starts: `plan_recipe(recipe)`."""
+
+import warnings
+from collections.abc import Generator as Pull
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from fewstep.assembly import adapt_steps, allow_code, data_spec
+from fewstep.data import ImageSet
+from fewstep.errors import InputError
+from fewstep.generator import Generator, SampleSpec
+from fewstep.methods.base import Method
+from fewstep.methods.checks import check_start, training_warnings
+from fewstep.planning.footprint import Footprint, measure
+from fewstep.planning.requirements import (
+    Requirement,
+    build_method,
+    find_data,
+    find_generator,
+    find_networks,
+    find_pairs,
+    generator_addresses,
+)
+from fewstep.recipe import Recipe
+from fewstep.trainer import check_players
+
+__all__ = ["Plan", "Requirement", "plan_recipe"]
+
+
+@dataclass
+class Plan:
+    """What is known of a training before it starts. Parts that depend on something that is missing,
+    and has no stand-in, are None or empty."""
+
+    recipe: Recipe
+    requirements: list[Requirement] = field(default_factory=list[Requirement])
+    images: ImageSet | None = None
+    records: int | None = None
+    """Number of recorded pairs."""
+    spec: SampleSpec | None = None
+    reads: frozenset[str] = frozenset()
+    """Streams that the method reads: images, pairs, rings."""
+    trained: dict[str, int] = field(default_factory=dict[str, int])
+    """Parameters of each player."""
+    frozen: dict[str, int] = field(default_factory=dict[str, int])
+    """Parameters of networks that are not trained, such as the teacher."""
+    adapt_steps: int = 0
+    """Training steps that adapt a copied student first."""
+    footprint: Footprint | None = None
+    memory: dict[str, int] = field(default_factory=dict[str, int])
+    """Bytes on the device, without activations."""
+    disk: dict[str, int] = field(default_factory=dict[str, int])
+    """Bytes of each file of a checkpoint."""
+    warnings: list[str] = field(default_factory=list[str])
+    problems: list[str] = field(default_factory=list[str])
+    """Why the training would be refused, apart from what is missing."""
+
+
+def plan_recipe(recipe: Recipe) -> Plan:
+    """Build what a training of `recipe` would build, without training, downloads or files.
+
+    Problems that would stop the training are collected, not raised.
+    """
+    plan = Plan(recipe)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _fill(plan)
+    plan.warnings += [str(each.message) for each in caught if each.category is UserWarning]
+    return plan
+
+
+def _fill(plan: Plan) -> None:
+    recipe = plan.recipe
+    allow_code(recipe)
+    networks: dict[str, Generator | None] = {}
+    with _collect(plan):
+        requirement, images = find_data(recipe)
+        plan.requirements.append(requirement)
+        plan.images, plan.spec = images, data_spec(recipe, images)
+        plan.requirements += find_networks(recipe, images, is_blank=bool(requirement.missing))
+    for noun, address in generator_addresses(recipe).items():
+        with _collect(plan):
+            requirement, networks[noun] = find_generator(noun, address)
+            plan.requirements.append(requirement)
+    method = None
+    if plan.spec and not plan.problems and None not in networks.values():
+        with _collect(plan):
+            method, is_adapted = build_method(recipe, plan.spec, **networks)
+            plan.adapt_steps = adapt_steps(recipe.fit) if is_adapted else 0
+            plan.reads = method.reads
+            _count(plan, method)
+    if recipe.pairs or plan.reads & {"pairs", "rings"}:
+        with _collect(plan):
+            requirement, plan.records = find_pairs(recipe, plan.reads)
+            plan.requirements.append(requirement)
+    if plan.spec and method:
+        with _collect(plan):
+            check_players(method, recipe.fit)
+            check_start(method)
+            plan.warnings += training_warnings(method)
+            augmented = bool(recipe.data.augment)
+            plan.footprint = measure(method, plan.spec, recipe.fit, augmented=augmented)
+
+
+@contextmanager
+def _collect(plan: Plan) -> Pull[None]:
+    """Adds an InputError that is raised inside to the problems of the plan."""
+    try:
+        yield
+    except InputError as error:
+        plan.problems.append(str(error))
+
+
+def _count(plan: Plan, method: Method[Any]) -> None:
+    """Parameters, and bytes in memory and on disk."""
+    players = method.players
+    plan.trained = {name: _parameters(player) for name, player in players.items()}
+    trained = {id(weight) for player in players.values() for weight in player.parameters()}
+    for name, module in method.named_children():
+        count = sum(p.numel() for p in module.parameters() if id(p) not in trained)
+        if count and name not in players:
+            plan.frozen[name] = count
+    gradients = sum(_bytes(player.parameters()) for player in players.values())
+    average = _bytes(method.student.parameters()) * len(plan.recipe.fit.halflives)
+    plan.memory = {
+        "weights": _bytes([*method.parameters(), *method.buffers()]),
+        "gradients": gradients,
+        "moments": 2 * gradients,
+        "averages": average,
+    }
+    state = method.state_dict()
+    own = _bytes(value for name, value in state.items() if not name.startswith("teacher."))
+    model = _bytes(method.student.state_dict().values())
+    plan.disk = {"state/state.safetensors": own + 2 * gradients + average}
+    plan.disk["model.safetensors"] = model
+    if plan.recipe.evaluate.every:
+        plan.disk["best.safetensors"] = model
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

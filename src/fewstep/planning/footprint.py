@@ -1,0 +1,179 @@
+"""What a training step asks of the networks, and the memory that it needs, without computing it.
+
+The networks are moved to PyTorch's device `meta`, whose tensors have shapes but no values. The
+method's own losses then run at the size of a real micro-batch in seconds, whatever the network.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.backbones import Backbone
+from fewstep.condition import AUGMENT_LABELS, Condition
+from fewstep.generator import SampleSpec
+from fewstep.guidance import Guided
+from fewstep.methods.base import Method, Turn
+from fewstep.methods.batch import Batch, ImageBatch, PairBatch
+from fewstep.optimizers import FitConfig
+
+META = torch.device("meta")
+WINDOW = 60
+"""Training steps over which calls are averaged; a multiple of the usual periods."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Network calls and activations of a training step."""
+
+    calls: Mapping[str, float]
+    """Evaluations per image of a batch, in an average step, by network."""
+    activations: int
+    """Bytes that the largest turn keeps for its backward pass, of one micro-batch in float32."""
+
+
+class ShapeBatch(Batch):
+    """A batch whose rows and random numbers have shapes only."""
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        return torch.empty(self.rows, *x.shape[1:], device=META, dtype=x.dtype)
+
+    def rand(self) -> Tensor:
+        return torch.empty(self.rows, device=META)
+
+
+def measure(
+    method: Method[Any], spec: SampleSpec, fit: FitConfig, *, augmented: bool
+) -> Footprint | None:
+    """The footprint of a method that reads images, pairs or nothing; it loses its weights.
+
+    None for a method that needs recorded rings, or the values of its batches, to compute its
+    losses.
+    """
+    if "rings" in method.reads:
+        return None
+    method.to(META)
+    rows = min(fit.micro_batch or fit.batch, fit.batch)
+    totals: dict[str, float] = defaultdict(float)
+    results: dict[tuple[Any, ...], tuple[dict[str, float], int]] = {}
+    window = min(WINDOW, fit.steps)
+    with torch.random.fork_rng(devices=()), _counted(method, rows) as calls:
+        for step in range(window):
+            turns = tuple(_describe(turn) for turn in method.turns(step))
+            if turns not in results:
+                calls.clear()
+                batch = _batch(method, spec, rows, step, augmented)
+                try:
+                    activations = _run(method, batch)
+                # a method of another package can ask for values, which raises errors of many kinds
+                except Exception:
+                    return None
+                results[turns] = dict(calls), activations
+            for name, count in results[turns][0].items():
+                totals[name] += count
+    order = [*method.players, *sorted(set(totals) - set(method.players))]
+    average = {name: totals[name] / window for name in order if totals[name]}
+    return Footprint(average, max(activations for _, activations in results.values()))
+
+
+def _run(method: Method[Any], batch: Batch) -> int:
+    """Compute the losses of one step. Returns the bytes that the largest keeps for its gradient."""
+    occurrences: Counter[str] = Counter()
+    largest = 0
+    for turn in method.turns(batch.step):
+        player = method.players[turn.player]
+        method.requires_grad_(False).eval()
+        player.requires_grad_(True).train()
+        batch.begin(turn.player, occurrences[turn.player])
+        occurrences[turn.player] += 1
+        tensors: dict[int, Any] = {}
+
+        def save(tensor: Tensor, tensors: dict[int, Any] = tensors) -> Tensor:
+            storage = tensor.untyped_storage()
+            tensors[id(storage)] = storage  # alive, so that no other one gets its number
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(save, _unchanged):
+            turn.loss(batch)
+        for weight in (*method.parameters(), *method.buffers()):
+            tensors.pop(id(weight.untyped_storage()), None)
+        largest = max(largest, sum(storage.nbytes() for storage in tensors.values()))
+    return largest
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _describe(turn: Turn) -> tuple[Any, ...]:
+    """The player and the loss: turns with the same description ask the same networks."""
+    loss: Any = turn.loss
+    settings: tuple[Any, ...] = ()
+    if isinstance(loss, partial):
+        loss, settings = loss.func, tuple(sorted(loss.keywords.items()))
+    return turn.player, getattr(loss, "__qualname__", repr(loss)), settings
+
+
+def _batch(
+    method: Method[Any], spec: SampleSpec, rows: int, step: int, augmented: bool
+) -> ShapeBatch:
+    x = torch.empty(rows, *spec.shape, device=META)
+    label = torch.empty(rows, dtype=torch.int64, device=META) if spec.classes else None
+    labels = torch.empty(rows, AUGMENT_LABELS, device=META) if augmented else None
+    plain = None if label is None else Condition(label)
+    cond = Condition(label, labels) if augmented else plain
+    streams = {"images": ImageBatch(x, cond), "pairs": PairBatch(x, x, plain)}
+    read = {name: rows for name, rows in streams.items() if name in method.reads}
+    return ShapeBatch(0, step, 0, rows, rows, spec, META, read)
+
+
+@contextmanager
+def _counted(method: nn.Module, rows: int) -> Generator[dict[str, float]]:
+    """Counts the evaluations per row of each network, by its name in the method."""
+    calls: dict[str, float] = defaultdict(float)
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], *_: Any) -> None:
+            calls[name] += inputs[0].shape[0] / rows
+
+        return hook
+
+    def with_count(name: str, features: Callable[..., Any]) -> Callable[..., Any]:
+        def counted_features(x: Tensor, *arguments: Any, **options: Any) -> Any:
+            calls[name] += x.shape[0] / rows
+            return features(x, *arguments, **options)
+
+        return counted_features
+
+    handles: list[Any] = []
+    networks = _networks(method)
+    for name, network in networks:
+        handles += [trunk.register_forward_pre_hook(count(name)) for trunk in network.trunks]
+        object.__setattr__(network, "features", with_count(name, network.features))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+        for _, network in networks:
+            object.__delattr__(network, "features")
+
+
+def _networks(method: nn.Module) -> list[tuple[str, Backbone]]:
+    """The networks of a method, by the first part of their names: student, fake, teacher, ..."""
+    paths = [
+        (path, module)
+        for path, module in method.named_modules()
+        if isinstance(module, Backbone) and not isinstance(module, Guided)
+    ]
+    outer = [
+        (path, module)
+        for path, module in paths
+        if not any(path.startswith(f"{other}.") for other, _ in paths)
+    ]
+    return [(path.partition(".")[0], module) for path, module in outer]
