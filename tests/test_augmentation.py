@@ -32,7 +32,7 @@ EDM_UNET = EDMUNetConfig(
     width=8, channels=(8,), layers=1, attention=(), level_width=8, embedding=16
 )
 TINY = [
-    'student.backbone={name="unet", channels=[8], layers=1, attention=[], groups=4}',
+    'student.backbone={name="unet", channels=[8], layers=1, attention=[], groups=4, pace=0.02}',
     *("fit.steps=4", "fit.batch=12", "fit.warmup=0", "fit.save_every=2", "data.augment=0.5"),
 ]
 

@@ -30,13 +30,9 @@ def lines(plan: Plan) -> Iterator[tuple[str, str]]:
         status = f"missing: {need.missing}" if need.missing else "present"
         yield need.noun, f"{need.name}: {status}"
     if plan.images and plan.spec:
-        shape = " x ".join(map(str, plan.spec.shape))
-        classes = quantity(plan.spec.classes, "class").replace("classs", "classes")
-        yield (
-            "images",
-            f"{len(plan.images):,} of shape {shape}, "
-            + (classes if plan.spec.classes else "without classes"),
-        )
+        shape, count = " x ".join(map(str, plan.spec.shape)), plan.spec.classes
+        classes = f"{count:,} classes" if count else "without classes"
+        yield "images", f"{len(plan.images):,} of shape {shape}, {classes}"
     for name, count in plan.trained.items():
         yield name, f"{_size(count)} parameters, trained"
     for name, count in plan.frozen.items():
@@ -85,7 +81,10 @@ def _memory(plan: Plan) -> str:
     rows = min(fit.micro_batch or fit.batch // ranks, fit.batch // ranks)
     parts = {**plan.memory, "activations": activations}
     images = quantity(rows, "image")
-    return f"{_bytes(parts)} of {images} at once (estimated from shapes, in {fit.precision})"
+    without = " and without the network of the loss" * any(
+        n.noun == "loss" for n in plan.requirements
+    )
+    return f"{_bytes(parts)} of {images} at once (estimated in {fit.precision}{without})"
 
 
 def _evaluation(recipe: Recipe) -> str:

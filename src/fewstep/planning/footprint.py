@@ -23,8 +23,10 @@ from fewstep.methods.batch import Batch, ImageBatch, PairBatch
 from fewstep.optimizers import FitConfig
 
 META = torch.device("meta")
-WINDOW = 60
-"""Training steps over which calls are averaged; a multiple of the usual periods."""
+PERIOD = 60
+"""Training steps after which the turns of all usual methods repeat."""
+SAMPLES = 4
+"""Number of steps of each kind that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +62,41 @@ def measure(
     method.to(META)
     rows = min(fit.micro_batch or fit.batch, fit.batch)
     totals: dict[str, float] = defaultdict(float)
-    results: dict[tuple[Any, ...], tuple[dict[str, float], int]] = {}
-    window = min(WINDOW, fit.steps)
+    activations = 0
     with torch.random.fork_rng(devices=()), _counted(method, rows) as calls:
-        for step in range(window):
-            turns = tuple(_describe(turn) for turn in method.turns(step))
-            if turns not in results:
-                calls.clear()
-                batch = _batch(method, spec, rows, step, augmented)
-                try:
-                    activations = _run(method, batch)
-                # a method of another package can ask for values, which raises errors of many kinds
-                except Exception:
-                    return None
-                results[turns] = dict(calls), activations
-            for name, count in results[turns][0].items():
-                totals[name] += count
+        samples = _sample_steps(method, fit.steps)
+        for step, weight in samples.items():
+            calls.clear()
+            try:
+                activations = max(
+                    activations, _run(method, _batch(method, spec, rows, step, augmented))
+                )
+            # a method of another package can ask for values, which raises errors of many kinds
+            except Exception:
+                return None
+            for name, count in calls.items():
+                totals[name] += weight * count
     order = [*method.players, *sorted(set(totals) - set(method.players))]
-    average = {name: totals[name] / window for name in order if totals[name]}
-    return Footprint(average, max(activations for _, activations in results.values()))
+    return Footprint({name: totals[name] for name in order if totals[name]}, activations)
+
+
+def _sample_steps(method: Method[Any], length: int) -> dict[int, float]:
+    """Training steps to look at, with their weights in the average.
+
+    Methods update their players in turns with a short period. Of each kind of step in it, a few are
+    taken over the whole training, as the losses themselves can change with the step.
+    """
+    kinds: dict[Any, list[int]] = defaultdict(list)
+    period = min(PERIOD, length)
+    for step in range(period):
+        kinds[tuple(_describe(turn) for turn in method.turns(step))].append(step)
+    weights: dict[int, float] = {}
+    for steps in kinds.values():
+        repeats = max((length - 1 - steps[0]) // period, 0)
+        sample = {steps[0] + period * (repeats * i // (SAMPLES - 1)) for i in range(SAMPLES)}
+        for step in sample:
+            weights[step] = len(steps) / period / len(sample)
+    return weights
 
 
 def _run(method: Method[Any], batch: Batch) -> int:
