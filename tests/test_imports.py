@@ -23,7 +23,7 @@ LAYERS = [
     ["coefficients"],
     ["backbones", "data", "store", "metrics"],
     ["denoiser"],
-    ["times"],
+    ["times", "levels"],
     ["spacing"],
     ["sampling"],
     ["circuits", "guidance"],

@@ -176,14 +176,13 @@ def circuit(trained, *more):
     return read("digits-circuit", [*told, *more])
 
 
-def test_phases_take_all_steps_or_it_is_said(trained):
-    halving = read("digits-progressive", [f'teacher.load="{trained.folder}"', "fit.steps=7"])
-    for told in (circuit(trained, "method.phases=[3,2]"), halving):
-        with pytest.raises(
-            InputError, match="the sum of method.phases is .* steps, but fit.steps is"
-        ):
-            assemble(told, DEVICE)
-    assemble(circuit(trained, "method.phases=[3,2]", "fit.steps=5"), DEVICE)
+def test_phases_divide_all_steps(trained):
+    teacher = f'teacher.load="{trained.folder}"'
+    for steps, stops in ((1000, [150, 350, 600, 1000]), (20, [3, 7, 12, 20]), (4, [1, 2, 3, 4])):
+        assembly = assemble(read("digits-progressive", [teacher, f"fit.steps={steps}"]), DEVICE)
+        assert [phase.stop for phase in assembly.method.phases] == stops
+    with pytest.raises(InputError, match="fit.steps is 3, but the method has 4 phases"):
+        assemble(read("digits-progressive", [teacher, "fit.steps=3"]), DEVICE)
 
 
 def test_methods_have_the_length_of_their_training(trained):

@@ -124,11 +124,6 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         return method_class(config, Task(student, spec, teacher, recipe.fit.steps)).to(device)
 
     method = build()
-    if method.fixed_steps not in (None, recipe.fit.steps):
-        raise InputError(
-            f"the sum of method.phases is {method.fixed_steps} training steps, but fit.steps is "
-            f"{recipe.fit.steps}: make them equal"
-        )
     streams: dict[str, Stream] = {}
     if "images" in method.reads:
         streams["images"] = _image_stream(recipe, images, spec)

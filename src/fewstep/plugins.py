@@ -64,8 +64,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "karras": "fewstep.times:Karras",
     },
     "levels": {
-        "ect": "fewstep.times:EctLevels",
-        "ladder": "fewstep.times:DiscreteLevels",
+        "ect": "fewstep.levels:EctLevels",
+        "ladder": "fewstep.levels:DiscreteLevels",
     },
     "distance": {
         "mse": "fewstep.losses:SquaredError",

@@ -1,4 +1,4 @@
-"""Times: densities for training, grids for sampling, and pairs of levels for consistency losses.
+"""Times: densities for training and grids for sampling.
 
 A density maps uniform random numbers, which the batch draws, to times. A grid returns the N times
 of an N-step sample in float64, in decreasing order; the last step goes from the last of these times
@@ -8,7 +8,7 @@ to the image.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -190,112 +190,3 @@ class FixedGrid(Grid):
                 return torch.tensor(row, dtype=torch.float64)
         counts = ", ".join(map(str, self.counts))
         raise InputError(f"this grid has no times for {steps} steps; choose from {counts}")
-
-
-@dataclass(frozen=True)
-class Levels(ABC):
-    """Base class of rules that select the two noise levels t > r of a consistency loss."""
-
-    noun: ClassVar[str] = "levels"
-
-    @property
-    @abstractmethod
-    def bounds(self) -> tuple[float, float]:
-        """The lowest and highest sigma/alpha, within those of the network's span."""
-
-    @abstractmethod
-    def around(self, ratio: Tensor, step: int, ends: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-        """The ratios sigma/alpha (b,) of t and of r, and the gap (b,) in the loss weight 1/gap.
-
-        `ratio` (b,) is drawn from the density, `step` is the training step, and `ends` are the
-        ratios at the two ends of the span.
-        """
-
-
-@dataclass(frozen=True)
-class EctLevels(Levels):
-    """ECT's rule: r = t·(1 − q^−(stage+1)·(1 + k·sigmoid(−b·t)))."""
-
-    clock: Literal["ratio", "flow"] = "ratio"
-    """Unit of t and r: sigma/alpha, or Flow's time sigma/(alpha + sigma)."""
-    q: float = 2.0
-    """Factor by which the gap shrinks at each stage; above 1."""
-    k: float = 8.0
-    """Strength of the factor 1 + k·sigmoid(−b·t), which widens the gap at small levels."""
-    b: float = 1.0
-    """Rate at which that factor decays with the level t."""
-    double_every: int = 0
-    """Training steps per stage; 0 means a single stage."""
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        return 0.0, math.inf
-
-    def __post_init__(self) -> None:
-        if self.q <= 1 or self.double_every < 0:
-            raise InputError(
-                f"method.levels has q = {self.q} and double_every = {self.double_every}; "
-                "q must be above 1, and double_every at least 0"
-            )
-
-    def around(self, ratio: Tensor, step: int, ends: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-        flow = self.clock == "flow"
-        stage = step // self.double_every if self.double_every else 0
-        t = 1 / (1 + 1 / ratio) if flow else ratio
-        relative_gap = self.q ** -(stage + 1) * (1 + self.k * torch.sigmoid(-self.b * t))
-        r = (t * (1 - relative_gap)).clamp(min=0)
-        return ratio, r / (1 - r) if flow else r, t - r
-
-
-@dataclass(frozen=True)
-class DiscreteLevels(Levels):
-    """N levels, evenly spaced in ratio^(1/7); a pair is the two levels next to a random level.
-
-    With s0 = `first`, s1 = `last` and K = `length`, N at a training step is
-
-        double (iCT):  min(s0·2^⌊step/K'⌋, s1) + 1,   K' = ⌊K/(log2⌊s1/s0⌋ + 1)⌋
-        root (CT):     ⌈√(step/K·((s1+1)² − s0²) + s0²) − 1⌉ + 1
-    """
-
-    growth: Literal["double", "root", "fixed"] = "double"
-    """Rule by which the number of levels N grows; `fixed`, as in CD, keeps N = `first`."""
-    first: int = 10
-    """s0, the initial number of levels N; with `double`, N starts at s0 + 1."""
-    last: int = 1280
-    """s1, the final number of levels N minus 1."""
-    length: int = 400_000
-    """K, the number of training steps over which N grows."""
-    ratios: tuple[float, float] = (0.002, 80.0)
-    """The lowest and highest sigma/alpha, within those of the network's span."""
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        return self.ratios
-
-    def __post_init__(self) -> None:
-        fits = 0 < self.ratios[0] < self.ratios[1] < math.inf and self.length > 0
-        if not fits or self.first < 2 or (self.last < self.first and self.growth != "fixed"):
-            raise InputError(
-                f"method.levels has first = {self.first}, last = {self.last}, length = "
-                f"{self.length} and ratios = {list(self.ratios)}; it needs 2 <= first <= last, "
-                "length > 0 and 0 < ratios[0] < ratios[1]"
-            )
-
-    def count(self, step: int) -> int:
-        """The number of levels N at training step `step`."""
-        s0, s1 = self.first, self.last
-        if self.growth == "fixed":
-            return s0
-        if self.growth == "root":
-            progress = min(step / self.length, 1.0)
-            return math.ceil(math.sqrt(progress * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
-        steps_to_double = max(math.floor(self.length / (math.log2(s1 // s0) + 1)), 1)
-        return min(s0 * 2 ** min(step // steps_to_double, 64), s1) + 1
-
-    def around(self, ratio: Tensor, step: int, ends: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-        low, high = (end ** (1 / 7) for end in ends)
-        last = self.count(step) - 1
-        position = (ratio.double() ** (1 / 7) - low) / (high - low)
-        index = (position * last).floor().clamp(0, last - 1)
-        r, t = ((low + i / last * (high - low)) ** 7 for i in (index, index + 1))
-        return t.to(ratio), r.to(ratio), (t - r).to(ratio)

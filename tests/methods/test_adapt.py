@@ -58,7 +58,7 @@ def build(name, start=None, parametrization=None):
     student = student.replace(span=(student.span[0], start or student.span[1]))
     teacher = Generator(Denoiser(toy.network(), DDPM, Eps()), toy.SPEC)
     kind = plugins.resolve("method", name)
-    settings = {"progressive": {"first": 2, "phases": 3}}.get(name, {})
+    settings = {"progressive": {"first": 2}}.get(name, {})
     return kind(kind.Config(**settings), Task(student, toy.SPEC, teacher))
 
 

@@ -60,7 +60,7 @@ def test_a_task_has_the_length_of_its_training():
 @pytest.mark.parametrize(
     ("name", "settings", "needed"),
     [
-        ("progressive", {"first": 4, "phases": 2}, 8),
+        ("progressive", {"first": 4}, 8),
         ("sfd", {"counts": (2,), "between": 1}, 4),
         ("dmd", {"steps": 2}, 2),
         ("sid", {"steps": 2}, 2),

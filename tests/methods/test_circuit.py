@@ -24,9 +24,10 @@ from fewstep.sampling import Transfer
 SPEC = SampleSpec((1, 8, 8))
 
 
-def build(seed=0, shake=0.1, **settings):
+def build(seed=0, shake=0.1, training_steps=100, **settings):
     student = Denoiser(circuit(seed, classes=0, shake=shake), Flow(), Velocity())
-    return CircuitMethod(CircuitMethodConfig(**{"steps": 12, **settings}), Task(student, SPEC))
+    task = Task(student, SPEC, steps=training_steps)
+    return CircuitMethod(CircuitMethodConfig(**{"steps": 12, **settings}), task)
 
 
 def batch(rows=4, step=0):
@@ -185,7 +186,7 @@ def test_a_chain_is_at_most_the_ring_and_then_starts_at_noise(monkeypatch):
 
 
 def test_phases_are_the_plain_loss_and_then_chains():
-    method = build(depths=(0.0, 1.0), phases=(3, 4))
+    method = build(depths=(0.0, 1.0), phases=(0.3, 0.4), training_steps=7)
     net = method.student.backbone
     trunk = lambda of: of.mid_block.resnets[0].conv1.weight  # noqa: E731
     for step in (0, 2, 3, 6, 9):
@@ -263,7 +264,7 @@ def test_what_cannot_be_is_refused():
         CircuitMethodConfig(steps=10, strides=(3,))
     with pytest.raises(InputError, match="more time steps than method.steps, 4"):
         CircuitMethodConfig(steps=4, depths=(0.0, 0.0, 0.0, 1.0), strides=(2, 4))
-    with pytest.raises(InputError, match="two numbers of training steps"):
+    with pytest.raises(InputError, match="two relative lengths"):
         CircuitMethodConfig(steps=4, phases=(100,))
     with pytest.raises(InputError, match="freezes"):
         CircuitMethodConfig(steps=4, phases=(1, 1), joint=True)

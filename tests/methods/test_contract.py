@@ -12,12 +12,13 @@ import toy
 from fewstep import plugins
 from fewstep.denoiser import Denoiser
 from fewstep.generator import Generator
+from fewstep.levels import DiscreteLevels, EctLevels
 from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.base import Task
 from fewstep.optimizers import FitConfig, PlayerConfig
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
-from fewstep.times import DiscreteLevels, EctLevels, LogNormal
+from fewstep.times import LogNormal
 from fewstep.trainer import Training
 
 # what a method is tried with on the toy, where it is not its defaults
@@ -25,10 +26,10 @@ SETTINGS = {
     "circuit": {"steps": toy.RING},
     # the toy's clock is Flow's, and its 2-D points have no spread of scales to cover
     "consistency": {"levels": EctLevels(clock="flow", q=16.0)},
-    # the toy's own scale, and an r that has risen early in its training
-    "scm": {"sigma_data": 0.7, "warmup": 200},
+    # the toy's own scale, and an r that has risen before the end of its training
+    "scm": {"sigma_data": 0.7, "warmup": 0.67},
     # a phase ends within the six steps of a resumed run
-    "progressive": {"first": 4, "phases": 4},
+    "progressive": {"first": 4},
 }
 # the same method under other settings: (method, settings)
 VARIANTS = {
@@ -41,7 +42,7 @@ VARIANTS = {
             "weight": "none",
         },
     ),
-    "consistency-ict": ("consistency", {"levels": DiscreteLevels(last=80, length=800)}),
+    "consistency-ict": ("consistency", {"levels": DiscreteLevels(last=80)}),
     "scm-data": ("scm", {"source": "data"}),
     "meanflow-teacher": ("meanflow", {"source": "teacher"}),
     "dmd-regression": ("dmd", {"regression": 1.0}),
@@ -52,7 +53,7 @@ VARIANTS = {
     "sida": ("sid", {"alpha": 1.0, "adversarial": AdversarialConfig(weight=0.01)}),
     "sfd-two-counts": ("sfd", {"counts": (1, 2), "solver": "heun"}),
     # the second phase begins where a run resumes
-    "circuit-phases": ("circuit", {"length": 4, "strides": (1, 2), "phases": (3, 3)}),
+    "circuit-phases": ("circuit", {"length": 4, "strides": (1, 2), "phases": (1, 1)}),
     "circuit-average": ("circuit", {"follow": "average", "decay": 0.9}),
 }
 # what has state that only a resumed run needs
@@ -62,13 +63,12 @@ STATEFUL = {
         {"levels": EctLevels(clock="flow", q=16.0), "target_decay": 0.9},
     ),
 }
-# settings that hold where the toy is learnt alone: phases span the whole training
+# settings that hold where the toy is learnt alone
 LEARNING = {
-    "progressive": {"first": 8, "phases": (100, 100, 100, 200)},
+    "progressive": {"first": 8, "phases": (1, 1, 1, 2)},
     **dict.fromkeys(("meanflow", "meanflow-teacher"), {"distinct": 0.75}),
     # an average lags behind an encoder that moves
-    "circuit-phases": {"phases": (150, 150)},
-    "circuit-average": {"phases": (150, 100)},
+    "circuit-average": {"phases": (3, 2)},
 }
 # who starts from a network of its own and not from the teacher's
 STUDENTS = {
@@ -122,7 +122,7 @@ every = pytest.mark.parametrize("name", NAMES)
 LONG = {"circuit-phases", "circuit-average"}
 
 
-def build(name, teacher, seed=0, **more):
+def build(name, teacher, seed=0, steps=6, **more):
     """The method, untrained; `seed` is that of a network of its own."""
     method, settings = {**VARIANTS, **STATEFUL}.get(name, (name, {}))
     kind = plugins.resolve("method", method)
@@ -130,17 +130,15 @@ def build(name, teacher, seed=0, **more):
     fresh, spec = STUDENTS.get(method, (None, toy.SPEC))
     student = fresh(seed) if fresh else deepcopy(teacher.denoiser)
     spec = toy.PIXELS if teacher.spec == toy.PIXELS else spec
-    return kind(config, Task(student, spec, deepcopy(teacher)))
+    return kind(config, Task(student, spec, deepcopy(teacher), steps))
 
 
 def learn(name, teacher, folder, *, seed=0, longer=1):
     """The method's student after `longer` times the usual steps."""
-    settings = dict(LEARNING.get(name, {}))
-    if "phases" in settings:
-        settings["phases"] = tuple(longer * steps for steps in settings["phases"])
     fit = {**USUAL, **FIT.get(name, {})}
     fit["steps"] *= longer
-    return toy.train(build(name, teacher, seed, **settings), folder, seed=seed, **fit)
+    method = build(name, teacher, seed, fit["steps"], **LEARNING.get(name, {}))
+    return toy.train(method, folder, seed=seed, **fit)
 
 
 def snapshot(method):

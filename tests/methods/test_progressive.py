@@ -68,9 +68,9 @@ def batch(rows=300, dtype=torch.float64, classes=0, seed=0):
     return only
 
 
-def progressive(student, teacher, *, spec=SPEC, **settings):
+def progressive(student, teacher, *, spec=SPEC, steps=10, **settings):
     teacher = Generator(teacher, spec)
-    return Progressive(ProgressiveConfig(**settings), Task(student, spec, teacher))
+    return Progressive(ProgressiveConfig(**settings), Task(student, spec, teacher, steps))
 
 
 def drawn(method, phase, only):
@@ -124,7 +124,7 @@ def test_the_target_is_two_explicit_ddim_steps(process, parametrization, grid, s
     """The loss of a student that says something else is that student's distance to it."""
     teacher = exact(process, parametrization, SHAPE)
     student = Denoiser(Wrong(parametrization, SHAPE), process, parametrization)
-    method = progressive(student, teacher, first=4, phases=1, grid=grid, bound=3.0)
+    method = progressive(student, teacher, first=4, grid=grid, bound=3.0)
     phase = next(p for p in method.phases if p.steps == steps)
     method.guide = teacher
     only = batch(30)
@@ -169,7 +169,7 @@ def test_a_student_trained_to_the_end_lands_where_the_teachers_steps_do():
     """
     teacher = exact(Flow(), Velocity(Flow()), SHAPE)
     student = Denoiser(Affine(UniformGrid()(8, teacher)), Flow(), Clean(Flow()))
-    method = progressive(student, teacher, first=4, phases=120, weight="output")
+    method = progressive(student, teacher, steps=360, first=4, weight="output")
     config = FitConfig(steps=360, batch=64, lr=0.1, schedule="cosine")
     batches = Batches({"images": Gaussian(torch.float32)}, SPEC, batch=64, seed=0)
     noise = noise_from_seeds(range(100), SHAPE)
@@ -196,16 +196,16 @@ def test_a_student_that_lands_there_has_no_loss():
             return 0.5 * (teacher(x, t).velocity + teacher(x_m, t - 0.25).velocity)
 
     student = Denoiser(Landing(Velocity(Flow()), SHAPE), Flow(), Velocity(Flow()))
-    method = progressive(student, teacher, first=2, phases=1)
+    method = progressive(student, teacher, first=2)
     assert float(method.student_loss(batch(), method.phases[0]).value) < 1e-20
 
 
 def test_the_student_is_trained_at_the_times_at_which_it_is_sampled():
     teacher = exact(Flow(), Velocity(Flow()), SHAPE)
     student = Denoiser(Affine(UniformGrid()(8, teacher)), Flow(), Clean(Flow()))
-    method = progressive(student, teacher, first=4, phases=1)
+    method = progressive(student, teacher, first=4)
     for phase in method.phases:
-        made = progressive(student, teacher, first=4, last=phase.steps, phases=1).generator()
+        made = progressive(student, teacher, first=4, last=phase.steps).generator()
         assert made.grid.counts == (phase.steps,)
         student.backbone.asked.clear()
         method.student_loss(batch(4000), phase)
@@ -220,7 +220,7 @@ def test_the_student_is_trained_at_the_times_at_which_it_is_sampled():
 def trained(teacher, **fit):
     method = Progressive(
         ProgressiveConfig(first=4, phases=(2, 3, 2)),
-        Task(deepcopy(teacher.denoiser), toy.SPEC, deepcopy(teacher)),
+        Task(deepcopy(teacher.denoiser), toy.SPEC, deepcopy(teacher), steps=7),
     )
     config = FitConfig(**{"steps": 10, "batch": 12, "lr": 1e-3, "schedule": "linear", **fit})
     return Training(method, toy.batches(method, batch=12), config)
@@ -300,9 +300,7 @@ def test_guidance_is_folded_in_by_the_first_phase_and_never_applied_again():
     plain = Denoiser(Labelled(), Flow(), Velocity(Flow()))
     teacher = Generator(plain, spec).with_guidance(3.0)
     student = Denoiser(Labelled(0.5), Flow(), Velocity(Flow()))
-    method = Progressive(
-        ProgressiveConfig(first=2, phases=1, weight="output"), Task(student, spec, teacher)
-    )
+    method = Progressive(ProgressiveConfig(first=2, weight="output"), Task(student, spec, teacher))
     only = batch(classes=3)
     label = only.images.cond.label.double()
     value = method.student_loss(only, method.phases[0]).value.detach()
@@ -318,8 +316,8 @@ def test_a_teacher_of_another_clock_is_asked_under_the_students():
     teacher = exact(VE(), EDM(), SHAPE)
     student = exact(Cosine(0.5), EDM(), SHAPE)
     values = [
-        progressive(student, each, first=2, phases=1).student_loss(
-            batch(), progressive(student, each, first=2, phases=1).phases[0]
+        progressive(student, each, first=2).student_loss(
+            batch(), progressive(student, each, first=2).phases[0]
         )
         for each in (teacher, student)
     ]
@@ -333,7 +331,8 @@ def test_a_teacher_of_another_clock_is_asked_under_the_students():
         ({"first": 2, "last": 4}, "method.first must be method.last times a power of two"),
         ({"first": 4, "last": 0}, "method.first must be method.last times a power of two"),
         ({"first": 4, "phases": (5, 5)}, "there are 3 phases"),
-        ({"first": 4, "phases": 0}, "each of at least 1 training step"),
+        ({"first": 4, "phases": (1, 0, 1)}, "must be above 0"),
+        ({"first": 16, "steps": 4}, "fit.steps is 4, but the method has 5 phases"),
     ],
 )
 def test_impossible_phases_are_refused(settings, told):

@@ -48,7 +48,7 @@ def batch(spec, rows=6):
 
 def written_out(method, told, step):
     """Loss and gradients as the paper writes them, the derivative by central differences."""
-    student, warmup = method.student, method.config.warmup
+    student = method.student
     x0, eps = told.images.x0, told.randn_like(told.images.x0)
     ours = method.config.density.times(told.rand(), student)
     angle = math.pi / 2 * ours
@@ -69,7 +69,7 @@ def written_out(method, told, step):
         now, h = scaled(student, x_t, angle), 1e-7
         ahead = scaled(student, x_t + h * slope, angle + h)
         behind = scaled(student, x_t - h * slope, angle - h)
-        r = min(1.0, step / warmup)
+        r = min(1.0, step / 10)
         g = -(cos**2) * (now - slope) - r * cos * sin * (x_t + (ahead - behind) / (2 * h))
         length = g.square().flatten(1).mean(1).sqrt().reshape(t.shape)
         target = now / SIGMA + g / (length + 0.1)
@@ -93,8 +93,8 @@ def test_loss_and_gradient_are_the_papers(network, spec, parametrization, source
     guide = Generator(deepcopy(student), spec)
     for p in guide.parameters():
         p.data.mul_(0.7)
-    config = ScmConfig(source=source, sigma_data=SIGMA, warmup=10)
-    method = Scm(config, Task(student, spec, guide))
+    config = ScmConfig(source=source, sigma_data=SIGMA, warmup=0.1)
+    method = Scm(config, Task(student, spec, guide, steps=100))
     loss = method.student_loss(batch(spec), step)
     loss.value.backward()
     value, gradients, length = written_out(method, batch(spec), step)
@@ -126,6 +126,18 @@ def test_the_student_is_kept_under_the_circle_and_starts_at_its_end():
     edm = Scm(ScmConfig(source="data"), task).generator()
     wanted = 2 / math.pi * math.atan(80 / 0.5)
     assert float(edm.grid(1, edm.denoiser)[0]) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (0.25, 50), (1, 1), (40, 40), (200, 200)])
+def test_the_warmup_is_a_share_or_a_number_of_steps(warmup, steps):
+    task = Task(toy.fresh(), toy.SPEC, steps=200)
+    assert Scm(ScmConfig(source="data", warmup=warmup), task).warmup == steps
+
+
+def test_a_warmup_beyond_the_end_is_said():
+    task = Task(toy.fresh(), toy.SPEC, steps=200)
+    with pytest.warns(UserWarning, match="method.warmup is 10000 of 200 .* r ends at 0.02"):
+        Scm(ScmConfig(source="data", warmup=10_000), task)
 
 
 def test_what_cannot_work_is_refused():

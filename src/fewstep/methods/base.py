@@ -111,11 +111,6 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
         self.teacher = task.teacher
         self.steps = task.steps
 
-    @property
-    def fixed_steps(self) -> int | None:
-        """Total number of training steps of its phases; None for a method without phases."""
-        return None
-
     @classmethod
     def label_dropout(cls, settings: Mapping[str, Any]) -> float:
         """Fraction of rows that a training with these `settings` trains without their label.

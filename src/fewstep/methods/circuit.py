@@ -32,6 +32,7 @@ from fewstep.generator import Generator
 from fewstep.losses import squared_error
 from fewstep.methods.base import Loss, Method, Task, Turn
 from fewstep.methods.batch import Batch
+from fewstep.methods.schedule import step_ranges
 from fewstep.parametrization import Eps
 from fewstep.times import FixedGrid, UniformGrid
 
@@ -61,9 +62,9 @@ class CircuitMethodConfig:
     joint: bool = False
     """Whether the losses of the updates also train the encoder, as published. It then learns states
     that hardly change from step to step, and the images of a ring are poor (docs/log.md)."""
-    phases: tuple[int, ...] = ()
-    """Training steps with the plain loss, then with chains and a frozen encoder; each phase has its
-    own learning rate schedule, and fit.steps is their sum. Empty: chains from the start."""
+    phases: tuple[float, ...] = ()
+    """Relative lengths of the two phases of the training: the plain loss, then chains and a frozen
+    encoder, each with its own learning rate schedule. Empty: chains from the start."""
 
     def __post_init__(self) -> None:
         depths, strides, phases = list(self.depths), list(self.strides), list(self.phases)
@@ -79,8 +80,8 @@ class CircuitMethodConfig:
             problem = f"strides is {strides}; each must divide method.steps, {self.steps}"
         elif (len(depths) - 1) * min(strides) > self.steps:
             problem = f"depths has chains of more time steps than method.steps, {self.steps}"
-        elif len(phases) not in (0, 2) or min(phases, default=1) < 1:
-            problem = f"phases is {phases}; give two numbers of training steps, or none"
+        elif len(phases) not in (0, 2):
+            problem = f"phases is {phases}; give two relative lengths, or none"
         elif phases and self.joint:
             problem = "joint trains the encoder, but method.phases freezes it: set only one of them"
         else:
@@ -104,21 +105,17 @@ class CircuitMethod(Method[CircuitMethodConfig]):
         self.target = deepcopy(student) if config.follow == "average" else None
         end = torch.tensor(student.span[:1], dtype=torch.float64)
         self.times = torch.cat([UniformGrid()(config.steps, student), end])
-
-    @property
-    def fixed_steps(self) -> int | None:
-        return sum(self.config.phases) or None
+        self.phases = step_ranges(config.phases, task.steps) if config.phases else None
 
     def turns(self, step: int) -> Iterator[Turn]:
-        plain, chains = self.config.phases or (0, 0)
-        if step < plain:
-            yield Turn("student", self.plain_loss, phase=(0, plain))
+        plain, chains = self.phases or ((0, 0), None)
+        if step < plain[1]:
+            yield Turn("student", self.plain_loss, phase=plain)
         else:
-            if chains and step == plain:
+            if chains and step == chains[0]:
                 for denoiser in filter(None, (self.student, self.target)):
                     Circuit(denoiser).net.copy_encoder()
-            phase = (plain, plain + chains) if chains else None
-            yield Turn("student", self.student_loss, phase=phase)
+            yield Turn("student", self.student_loss, phase=chains)
         if self.target:
             ema.follow(self.target, self.student, decay=self.config.decay)
 

@@ -10,6 +10,7 @@ consistency distillation, it is one step of a teacher's ODE from x_t. CD (distil
 arXiv:2310.14189. ECT (easy consistency tuning): Geng et al. 2024, arXiv:2406.14548.
 """
 
+import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -21,21 +22,17 @@ from torch import Tensor
 from fewstep import ema
 from fewstep.errors import InputError
 from fewstep.generator import Generator
+from fewstep.levels import DiscreteLevels, EctLevels, Levels
 from fewstep.losses import Distance, PseudoHuber
 from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_regular
 from fewstep.process import broadcast_to
 from fewstep.sampling import Renoise
-from fewstep.times import (
-    Density,
-    DiscreteLevels,
-    EctLevels,
-    Grid,
-    Levels,
-    LogNormal,
-    UniformGrid,
-)
+from fewstep.times import Density, Grid, LogNormal, UniformGrid
+
+MIN_VARIANCE_SHARE = 0.95
+"""Smallest `Levels.variance_share` at the last training step without a warning."""
 
 
 @dataclass(frozen=True)
@@ -90,20 +87,36 @@ class Consistency(Method[ConsistencyConfig]):
         span = torch.tensor(common, dtype=torch.float64)
         self.ends: list[float] = process.ratio(span).tolist()
         self.target = deepcopy(student) if config.target_decay else None
+        if config.source == "data":
+            self.check_last_gap()
+
+    def check_last_gap(self) -> None:
+        """Warn if the levels t and r are still far apart at the end of the training."""
+        share = self.config.levels.variance_share(1.0, self.ends)
+        if share < MIN_VARIANCE_SHARE:
+            warnings.warn(
+                "the gap between the two noise levels is still large at the end of the training: "
+                f"of Gaussian data, images would have {share:.0%} of the variance, and more "
+                "sampling steps make it worse; raise method.levels.stages or method.levels.q (of "
+                'the levels "ladder": method.levels.last)',
+                stacklevel=3,
+            )
 
     def turns(self, step: int) -> Iterator[Turn]:
-        yield Turn("student", lambda batch: self.student_loss(batch, step))
+        progress = min(step / self.steps, 1.0)
+        yield Turn("student", lambda batch: self.student_loss(batch, progress))
         if self.target:
             levels, decay = self.config.levels, self.config.target_decay
             if isinstance(levels, DiscreteLevels):
-                decay **= levels.first / levels.count(step)
+                decay **= levels.first / levels.count(progress)
             ema.follow(self.target, self.student, decay=decay)
 
-    def student_loss(self, batch: Batch, step: int) -> Loss:
+    def student_loss(self, batch: Batch, progress: float) -> Loss:
+        """The loss after this share, 0 to 1, of the training."""
         student, process, low = self.student, self.student.process, self.student.span[0]
         x0, cond = batch.images.x0, batch.images.cond
         ratio = process.ratio(self.config.density.times(batch.rand(), student))
-        upper, lower, gap = self.config.levels.around(ratio, step, self.ends)
+        upper, lower, gap = self.config.levels.around(ratio, progress, self.ends)
         t, r = process.time(upper), process.time(lower).clamp(min=low)
         eps = batch.randn_like(x0)
         x_t = process.add_noise(x0, eps, t)

@@ -19,7 +19,6 @@ import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -33,6 +32,7 @@ from fewstep.losses import squared_error
 from fewstep.methods.base import Loss, Method, Task, Turn
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import grid_times
+from fewstep.methods.schedule import step_ranges
 from fewstep.process import broadcast_to
 from fewstep.times import FixedGrid, Grid, UniformGrid
 
@@ -45,9 +45,8 @@ class ProgressiveConfig:
     """Sampling steps of the student in the first phase; the teacher takes twice as many."""
     last: int = 1
     """Sampling steps of the student in the last phase: `first` divided by a power of two."""
-    phases: int | tuple[int, ...] = 50_000
-    """Training steps per phase: one number for all phases, or one for each. fit.steps must be their
-    sum."""
+    phases: tuple[float, ...] = ()
+    """Relative lengths of the phases, which divide fit.steps; empty means equal lengths."""
     weight: Literal["snr", "output"] = "snr"
     """Weight of the squared x0 error: `snr` is max(SNR, 1); `output` makes it the squared error of
     the raw output, which for a v network is a weight of SNR + 1."""
@@ -76,16 +75,12 @@ class Progressive(Method[ProgressiveConfig]):
         if teacher:
             teacher = Generator(teacher.denoiser.under(student.process), task.spec)
         super().__init__(config, replace(task, teacher=teacher))
-        self.phases = _phases(config)
+        self.phases = _phases(config, task.steps)
         self.guide = deepcopy(student)
         self.times = grid_times(config.grid, 2 * config.first, student)
         check_times(self.times, self.guide_of(self.phases[0]).span)
         signals = 1 / student.process.ratio(self.times)
         self.signals = torch.cat([signals, torch.full_like(signals[:1], math.inf)])
-
-    @property
-    def fixed_steps(self) -> int:
-        return self.phases[-1].stop
 
     def turns(self, step: int) -> Iterator[Turn]:
         phase = next((p for p in self.phases if step < p.stop), self.phases[-1])
@@ -131,7 +126,7 @@ class Progressive(Method[ProgressiveConfig]):
         return Generator(self.student, self.spec, grid=FixedGrid((tuple(times),)))
 
 
-def _phases(config: ProgressiveConfig) -> list[Phase]:
+def _phases(config: ProgressiveConfig, steps: int) -> list[Phase]:
     first, last, phases = config.first, config.last, config.phases
     halvings = (first // max(last, 1)).bit_length() - 1
     if last < 1 or last << max(halvings, 0) != first:
@@ -139,11 +134,10 @@ def _phases(config: ProgressiveConfig) -> list[Phase]:
             f"method.first is {first} and method.last {last}; method.first must be method.last "
             "times a power of two, such as 16 and 1"
         )
-    lengths = (phases,) * (halvings + 1) if isinstance(phases, int) else phases
-    if len(lengths) != halvings + 1 or min(lengths) < 1:
+    lengths = phases or (1,) * (halvings + 1)
+    if len(lengths) != halvings + 1:
         raise InputError(
-            f"method.phases is {phases}; from {first} sampling steps to {last} there are "
-            f"{halvings + 1} phases, each of at least 1 training step"
+            f"method.phases is {list(phases)}; from {first} sampling steps to {last} there are "
+            f"{halvings + 1} phases: give one relative length for each"
         )
-    ends = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
-    return [Phase(first >> i, *span) for i, span in enumerate(pairwise(ends))]
+    return [Phase(first >> i, *span) for i, span in enumerate(step_ranges(lengths, steps))]

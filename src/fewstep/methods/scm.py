@@ -12,6 +12,7 @@ arXiv:2410.11081.
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -26,6 +27,7 @@ from fewstep.losses import squared_error
 from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_regular, check_spans
+from fewstep.methods.schedule import count_steps
 from fewstep.process import Cosine, broadcast_to
 from fewstep.sampling import Renoise
 from fewstep.times import Density, Grid, LogNormal, UniformGrid
@@ -45,8 +47,9 @@ class ScmConfig:
     """Standard deviation of the data, which scales the process."""
     density: Density = field(default_factory=lambda: LogNormal(mean=-1.0, std=1.4))
     """Distribution of the training times; `lognormal` has `mean` and `std` of ln(sigma/alpha)."""
-    warmup: int = 10_000
-    """Training steps over which r, the factor of the unstable term of g, rises from 0 to 1."""
+    warmup: float = 0.02
+    """Training steps over which r, the factor of the unstable term of g, rises from 0 to 1; a value
+    below 1 is a share of all steps."""
     c: float = 0.1
     """Constant of the normalisation g/(|g| + c), above 0."""
     grid: Grid = field(default_factory=UniformGrid)
@@ -75,6 +78,14 @@ class Scm(Method[ScmConfig]):
             teacher = Generator(require_teacher(task).denoiser.under(process), task.spec)
             check_spans(student, teacher.denoiser)
         super().__init__(config, replace(task, student=student, teacher=teacher))
+        self.warmup = count_steps(config.warmup, task.steps)
+        if self.warmup > task.steps:
+            warnings.warn(
+                f"method.warmup is {config.warmup:g} of {task.steps} training steps, so r ends at "
+                f"{task.steps / self.warmup:.2g} and the student is not a consistency function: "
+                "set it to a share of the training, such as 0.3",
+                stacklevel=2,
+            )
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", lambda batch: self.student_loss(batch, step))
@@ -94,7 +105,7 @@ class Scm(Method[ScmConfig]):
         # ends; the same pass computes the value, which is differentiable
         tangents = (cos * sin * path_velocity, (cos * sin).flatten() / ANGLE)
         value, derivative = value_and_tangent(velocity, (x_t, t), tangents)
-        r = min(1.0, step / self.config.warmup) if self.config.warmup else 1.0
+        r = min(1.0, step / self.warmup) if self.warmup else 1.0
         with torch.no_grad():
             g = -cos.square() * (value - path_velocity) - r * (cos * sin * x_t + derivative)
             # root mean square, not the norm, so that c has the same effect at every image size
