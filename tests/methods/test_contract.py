@@ -29,7 +29,7 @@ SETTINGS = {
     # the toy's own scale, and an r that has risen before the end of its training
     "scm": {"sigma_data": 0.7, "warmup": 0.67},
     # a phase ends within the six steps of a resumed run
-    "progressive": {"first": 4},
+    "progressive": {"first": 4, "phases": (4, 1, 1)},
 }
 # the same method under other settings: (method, settings)
 VARIANTS = {
@@ -42,7 +42,7 @@ VARIANTS = {
             "weight": "none",
         },
     ),
-    "consistency-ict": ("consistency", {"levels": DiscreteLevels(last=80)}),
+    "consistency-ict": ("consistency", {"levels": DiscreteLevels(last=160)}),
     "scm-data": ("scm", {"source": "data"}),
     "meanflow-teacher": ("meanflow", {"source": "teacher"}),
     "dmd-regression": ("dmd", {"regression": 1.0}),
