@@ -8,7 +8,7 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.methods.base import Method, Task
 from fewstep.methods.dmd import Dmd, DmdConfig
-from fewstep.methods.fake_score import DistributionMatching
+from fewstep.methods.matching import DistributionMatching
 from fewstep.optimizers import FitConfig
 from fewstep.times import FixedGrid
 
