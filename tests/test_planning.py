@@ -151,3 +151,10 @@ def test_a_dry_run_trains_and_writes_nothing(teacher, tmp_path, monkeypatch, cap
     assert code == 0 and lines["teacher"][0].endswith("present")
     assert lines["checkpoint"][0].endswith("every 9 steps")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_warnings_are_those_of_the_training(teacher):
+    recipe = read("digits-scm", [f"teacher.load={teacher}", "fit.steps=10", "fit.warmup=20"])
+    warnings = plan_recipe(recipe).warnings
+    assert any("derivative in time" in warning for warning in warnings)
+    assert any("fit.warmup" in warning for warning in warnings)

@@ -103,7 +103,8 @@ class Training:
         """Updates left out of each player, because they were not finite: in all, and in a row."""
         self._active_player: str | None = None
         self._between_steps = True
-        self._warn()
+        for problem in fit_problems(method, config, batches.device):
+            warnings.warn(problem, stacklevel=2)
 
     def __iter__(self) -> Iterator[Progress]:
         while not self.is_finished:
@@ -209,21 +210,6 @@ class Training:
         values = distributed.sum_numbers(torch.stack(list(sums.values()))).tolist()
         return {f"{player}/{name}": value for name, value in zip(sums, values, strict=True)}
 
-    def _warn(self) -> None:
-        """Warn of settings that this training is too short for, or this device too slow."""
-        config = self.config
-        problems: list[str | None] = [*average_problems(config)]
-        for name in self.method.players:
-            key = f"fit.players.{name}" if name in config.players else "fit"
-            problems.append(warmup_problem(config.player(name), key, config.steps))
-        if config.precision == "bf16" and self.batches.device.type == "cpu" and bf16_is_slow():
-            problems.append(
-                "fit.precision is bf16, for which this CPU has no instructions: training is many "
-                'times slower than with "f32"'
-            )
-        for problem in dict.fromkeys(filter(None, problems)):
-            warnings.warn(problem, stacklevel=3)
-
     def _activate(self, player: str) -> None:
         """Let only the parameters of this player require gradients."""
         if self._active_player == player:
@@ -309,6 +295,20 @@ class Training:
         """State of the method without the teacher, which training does not change."""
         state = self.method.state_dict()
         return {name: value for name, value in state.items() if not name.startswith("teacher.")}
+
+
+def fit_problems(method: Method, config: FitConfig, device: torch.device) -> list[str]:
+    """Settings that the training is too short for, or the device too slow, one line each."""
+    problems: list[str | None] = [*average_problems(config)]
+    for name in method.players:
+        key = f"fit.players.{name}" if name in config.players else "fit"
+        problems.append(warmup_problem(config.player(name), key, config.steps))
+    if config.precision == "bf16" and device.type == "cpu" and bf16_is_slow():
+        problems.append(
+            "fit.precision is bf16, for which this CPU has no instructions: training is many "
+            'times slower than with "f32"'
+        )
+    return list(dict.fromkeys(filter(None, problems)))
 
 
 def check_players(method: Method, config: FitConfig) -> None:

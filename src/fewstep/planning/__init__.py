@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.assembly import adapt_steps, allow_code, data_spec
 from fewstep.data import ImageSet
+from fewstep.distributed import device
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.base import Method
@@ -26,7 +27,7 @@ from fewstep.planning.requirements import (
     generator_addresses,
 )
 from fewstep.recipe import Recipe
-from fewstep.trainer import check_players
+from fewstep.trainer import check_players, fit_problems
 
 __all__ = ["Plan", "Requirement", "plan_recipe"]
 
@@ -102,6 +103,7 @@ def _fill(plan: Plan) -> None:
             check_players(method, recipe.fit)
             check_start(method)
             plan.warnings += training_warnings(method)
+            plan.warnings += fit_problems(method, recipe.fit, device())
             augmented = bool(recipe.data.augment)
             plan.footprint = measure(method, plan.spec, recipe.fit, augmented=augmented)
 
