@@ -107,7 +107,10 @@ def with_augmentation(backbone: Backbone) -> Backbone:
     Raises: InputError for an architecture whose config has no `augmented`.
     """
     check_augmentable(backbone.config)
-    return _with_input(backbone, "augmented")
+    network = _with_input(backbone, "augmented")
+    if network is not backbone:
+        nn.init.zeros_(network.get_parameter("augment_embedding.weight"))
+    return network
 
 
 def without_augmentation(backbone: Backbone) -> Backbone:

@@ -299,13 +299,12 @@ def initialise(net: nn.Module, residual: type[nn.Module]) -> None:
     """Set the weights of a U-Net to DDPM's initial ones, in place.
 
     The last layers are zero: those of the network, of its blocks of class `residual`, of its
-    attention, and of the embeddings of the destination and of augmentation if it has them.
+    attention, and of the embedding of the destination if it has one. Labels of augmentation have
+    standard normal weights, like classes.
     """
     zero_layers = [net.get_submodule("conv_out")]
     if getattr(net, "time_embedding_s", None) is not None:
         zero_layers.append(net.get_submodule("time_embedding_s.linear_2"))
-    if getattr(net, "augment_embedding", None) is not None:
-        zero_layers.append(net.get_submodule("augment_embedding"))
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -315,6 +314,8 @@ def initialise(net: nn.Module, residual: type[nn.Module]) -> None:
             zero_layers.append(module.get_submodule("conv2"))
         elif isinstance(module, Attention):
             zero_layers.append(module.to_out[0])
+    if getattr(net, "augment_embedding", None) is not None:
+        nn.init.normal_(net.get_parameter("augment_embedding.weight"))
     for module in zero_layers:
         for weight in module.parameters():
             nn.init.zeros_(weight)

@@ -84,8 +84,7 @@ class EDMUNetConfig(BackboneConfig):
     two_times: bool = False
     """Whether there is an input for the destination, for flow maps; initially it has no effect."""
     augmented: bool = False
-    """Whether there is an input for labels of augmentation, which `data.augment` sets; initially it
-    has no effect."""
+    """Whether there is an input for labels of augmentation; `data.augment` sets it."""
     level_scale: float = 250.0
     """Factor for logarithmic levels (EDM's); 1 in EDM, 1000 in consistency models."""
     pace: float | None = None
@@ -265,7 +264,8 @@ class EDMUNet(Backbone):
     def _embedding(
         self, level: Tensor, level_s: Tensor | None, cond: Condition | None
     ) -> Embedding:
-        emb = embed(self, level, level_s, cond, class_first=self.config.class_first)
+        class_first = self.config.class_first
+        emb = embed(self, level, level_s, cond, class_first=class_first, augment_first=True)
         return functional.silu(emb)
 
     def _encode(self, x: Images, emb: Embedding) -> list[list[Images]]:

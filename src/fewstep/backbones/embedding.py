@@ -83,7 +83,7 @@ class LevelEmbedding(nn.Module):
 
 
 def augment_embedding(width: int) -> nn.Linear:
-    """The layer that maps labels of augmentation (b, 9) to features (b, width) of the level.
+    """The layer that maps labels of augmentation (b, 9) to vectors (b, width).
 
     Karras et al. 2022, arXiv:2206.00364, appendix F.2.
     """
@@ -109,26 +109,26 @@ def embed(
     cond: Condition | None,
     *,
     class_first: bool = False,
+    augment_first: bool = False,
 ) -> Float[Tensor, "b width"]:
-    """Sum of the embeddings of the level, the distance to the destination, and the class.
+    """Sum of the embeddings of the level, the distance to the destination, the class and labels of
+    augmentation.
 
     A network with two times embeds the difference `level - level_s`. It is 0 at all levels for the
     instantaneous velocity, where `level_s = level`. With `class_first` the class is added to the
-    features of the level, before the layers of the level's embedding; labels of augmentation always
-    are, by a linear layer without bias, so that labels of 0 have no effect.
+    features of the level, before the layers of the level's embedding, and so are the labels of
+    augmentation with `augment_first`. Their layer has no bias, so that labels of 0 have no effect.
 
     Raises: ValueError for a `level_s` or `cond` that `net` was not built for.
     """
     features = net.sinusoid(level)
-    if cond is not None and cond.augment_labels is not None:
-        if net.augment_embedding is None:
-            raise ValueError(
-                "this network takes no labels of augmentation: build it with augmented = True"
-            )
-        labels = cond.augment_labels.to(net.augment_embedding.weight.dtype)
-        features = features + net.augment_embedding(labels)
+    label = None if cond is None else cond.label
+    labels = None if cond is None else cond.augment_labels
+    augment_vector = None if labels is None else _embed_labels(net, labels)
+    if augment_vector is not None and augment_first:
+        features, augment_vector = features + augment_vector, None
     if net.class_embedding is None:
-        if cond is not None and cond.label is not None:
+        if label is not None:
             raise ValueError("this network has no classes and takes no cond: build it with classes")
         total = net.time_embedding(features)
     else:
@@ -137,12 +137,22 @@ def embed(
             total = net.time_embedding(features + class_vector)
         else:
             total = net.time_embedding(features) + class_vector
+    if augment_vector is not None:
+        total = total + augment_vector
     if net.time_embedding_s is not None:
         distance = torch.zeros_like(level) if level_s is None else level - level_s
         total = total + net.time_embedding_s(net.sinusoid(distance))
     elif level_s is not None:
         raise ValueError("this network has one time and takes no level_s: build it with two_times")
     return total
+
+
+def _embed_labels(net: EmbeddingModules, labels: Float[Tensor, "b 9"]) -> Float[Tensor, "b _"]:
+    if net.augment_embedding is None:
+        raise ValueError(
+            "this network takes no labels of augmentation: build it with augmented = True"
+        )
+    return net.augment_embedding(labels.to(net.augment_embedding.weight.dtype))
 
 
 def class_indices(

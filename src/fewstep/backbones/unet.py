@@ -61,8 +61,7 @@ class UNetConfig(BackboneConfig):
     two_times: bool = False
     """Whether there is an input for the destination, for flow maps; initially it has no effect."""
     augmented: bool = False
-    """Whether there is an input for labels of augmentation, which `data.augment` sets; initially it
-    has no effect."""
+    """Whether there is an input for labels of augmentation; `data.augment` sets it."""
     level_scale: float = 250.0
     """Factor for logarithmic levels (EDM's), so that they span the range of the embedding."""
     norm_eps: float = 1e-6
@@ -109,7 +108,7 @@ class UNet(Backbone):
         self.time_embedding = LevelEmbedding(widths[0], embedding)
         self.time_embedding_s = LevelEmbedding(widths[0], embedding) if config.two_times else None
         self.class_embedding = nn.Embedding(classes + 1, embedding) if classes else None
-        self.augment_embedding = augment_embedding(widths[0]) if config.augmented else None
+        self.augment_embedding = augment_embedding(embedding) if config.augmented else None
         options = BlockOptions(
             embedding,
             groups=config.groups,
