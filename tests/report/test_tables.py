@@ -54,6 +54,13 @@ def test_seeds_and_devices_are_said_once_or_in_each_row():
     assert "at batch size 1 on NVIDIA H200, 140 GiB. Noise seed: 5." in text
 
 
+def test_a_precision_other_than_f32_is_said():
+    (told,) = rankings([score(1, 2.0)], [score(1, 1.0, precision="tf32")])
+    assert "Generated in f32, tf32." in scores(told, key="k")
+    (told,) = rankings([score(1, 2.0)], [score(1, 1.0)])
+    assert "Generated in" not in scores(told, key="k")
+
+
 def test_caveats_stand_above_the_table():
     (told,) = rankings([score(1, 1.0, features=2000), score(2, 1.0, features=2000)])
     html = scores(told, key="k")
