@@ -26,7 +26,7 @@ META = torch.device("meta")
 PERIOD = 60
 """Training steps after which the turns of all usual methods repeat."""
 SAMPLES = 4
-"""Number of steps of each kind that are looked at."""
+"""Number of steps that are looked at; more if there are more kinds."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,18 @@ def measure(
 def _sample_steps(method: Method[Any], length: int) -> dict[int, float]:
     """Training steps to look at, with their weights in the average.
 
-    Methods update their players in turns with a short period. Of each kind of step in it, a few are
-    taken over the whole training, as the losses themselves can change with the step.
+    Methods update their players in turns with a short period. Of each kind of step in it, one or a
+    few are taken over the whole training, as the losses themselves can change with the step.
     """
     kinds: dict[Any, list[int]] = defaultdict(list)
     period = min(PERIOD, length)
     for step in range(period):
         kinds[tuple(_describe(turn) for turn in method.turns(step))].append(step)
     weights: dict[int, float] = {}
+    count = max(SAMPLES // len(kinds), 1)
     for steps in kinds.values():
         repeats = max((length - 1 - steps[0]) // period, 0)
-        sample = {steps[0] + period * (repeats * i // (SAMPLES - 1)) for i in range(SAMPLES)}
+        sample = {steps[0] + period * (repeats * i // max(count - 1, 1)) for i in range(count)}
         for step in sample:
             weights[step] = len(steps) / period / len(sample)
     return weights
