@@ -143,11 +143,6 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
         """The student with the sampler and grid of times that it is trained for."""
 
 
-def count_steps(value: float, total: int) -> int:
-    """A number of steps; a `value` below 1 is a share of `total`."""
-    return round(value * total if value < 1 else value)
-
-
 def check_label_dropout(share: float, classes: int = 0) -> None:
     """Raise InputError unless `share` is from 0 to 1, and below 1 if there are `classes`."""
     if not 0 <= share <= 1:

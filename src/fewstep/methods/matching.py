@@ -9,10 +9,11 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.methods.adversarial import AdversarialConfig
-from fewstep.methods.base import Loss, Method, Task, count_steps
+from fewstep.methods.base import Loss, Method, Task
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import grid_times
 from fewstep.methods.fake_score import FakeConfig, FakeScore, cached_images
+from fewstep.methods.schedule import count_steps
 from fewstep.sampling import Renoise
 from fewstep.times import FixedGrid, Grid
 
@@ -43,8 +44,8 @@ class DistributionMatching(Method[ConfigT], ABC):
     def __init__(self, config: ConfigT, task: Task) -> None:
         super().__init__(config, task)
         self.fake = FakeScore(self.real, task.spec, config.fake, config.adversarial)
-        self.warmup = count_steps(config.fake.warmup, task.steps)
-        self.adversarial_start = count_steps(config.adversarial.start, task.steps)
+        self.warmup = round(count_steps(config.fake.warmup, task.steps))
+        self.adversarial_start = round(count_steps(config.adversarial.start, task.steps))
         if self.warmup >= task.steps:
             raise InputError(
                 f"method.fake.warmup is {self.warmup} steps of a training of {task.steps}, in "
