@@ -72,7 +72,7 @@ class EctLevels(Levels):
     `q = 256` with `k = 8`, as published for CIFAR-10."""
     k: float = 0.0
     """Strength of the factor 1 + k·sigmoid(−b·t), which widens the gap at small levels; published:
-    8. Short trainings are better with 0 (docs/log.md)."""
+    8. Trainings of a few hundred steps are better with 0 (docs/log.md)."""
     b: float = 1.0
     """Rate at which that factor decays with the level t."""
 
