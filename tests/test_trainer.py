@@ -313,6 +313,8 @@ def test_learning_rate_warms_up_and_falls_as_a_cosine():
     assert learning_rate(config(warmup=0.5, lr=1.0), 0, 10) == pytest.approx(0.2)
     line = config(steps=110, warmup=10, lr=1.0, schedule="linear")
     assert learning_rate(line, 35, 110) == pytest.approx(0.75)
+    halves = config(schedule="step", lr=1.0)
+    assert [learning_rate(halves, done, 110) for done in (0, 54, 55, 109)] == [1, 1, 0.1, 0.1]
     assert learning_rate(line, 300, 110) == 0.0
 
 

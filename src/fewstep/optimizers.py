@@ -28,8 +28,9 @@ class PlayerConfig:
     """Decoupled weight decay of adamw."""
     warmup: int | float | None = None
     """Steps over which the learning rate rises from 0, or, below 1, a share of the training."""
-    schedule: Literal["constant", "cosine", "linear"] | None = None
-    """Learning rate after the warm-up: constant, or a cosine or linear decay to 0."""
+    schedule: Literal["constant", "cosine", "linear", "step"] | None = None
+    """Learning rate after the warm-up: constant, a cosine or linear decay to 0, or one step to a
+    tenth after half of the training."""
     clip: float | None = None
     """Gradients with a larger norm are scaled to this norm; 0 means no clipping."""
 
@@ -55,8 +56,9 @@ class FitConfig:
     warmup: int | float = 0
     """Steps over which the learning rate rises from 0, or, below 1, a share of the training (of the
     phase, where a method trains in phases)."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Learning rate after the warm-up: constant, or a cosine or linear decay to 0."""
+    schedule: Literal["constant", "cosine", "linear", "step"] = "constant"
+    """Learning rate after the warm-up: constant, a cosine or linear decay to 0, or one step to a
+    tenth after half of the training."""
     clip: float = 1.0
     """Gradients with a larger norm are scaled to this norm; 0 means no clipping."""
     ema_halflife: float | tuple[float, ...] = 0.05
@@ -152,7 +154,12 @@ def learning_rate(config: FitConfig, done: int, length: int) -> float:
     rise = warmup_steps(config, length)
     warmup = min((done + 1) / rise, 1.0) if rise else 1.0
     x = min(max(done - rise, 0) / max(length - rise, 1), 1.0)
-    decay = {"constant": 1.0, "linear": 1 - x, "cosine": 0.5 * (1 + math.cos(math.pi * x))}
+    decay = {
+        "constant": 1.0,
+        "linear": 1 - x,
+        "cosine": 0.5 * (1 + math.cos(math.pi * x)),
+        "step": 1.0 if x < 0.5 else 0.1,
+    }
     return config.lr * warmup * decay[config.schedule]
 
 

@@ -29,7 +29,7 @@ class PublishedScore:
     """A score from a paper or project page. Reports show it in a table of its own, not ranked."""
 
     name: str
-    """Method, network and length of training."""
+    """Method; network and its size; class-conditional or unconditional; length of training."""
     steps: int
     """Sampling steps (or network evaluations) per image, as published."""
     score: float
