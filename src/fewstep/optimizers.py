@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import InputError
+from fewstep.methods.schedule import check_steps, count_steps
 from fewstep.precision import Precision
 
 MAX_INITIAL_SHARE = 0.1
@@ -134,24 +135,14 @@ def _check_optimizer(config: FitConfig | PlayerConfig, key: str) -> None:
     for beta in config.betas or ():
         if not 0 <= beta < 1:
             raise InputError(f"{key}.betas contains {beta}; both must be at least 0 and below 1")
-    for name in ("weight_decay", "warmup", "clip"):
+    for name in ("weight_decay", "clip"):
         _check_range(f"{key}.{name}", getattr(config, name) or 0, 0)
-    warmup = config.warmup or 0
-    if warmup >= 1 and warmup != int(warmup):
-        raise InputError(
-            f"{key}.warmup is {warmup}; it must be a whole number of steps, or a share of the "
-            "training below 1"
-        )
-
-
-def warmup_steps(config: FitConfig, length: int) -> int:
-    """The steps of the warm-up in a training, or a phase of one, of `length` steps."""
-    return round(config.warmup * length) if config.warmup < 1 else int(config.warmup)
+    check_steps(config.warmup or 0, f"{key}.warmup")
 
 
 def learning_rate(config: FitConfig, done: int, length: int) -> float:
     """Learning rate after `done` of `length` steps: warm-up from 0, then the schedule."""
-    rise = warmup_steps(config, length)
+    rise = count_steps(config.warmup, length)
     warmup = min((done + 1) / rise, 1.0) if rise else 1.0
     x = min(max(done - rise, 0) / max(length - rise, 1), 1.0)
     decay = {

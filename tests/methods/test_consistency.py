@@ -1,6 +1,7 @@
 """Consistency: where the levels lie, where the lower point comes from, and what is learnt."""
 
 import math
+import re
 from copy import deepcopy
 
 import pytest
@@ -17,6 +18,7 @@ from fewstep.levels import DiscreteLevels, EctLevels, Levels
 from fewstep.losses import SquaredError
 from fewstep.methods.base import Task
 from fewstep.methods.batch import Batch
+from fewstep.methods.checks import training_warnings
 from fewstep.methods.consistency import Consistency, ConsistencyConfig
 from fewstep.noise import RowNoise, noise_from_seeds
 from fewstep.optimizers import FitConfig
@@ -98,12 +100,13 @@ WIDE = pytest.mark.parametrize(
 
 @WIDE
 def test_a_gap_that_ends_large_is_said_where_images_and_noise_are_the_datas(levels):
-    with pytest.warns(UserWarning, match=r"is still large .* of the variance.*stages") as caught:
-        consistency(toy.fresh(), levels=levels)
-    (only,) = caught
-    assert "\n" not in str(only.message)
+    (message,) = training_warnings(consistency(toy.fresh(), levels=levels))
+    assert re.search(r"is still large .* of the variance.*stages", message)
+    assert "\n" not in message
     # a step of the teacher keeps the variance
-    consistency(toy.fresh(), Generator(toy.fresh(1), SPEC), source="teacher", levels=levels)
+    teacher = Generator(toy.fresh(1), SPEC)
+    distilled = consistency(toy.fresh(), teacher, source="teacher", levels=levels)
+    assert training_warnings(distilled) == []
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_a_gap_that_ends_large_is_said_where_images_and_noise_are_the_datas(leve
     ids=str,
 )
 def test_a_gap_that_ends_small_is_not_worth_a_word(levels):
-    consistency(toy.fresh(), levels=levels)
+    assert training_warnings(consistency(toy.fresh(), levels=levels)) == []
 
 
 def test_a_uniform_number_of_exactly_zero_does_no_harm():

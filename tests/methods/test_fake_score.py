@@ -1,5 +1,6 @@
 """The fake score's loss in the published weights, its head, and the images that it is shown."""
 
+import math
 from copy import deepcopy
 from dataclasses import replace
 
@@ -278,9 +279,10 @@ def test_the_scale_is_one_over_the_mean_error_and_finite_without_one():
     assert float(scale[0]) == 0.5 and scale[1].isfinite() and not scale.requires_grad
 
 
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["weight", "head_weight", "start", "r1"])
-def test_negative_weights_are_refused(name):
-    with pytest.raises(InputError, match=f"adversarial.{name}"):
-        AdversarialConfig(**{name: -1.0})
-    with pytest.raises(InputError, match=r"fake.warmup"):
-        FakeConfig(warmup=-1)
+def test_weights_and_steps_that_are_negative_or_not_finite_are_refused(name, value):
+    with pytest.raises(InputError, match=f"method.adversarial.{name} "):
+        AdversarialConfig(**{name: value})
+    with pytest.raises(InputError, match=r"method.fake.warmup "):
+        FakeConfig(warmup=value)

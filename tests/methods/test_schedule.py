@@ -1,9 +1,11 @@
 """Schedules of methods follow the number of training steps."""
 
+import math
+
 import pytest
 
 from fewstep.errors import InputError
-from fewstep.methods.schedule import count_steps, step_ranges
+from fewstep.methods.schedule import check_steps, count_steps, step_ranges
 
 
 @pytest.mark.parametrize(
@@ -24,7 +26,10 @@ def test_relative_lengths_divide_the_steps(lengths, steps, ranges):
 
 @pytest.mark.parametrize(
     ("lengths", "steps", "problem"),
-    [((1, 0), 9, "must be above 0"), ((-1, 2), 9, "above 0"), ((1, 1, 1), 2, "3 or more")],
+    [
+        *(((1, length), 9, "must be above 0") for length in (0, -1, math.nan, math.inf)),
+        ((1, 1, 1), 2, "3 or more"),
+    ],
 )
 def test_impossible_lengths_are_refused(lengths, steps, problem):
     with pytest.raises(InputError, match=problem):
@@ -32,4 +37,12 @@ def test_impossible_lengths_are_refused(lengths, steps, problem):
 
 
 def test_a_setting_below_1_is_a_share():
-    assert [count_steps(value, 200) for value in (0, 0.25, 1, 30)] == [0, 50, 1, 30]
+    assert [count_steps(value, 200) for value in (0, 0.25, 0.999, 1, 30)] == [0, 50, 200, 1, 30]
+
+
+def test_numbers_of_steps_are_whole():
+    for value in (0, 0.5, 1, 1.0, 30):
+        check_steps(value, "fit.warmup")
+    for value in (-0.1, 1.5, math.nan, math.inf):
+        with pytest.raises(InputError, match=f"^fit.warmup is {value};"):
+            check_steps(value, "fit.warmup")

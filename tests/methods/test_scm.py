@@ -136,8 +136,9 @@ def test_the_warmup_is_a_share_or_a_number_of_steps(warmup, steps):
 
 def test_a_warmup_beyond_the_end_is_said():
     task = Task(toy.fresh(), toy.SPEC, steps=200)
-    with pytest.warns(UserWarning, match="method.warmup is 10000 of 200 .* r ends at 0.02"):
-        Scm(ScmConfig(source="data", warmup=10_000), task)
+    (message,) = Scm(ScmConfig(source="data", warmup=10_000), task).warnings()
+    assert message.startswith("method.warmup is 10000 of 200 ") and "r ends at 0.02 " in message
+    assert Scm(ScmConfig(source="data", warmup=200), task).warnings() == []
 
 
 def test_what_cannot_work_is_refused():
@@ -145,9 +146,9 @@ def test_what_cannot_work_is_refused():
         Scm(ScmConfig(source="data"), Task(analytic.exact(VP(), Clean(VP()), (2,)), toy.SPEC))
     with pytest.raises(InputError, match="needs a teacher: set teacher.load"):
         Scm(ScmConfig(), Task(toy.fresh(), toy.SPEC))
-    for wrong in ({"sigma_data": 0.0}, {"c": 0.0}, {"warmup": -1}):
-        with pytest.raises(InputError, match="sigma_data"):
-            Scm(ScmConfig(source="data", **wrong), Task(toy.fresh(), toy.SPEC))
+    for name, value in (("sigma_data", 0.0), ("c", 0.0), ("warmup", -1), ("warmup", 1.5)):
+        with pytest.raises(InputError, match=f"method.{name} "):
+            Scm(ScmConfig(source="data", **{name: value}), Task(toy.fresh(), toy.SPEC))
 
 
 def test_a_teacher_that_cannot_answer_everywhere_is_refused():

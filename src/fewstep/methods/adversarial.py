@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import SampleSpec
+from fewstep.methods.schedule import check_steps
 
 R1_NOISE = 0.1
 """Standard deviation of the noise that estimates the squared gradient of the logit. A smaller one
@@ -44,10 +45,12 @@ class AdversarialConfig:
     """Hidden channels of the head."""
 
     def __post_init__(self) -> None:
-        for name in ("weight", "head_weight", "start", "r1"):
-            if getattr(self, name) < 0:
+        check_steps(self.start, "method.adversarial.start")
+        for name in ("weight", "head_weight", "r1"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
                 raise InputError(
-                    f"adversarial.{name} is {getattr(self, name)}; it must be 0 or more"
+                    f"method.adversarial.{name} is {value}; it must be finite and at least 0"
                 )
 
 

@@ -126,6 +126,13 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
         `streams` are the data streams of `reads` by name. Raises InputError if the data do not fit.
         """
 
+    def warnings(self) -> list[str]:
+        """One line for each setting that is likely to be wrong; see `training_warnings`.
+
+        What cannot work at all raises InputError in `__init__`.
+        """
+        return []
+
     @property
     def players(self) -> Mapping[str, nn.Module]:
         """The networks that the method trains, by name. The run saves `student`."""

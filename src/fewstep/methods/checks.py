@@ -29,10 +29,11 @@ where it is 40 to 90, MeanFlow on eight Gaussians is 3 times as far from the dat
 def training_warnings(method: Method[Any]) -> list[str]:
     """What to tell the user before training: one line for each setting that is likely to be wrong.
 
-    The list is empty if nothing was found. These are measurements of the networks and settings;
-    what cannot work at all raises InputError where the method is built.
+    These are the method's own `warnings`, and measurements of its networks. The list is empty if
+    nothing was found.
     """
-    return [message for message in (_embedding_warning(method),) if message]
+    embedding = _embedding_warning(method)
+    return [*method.warnings(), *([embedding] if embedding else [])]
 
 
 def _embedding_warning(method: Method[Any]) -> str | None:

@@ -10,7 +10,6 @@ consistency distillation, it is one step of a teacher's ODE from x_t. CD (distil
 arXiv:2310.14189. ECT (easy consistency tuning): Geng et al. 2024, arXiv:2406.14548.
 """
 
-import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -87,20 +86,20 @@ class Consistency(Method[ConsistencyConfig]):
         span = torch.tensor(common, dtype=torch.float64)
         self.ends: list[float] = process.ratio(span).tolist()
         self.target = deepcopy(student) if config.target_decay else None
-        if config.source == "data":
-            self.check_last_gap()
 
-    def check_last_gap(self) -> None:
-        """Warn if the levels t and r are still far apart at the end of the training."""
+    def warnings(self) -> list[str]:
+        """Warns if the levels t and r are still far apart at the end of the training."""
+        if self.config.source == "teacher":  # a step of its ODE keeps the variance
+            return []
         share = self.config.levels.variance_share(1.0, self.ends)
-        if share < MIN_VARIANCE_SHARE:
-            warnings.warn(
-                "the gap between the two noise levels is still large at the end of the training: "
-                f"of Gaussian data, images would have {share:.0%} of the variance, and more "
-                "sampling steps make it worse; raise method.levels.stages or method.levels.q (of "
-                'the levels "ladder": method.levels.last)',
-                stacklevel=3,
-            )
+        if share >= MIN_VARIANCE_SHARE:
+            return []
+        return [
+            "the gap between the two noise levels is still large at the end of the training: of "
+            f"Gaussian data, images would have {share:.0%} of the variance, and more sampling "
+            "steps make it worse; raise method.levels.stages or method.levels.q (of the levels "
+            '"ladder": method.levels.last)'
+        ]
 
     def turns(self, step: int) -> Iterator[Turn]:
         progress = min(step / self.steps, 1.0)

@@ -15,13 +15,13 @@ from torch.nn import functional
 from fewstep.backbones import set_dropout
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
-from fewstep.errors import InputError
 from fewstep.generator import SampleSpec
 from fewstep.guidance import unguided
 from fewstep.losses import squared_error
 from fewstep.methods.adversarial import R1_NOISE, AdversarialConfig, Head
 from fewstep.methods.base import Loss
 from fewstep.methods.batch import Batch
+from fewstep.methods.schedule import check_steps
 from fewstep.times import Density, Uniform
 
 
@@ -40,8 +40,7 @@ class FakeConfig:
     below 1, a share of the training. Published in SiDA: 100,000 images."""
 
     def __post_init__(self) -> None:
-        if self.warmup < 0:
-            raise InputError(f"fake.warmup is {self.warmup}; it must be 0 or more")
+        check_steps(self.warmup, "method.fake.warmup")
 
 
 class FakeScore(nn.Module):

@@ -44,8 +44,8 @@ class DistributionMatching(Method[ConfigT], ABC):
     def __init__(self, config: ConfigT, task: Task) -> None:
         super().__init__(config, task)
         self.fake = FakeScore(self.real, task.spec, config.fake, config.adversarial)
-        self.warmup = round(count_steps(config.fake.warmup, task.steps))
-        self.adversarial_start = round(count_steps(config.adversarial.start, task.steps))
+        self.warmup = count_steps(config.fake.warmup, task.steps)
+        self.adversarial_start = count_steps(config.adversarial.start, task.steps)
         if self.warmup >= task.steps:
             raise InputError(
                 f"method.fake.warmup is {self.warmup} steps of a training of {task.steps}, in "

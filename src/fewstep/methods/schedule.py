@@ -1,5 +1,6 @@
 """Schedules of methods, which follow the number of training steps."""
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
@@ -9,13 +10,14 @@ from fewstep.errors import InputError
 def step_ranges(lengths: Sequence[float], steps: int) -> list[tuple[int, int]]:
     """Divide `steps` training steps into ranges [first, stop) of these relative lengths.
 
-    Each range has at least one step. Raises: InputError for lengths of 0 or less, or fewer steps
-    than lengths.
+    Each range has at least one step. Raises: InputError for lengths that are not above 0 and
+    finite, or fewer steps than lengths.
     """
     count = len(lengths)
-    if min(lengths) <= 0:
+    if not all(0 < length < math.inf for length in lengths):
         raise InputError(
-            f"method.phases is {list(lengths)}; the relative lengths of the phases must be above 0"
+            f"method.phases is {list(lengths)}; the relative lengths of the phases must be above 0 "
+            "and finite"
         )
     if steps < count:
         raise InputError(
@@ -29,6 +31,15 @@ def step_ranges(lengths: Sequence[float], steps: int) -> list[tuple[int, int]]:
     return list(pairwise(stops))
 
 
-def count_steps(setting: float, steps: int) -> float:
-    """The steps of a setting that is a number of steps or, below 1, a share of `steps`."""
-    return setting * steps if setting < 1 else setting
+def count_steps(setting: float, steps: int) -> int:
+    """The steps of a setting that is a whole number of steps or, below 1, a share of `steps`."""
+    return round(setting * steps if setting < 1 else setting)
+
+
+def check_steps(setting: float, key: str) -> None:
+    """Raise InputError unless `count_steps` can count the setting `key`."""
+    if not (0 <= setting < 1 or 1 <= setting < math.inf and setting == int(setting)):
+        raise InputError(
+            f"{key} is {setting}; it must be a whole number of steps, or a share of the training "
+            "from 0 to below 1"
+        )

@@ -12,7 +12,6 @@ arXiv:2410.11081.
 """
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -27,7 +26,7 @@ from fewstep.losses import squared_error
 from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_regular, check_spans
-from fewstep.methods.schedule import count_steps
+from fewstep.methods.schedule import check_steps, count_steps
 from fewstep.process import Cosine, broadcast_to
 from fewstep.sampling import Renoise
 from fewstep.times import Density, Grid, LogNormal, UniformGrid
@@ -67,10 +66,11 @@ class Scm(Method[ScmConfig]):
 
     def __init__(self, config: ScmConfig, task: Task) -> None:
         check_regular(task.student)
-        if not config.sigma_data > 0 or not config.c > 0 or config.warmup < 0:
+        check_steps(config.warmup, "method.warmup")
+        if not config.sigma_data > 0 or not config.c > 0:
             raise InputError(
-                f"method.sigma_data is {config.sigma_data}, method.c {config.c} and method.warmup "
-                f"{config.warmup}; the first two must be above 0, the third at least 0"
+                f"method.sigma_data is {config.sigma_data} and method.c {config.c}; both must be "
+                "above 0"
             )
         process, teacher = Cosine(config.sigma_data), task.teacher
         student = task.student.under(process)
@@ -79,13 +79,15 @@ class Scm(Method[ScmConfig]):
             check_spans(student, teacher.denoiser)
         super().__init__(config, replace(task, student=student, teacher=teacher))
         self.warmup = count_steps(config.warmup, task.steps)
-        if self.warmup > task.steps:
-            warnings.warn(
-                f"method.warmup is {config.warmup:g} of {task.steps} training steps, so r ends at "
-                f"{task.steps / self.warmup:.2g} and the student is not a consistency function: "
-                "set it to a share of the training, such as 0.3",
-                stacklevel=2,
-            )
+
+    def warnings(self) -> list[str]:
+        if self.warmup <= self.steps:
+            return []
+        return [
+            f"method.warmup is {self.warmup} of {self.steps} training steps, so r ends at "
+            f"{self.steps / self.warmup:.2g} and the student is not a consistency function: set it "
+            "to a share of the training, such as 0.3"
+        ]
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", lambda batch: self.student_loss(batch, step))
