@@ -119,7 +119,8 @@ def test_the_head_tells_the_students_images_from_real_ones_with_their_labels():
     told.score.backbone = Recorded(told.score.backbone)
     given, x, cond = batch(400), torch.full((400, 2), 2.0), Condition(torch.arange(400) // 134)
     loss = told.loss(given, x, cond)
-    (_, _, labels, _), (seen, level, both, _) = told.score.backbone.asked
+    (_, _, labels, _), *calls = told.score.backbone.asked
+    seen, level, both = (torch.cat(parts) for parts in list(zip(*calls, strict=True))[:3])
     assert labels.equal(cond.label)
     assert both.equal(torch.cat([cond.label, given.images.cond.label]))
     # under Flow the level is 1000·t, and what is not image is standard noise
@@ -196,6 +197,22 @@ def test_r1_is_the_squared_gradient_of_the_logit_at_real_images():
     whole = told.loss(batch(4000), x, None)
     head = whole.numbers["head_loss"] + 0.7 * whole.numbers["r1"]
     torch.testing.assert_close(whole.value, whole.numbers["denoising"] + 0.5 * head)
+
+
+def test_dropout_is_no_part_of_r1():
+    """Different masks for the two images made it many times as large."""
+    images, labels = torch.randn(64, *IMAGES.shape), torch.zeros(64, dtype=torch.long)
+    adversarial, values = AdversarialConfig(weight=1.0, r1=1.0), list[float]()
+    for dropout in (0.0, 0.2):
+        score = FakeScore(dropping(dropout), IMAGES, FakeConfig(), adversarial).train()
+        for weights in score.parameters():  # a new network's dropout is followed by zeros
+            torch.nn.init.normal_(weights, std=0.3, generator=torch.Generator().manual_seed(0))
+        streams = {"images": ImageStream(images, labels)}
+        (rows,) = Batches(streams, IMAGES, batch=64, seed=0).step(0)
+        rows.begin("fake", 0)
+        loss = score.loss(rows, torch.zeros_like(images), None)
+        values.append(loss.numbers["r1"].item())
+    assert 0.3 * values[0] < values[1] < 3 * values[0]
 
 
 TIMES = (1.0, 0.6, 0.3)

@@ -88,20 +88,23 @@ class FakeScore(nn.Module):
 
     def discriminator_loss(self, batch: Batch, x: Tensor, cond: Condition | None) -> Loss:
         """Loss of the head on the student's images `x` and real ones, and its accuracy."""
-        images = batch.images
-        both = None if cond is None or images.cond is None else cond.concat(images.cond)
-        eps = torch.cat([batch.randn_like(x), batch.randn_like(x)])
-        t = torch.cat([self.times(batch), self.times(batch)])
-        fake, real = self.logits(torch.cat([x, images.x0]), eps, t, both).chunk(2)
+        images, real_cond = batch.images, batch.images.cond
+        if cond is None or real_cond is None:
+            cond = real_cond = None
+        fake_eps, eps = batch.randn_like(x), batch.randn_like(x)
+        fake_t, t = self.times(batch), self.times(batch)
+        fake = self.logits(x, fake_eps, fake_t, cond)
+        with batch.same_dropout():
+            real = self.logits(images.x0, eps, t, real_cond)
         value = (functional.softplus(fake) + functional.softplus(-real)).mean()
         accuracy = 0.5 * ((fake < 0).float().mean() + (real > 0).float().mean())
         numbers = {"head_loss": value, "head_accuracy": accuracy}
         if not self.adversarial.r1:
             return Loss(value, numbers)
-        # the same eps and t: only the image differs
+        # the same eps, t and dropout: only the image differs
         near = images.x0 + R1_NOISE * batch.randn_like(x)
-        cond = None if both is None else images.cond
-        moved = self.logits(near, eps.chunk(2)[1], t.chunk(2)[1], cond)
+        with batch.same_dropout():
+            moved = self.logits(near, eps, t, real_cond)
         numbers["r1"] = ((moved - real) / R1_NOISE).square().mean()
         return Loss(value + self.adversarial.r1 * numbers["r1"], numbers)
 
