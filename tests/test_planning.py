@@ -10,6 +10,8 @@ from fewstep import runs
 from fewstep.assembly import assemble
 from fewstep.backbones import UNet
 from fewstep.cli import main
+from fewstep.cli.dry_run import lines as dry_run_lines
+from fewstep.errors import InputError
 from fewstep.planning import plan_recipe
 from fewstep.planning.footprint import measure
 from fewstep.recipe import read
@@ -143,6 +145,59 @@ def test_problems_are_collected_and_exit_with_2(fresh, capsys):
     code, lines = dry_run(capsys, "digits-sid", "fit.players.critic.lr=1")
     assert code == 2 and "choose one of student, fake" in lines["problem"][0]
     assert list(fresh.iterdir()) == []
+
+
+def test_problems_of_pairs_and_scores_are_those_of_the_training(teacher, tmp_path, capsys):
+    other = read("digits-flow", [SMALL, "fit.steps=1", "fit.batch=4", "fit.warmup=0", "fit.seed=1"])
+    with closing(run_recipe(other, tmp_path / "other")) as steps:
+        list(steps)
+    pairs = ["--out", f"{tmp_path}/pairs", "--count", "4", "--steps", "1", "--allow-out-of-range"]
+    assert main(["record", f"{tmp_path}/other", *pairs]) == 0
+    capsys.readouterr()
+    recipe = ("digits-regress", f"teacher.load={teacher}")
+    for settings in (
+        [f"pairs.load={tmp_path}/pairs"],
+        ["evaluate.every=1", "evaluate.extractor=nothing"],
+        ["evaluate.every=1", "evaluate.measures=['nothing']"],
+        ["evaluate.every=1", "evaluate.extractor=pixels", "evaluate.resize=clean-bicubic"],
+    ):
+        with pytest.raises(InputError) as refusal:
+            assemble(read(recipe[0], [recipe[1], *settings]), CPU)
+        code, lines = dry_run(capsys, *recipe, *settings)
+        assert code == 2 and lines["problem"] == [str(refusal.value)]
+
+
+def test_an_adaptation_has_settings_and_warnings_of_its_own(teacher):
+    """Its averages do not matter, because the method starts from the weights themselves."""
+    settings = [
+        f"teacher.load={teacher}",
+        *("student.parametrization=edm", "fit.steps=40", "fit.batch=4"),
+        *("fit.ema_halflife=30", "fit.ema_rampup=0.2", "fit.warmup=3"),
+        "fit.players.adapt.warmup=20",
+    ]
+    recipe = read("digits-cd", settings)
+    plan = plan_recipe(recipe)
+    assembly = assemble(recipe, CPU)
+    with pytest.warns(UserWarning) as caught:
+        for training in assembly.trainings(recipe.fit):
+            training.step = training.config.steps
+    messages = [str(each.message) for each in caught]
+    assert plan.problems == [] and plan.warnings == messages
+    (message,) = messages
+    assert message.startswith("fit.players.adapt.warmup is 20 steps, but this adaptation has 4")
+
+
+def test_activations_are_those_of_one_process(monkeypatch):
+    def memory(*settings):
+        plan = plan_recipe(read("digits-flow", [SMALL, *settings]))
+        line = dict(dry_run_lines(plan))["memory"]
+        return line[line.index("activations") :]
+
+    alone = memory("fit.batch=16")
+    monkeypatch.setattr("fewstep.cli.dry_run.world", lambda: (0, 2))
+    # half of the batch; a micro-batch is of one process already
+    assert memory("fit.batch=32") == memory("fit.batch=64", "fit.micro_batch=16") == alone
+    assert "of 16 images at once" in alone
 
 
 def test_a_dry_run_trains_and_writes_nothing(teacher, tmp_path, monkeypatch, capsys):

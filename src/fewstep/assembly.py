@@ -23,7 +23,7 @@ from fewstep.methods.adapt import Adapt, AdaptConfig
 from fewstep.methods.base import Method, Task
 from fewstep.methods.batch import derive_seed
 from fewstep.methods.checks import check_start
-from fewstep.optimizers import FitConfig
+from fewstep.optimizers import FitConfig, adapt_config, adapt_steps, main_config
 from fewstep.parametrization import Mixed, Native, Parametrization
 from fewstep.recipe import Recipe, Snr, StudentConfig
 from fewstep.streams import PairStream, RingStream
@@ -52,8 +52,7 @@ class Assembly:
         The caller finishes each before it takes the next. Those that ended before `steps_done`, the
         saved step of a resumed run, are left out.
         """
-        players = {name: player for name, player in fit.players.items() if name != "adapt"}
-        main = replace(fit, players=players)
+        main = main_config(fit)
         if not self.adaptation:
             yield Training(self.method, self.batches, main)
             return
@@ -63,19 +62,12 @@ class Assembly:
         adapt, batches = self.adaptation
         steps = adapt_steps(fit)
         if steps_done is None or steps_done <= steps:
-            own = {name: player for name, player in fit.players.items() if name == "adapt"}
-            config = replace(fit, steps=steps, schedule="cosine", players=own)
-            yield Training(adapt, batches, config, later=fit.steps)
+            yield Training(adapt, batches, adapt_config(fit), later=fit.steps)
         yield Training(self.rebuild(), self.batches, main, earlier=steps)
 
     def count_steps(self, fit: FitConfig) -> int:
         """The number of steps of all trainings of the run."""
         return fit.steps + (adapt_steps(fit) if self.adaptation else 0)
-
-
-def adapt_steps(fit: FitConfig) -> int:
-    """The steps of an adaptation: `fit.adapt`, by default a tenth of the method's."""
-    return -(-fit.steps // 10) if fit.adapt is None else fit.adapt
 
 
 def read_data(recipe: Recipe) -> ImageSet:
@@ -124,14 +116,11 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         return method_class(config, Task(student, spec, teacher, recipe.fit.steps)).to(device)
 
     method = build()
-    streams: dict[str, Stream] = {}
+    streams, store_hash = open_stores(recipe, spec, method, teacher)
+    if store_hash:
+        pins["pairs"] = store_hash
     if "images" in method.reads:
         streams["images"] = _image_stream(recipe, images, spec)
-    if "pairs" in method.reads:
-        streams["pairs"], pins["pairs"] = open_store(recipe, spec, PairStream, teacher)
-    if "rings" in method.reads:
-        streams["rings"], pins["pairs"] = open_store(recipe, spec, RingStream, teacher)
-    method.check(streams)
     fit, augmentation = recipe.fit, recipe.data.augmentation
     batches = Batches(
         streams, spec, batch=fit.batch, seed=fit.seed, device=device, augmentation=augmentation
@@ -205,7 +194,24 @@ def _check_spec(generator: Generator, noun: str, recipe: Recipe, spec: SampleSpe
     )
 
 
-def open_store(
+def open_stores(
+    recipe: Recipe, spec: SampleSpec, method: Method, teacher: Generator | None
+) -> tuple[dict[str, Stream], str | None]:
+    """The streams of recorded data that a method reads, and the hash of their store.
+
+    Raises: InputError if they do not fit the images, the teacher or the method. A `teacher` of None
+    is not compared with the one that they were recorded with.
+    """
+    streams: dict[str, Stream] = {}
+    store_hash = None
+    for name, kind in (("pairs", PairStream), ("rings", RingStream)):
+        if name in method.reads:
+            streams[name], store_hash = _open_store(recipe, spec, kind, teacher)
+    method.check(streams)
+    return streams, store_hash
+
+
+def _open_store(
     recipe: Recipe,
     spec: SampleSpec,
     kind: type[PairStream] | type[RingStream],

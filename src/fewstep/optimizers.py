@@ -140,6 +140,23 @@ def _check_optimizer(config: FitConfig | PlayerConfig, key: str) -> None:
     check_steps(config.warmup or 0, f"{key}.warmup")
 
 
+def adapt_steps(fit: FitConfig) -> int:
+    """The steps of an adaptation: `fit.adapt`, by default a tenth of the method's."""
+    return -(-fit.steps // 10) if fit.adapt is None else fit.adapt
+
+
+def main_config(fit: FitConfig) -> FitConfig:
+    """The settings of the method's training, without those of an adaptation."""
+    players = {name: player for name, player in fit.players.items() if name != "adapt"}
+    return replace(fit, players=players)
+
+
+def adapt_config(fit: FitConfig) -> FitConfig:
+    """The settings of the training that adapts a copied student."""
+    players = {name: player for name, player in fit.players.items() if name == "adapt"}
+    return replace(fit, steps=adapt_steps(fit), schedule="cosine", players=players)
+
+
 def learning_rate(config: FitConfig, done: int, length: int) -> float:
     """Learning rate after `done` of `length` steps: warm-up from 0, then the schedule."""
     rise = count_steps(config.warmup, length)

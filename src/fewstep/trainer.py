@@ -8,7 +8,7 @@ numbers are a function of (seed, step, ...), so a run needs no random state but 
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +103,8 @@ class Training:
         """Updates left out of each player, because they were not finite: in all, and in a row."""
         self._active_player: str | None = None
         self._between_steps = True
-        for problem in fit_problems(method, config, batches.device):
+        device, is_adaptation = batches.device, not self.is_last
+        for problem in fit_problems(method.players, config, device, is_adaptation=is_adaptation):
             warnings.warn(problem, stacklevel=2)
 
     def __iter__(self) -> Iterator[Progress]:
@@ -297,12 +298,23 @@ class Training:
         return {name: value for name, value in state.items() if not name.startswith("teacher.")}
 
 
-def fit_problems(method: Method, config: FitConfig, device: torch.device) -> list[str]:
-    """Settings that the training is too short for, or the device too slow, one line each."""
-    problems: list[str | None] = [*average_problems(config)]
-    for name in method.players:
+def fit_problems(
+    players: Iterable[str],
+    config: FitConfig,
+    device: torch.device,
+    *,
+    is_adaptation: bool = False,
+) -> list[str]:
+    """Settings that the training is too short for, or the device too slow, one line each.
+
+    `players` are their names. The averages of an adaptation do not matter, because the method
+    starts from the weights themselves.
+    """
+    problems: list[str | None] = [] if is_adaptation else [*average_problems(config)]
+    noun = "adaptation" if is_adaptation else "training"
+    for name in players:
         key = f"fit.players.{name}" if name in config.players else "fit"
-        problems.append(warmup_problem(config.player(name), key, config.steps))
+        problems.append(warmup_problem(config.player(name), key, config.steps, noun))
     if config.precision == "bf16" and device.type == "cpu" and bf16_is_slow():
         problems.append(
             "fit.precision is bf16, for which this CPU has no instructions: training is many "

@@ -74,11 +74,11 @@ def _memory(plan: Plan) -> str:
     fit = plan.recipe.fit
     if plan.footprint is None:
         return f"{_bytes(plan.memory)}; activations are not known"
-    ranks = world()[1]
-    activations = plan.footprint.activations // ranks
+    rows = -(-fit.batch // world()[1])  # of each process
+    rows = min(fit.micro_batch or rows, rows)
+    activations = plan.footprint.activations * rows // min(fit.micro_batch or fit.batch, fit.batch)
     if fit.precision == "bf16":
         activations //= 2
-    rows = min(fit.micro_batch or fit.batch // ranks, fit.batch // ranks)
     parts = {**plan.memory, "activations": activations}
     images = quantity(rows, "image")
     without = " and without the network of the loss" * any(

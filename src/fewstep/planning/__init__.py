@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.assembly import adapt_steps, allow_code, data_spec
+from fewstep.assembly import allow_code, data_spec, open_stores
 from fewstep.data import ImageSet
 from fewstep.distributed import device
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.base import Method
 from fewstep.methods.checks import check_start, training_warnings
+from fewstep.optimizers import adapt_config, adapt_steps, main_config
 from fewstep.planning.footprint import Footprint, measure
 from fewstep.planning.requirements import (
     Requirement,
@@ -83,10 +84,13 @@ def _fill(plan: Plan) -> None:
         plan.requirements.append(requirement)
         plan.images, plan.spec = images, data_spec(recipe, images)
         plan.requirements += find_networks(recipe, images, is_blank=bool(requirement.missing))
+    teacher = None
     for noun, address in generator_addresses(recipe).items():
         with _collect(plan):
             requirement, networks[noun] = find_generator(noun, address)
             plan.requirements.append(requirement)
+            if noun == "teacher" and not requirement.missing:
+                teacher = networks[noun]
     method = None
     if plan.spec and not plan.problems and None not in networks.values():
         with _collect(plan):
@@ -98,14 +102,26 @@ def _fill(plan: Plan) -> None:
         with _collect(plan):
             requirement, plan.records = find_pairs(recipe, plan.reads)
             plan.requirements.append(requirement)
+            is_local = "://" not in requirement.name
+            if plan.records is not None and is_local and method and plan.spec:
+                open_stores(recipe, plan.spec, method, teacher)
     if plan.spec and method:
         with _collect(plan):
-            check_players(method, recipe.fit)
+            check_players(method, main_config(recipe.fit))
             check_start(method)
             plan.warnings += training_warnings(method)
-            plan.warnings += fit_problems(method, recipe.fit, device())
+            plan.warnings += _fit_warnings(plan, method)
             augmented = bool(recipe.data.augment)
             plan.footprint = measure(method, plan.spec, recipe.fit, augmented=augmented)
+
+
+def _fit_warnings(plan: Plan, method: Method[Any]) -> list[str]:
+    """Warnings of the adaptation, if there is one, and of the method's training."""
+    fit, problems = plan.recipe.fit, list[str]()
+    if plan.adapt_steps:
+        problems += fit_problems(("adapt",), adapt_config(fit), device(), is_adaptation=True)
+    problems += fit_problems(method.players, main_config(fit), device())
+    return list(dict.fromkeys(problems))
 
 
 @contextmanager

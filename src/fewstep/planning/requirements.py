@@ -115,7 +115,10 @@ def find_pairs(recipe: Recipe, reads: frozenset[str]) -> tuple[Requirement, int 
 
 
 def find_networks(recipe: Recipe, images: ImageSet, is_blank: bool) -> Iterator[Requirement]:
-    """The networks of perceptual losses, and of scores during training."""
+    """The networks of perceptual losses, and of scores during training.
+
+    Raises: InputError for an extractor or measure that is unknown, or unfit for these images.
+    """
     for field in fields(recipe.method) if is_dataclass(recipe.method) else ():
         loss = getattr(recipe.method, field.name)
         if isinstance(loss, Lpips):
@@ -129,6 +132,11 @@ def find_networks(recipe: Recipe, images: ImageSet, is_blank: bool) -> Iterator[
         if protocol.unlabelled_extractor and not metrics.has_classes(images):
             name = protocol.unlabelled_extractor
         yield _weights("extractor", name, images, is_blank)
+        plugins.resolve("extractor", name)
+        if name == "pixels" or (name == "classifier" and not metrics.has_classes(images)):
+            metrics.make_extractor(name, images, resize=protocol.resize)  # or raises its error
+        for measure in protocol.measures:
+            metrics.find_measure(measure)
 
 
 def _weights(noun: str, name: str, images: ImageSet, is_blank: bool) -> Requirement:
