@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -18,12 +18,12 @@ from fewstep.evaluation import (
 )
 from fewstep.generator import Generator, SampleSpec
 from fewstep.images import to_uint8
-from fewstep.metrics import EvalProtocol
+from fewstep.metrics import EvalProtocol, Measures
 from fewstep.noise import noise_from_seeds
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
 from fewstep.sampling import Corrector, Heun, Multistep, Renoise, Transfer
-from fewstep.scores import append_score, score_from
+from fewstep.scores import Score, append_score, score_from
 
 SHAPE = (1, 8, 8)
 
@@ -79,6 +79,10 @@ def test_a_score_is_the_distance_of_its_samples_and_says_what_it_depends_on(digi
     table = score.table()
     assert table.keys() >= {"frechet", "kernel_low", "accuracy", "seconds_per_image", "device"}
     assert score_from(json.loads(json.dumps(table))) == score
+    # a setting with the name of a measure, such as `precision`, would be lost in the flat table
+    other = replace(score, number_format="tf32")
+    assert score_from(json.loads(json.dumps(other.table()))) == other
+    assert len(table) == len(fields(Score)) - 1 + len(fields(Measures)) - 1
 
 
 def test_a_set_with_uneven_classes_is_asked_for_in_its_own_shares(digits):

@@ -181,7 +181,7 @@ class Evaluator:
             evaluations=count_evaluations(generator, steps),
             guidance=guidance_weight(backbone),
             weights=weights_hash(generator)[:16],
-            precision=generator.denoiser.precision,
+            number_format=generator.denoiser.precision,
             samples=self.protocol.samples,
             labels=labels,
             extractor=self.extractor.name,
@@ -306,14 +306,14 @@ def cached_score(
     """
     if not Path(address).is_dir():
         return None
-    precision = generator.denoiser.precision
-    key = (weights_hash(generator)[:16], precision, *evaluator.protocol_key, steps, seed)
+    number_format = generator.denoiser.precision
+    key = (weights_hash(generator)[:16], number_format, *evaluator.protocol_key, steps, seed)
     for line in reversed(Run(address).scores()):
         if line.get("version") != metrics.VERSION or "score" not in line:
             continue
         score = score_from(line["score"])
         missing = {m.key for m in evaluator.extra} - {e.measure.key for e in score.measures.extra}
-        own = (score.weights, score.precision, *score.protocol, score.steps, score.seed)
+        own = (score.weights, score.number_format, *score.protocol, score.steps, score.seed)
         if own == key and not missing:
             device, seconds = hardware(generator.device), seconds_per_image(generator, steps)
             return replace(score, device=device, seconds_per_image=seconds)

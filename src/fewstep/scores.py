@@ -24,7 +24,7 @@ class Score:
     """Weight of classifier-free guidance; 1 means no guidance."""
     weights: str
     """The first 16 digits of the SHA-256 of the weights and the generator's description."""
-    precision: Precision = field(default="f32", kw_only=True)
+    number_format: Precision = field(default="f32", kw_only=True)
     """Number format in which the images were generated; features are always computed in f32."""
     samples: int
     """Number of generated images."""

@@ -55,7 +55,7 @@ def test_seeds_and_devices_are_said_once_or_in_each_row():
 
 
 def test_a_precision_other_than_f32_is_said():
-    (told,) = rankings([score(1, 2.0)], [score(1, 1.0, precision="tf32")])
+    (told,) = rankings([score(1, 2.0)], [score(1, 1.0, number_format="tf32")])
     assert "Generated in f32, tf32." in scores(told, key="k")
     (told,) = rankings([score(1, 2.0)], [score(1, 1.0)])
     assert "Generated in" not in scores(told, key="k")

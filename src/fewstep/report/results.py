@@ -56,7 +56,7 @@ def scores(ranking: Ranking, *, key: str) -> Markup:
         ranking=ranking,
         seeds={score.seed for score in rows},
         guidance=sorted({f"{score.guidance:g}" for score in rows}),
-        precisions=sorted({score.precision for score in rows}),
+        number_formats=sorted({score.number_format for score in rows}),
         accuracies=any(score.accuracy is not None for score in rows),
         intervals=any(row.interval for row in ranking.rows),
     )
