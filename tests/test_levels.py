@@ -157,9 +157,20 @@ def test_discrete_levels_have_the_share_of_their_list(last):
     assert levels.variance_share(1.0, ends) == pytest.approx(float(wanted), abs=2e-3)
 
 
-@pytest.mark.parametrize("wrong", [{"q": 1.0}, {"stages": -1}, {"k": -1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"q": value} for value in (1.0, math.nan, math.inf)),
+        {"stages": -1},
+        *({name: value} for name in ("k", "b") for value in (-1.0, math.nan, math.inf)),
+        # float32 cannot tell such levels apart
+        {"stages": 20},
+        {"q": 1e7, "stages": 1},
+    ],
+    ids=str,
+)
 def test_impossible_levels_are_refused(wrong):
-    with pytest.raises(InputError, match="method.levels has q"):
+    with pytest.raises(InputError, match="method.levels has [qk]"):
         EctLevels(**wrong)
 
 

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from fewstep.errors import InputError
 
+LEAST_GAP = 1e-6
+"""Smallest gap (t − r)/t at the end of the training that settings may ask for. Numbers of float32
+differ by 1.2e-7, and the predictions at t and r by their rounding then."""
 LAST_GAP = 0.02
 """Largest gap (t − r)/t at the end of the training, unless the settings say otherwise: ECT's on
 CIFAR-10 is 5/256."""
@@ -81,10 +84,20 @@ class EctLevels(Levels):
         return 0.0, math.inf
 
     def __post_init__(self) -> None:
-        if self.q <= 1 or self.stages < 0 or self.k < 0:
+        if not (1 < self.q < math.inf and self.stages >= 0):
             raise InputError(
-                f"method.levels has q = {self.q}, stages = {self.stages} and k = {self.k}; q must "
-                "be above 1, stages and k at least 0"
+                f"method.levels has q = {self.q} and stages = {self.stages}; q must be above 1 and "
+                "finite, stages at least 0"
+            )
+        if not (0 <= self.k < math.inf and 0 <= self.b < math.inf):
+            raise InputError(
+                f"method.levels has k = {self.k} and b = {self.b}; both must be at least 0 and "
+                "finite"
+            )
+        if self.stages * math.log(self.q) > -math.log(LEAST_GAP):
+            raise InputError(
+                f"method.levels has q = {self.q} and stages = {self.stages}, with which t and r "
+                "would be equal in float32; q^stages must be at most 1e6"
             )
 
     def stage(self, progress: float) -> int:

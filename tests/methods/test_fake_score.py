@@ -296,6 +296,14 @@ def test_the_scale_is_one_over_the_mean_error_and_finite_without_one():
     assert float(scale[0]) == 0.5 and scale[1].isfinite() and not scale.requires_grad
 
 
+def test_a_network_without_dropout_may_be_asked_for_none():
+    """Presets set 0 for teachers that have it."""
+    FakeScore(network(), SPEC, FakeConfig(dropout=0.0), AdversarialConfig())
+    for dropout, problem in ((0.5, "this network has no dropout"), (1.0, "0 to below 1")):
+        with pytest.raises(InputError, match=problem):
+            FakeScore(network(), SPEC, FakeConfig(dropout=dropout), AdversarialConfig())
+
+
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["weight", "head_weight", "start", "r1"])
 def test_weights_and_steps_that_are_negative_or_not_finite_are_refused(name, value):

@@ -217,6 +217,13 @@ def test_a_student_that_would_never_train_is_refused():
             Sid(SidConfig(fake=FakeConfig(warmup=warmup)), replace(TASK, steps=steps))
 
 
+@pytest.mark.parametrize(("weight", "start", "count"), [(0.5, 8, 1), (0.5, 7, 0), (0.0, 8, 0)])
+def test_an_adversarial_loss_that_never_starts_is_warned_of(weight, start, count):
+    adversarial = AdversarialConfig(weight=weight, start=start)
+    method = Sid(SidConfig(adversarial=adversarial), replace(TASK, steps=8))
+    assert [f"start is {start} steps" in each for each in method.warnings()] == [True] * count
+
+
 def test_it_starts_at_the_chosen_noise_level_in_training_and_sampling():
     """2.5 of 80, as published for EDM's networks."""
     method = sid(network(VE(), EDM(0.5)), grid=FixedGrid(((0.03125,),)))

@@ -181,13 +181,14 @@ def _with_pace(config: Any, pace: float) -> Any:
 def set_dropout(backbone: Backbone, dropout: float) -> None:
     """Change the dropout probability of a network, in place.
 
-    Raises: InputError for a network without dropout, or a probability outside [0, 1).
+    Raises: InputError for a probability outside [0, 1), or above 0 for a network without dropout.
     """
-    if not hasattr(backbone.config, "dropout") or not 0 <= dropout < 1:
-        raise InputError(
-            f"dropout is {dropout}; it must be from 0 to below 1, and the network must have dropout"
-        )
-    backbone.config = replace(backbone.config, dropout=dropout)
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout is {dropout}; it must be from 0 to below 1")
+    if hasattr(backbone.config, "dropout"):
+        backbone.config = replace(backbone.config, dropout=dropout)
+    elif dropout:
+        raise InputError(f"dropout is {dropout}, but this network has no dropout: set it to 0")
     for module in backbone.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout

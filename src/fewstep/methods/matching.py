@@ -49,9 +49,18 @@ class DistributionMatching(Method[ConfigT], ABC):
         if self.warmup >= task.steps:
             raise InputError(
                 f"method.fake.warmup is {self.warmup} steps of a training of {task.steps}, in "
-                "which the student would never train: set a share below 1"
+                "which the student would never train: set it to a small share, such as 0.01"
             )
         self.times: list[float] = grid_times(config.grid, config.steps, task.student).tolist()
+
+    def warnings(self) -> list[str]:
+        if self.fake.head is None or self.adversarial_start < self.steps:
+            return []
+        return [
+            f"method.adversarial.start is {self.adversarial_start} steps of a training of "
+            f"{self.steps}, so that the adversarial loss never reaches the student: set it to a "
+            "share of the training, such as 0.1"
+        ]
 
     @property
     def real(self) -> Denoiser:
