@@ -9,7 +9,7 @@ from fewstep import plugins
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.noise import RowNoise, noise_from_seeds
-from fewstep.parametrization import EDM, Eps, Velocity
+from fewstep.parametrization import EDM, Eps, V, Velocity
 from fewstep.process import VE, VP, Cosine, Flow
 from fewstep.sampling import (
     Ancestral,
@@ -81,6 +81,15 @@ def test_transfer_is_euler_under_flow_and_ve():
         for t, s in ((0.9, 0.6), (0.6, 0.3)):
             at = at + (s - t) * model(at, t).velocity
         torch.testing.assert_close(sample(model, x, times), model(at, 0.3).x0)
+
+
+@pytest.mark.parametrize("step", [Transfer(), Heun(), Multistep(), Multistep(order=3)], ids=str)
+def test_a_karras_grid_under_vp_leads_to_the_images_of_ddim(step):
+    model = exact(VP(), V())
+    noise = torch.randn(500, 2, generator=torch.Generator().manual_seed(1))
+    wanted = sample(model, noise, UniformGrid()(500, model))
+    got = sample(model, noise, KarrasGrid()(60, model), step=step)
+    assert (got - wanted).square().mean().sqrt() < 0.05
 
 
 def test_heun_on_a_karras_grid_under_ve_is_edms_algorithm():

@@ -5,7 +5,7 @@ import torch
 
 from analytic import TABLE, exact
 from fewstep.errors import InputError
-from fewstep.parametrization import EDM, Eps, Velocity
+from fewstep.parametrization import EDM, Eps, V, Velocity
 from fewstep.process import VE, VP, Flow
 from fewstep.times import FixedGrid, KarrasGrid, LogNormal, Uniform, UniformGrid
 
@@ -25,6 +25,16 @@ def test_karras_grid_matches_the_published_values():
     steps = sigmas ** (1 / 7)
     torch.testing.assert_close(steps.diff(), steps.diff().mean().expand(17))
     assert KarrasGrid()(1, exact(VE(80.0), EDM())).tolist() == [1.0]
+
+
+def test_karras_grid_leaves_out_an_end_without_noise():
+    """Heun's slope is infinite there under VP, and multistep's gain."""
+    model = exact(VP(), V())
+    for steps in (1, 2, 5):
+        ratios = VP().ratio(KarrasGrid()(steps, model))
+        wanted = VP().ratio(torch.tensor(1.0, dtype=torch.float64)) ** (1 / 7)
+        shares = 1 - torch.arange(steps, dtype=torch.float64) / steps
+        torch.testing.assert_close(ratios ** (1 / 7), wanted * shares)
 
 
 def test_karras_grid_needs_a_finite_start():

@@ -160,16 +160,19 @@ class UniformGrid(Grid):
 
 @dataclass(frozen=True)
 class KarrasGrid(Grid):
-    """Equal steps in ratio^(1/rho), from one end of the span to the other.
+    """Equal steps in ratio^(1/rho), from the noise end of the span to its data end.
 
-    Karras et al. 2022, arXiv:2206.00364, eq. 5.
+    The data end is the last time, unless it has no noise: a step from there would change nothing,
+    so the last step goes to it. Karras et al. 2022, arXiv:2206.00364, eq. 5.
     """
 
     rho: float = 7.0
     """A larger value puts more steps near the data end."""
 
     def points(self, steps: int, denoiser: Denoiser) -> Tensor:
-        fraction = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
+        end = denoiser.process.ratio(torch.tensor(denoiser.span[0], dtype=torch.float64))
+        intervals = max(steps - 1, 1) if end > 0 else steps
+        fraction = torch.arange(steps, dtype=torch.float64) / intervals
         return karras_times(1 - fraction, self.rho, denoiser)
 
 
