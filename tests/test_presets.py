@@ -40,8 +40,8 @@ CLASSES = 4
 # one of each kind: process, network, method, loss, optimiser, precision, phases, warm-ups
 VARIED = {
     "cifar10-edm", "cifar10-ddpm", "cifar10-ict", "cifar10-meanflow", "cifar10-ect", "cifar10-sida",
-    "cifar10-dmd2", "cifar10-sfd", "cifar10-circuit", "cifar10-residual-sum", "ddpm-progressive",
-    "fashion-four-step",
+    "cifar10-dmd2", "cifar10-sfd", "digits-circuit", "digits-residual-sum", "ddpm-cd",
+    "small-student-four-step",
 }  # fmt: skip
 PRESETS = [
     pytest.param(name, marks=[] if name in VARIED else pytest.mark.slow) for name in preset_names()
