@@ -22,6 +22,7 @@ from fewstep.data.augment import Augmentation
 from fewstep.errors import InputError
 from fewstep.export.source import load_source
 from fewstep.generator import SampleSpec
+from fewstep.planning import plan_recipe
 from fewstep.recipe import parse, read
 from fewstep.runner import run_recipe
 from fewstep.schema import read_table
@@ -207,6 +208,15 @@ def test_networks_that_cannot_take_the_labels_are_refused(teacher, tmp_path):
             read("digits-flow", [f"data.augment={value}"])
     with pytest.raises(InputError, match="augment_kinds"):
         read("digits-flow", ["data.augment_kinds=['twirl']"])
+
+
+def test_methods_without_images_to_augment_are_refused(teacher):
+    recipe = read("digits-sfd", [f"teacher.load={teacher}", "data.augment=0.12"])
+    message = "data.augment is 0.12, but Sfd trains on no real images"
+    with pytest.raises(InputError, match=message):
+        assemble(recipe, CPU)
+    (problem,) = plan_recipe(recipe).problems
+    assert message in problem
 
 
 def test_a_copied_network_without_the_input_gets_one(tmp_path):

@@ -22,7 +22,7 @@ from fewstep.losses import bind_classifier, perceptual_hash
 from fewstep.methods.adapt import Adapt, AdaptConfig
 from fewstep.methods.base import Method, Task
 from fewstep.methods.batch import derive_seed
-from fewstep.methods.checks import check_start
+from fewstep.methods.checks import check_augmentation, check_start
 from fewstep.optimizers import FitConfig, adapt_config, adapt_steps, main_config
 from fewstep.parametrization import Mixed, Native, Parametrization
 from fewstep.recipe import Recipe, Snr, StudentConfig
@@ -116,6 +116,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         return method_class(config, Task(student, spec, teacher, recipe.fit.steps)).to(device)
 
     method = build()
+    check_augmentation(method, recipe.data.augment)
     streams, store_hash = open_stores(recipe, spec, method, teacher)
     if store_hash:
         pins["pairs"] = store_hash

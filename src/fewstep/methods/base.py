@@ -85,6 +85,9 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
     trains_at_all_times: ClassVar[bool] = False
     """Whether training covers the noise levels of the whole span, wherever sampling starts. Such a
     student can start from a picture with noise: see `painting`."""
+    augments_samples: ClassVar[bool] = False
+    """Whether the loss augments generated images by `Batch.augment`. Then `data.augment` has an
+    effect without `images` in `reads`."""
     differentiates_in_time: ClassVar[bool] = False
     """Whether the loss contains the student's derivative with respect to t. Then a student whose
     embedding of the noise level is fast gets a warning: see `training_warnings`."""

@@ -120,6 +120,15 @@ def check_start(method: Method[Any]) -> None:
     )
 
 
+def check_augmentation(method: Method[Any], probability: float) -> None:
+    """Raise InputError for a `data.augment` of `probability` that would have no effect."""
+    if probability and "images" not in method.reads and not method.augments_samples:
+        raise InputError(
+            f"data.augment is {probability}, but {type(method).__name__} trains on no real images, "
+            "and would augment no others: set data.augment=0"
+        )
+
+
 def grid_times(grid: Grid, steps: int, student: Denoiser) -> Tensor:
     """The times of `steps` steps on a method's grid.
 

@@ -15,7 +15,7 @@ from fewstep.distributed import device
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.base import Method
-from fewstep.methods.checks import check_start, training_warnings
+from fewstep.methods.checks import check_augmentation, check_start, training_warnings
 from fewstep.optimizers import adapt_config, adapt_steps, main_config
 from fewstep.planning.footprint import Footprint, measure
 from fewstep.planning.requirements import (
@@ -108,6 +108,7 @@ def _fill(plan: Plan) -> None:
     if plan.spec and method:
         with _collect(plan):
             check_players(method, main_config(recipe.fit))
+            check_augmentation(method, recipe.data.augment)
             check_start(method)
             plan.warnings += training_warnings(method)
             plan.warnings += _fit_warnings(plan, method)
