@@ -1,5 +1,7 @@
 """Networks compute float32 products in float32, or in TF32 if asked, whatever the process does."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -73,6 +75,27 @@ def test_switches_are_set_inside_and_restored_after(process, precision, wanted, 
     with pytest.raises(ZeroDivisionError), float32_products(precision):
         _ = 1 / 0
     assert switches() == before
+
+
+def test_a_thread_that_ends_leaves_the_switches_of_another():
+    before, found = switches(), []
+    events = [threading.Event() for _ in range(3)]
+
+    def first():
+        with float32_products():
+            events[0].set()
+            events[1].wait(10)
+        events[2].set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    events[0].wait(10)
+    with float32_products():
+        events[1].set()
+        assert events[2].wait(10)
+        found.append(switches())
+    thread.join()
+    assert found == [IEEE] and switches() == before
 
 
 class Watch(nn.Module):

@@ -6,8 +6,10 @@ which are the same before and after each call.
 """
 
 import platform
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -27,38 +29,82 @@ _OPERATIONS = (
 )
 
 
+@dataclass(frozen=True)
+class _Switches:
+    """PyTorch's newer switches, one per operation, and its older two."""
+
+    operations: tuple[str, ...]
+    matmul: str | None
+    cudnn: bool | None
+
+
+class _Switcher:
+    """Sets the switches for all contexts that are open, in whichever threads they are."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.contexts: dict[object, _Switches] = {}
+        """The switches of each open context; those of the latest are set."""
+        self.original: _Switches | None = None
+        """The switches outside all contexts, while any is open."""
+
+    def enter(self, context: object, switches: _Switches) -> None:
+        with self.lock:
+            if not self.contexts:
+                self.original = _read()
+            self.contexts[context] = switches
+            _set(switches)
+
+    def leave(self, context: object) -> None:
+        with self.lock:
+            del self.contexts[context]
+            switches = next(reversed(self.contexts.values()), self.original)
+            assert switches
+            _set(switches)
+
+
+_SWITCHER = _Switcher()
+
+
 @contextmanager
 def float32_products(precision: Precision = "f32") -> Generator[None]:
     """A context in which float32 products and convolutions round to TF32 only with "tf32".
 
-    The backward pass must run in it too. It sets process-wide switches and restores them at its
-    end, so another thread must not compute in another precision meanwhile.
+    The backward pass must run in it too. It sets process-wide switches, which the last context to
+    end restores, so another thread must not compute in another precision meanwhile.
     """
-    settings = ["tf32" if precision == "tf32" else "ieee"] * len(_OPERATIONS)
-    previous = [operation.fp32_precision for operation in _OPERATIONS]
-    if previous == settings or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         yield
         return
+    context, is_tf32 = object(), precision == "tf32"
+    operations = ("tf32" if is_tf32 else "ieee",) * len(_OPERATIONS)
+    _SWITCHER.enter(context, _Switches(operations, "high" if is_tf32 else "highest", is_tf32))
+    try:
+        yield
+    finally:
+        _SWITCHER.leave(context)
+
+
+def _read() -> _Switches:
+    operations = tuple(operation.fp32_precision for operation in _OPERATIONS)
     matmul: str | None = None
     with suppress(RuntimeError):  # the process mixes PyTorch's two sets of switches
         matmul = torch.get_float32_matmul_precision()
     cudnn: bool | None = None
     with suppress(RuntimeError):
         cudnn = torch.backends.cudnn.allow_tf32
-    _set("high" if precision == "tf32" else "highest", precision == "tf32", settings)
-    try:
-        yield
-    finally:
-        _set(matmul, cudnn, previous)
+    return _Switches(operations, matmul, cudnn)
 
 
-def _set(matmul: str | None, cudnn: bool | None, settings: list[str]) -> None:
+def _set(switches: _Switches) -> None:
+    if tuple(operation.fp32_precision for operation in _OPERATIONS) == switches.operations:
+        return
     # torch.compile still reads the older two switches, and raises if they contradict the newer
-    if matmul is not None:
-        torch.set_float32_matmul_precision(matmul)
-    if cudnn is not None:
-        torch.backends.cudnn.allow_tf32 = cudnn
-    for operation, setting in zip(_OPERATIONS, settings, strict=True):
+    if switches.matmul is not None:
+        torch.set_float32_matmul_precision(switches.matmul)
+    if switches.cudnn is not None:
+        torch.backends.cudnn.allow_tf32 = switches.cudnn
+    for operation, setting in zip(_OPERATIONS, switches.operations, strict=True):
         operation.fp32_precision = setting
 
 
