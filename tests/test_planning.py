@@ -147,6 +147,16 @@ def test_problems_are_collected_and_exit_with_2(fresh, capsys):
     assert list(fresh.iterdir()) == []
 
 
+def test_a_folder_of_another_recipe_is_a_problem(teacher, capsys):
+    files = {path: path.stat().st_mtime_ns for path in teacher.rglob("*")}
+    code, lines = dry_run(capsys, "digits-flow", SMALL, "--out", str(teacher))
+    (problem,) = lines["problem"]
+    assert code == 2 and problem.startswith(f"{teacher} belongs to another recipe: fit.")
+    same = [SMALL, "fit.steps=1", "fit.batch=4", "fit.warmup=0"]
+    assert dry_run(capsys, "digits-flow", *same, "--out", str(teacher))[0] == 0
+    assert files == {path: path.stat().st_mtime_ns for path in teacher.rglob("*")}
+
+
 def test_problems_of_pairs_and_scores_are_those_of_the_training(teacher, tmp_path, capsys):
     other = read("digits-flow", [SMALL, "fit.steps=1", "fit.batch=4", "fit.warmup=0", "fit.seed=1"])
     with closing(run_recipe(other, tmp_path / "other")) as steps:

@@ -74,9 +74,19 @@ class Run:
         return sorted(self.samples.glob("step-*.png"))
 
     def claim(self, recipe: Mapping[str, Any]) -> None:
-        """Write the recipe's table into this folder, or check that the folder belongs to it.
+        """Write the recipe's table into this folder, unless it is there.
 
-        Raises: InputError with the first difference if the folder belongs to another recipe.
+        Raises: InputError as `check_recipe`.
+        """
+        self.check_recipe(recipe)
+        if not self.recipe_file.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _replace(self.recipe_file, tomli_w.dumps(recipe).encode())
+
+    def check_recipe(self, recipe: Mapping[str, Any]) -> None:
+        """Check that this folder is new, or belongs to the recipe with this table.
+
+        Raises: InputError with the first difference if it belongs to another recipe.
         """
         if self.recipe_file.exists():
             old, new = _flatten(_read_toml(self.recipe_file)), _flatten(recipe)
@@ -93,9 +103,6 @@ class Run:
                 f"{self.folder} is not empty and is not a run folder: it has no recipe.toml; give "
                 "another --out"
             )
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(self.recipe_file, tomli_w.dumps(recipe).encode())
 
     def progress(self) -> list[dict[str, Any]]:
         """The logged lines, oldest first, except a last line that a crash left incomplete."""

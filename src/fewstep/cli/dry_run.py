@@ -1,19 +1,29 @@
 """`fewstep train RECIPE --dry-run`: what the training needs and costs, on one screen."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from fewstep.cli import console
 from fewstep.distributed import device, hardware, world
+from fewstep.errors import InputError
 from fewstep.formatting import number, quantity
 from fewstep.planning import Plan, plan_recipe
 from fewstep.recipe import Recipe
+from fewstep.runs import Run
 
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def print_plan(recipe: Recipe) -> int:
-    """Print the plan of a training. Returns the exit code: 2 if the training would be refused."""
+def print_plan(recipe: Recipe, folder: Path) -> int:
+    """Print the plan of a training in a run folder.
+
+    Returns the exit code: 2 if the training would be refused.
+    """
     plan = plan_recipe(recipe)
+    try:
+        Run(folder).check_recipe(recipe.table())
+    except InputError as error:
+        plan.problems.append(str(error))
     rows = list(lines(plan))
     width = max(len(name) for name, _ in rows)
     for name, text in rows:

@@ -58,11 +58,11 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     from fewstep.runner import is_finished
 
     recipe = parse(table)
+    folder = options.out or Path("runs") / Path(options.recipe).stem
     if options.dry_run:
         from fewstep.cli.dry_run import print_plan
 
-        return print_plan(recipe)
-    folder = options.out or Path("runs") / Path(options.recipe).stem
+        return print_plan(recipe, folder)
     command = shlex.join(["fewstep", verb, *argv])
     if is_finished(recipe, folder):
         console.out.print(f"{folder} is finished")
