@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fewstep import recipe
+from fewstep.assembly import assemble
 from fewstep.errors import InputError
 from fewstep.methods.denoise import DenoiseConfig
 from fewstep.optimizers import average_problems, warmup_problem
@@ -169,3 +170,19 @@ def test_unknown_presets_and_files(tmp_path):
         recipe.read("digits-flo")
     with pytest.raises(InputError, match="no such recipe file"):
         recipe.read(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "key", ["method.c", "fit.lr", "fit.players.student.lr", "data.augment", "student.start.snr"]
+)
+def test_numbers_that_are_not_finite_are_refused_by_name(key, value):
+    with pytest.raises(InputError, match=rf"{key}.*(finite|valid|above 0)"):
+        recipe.read("digits-meanflow", [f"{key}={value}"])
+
+
+@pytest.mark.parametrize("setting", ["method.c=0.0", "method.c=-1.0", "method.p=-0.5"])
+def test_the_weight_of_meanflow_stays_finite(setting):
+    settings = recipe.read("digits-meanflow", ["teacher.load=fewstep:digits", setting])
+    with pytest.raises(InputError, match="p must be at least 0, and c above 0"):
+        assemble(settings, torch.device("cpu"))

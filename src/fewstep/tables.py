@@ -166,6 +166,7 @@ def _leaf(kind: Any, value: Any, table_key: str) -> Any:
 
 @cache
 def _adapter(kind: Any) -> Any:
-    from pydantic import TypeAdapter
+    from pydantic import ConfigDict, TypeAdapter
 
-    return TypeAdapter(kind)
+    # no setting means anything as NaN or infinity, and comparisons with NaN hide it from checks
+    return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))

@@ -21,7 +21,7 @@ from fewstep.backbones.derivatives import value_and_tangent
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
-from fewstep.methods.base import Loss, Method, Task, Turn, check_label_dropout, require_teacher
+from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_regular, check_spans
 from fewstep.process import Flow, broadcast_to
@@ -59,9 +59,6 @@ class MeanflowConfig:
     """Fraction of rows, between 0 and 1, trained without their label; used only with guidance."""
     grid: Grid = field(default_factory=UniformGrid)
     """Times at which the student is sampled."""
-
-    def __post_init__(self) -> None:
-        check_label_dropout(self.label_dropout)
 
 
 class Meanflow(Method[MeanflowConfig]):
@@ -185,6 +182,10 @@ def _check(config: MeanflowConfig, spec: SampleSpec) -> None:
         raise InputError(
             f"method.distinct is {config.distinct} and method.kappa {config.kappa}; the first must "
             "be from 0 to 1, the second from 0 to below 1"
+        )
+    if config.p < 0 or (config.c is not None and config.c <= 0):
+        raise InputError(
+            f"method.p is {config.p} and method.c {config.c}; p must be at least 0, and c above 0"
         )
     if config.guidance == 1 and config.kappa == 0:
         return
