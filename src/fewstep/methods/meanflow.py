@@ -21,7 +21,7 @@ from fewstep.backbones.derivatives import value_and_tangent
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
-from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
+from fewstep.methods.base import Loss, Method, Task, Turn, check_label_dropout, require_teacher
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_regular, check_spans
 from fewstep.process import Flow, broadcast_to
@@ -59,6 +59,9 @@ class MeanflowConfig:
     """Fraction of rows, between 0 and 1, trained without their label; used only with guidance."""
     grid: Grid = field(default_factory=UniformGrid)
     """Times at which the student is sampled."""
+
+    def __post_init__(self) -> None:
+        check_label_dropout(self.label_dropout)
 
 
 class Meanflow(Method[MeanflowConfig]):
