@@ -18,7 +18,7 @@ import torch
 torch.set_num_threads(1)
 from fewstep import recipe
 from fewstep.runner import run_recipe
-small = ["student.backbone.channels=[16]", "fit.steps=14", "fit.batch=256", "fit.save_every=99"]
+small = ["student.backbone.channels=[16]", "fit.steps=14", "fit.batch=128", "fit.save_every=99"]
 for progress in run_recipe(recipe.read("digits-flow", small), sys.argv[1]):
     if progress.step in (6, 13):
         print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)

@@ -94,7 +94,15 @@ def test_sizes_are_those_of_the_training(teacher, tmp_path):
     assert plan.disk["model.safetensors"] == pytest.approx(file, rel=0.2)
 
 
-@pytest.mark.parametrize("name", ["digits-cd", "digits-sfd", "digits-sida", "digits-dmd2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "digits-cd",
+        "digits-dmd2",
+        pytest.param("digits-sfd", marks=pytest.mark.slow),
+        pytest.param("digits-sida", marks=pytest.mark.slow),
+    ],
+)
 def test_network_calls_are_those_of_real_steps(name, teacher, monkeypatch):
     recipe = read(name, [f"teacher.load={teacher}", "fit.steps=12", "fit.batch=4", "fit.adapt=0"])
     plan = plan_recipe(recipe)

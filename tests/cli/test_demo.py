@@ -8,13 +8,14 @@ import pytest
 
 from fewstep.cli import demo, main
 from fewstep.metrics import EvalProtocol
+from fewstep.optimizers import average_problems, warmup_problem
 from fewstep.recipe import read
 from fewstep.schema import preset_names
 
 
 @pytest.fixture
 def short(monkeypatch):
-    small = ("fit.steps=2", "fit.batch=4", "fit.warmup=0")
+    small = ("fit.steps=2", "fit.batch=4", "fit.warmup=0", "fit.ema_halflife=0.05")
     backbone = ("student.backbone.channels=[8]", "student.backbone.groups=4")
     quick = {name: (*small, *(backbone if name == "teacher" else ())) for name in demo.QUICK}
     monkeypatch.setattr(demo, "QUICK", quick)
@@ -24,7 +25,7 @@ def short(monkeypatch):
 
 def test_it_resumes_after_a_failure_and_ends_in_a_report(short, tmp_path, monkeypatch, capsys):
     out, quick = tmp_path / "demo", demo.QUICK
-    broken = ("fit.steps=9", "fit.lr=1e18", "fit.clip=0", "fit.batch=4")
+    broken = (*quick["meanflow"], "fit.steps=9", "fit.lr=1e18", "fit.clip=0")
     monkeypatch.setattr(demo, "QUICK", {**quick, "meanflow": broken})
     assert main(["demo", "--out", str(out)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -52,6 +53,13 @@ def test_it_resumes_after_a_failure_and_ends_in_a_report(short, tmp_path, monkey
         assert main(words) == 0
         model = Path(name) / "model.safetensors"
         assert (out / model).read_bytes() == (alone / model).read_bytes()
+
+
+def test_its_trainings_begin_without_a_warning():
+    quick = demo.Demo(Path("x"), all=False)
+    for name in demo.QUICK:
+        fit = read(quick.preset(name), quick.overrides(name)).fit
+        assert average_problems(fit) == [] and warmup_problem(fit, "fit", fit.steps) is None
 
 
 def test_every_method_of_it_is_a_preset_that_reads_the_demos_own_runs():

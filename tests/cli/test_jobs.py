@@ -37,6 +37,13 @@ def fail(error, update):
     raise error
 
 
+def warn(update):
+    import warnings
+
+    warnings.warn("too short", stacklevel=2)
+    update(5)
+
+
 def die(update):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -139,3 +146,9 @@ def test_no_process_outlives_its_parent(tmp_path, number):
     while is_alive(child):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_warning_is_passed_on_with_the_name_of_its_job(capfd):
+    with pytest.warns(UserWarning, match="^a: too short$"):
+        jobs.run_jobs([jobs.Job("a", 5, warn)], workers=1)
+    assert "too short" not in capfd.readouterr().err

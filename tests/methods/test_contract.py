@@ -118,8 +118,8 @@ BOUNDS = {
 
 NAMES = [*plugins.names("method"), *VARIANTS]
 every = pytest.mark.parametrize("name", NAMES)
-# variants that take over 10 s to learn the toy: make slow
-LONG = {"circuit-phases", "circuit-average"}
+# variants that take longest to learn the toy: make slow
+LONG = {"circuit-phases", "circuit-average", "scm-data", "sfd-two-counts"}
 
 
 def build(name, teacher, seed=0, steps=6, **more):

@@ -351,6 +351,7 @@ def test_a_teacher_gives_the_velocity_and_no_gradient():
     torch.testing.assert_close(other.velocity(plain, x_t, t, None), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_closed_form_is_learnt_from_an_exact_teacher():
     torch.manual_seed(5)
     method = meanflow(

@@ -21,12 +21,9 @@ if TYPE_CHECKING:
     from fewstep.recording import Recording
     from fewstep.scores import Score
 
+_QUICK_STEPS = {"teacher": 450, "regress": 600, "dmd": 110, "meanflow": 110, "consistency": 90}
 QUICK = {
-    "teacher": ("fit.steps=450",),
-    "regress": ("fit.steps=600",),
-    "dmd": ("fit.steps=110",),
-    "meanflow": ("fit.steps=110",),
-    "consistency": ("fit.steps=90",),
+    name: (f"fit.steps={steps}", "fit.ema_halflife=0.05") for name, steps in _QUICK_STEPS.items()
 }
 """The runs of the short demo: a teacher and four students, with overrides that shorten them."""
 OTHER_STUDENTS = (

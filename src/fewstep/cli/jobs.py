@@ -6,12 +6,14 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
+from typing import Any
 
 from fewstep.allocator import keep_freed_memory
 from fewstep.cli import console
@@ -108,7 +110,8 @@ def _start(job: Job, stop: Event) -> tuple[Connection, BaseProcess]:
 
 
 def _receive(connection: Connection, worker: _Running) -> Exception | bool | None:
-    """Show a progress report and return None; at the job's end, return True or its error."""
+    """Show a progress report or warning and return None; at the job's end, return True or its
+    error."""
     try:
         message = connection.recv()
     except EOFError:
@@ -120,6 +123,9 @@ def _receive(connection: Connection, worker: _Running) -> Exception | bool | Non
     if isinstance(message, tuple):
         worker.update(*message)
         return None
+    if isinstance(message, Warning):
+        warnings.warn(message, stacklevel=2)
+        return None
     worker.process.join()
     if isinstance(message, str):
         return RuntimeError(f"{worker.job.name} failed:\n{message}")
@@ -127,7 +133,7 @@ def _receive(connection: Connection, worker: _Running) -> Exception | bool | Non
 
 
 def _work(job: Job, sender: Connection, stop: Event) -> None:
-    """Run a job in this process; send its progress reports and its result or error."""
+    """Run a job in this process; send its progress reports, warnings and its result or error."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
@@ -144,6 +150,10 @@ def _work(job: Job, sender: Connection, stop: Event) -> None:
             last = now
             sender.send((done, note, total))  # raises if the parent has exited, which ends the job
 
+    def send_warning(message: Warning | str, *_: Any) -> None:
+        sender.send(UserWarning(f"{job.name}: {message}"))
+
+    warnings.showwarning = send_warning
     result: Exception | bool | str = True
     try:
         job.run(update)
