@@ -36,6 +36,7 @@ def train(folder, mode):
     return last - first, weights, "freed memory is kept" in log
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GLIBC, reason="only glibc, and only without a GPU")
 def test_steps_cause_no_page_faults_and_the_weights_are_the_same(tmp_path):
     plain, weights, logged = train(tmp_path / "plain", "plain")

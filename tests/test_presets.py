@@ -40,7 +40,7 @@ CLASSES = 4
 # one of each kind: process, network, method, loss, optimiser, precision, phases, warm-ups
 VARIED = {
     "cifar10-edm", "cifar10-ddpm", "cifar10-ict", "cifar10-meanflow", "cifar10-ect", "cifar10-sida",
-    "cifar10-dmd2", "cifar10-sfd", "digits-circuit", "digits-residual-sum", "ddpm-cd",
+    "cifar10-dmd2", "digits-circuit", "digits-residual-sum", "ddpm-cd",
     "small-student-four-step",
 }  # fmt: skip
 PRESETS = [
