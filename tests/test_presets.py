@@ -41,7 +41,7 @@ CLASSES = 4
 VARIED = {
     "cifar10-edm", "cifar10-ddpm", "cifar10-ict", "cifar10-meanflow", "cifar10-ect", "cifar10-sida",
     "cifar10-dmd2", "digits-circuit", "digits-residual-sum", "ddpm-cd",
-    "small-student-four-step",
+    "small-student-four-step", "digits-scm",
 }  # fmt: skip
 PRESETS = [
     pytest.param(name, marks=[] if name in VARIED else pytest.mark.slow) for name in preset_names()
