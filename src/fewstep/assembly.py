@@ -212,6 +212,16 @@ def open_stores(
     return streams, store_hash
 
 
+def pairs_address(recipe: Recipe) -> str:
+    """The address of the recorded pairs of a recipe.  Raises: InputError if it names none."""
+    if recipe.pairs is None:
+        raise InputError(
+            f"method {recipe.method_name!r} learns from recorded pairs, and the recipe has none: "
+            "run `fewstep record RUN --out DIR`, then set pairs.load=DIR"
+        )
+    return recipe.pairs.load
+
+
 def _open_store(
     recipe: Recipe,
     spec: SampleSpec,
@@ -219,21 +229,17 @@ def _open_store(
     teacher: Generator | None,
 ) -> tuple[Stream, str]:
     """A stream of the recipe's recorded pairs, and the hash of their store."""
-    if recipe.pairs is None:
-        raise InputError(
-            f"method {recipe.method_name!r} learns from recorded pairs, and the recipe has none: "
-            "run `fewstep record RUN --out DIR`, then set pairs.load=DIR"
-        )
-    reader = store.Reader(recipe.pairs.load)
+    address = pairs_address(recipe)
+    reader = store.Reader(address)
     stream = kind(reader, classes=spec.classes)
     if stream.shape != spec.shape:
         raise InputError(
-            f"the images in the store {recipe.pairs.load} have shape {stream.shape}, but those of "
+            f"the images in the store {address} have shape {stream.shape}, but those of "
             f"data.name={recipe.data.name} have {spec.shape}: record pairs of this size"
         )
     if spec.classes and not stream.has_labels():
         raise InputError(
-            f"the pairs in {recipe.pairs.load} have no labels, so that the {spec.classes} classes "
+            f"the pairs in {address} have no labels, so that the {spec.classes} classes "
             "would not be trained: record a class-conditional teacher, or set data.labels=false"
         )
     # samples converted from other projects do not say who recorded them
@@ -242,7 +248,7 @@ def _open_store(
     if source not in (None, teacher_hash):
         assert recipe.teacher and teacher_hash
         raise InputError(
-            f"the pairs in {recipe.pairs.load} were recorded with another teacher than "
+            f"the pairs in {address} were recorded with another teacher than "
             f"{recipe.teacher.load} (hashes {source[:12]} and {teacher_hash[:12]}): record pairs "
             "of this teacher, or set teacher.load to theirs"
         )

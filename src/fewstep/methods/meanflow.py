@@ -63,6 +63,11 @@ class MeanflowConfig:
     def __post_init__(self) -> None:
         check_label_dropout(self.label_dropout)
 
+    @property
+    def learns_guidance(self) -> bool:
+        """Whether the student learns a guided velocity."""
+        return self.guidance != 1 or self.kappa > 0
+
 
 class Meanflow(Method[MeanflowConfig]):
     """Train a flow map from the average velocity between two times."""
@@ -95,7 +100,7 @@ class Meanflow(Method[MeanflowConfig]):
         t, s = self.times(batch)
         eps = batch.randn_like(x0)
         x_t = self.student.process.add_noise(x0, eps, t)
-        if self.learns_guidance:
+        if self.config.learns_guidance:
             assert cond is not None
             cond = cond.drop(batch.rand() < self.config.label_dropout)
         with torch.no_grad():
@@ -149,11 +154,6 @@ class Meanflow(Method[MeanflowConfig]):
         distinct = torch.floor(index * self.config.distinct).diff() > 0
         return distinct.nonzero().flatten(), (~distinct).nonzero().flatten()
 
-    @property
-    def learns_guidance(self) -> bool:
-        """Whether the student learns a guided velocity."""
-        return self.config.guidance != 1 or self.config.kappa > 0
-
     def velocity(self, plain: Tensor, x_t: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
         """v (b, ...): the teacher's velocity, the data's velocity `plain`, or a guided velocity.
 
@@ -165,7 +165,7 @@ class Meanflow(Method[MeanflowConfig]):
         if self.config.source == "teacher":
             assert self.teacher
             return self.teacher.denoiser.under(Flow())(x_t, t, cond=cond).velocity
-        if not self.learns_guidance:
+        if not self.config.learns_guidance:
             return plain
         assert cond is not None and cond.label is not None
         kappa = self.config.kappa
@@ -190,7 +190,7 @@ def _check(config: MeanflowConfig, spec: SampleSpec) -> None:
         raise InputError(
             f"method.p is {config.p} and method.c {config.c}; p must be at least 0, and c above 0"
         )
-    if config.guidance == 1 and config.kappa == 0:
+    if not config.learns_guidance:
         return
     if config.source == "teacher":
         raise InputError(

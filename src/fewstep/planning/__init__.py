@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.assembly import allow_code, data_spec, open_stores
 from fewstep.data import ImageSet
 from fewstep.distributed import device
 from fewstep.errors import InputError
+from fewstep.evaluation import count_parameters
 from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.base import Method
 from fewstep.methods.checks import check_augmentation, check_start, training_warnings
@@ -137,7 +138,7 @@ def _collect(plan: Plan) -> Pull[None]:
 def _count(plan: Plan, method: Method[Any]) -> None:
     """Parameters, and bytes in memory and on disk."""
     players = method.players
-    plan.trained = {name: _parameters(player) for name, player in players.items()}
+    plan.trained = {name: count_parameters(player) for name, player in players.items()}
     trained = {id(weight) for player in players.values() for weight in player.parameters()}
     for name, module in method.named_children():
         count = sum(p.numel() for p in module.parameters() if id(p) not in trained)
@@ -158,10 +159,6 @@ def _count(plan: Plan, method: Method[Any]) -> None:
     plan.disk["model.safetensors"] = model
     if plan.recipe.evaluate.every:
         plan.disk["best.safetensors"] = model
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

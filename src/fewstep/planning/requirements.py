@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fewstep import metrics, plugins, runs, store
-from fewstep.assembly import build_student, data_spec, guide_teacher, read_data
+from fewstep.assembly import build_student, data_spec, guide_teacher, pairs_address, read_data
 from fewstep.backbones import UNetConfig
 from fewstep.data import ImageSet
 from fewstep.data.published import blank_images, find_published
 from fewstep.denoiser import Denoiser
 from fewstep.download import cache, home
-from fewstep.errors import InputError
 from fewstep.formatting import listing
 from fewstep.generator import Generator, SampleSpec
 from fewstep.losses import Features, ImageDistance, Lpips, SquaredError
@@ -100,12 +99,7 @@ def find_pairs(recipe: Recipe, reads: frozenset[str]) -> tuple[Requirement, int 
     `reads` are the streams of the method. Raises InputError for a recipe without pairs, and for a
     store that is damaged.
     """
-    if recipe.pairs is None:
-        raise InputError(
-            f"method {recipe.method_name!r} learns from recorded pairs, and the recipe has none: "
-            "run `fewstep record RUN --out DIR`, then set pairs.load=DIR"
-        )
-    address = recipe.pairs.load
+    address = pairs_address(recipe)
     if "://" not in address and not Path(address).exists():
         teacher = recipe.teacher.load if recipe.teacher else "RUN"
         ring = " --sampler ring --chunks K" if "rings" in reads else ""
