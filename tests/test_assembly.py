@@ -17,8 +17,8 @@ from fewstep.parametrization import EDM, Clean, Eps, Mixed, V, Velocity
 from fewstep.process import Flow, LinearBetas
 from fewstep.recipe import read
 from fewstep.recording import Recording, record
+from fewstep.run_folder import Run
 from fewstep.runner import is_finished, run_recipe
-from fewstep.runs import Run
 from fewstep.sampling import Transfer
 
 DEVICE = torch.device("cpu")

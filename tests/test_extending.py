@@ -13,6 +13,7 @@ import fewstep
 from fewstep import Denoiser, Generator, SampleSpec, Velocity, plugins, runs, store
 from fewstep.cli import main
 from fewstep.errors import InputError
+from fewstep.run_folder import Run
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
 KINDS = "process sampler grid backbone distance data extractor source exporter method".split()
@@ -90,7 +91,7 @@ def test_the_commands_leave_what_they_say(folder):
     assert (folder / "exported" / "samples.npz").exists()
     provenance = store.Reader(folder / "runs" / "pairs").provenance
     assert provenance["sampler"] == {"name": "my_package.sampler:Midpoint"}
-    scores = runs.Run(folder / "runs" / "student").scores()
+    scores = Run(folder / "runs" / "student").scores()
     assert {s["score"]["extractor"] for s in scores} == {"profiles"}
 
 

@@ -13,8 +13,8 @@ from fewstep.assembly import assemble, read_data
 from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
 from fewstep.recipe import read
+from fewstep.run_folder import Run
 from fewstep.runner import run_recipe
-from fewstep.runs import Run
 
 DEVICE = torch.device("cpu")
 SMALL = [

@@ -14,7 +14,7 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import EDM, V, Velocity
 from fewstep.process import VE, Flow
-from fewstep.runs import Run
+from fewstep.run_folder import Run
 from fewstep.sampling import Heun
 from fewstep.times import FixedGrid, KarrasGrid, UniformGrid
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fewstep import plugins, trackers
 from fewstep.cli import main
-from fewstep.runs import Run
+from fewstep.run_folder import Run
 from fewstep.trackers import Follower, TensorBoard, Tracker, flat, follow, numbers
 
 TINY = [

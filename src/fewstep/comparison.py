@@ -20,7 +20,8 @@ from fewstep.evaluation import Evaluator, cached_score, exhaust
 from fewstep.generator import Generator
 from fewstep.metrics import EvalProtocol
 from fewstep.recipe import Recipe, parse
-from fewstep.runs import Run, Weights
+from fewstep.run_folder import Run
+from fewstep.runs import Weights
 from fewstep.scores import Score, append_score
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]

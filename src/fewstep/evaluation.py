@@ -25,7 +25,8 @@ from fewstep.guidance import Guided, guidance_weight
 from fewstep.metrics import EvalProtocol, Measures
 from fewstep.plugins import name_of
 from fewstep.process import Flow
-from fewstep.runs import Run, weights_hash
+from fewstep.run_folder import Run
+from fewstep.runs import weights_hash
 from fewstep.scores import Score, score_from
 
 

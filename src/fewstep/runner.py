@@ -20,7 +20,7 @@ from fewstep.generator import Generator
 from fewstep.images import save_grid
 from fewstep.methods.checks import training_warnings
 from fewstep.recipe import Recipe
-from fewstep.runs import Run
+from fewstep.run_folder import Run
 from fewstep.scores import score_from
 from fewstep.trainer import NonFiniteLoss, Progress, Training
 

@@ -9,7 +9,7 @@ from typing import Any
 from fewstep import metrics
 from fewstep.metrics import ExtraMeasure, Measures
 from fewstep.precision import Precision
-from fewstep.runs import Run
+from fewstep.run_folder import Run
 
 
 @dataclass(frozen=True)

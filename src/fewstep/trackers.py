@@ -22,7 +22,7 @@ from fewstep import plugins
 from fewstep.distributed import first_rank
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
-from fewstep.runs import Run
+from fewstep.run_folder import Run
 
 PROJECT = "fewstep"
 

@@ -12,6 +12,7 @@ from fewstep import data, recipe, runs
 from fewstep.cli import main
 from fewstep.errors import InputError
 from fewstep.metrics import train_classifier
+from fewstep.run_folder import Run
 from fewstep.sampling import Ancestral, Heun, Multistep, Transfer
 
 QUICK = ["--extractor", "pixels", "--samples", "90", "--steps", "2"]
@@ -188,7 +189,7 @@ def test_a_flat_folder_has_a_score_without_an_extractor(
     changes += ["student.backbone.groups=4", "evaluate.every=2", "evaluate.samples=70"]
     assert main(["train", "digits-flow", *changes, "--out", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().err.splitlines().count(line) == 1
-    scores = [line["score"] for line in runs.Run(tmp_path / "run").progress() if "score" in line]
+    scores = [line["score"] for line in Run(tmp_path / "run").progress() if "score" in line]
     assert scores and {score["extractor"] for score in scores} == {"rotations"}
 
 

@@ -7,6 +7,7 @@ import ddpm_folders
 import fewstep
 from fewstep import runs
 from fewstep.cli import main
+from fewstep.run_folder import Run
 from pretrained import lucid, nvidia
 from pretrained.snapshots import dump
 
@@ -122,7 +123,7 @@ def run(tmp_path_factory):
     hash = runs.weights_hash(fewstep.load(path))[:16]
     for steps, weights in ((1, hash), (2, "0" * 16)):
         score = {"steps": steps, "extractor": "pixels", "samples": 9, "weights": weights}
-        runs.Run(path).append_score({"version": 1, "score": score})
+        Run(path).append_score({"version": 1, "score": score})
     return path
 
 

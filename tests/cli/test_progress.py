@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from fewstep.cli import main
-from fewstep.runs import Run
+from fewstep.run_folder import Run
 
 TINY = [
     "student.backbone.channels=[8]",

@@ -16,6 +16,7 @@ from conftest import real_home
 from fewstep import recipe, runner, runs
 from fewstep.cli import main
 from fewstep.pretrained.hub import EMA
+from fewstep.run_folder import Run
 from fewstep.schema import preset_names, read_table
 from pretrained.test_published import NAME, NETWORK, PARAMETERS, SCHEDULER
 
@@ -117,12 +118,12 @@ def test_a_circuit_prefers_the_averaged_weights(public, few_samples, tmp_path, c
     try:
         train("cifar10-circuit", tmp_path / "averaged")
         assert f"using the averaged weights in {averaged}" in capsys.readouterr().err
-        _, note = runs.Run(tmp_path / "averaged").state()
+        _, note = Run(tmp_path / "averaged").state()
         assert note["pins"]["teacher"] == runs.weights_hash(runs.load(f"diffusers:{EMA}"))
     finally:
         shutil.rmtree(averaged)
     capsys.readouterr()
     train("cifar10-circuit", tmp_path / "hub")
     assert "averaged" not in capsys.readouterr().err
-    _, fallback = runs.Run(tmp_path / "hub").state()
+    _, fallback = Run(tmp_path / "hub").state()
     assert fallback["pins"]["teacher"] != note["pins"]["teacher"]

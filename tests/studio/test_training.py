@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fewstep.runs import Run
+from fewstep.run_folder import Run
 from fewstep.studio.training import MAX_POINTS, view_training
 
 

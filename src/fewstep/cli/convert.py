@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _check_out(options: Options) -> None:
     """Raise InputError for a file that must not be overwritten: of a run, or the source itself."""
-    from fewstep.runs import Run
+    from fewstep.run_folder import Run
 
     out, source = options.out, Path(options.source)
     if out.suffix != ".safetensors":

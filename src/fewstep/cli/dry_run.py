@@ -9,7 +9,7 @@ from fewstep.errors import InputError
 from fewstep.formatting import number, quantity
 from fewstep.planning import Plan, plan_recipe
 from fewstep.recipe import Recipe
-from fewstep.runs import Run
+from fewstep.run_folder import Run
 
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 

@@ -17,7 +17,7 @@ from fewstep.errors import InputError
 from fewstep.paths import check_kind
 
 if TYPE_CHECKING:
-    from fewstep.runs import Run
+    from fewstep.run_folder import Run
 
 LAST = 10
 """Number of the latest log lines over which losses and rate are averaged."""
@@ -39,7 +39,7 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Run `fewstep progress`. Returns the exit code."""
     options = console.options(Options, "progress", argv)
-    from fewstep.runs import Run
+    from fewstep.run_folder import Run
 
     run = Run(options.run)
     lines = run.progress()

@@ -12,7 +12,8 @@ from fewstep.errors import InputError
 from fewstep.export.precision import Dtype, round_weights, rounding_error
 from fewstep.generator import Generator, convert_step
 from fewstep.guidance import guidance_weight, unguided
-from fewstep.runs import Run, Weights
+from fewstep.run_folder import Run
+from fewstep.runs import Weights
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep import metrics, plugins, runs, store
-from fewstep.assembly import build_student, data_spec, guide_teacher, pairs_address, read_data
+from fewstep.assembly import data_spec, guide_teacher, pairs_address, read_data
 from fewstep.backbones import UNetConfig
 from fewstep.data import ImageSet
 from fewstep.data.published import blank_images, find_published
@@ -29,6 +29,7 @@ from fewstep.pretrained.hub import AVERAGED, find_local
 from fewstep.process import LinearBetas
 from fewstep.recipe import Recipe, read
 from fewstep.schema import preset_names
+from fewstep.student import build_student
 
 
 @dataclass(frozen=True)

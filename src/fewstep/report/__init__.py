@@ -19,7 +19,8 @@ from fewstep.report import charts, pictures, results
 from fewstep.report.exhibits import StyledExhibit, style_exhibits
 from fewstep.report.ranking import Ranking, rank
 from fewstep.report.rendering import render
-from fewstep.runs import Run, weights_hash
+from fewstep.run_folder import Run
+from fewstep.runs import weights_hash
 from fewstep.scores import score_from
 
 __all__ = ["Exhibit", "report_run", "write_report"]

@@ -14,7 +14,7 @@ from typing import Literal
 from fewstep.errors import InputError, did_you_mean
 from fewstep.models import model_addresses
 from fewstep.paths import identify
-from fewstep.runs import Run
+from fewstep.run_folder import Run
 
 Kind = Literal["run", "store", "report"]
 DEPTH = 2

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.runs import Run
+from fewstep.run_folder import Run
 from fewstep.trackers import numbers
 
 LAST = 10

@@ -6,7 +6,7 @@ from PIL import Image
 
 from fewstep.errors import InputError
 from fewstep.formatting import duration, number
-from fewstep.runs import Run
+from fewstep.run_folder import Run
 from fewstep.studio import controls
 from fewstep.studio.session import Session, view
 from fewstep.studio.training import TrainingView, view_training
