@@ -14,8 +14,9 @@ ROOT = Path(fewstep.__file__).parent
 # each layer may import those before it; names in one layer do not import each other
 LAYERS = [
     ["errors", "allocator", "formatting", "noise", "precision", "web"],
-    ["files", "images", "paths", "plugins"],
-    ["schema", "tables", "models"],
+    ["paths", "plugins"],
+    ["files", "images"],
+    ["tensor_file", "schema", "tables", "models"],
     ["download"],
     ["condition"],
     ["process"],
@@ -56,7 +57,17 @@ TENSORS_ONLY = {
     "backbones": {"errors", "condition", "plugins"},
     "data": {"errors", "files", "download", "paths", "plugins"},
     "store": {"errors", "files", "images", "paths"},
-    "metrics": {"errors", "formatting", "files", "images", "download", "plugins", "precision"},
+    "metrics": {
+        "errors",
+        "formatting",
+        "files",
+        "images",
+        "download",
+        "paths",
+        "plugins",
+        "precision",
+        "tensor_file",
+    },
 }
 
 

@@ -17,6 +17,7 @@ from fewstep.process import VE, Flow
 from fewstep.run_folder import Run
 from fewstep.sampling import Heun
 from fewstep.times import FixedGrid, KarrasGrid, UniformGrid
+from fewstep.weights_file import write_weights_file
 
 SMALL = UNetConfig(channels=(8, 16), layers=1, groups=4, attention=(4,))
 SPEC = SampleSpec((1, 8, 8), 3, ("a", "b", "c"))
@@ -104,7 +105,7 @@ def test_foreign_safetensors_are_refused(tmp_path):
 def test_weights_that_do_not_fit_their_description(tmp_path):
     made = small()
     note = {"description": {**made.describe(), "spec": {"shape": [2, 8, 8], "classes": 3}}}
-    save_file(dict(made.state_dict()), tmp_path / "m.safetensors", {"fewstep": json.dumps(note)})
+    write_weights_file(tmp_path / "m.safetensors", made.state_dict(), note)
     with pytest.raises(InputError, match="do not fit"):
         runs.load(tmp_path / "m.safetensors")
 

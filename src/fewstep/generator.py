@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, cast
 
@@ -21,6 +21,11 @@ from fewstep.process import Process
 from fewstep.sampling import Step, Transfer, path, sample
 from fewstep.times import Grid, UniformGrid
 
+MAX_VALUES = 1 << 28
+"""Largest number of values of a sample, as of an image of 9,459 x 9,459 pixels."""
+MAX_CLASSES = 1 << 20
+MAX_GUIDANCE = 1000.0
+
 
 @dataclass(frozen=True)
 class SampleSpec:
@@ -31,6 +36,22 @@ class SampleSpec:
     classes: int = 0
     """Number of classes; 0 for an unconditional generator."""
     class_names: tuple[str, ...] = ()
+    """One name for each class, or none at all."""
+
+    def __post_init__(self) -> None:
+        sizes = 1 <= len(self.shape) <= 8 and all(size >= 1 for size in self.shape)
+        if not sizes or math.prod(self.shape) > MAX_VALUES:
+            raise InputError(
+                f"a sample's shape is {list(self.shape[:8])}; it must have 1 to 8 sizes of at least"
+                f" 1, and at most {MAX_VALUES:,} values"
+            )
+        if not 0 <= self.classes <= MAX_CLASSES:
+            raise InputError(f"classes is {self.classes}; it must be from 0 to {MAX_CLASSES:,}")
+        if self.class_names and len(self.class_names) != self.classes:
+            raise InputError(
+                f"there are {len(self.class_names)} class_names and {self.classes} classes: give "
+                "one name for each class, or none"
+            )
 
 
 class Generator(nn.Module):
@@ -148,14 +169,13 @@ class Generator(nn.Module):
     def with_guidance(self, weight: float) -> "Generator":
         """The same weights under classifier-free guidance.
 
-        Raises: InputError for a generator without classes, or a weight that is not finite.
+        Raises: InputError for a generator without classes, or a weight outside [0, 1000].
         """
         if not self.spec.classes:
             raise InputError(
                 "guidance needs a class-conditional generator; this one has no classes"
             )
-        if not math.isfinite(weight):
-            raise InputError(f"the weight of guidance is {weight}; it must be a finite number")
+        check_guidance(weight)
         backbone = Guided(unguided(self.denoiser.backbone), weight)
         guided = self.denoiser.replace(backbone=backbone)
         return Generator(guided, self.spec, grid=self.grid, step=self.step)
@@ -224,6 +244,14 @@ def convert_step(step: Step, name: str, *, clip: float | None = None) -> Step:
     return kind(**{**settings, "clip": clip})
 
 
+def check_guidance(weight: float) -> None:
+    """Raise InputError for a weight of guidance that is not from 0 to MAX_GUIDANCE."""
+    if not 0 <= weight <= MAX_GUIDANCE:  # which NaN is not, either
+        raise InputError(
+            f"the weight of guidance is {weight}; it must be from 0 to {MAX_GUIDANCE:g}"
+        )
+
+
 @dataclass(frozen=True)
 class _Description:
     spec: SampleSpec
@@ -239,14 +267,22 @@ class _Description:
 
 
 def from_description(
-    description: dict[str, Any], *, allow_code: Collection[str] | None = None
+    description: dict[str, Any],
+    *,
+    allow_code: Collection[str] | None = None,
+    shapes: Mapping[str, torch.Size] | None = None,
 ) -> Generator:
     """A generator with untrained weights, built from the result of `Generator.describe`.
 
     `allow_code` lists the modules that addresses in the description may import; None allows all.
-    Raises InputError for a description that names unknown or forbidden classes.
+    `shapes` are those of the weights by name, as in `state_dict`: a network of other weights is not
+    built. Raises InputError for that, and for a description that names unknown or forbidden
+    classes.
     """
     fields = tables.from_table(_Description, description, "generator", allow_code=allow_code)
+    check_guidance(fields.guidance)
+    if shapes is not None:
+        _check_weights(fields, shapes)
     backbone = fields.backbone.build(shape=fields.spec.shape, classes=fields.spec.classes)
     denoiser = Denoiser(
         backbone,
@@ -257,3 +293,19 @@ def from_description(
     )
     generator = Generator(denoiser, fields.spec, grid=fields.grid, step=fields.step)
     return generator if fields.guidance == 1.0 else generator.with_guidance(fields.guidance)
+
+
+def _check_weights(fields: _Description, shapes: Mapping[str, torch.Size]) -> None:
+    """Raise InputError, without using memory, for a network whose weights are not of `shapes`."""
+    from fewstep.backbones.outline import find_misfit, outline
+
+    network = outline(
+        fields.backbone,
+        shape=fields.spec.shape,
+        classes=fields.spec.classes,
+        tensors=len(shapes),
+    )
+    prefix = "denoiser.backbone." + "backbone." * (fields.guidance != 1.0)
+    misfit = find_misfit(network, shapes, prefix)
+    if misfit:
+        raise InputError(f"its weights do not fit the network in its description: {misfit}")

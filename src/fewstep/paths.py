@@ -1,9 +1,15 @@
-"""What a path on this machine holds, for error messages that tell common mix-ups apart."""
+"""What a path on this machine holds: for error messages that tell common mix-ups apart, and to read
+files of unknown origin within bounds."""
 
+import os
+import stat
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from fewstep.errors import InputError
+
+MAX_TEXT = 64 * 2**20
+"""Largest size in bytes of a text file; larger ones are refused before they are read."""
 
 Kind = Literal["run", "store", "diffusers", "images", "recipe", "checkpoint"]
 
@@ -96,3 +102,55 @@ def check_kind(path: str | Path, expected: Kind) -> None:
         return
     advice = _ADVICE[expected, kind].format(path=path)
     raise InputError(f"{path} is {NAMES[kind]}, not {NAMES[expected]}: {advice}")
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading in binary, without waiting for a pipe's or a device's other end.
+
+    Raises: InputError for a folder, pipe, socket or device; OSError as `open`.
+    """
+    # without this flag, the system waits here until a pipe has a writer
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+    except OSError:
+        check_regular(path)  # a socket cannot be opened at all
+        raise
+    try:
+        _check_mode(path, os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | Path, *, limit: int = MAX_TEXT) -> bytes:
+    """The content of a file.
+
+    Raises: InputError for a folder, pipe, socket or device, and, before it is read, for a file of
+    more than `limit` bytes; OSError as `open`.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise InputError(
+                f"{path} has {size:,} bytes, and such a file has at most {limit:,}: give another"
+            )
+        return file.read(size or limit)
+
+
+def check_regular(path: str | Path) -> None:
+    """Raise InputError for a folder, pipe, socket or device; accept a file or nothing."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # missing, forbidden, or no name that a file can have
+        return
+    _check_mode(path, mode)
+
+
+def _check_mode(path: str | Path, mode: int) -> None:
+    if stat.S_ISREG(mode):
+        return
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    kind = kinds.get(stat.S_IFMT(mode), "a device")
+    raise InputError(f"{path} is {kind}, and a file is needed here: give the path of a file")

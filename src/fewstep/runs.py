@@ -17,6 +17,7 @@ from fewstep.weights_file import (
     build_generator,
     check_loadable,
     method_name,
+    read_description,
     read_weights_file,
     to_float16,
     write_weights_file,
@@ -63,13 +64,20 @@ def save_generator(
 
 
 def load(
-    address: str | Path, *, weights: Weights = "ema", allow_code: Collection[str] = ()
+    address: str | Path,
+    *,
+    weights: Weights = "ema",
+    allow_code: Collection[str] = (),
+    verify: bool = True,
 ) -> Generator:
     """Load the generator at an address: a run folder, a weights file, a model that comes with a
     package such as `fewstep:digits`, or `source:rest`.
 
     Weights may use classes from outside this package. Loading such weights runs code of these
     classes, so `allow_code` must list their modules or packages.
+
+    Without `verify`, the file is not compared with the SHA-256 in it, which takes 0.1 s for 55
+    million weights, and files without one are read too. Trainings that resume always compare it.
 
     Raises: InputError for an address that does not exist, a file that is damaged or was not
     written by fewstep, or code that is not allowed.
@@ -82,7 +90,7 @@ def load(
     if file is None:
         source, _, rest = str(address).partition(":")
         return plugins.resolve("source", source)(rest)
-    tensors, note = read_weights_file(file)
+    tensors, note = read_weights_file(file, verify=verify)
     return build_generator(note, tensors, file, allow_code)
 
 
@@ -92,7 +100,7 @@ def describe(address: str | Path, *, weights: Weights = "ema") -> dict[str, Any]
     Empty for an address `source:rest`.
     """
     file = _find_file(address, weights)
-    return {} if file is None else read_weights_file(file)[1]
+    return {} if file is None else read_description(file)
 
 
 def default_steps(generator: Generator, recipe: Mapping[str, Any] | None) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ to the image.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -182,6 +183,21 @@ class FixedGrid(Grid):
 
     times: tuple[tuple[float, ...], ...]
     """One decreasing list of times for each step count."""
+
+    def __post_init__(self) -> None:
+        lengths = {len(row) for row in self.times}
+        if not lengths or 0 in lengths or len(lengths) < len(self.times):
+            raise InputError(
+                f"a fixed grid has {len(self.times)} lists of times, of {len(lengths)} lengths: "
+                "give one list for each number of steps, of at least one time"
+            )
+        for row in self.times:
+            # "not all" refuses NaN too
+            if not all(0 <= t <= 1 for t in row) or not all(a > b for a, b in pairwise(row)):
+                raise InputError(
+                    f"a fixed grid has the times {list(row[:8])}; times must decrease from at most "
+                    "1 to at least 0"
+                )
 
     @property
     def counts(self) -> tuple[int, ...]:

@@ -1,29 +1,32 @@
 """Weights files: safetensors with one JSON object that describes the network to build for them."""
 
-import json
-import os
 import re
-import stat
+import reprlib
 from collections.abc import Collection, Mapping
+from collections.abc import Generator as Pull
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep import __version__, plugins
 from fewstep.errors import InputError
-from fewstep.files import atomic_write
 from fewstep.generator import Generator, from_description
 from fewstep.guidance import unguided
+from fewstep.paths import check_regular
 from fewstep.schema import preset_names
 from fewstep.tables import from_table, to_table
+from fewstep.tensor_file import (
+    REMEDY,
+    NotOurs,
+    Unreadable,
+    read_note,
+    read_tensor_file,
+    write_tensor_file,
+)
 
-# a single metadata key: safetensors writes several in random order, so equal weights would not
-# give equal files
-KEY = "fewstep"
 _TYPES: dict[str, Any] = {
     "description": dict,
     "recipe": dict | None,
@@ -36,52 +39,58 @@ _TYPES: dict[str, Any] = {
 
 def write_weights_file(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
     """Write tensors and a JSON object; equal contents give equal bytes."""
-    contents = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with atomic_write(path, single_writer=True) as file:
-        # pass the file's name: `safetensors.torch.save` would copy all weights in memory
-        save_file(contents, file.name, metadata={KEY: json.dumps(note, sort_keys=True)})
-        # safetensors replaces the file by one that only its owner can read, and does not flush it
-        os.chmod(file.name, stat.S_IMODE(os.fstat(file.fileno()).st_mode))
-        with open(file.name, "r+b") as replaced:
-            os.fsync(replaced.fileno())
+    write_tensor_file(path, tensors, note, single_writer=True)
 
 
-def read_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_weights_file(
+    path: Path, *, verify: bool = True, remedy: str = REMEDY
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the JSON object that `write_weights_file` wrote.
+
+    For `verify` and `remedy` see `read_tensor_file`.
 
     Raises: InputError for a file that does not exist, is damaged, or was not written by fewstep.
     """
+    with _explained(path):
+        tensors, note = read_tensor_file(path, verify=verify, remedy=remedy)
+    return tensors, _check_types(note, path)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The JSON object of a weights file, whose tensors are not read.
+
+    Raises: InputError as `read_weights_file`.
+    """
+    with _explained(path):
+        note = read_note(path)
+    return _check_types(note, path)
+
+
+@contextmanager
+def _explained(path: Path) -> Pull[None]:
+    """Raise InputError for a file that is missing or not ours, with what it is and what to do."""
+    check_regular(path)
     if not path.is_file():
         remedy = "give a run folder or a weights file, or another project's checkpoint as "
         remedy += ", ".join(f"{source}:PATH" for source in plugins.names("source"))
         if str(path) in preset_names():
             remedy = f"it is a recipe's name; train it, `fewstep train {path} --out DIR`, for a run"
         raise InputError(f"{path} does not exist: {remedy}")
-    from fewstep.pretrained.files import describe_file, describe_text
-
     try:
-        with safe_open(path, framework="pt") as file:
-            note = (file.metadata() or {}).get(KEY)
-            if note is not None:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-                return tensors, _parse_note(note, path)
-    except (SafetensorError, OSError) as error:
-        if path.suffix == ".safetensors":
+        yield
+    except NotOurs as error:
+        from fewstep.pretrained.files import describe_file, describe_text
+
+        if path.suffix == ".safetensors" and isinstance(error, Unreadable):
             problem = describe_text(path) or error
             raise InputError(f"{path} is damaged or not a safetensors file: {problem}") from error
-    raise InputError(describe_file(path))
+        raise InputError(describe_file(path)) from error
 
 
-def _parse_note(text: str, path: Path) -> dict[str, Any]:
-    try:
-        note = json.loads(text)
-    except ValueError:
-        note = text
-    if not isinstance(note, dict):
-        raise InputError(f"{path} is damaged: its metadata are not a JSON object")
+def _check_types(note: dict[str, Any], path: Path) -> dict[str, Any]:
     for key, kind in _TYPES.items():
         if key in note and not isinstance(note[key], kind):
-            problem = f"{key} in its metadata is {note[key]!r}"
+            problem = f"{key} in its metadata is {reprlib.repr(note[key])}"
             raise InputError(f"{path} is damaged: {problem}{_newer_version(note)}")
     return note
 
@@ -97,15 +106,14 @@ def build_generator(
     if "description" not in note:
         problem = "its metadata do not describe a network"
         raise InputError(f"{path} is damaged: {problem}{_newer_version(note)}")
+    shapes = {name: value.shape for name, value in tensors.items()}
     try:
-        generator = from_description(note["description"], allow_code=allow_code)
-    except InputError as error:
-        raise InputError(f"{path}: {error}{_newer_version(note)}") from error
-    try:
+        generator = from_description(note["description"], allow_code=allow_code, shapes=shapes)
         generator.load_state_dict(tensors)
-    except RuntimeError as error:
-        problem = "its weights do not fit the network in its description"
-        raise InputError(f"{path} is damaged: {problem}{_newer_version(note)}") from error
+    except (InputError, RuntimeError) as error:
+        problem = "its description is nested too deeply"
+        problem = problem if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise InputError(f"{path}: {problem}{_newer_version(note)}") from error
     return generator.eval().requires_grad_(False)
 
 

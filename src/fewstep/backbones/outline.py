@@ -1,0 +1,90 @@
+"""Networks without memory: the names and shapes of the weights that settings ask for.
+
+Settings in somebody else's file may ask for a network of any size. Its outline is compared with the
+tensors in the file before it is built.
+"""
+
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from fewstep.backbones.base import Backbone, BackboneConfig
+from fewstep.errors import InputError
+
+LARGEST = 1 << 16
+"""Largest integer in settings, unless a file has more tensors than that."""
+
+
+def outline(
+    config: BackboneConfig, *, shape: tuple[int, ...], classes: int, tensors: int
+) -> Backbone:
+    """The network of these settings on the device `meta`, for a file of so many `tensors`.
+
+    Raises: InputError as `config.build`, or, before much is built, for settings that ask for many
+    more weights than the file has.
+    """
+    limit = max(LARGEST, tensors)
+    for number in _integers(config):
+        if abs(number) > limit:
+            raise InputError(
+                f"a setting of the network is {number}, and at most {limit} is allowed here"
+            )
+    with torch.device("meta"), _limited(2 * tensors + 64, tensors):
+        return config.build(shape=shape, classes=classes)
+
+
+def find_misfit(network: nn.Module, shapes: Mapping[str, torch.Size], prefix: str = "") -> str:
+    """One line on the first weight that differs from `shapes`, of tensors by name; "" if none does.
+
+    `prefix` is the start of the names in `shapes`.
+    """
+    expected = {prefix + name: value.shape for name, value in network.state_dict().items()}
+    for name in sorted(expected.keys() | shapes.keys()):
+        needed, actual = expected.get(name), shapes.get(name)
+        if needed != actual:
+            return f"{name!r} is {_text(actual)} in the file, but {_text(needed)} in the network"
+    return ""
+
+
+def _text(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else str(tuple(shape))
+
+
+@contextmanager
+def _limited(most: int, tensors: int) -> Generator[None]:
+    """Raise InputError when this thread has built `most` weights in the block."""
+    thread, count = threading.get_ident(), 0
+
+    def count_weight(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal count
+        if threading.get_ident() != thread:
+            return
+        count += 1
+        if count > most:
+            raise InputError(
+                f"the network has more than {most} weights by its settings, but the file has only "
+                f"{tensors} tensors"
+            )
+
+    handle = register_module_parameter_registration_hook(count_weight)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _integers(value: Any) -> Generator[int]:
+    if isinstance(value, int):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _integers(getattr(value, field.name))
+    elif isinstance(value, tuple | list):
+        for item in cast(list[Any], value):
+            yield from _integers(item)
