@@ -16,7 +16,7 @@ def unet_generator(
     parametrization=None, seed=0, config=UNET,
 ):  # fmt: skip
     """A class-conditional generator of images, none of whose weights are zero."""
-    names = ("zero", "one", "<b>two</b>")[:classes] if classes else ()
+    names = ("zero", "one", "<b>two</b>", *map(str, range(3, 10)))[:classes]
     spec = SampleSpec(shape, classes, names)
     return _generator(config, spec, step, grid, flow_map, process, parametrization, seed)
 
