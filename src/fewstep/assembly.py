@@ -43,6 +43,8 @@ class Assembly:
     """The method that adapts a copied student before training, and its batches."""
     rebuild: Callable[[], Method]
     """Builds `method` again with the student's present weights, which it may copy."""
+    data_files: str = ""
+    """What became of the files in the folder of the data; empty for other sets."""
 
     def trainings(self, fit: FitConfig, steps_done: int | None = None) -> Iterator[Training]:
         """The trainings of the run, in order: the adaptation, if any, then that of the method.
@@ -136,7 +138,8 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
             rows, spec, batch=fit.batch, seed=seed, device=device, augmentation=augmentation
         )
         adaptation = adapt, adapt_batches
-    return Assembly(method, batches, pins, evaluator, adaptation, build)
+    data_files = images.files.summary() if images.files else ""
+    return Assembly(method, batches, pins, evaluator, adaptation, build, data_files)
 
 
 def _image_stream(recipe: Recipe, images: ImageSet, spec: SampleSpec) -> ImageStream:

@@ -13,7 +13,10 @@ MAX_TEXT = 64 * 2**20
 
 Kind = Literal["run", "store", "diffusers", "images", "recipe", "checkpoint"]
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    ".png .jpg .jpeg .jpe .jfif .webp .avif .bmp .gif .jp2 .ppm .pgm .pnm .tga .tif .tiff".split()
+)
+"""The commonest, by which a folder is identified; the reader of folders knows all of Pillow's."""
 NAMES: dict[Kind, str] = {
     "run": "a run",
     "store": "a store of recorded pairs",

@@ -116,6 +116,7 @@ class RunWriter:
         """Latest value of each number since the last log line; not all players train each step."""
         if self.writes and step < self.total:
             note = {"allocator": "freed memory is kept"} if keeps_freed_memory() else {}
+            note |= {"data": assembly.data_files} if assembly.data_files else {}
             run.log({"step": step, "total": self.total, "hardware": hardware(self.device), **note})
 
     def update(self, progress: Progress) -> None:

@@ -261,6 +261,7 @@ def test_doctor_describes_a_set(tmp_path, capsys):
         ["shape", "3 x 5 x 4 (channels, height, width)"],
         ["classes", "2: a (1) and b (2)"],
         ["column", "file_name"],
+        ["files", "3: 3 in the set"],
         ["fingerprint", fingerprint],
         ["problem", "1 image too many: exact copies of others"],
     ]

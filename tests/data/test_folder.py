@@ -37,7 +37,8 @@ def test_a_flat_folder_is_unlabelled_and_sorted(tmp_path):
         save(tmp_path / f"{i}.png", (i, i, i))
     (tmp_path / "notes.txt").write_text("not an image")
     save(tmp_path / ".hidden.png")
-    images = load("folder", path=str(tmp_path))
+    with pytest.warns(UserWarning, match=r"1 of 5 files is left out: 1 with the suffix .txt"):
+        images = load("folder", path=str(tmp_path))
     assert images.name == tmp_path.name
     assert images.labels is None
     assert images.shape == (3, 4, 4)
@@ -88,7 +89,8 @@ def test_a_table_gives_labels_and_columns_in_the_order_of_names(tmp_path):
         writer.writerow(['a "quoted", café', "sub/c.png", "dog", "1999"])
         writer.writerow(["", "a.png", "cat", ""])
         writer.writerow(["second", "b.png", "dog", "2001"])
-    images = load("folder", path=tmp_path)
+    with pytest.warns(UserWarning, match=r"1 not listed in metadata.csv \(unlisted.png\)"):
+        images = load("folder", path=tmp_path)
     assert images.columns == {
         "file_name": ("a.png", "b.png", "sub/c.png"),
         "text": ("", "second", 'a "quoted", café'),
@@ -131,9 +133,9 @@ def test_labels_that_cannot_be_numbers_of_classes_are_refused(tmp_path, labels, 
     [
         ("name,text\na.png,x\n", "no column file_name"),
         ("", "no column file_name"),
-        ("file_name,text\na.png\n", "the row of a.png"),
-        ("file_name,text\na.png,x,y\n", "the row of a.png"),
-        ('file_name,text\na.png,"x\n', "not a CSV file"),
+        ("file_name,text\na.png\n", "line 2, does not have one value per column: 1 "),
+        ("file_name,text\na.png,x,y\n", "line 2, does not have one value per column: 3 "),
+        ('file_name,text\na.png,"x\n', "line 2, is not a line of CSV"),
         ("file_name\n", "holds no images"),
         ("file_name\na.png\nb.png\n", "b.png is missing"),
     ],

@@ -68,6 +68,8 @@ def describe(address: str, split: str, size: int | None) -> Iterator[tuple[str, 
     yield "classes", _classes(images)
     for column in images.columns:
         yield "column", column
+    if images.files:
+        yield from images.files.lines()
     yield "fingerprint", images.fingerprint
     problems = _problems(images)
     for problem in problems:

@@ -11,6 +11,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fewstep.data.account import FileAccount
 from fewstep.errors import InputError
 
 
@@ -26,6 +27,8 @@ class ImageSet:
     labels: Int64[Tensor, " n"] | None = None
     class_names: tuple[str, ...] = ()
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    files: FileAccount | None = None
+    """What became of every file in the folder that the images were read from."""
 
     def __post_init__(self) -> None:
         if self.labels is None or not self.class_names:
