@@ -34,6 +34,7 @@ LAYERS = [
     ["run_folder"],
     ["runs"],
     ["losses", "ema", "distributed", "threads"],
+    ["finite"],
     ["drawing", "value_range", "painting", "abilities"],
     ["export"],
     ["methods"],

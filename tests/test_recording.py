@@ -303,8 +303,8 @@ def test_samples_that_are_no_numbers_are_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError) as refusal:
         recorded(unclipped(), tmp_path / "p", steps=1)
     assert str(refusal.value) == (
-        "samples 0 to 127 contain NaN or infinite values with 1 step of transfer: record with "
-        "another sampler or more steps, or train the teacher longer"
+        "128 of 128 images (100.0 %) contain NaN or infinite values, from step 1 of 1 of the "
+        "sampler transfer: use another sampler or more steps, or train the network longer"
     )
 
 

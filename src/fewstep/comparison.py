@@ -15,7 +15,7 @@ from fewstep import data, runs
 from fewstep.assembly import read_data
 from fewstep.data import ImageSet
 from fewstep.distributed import device
-from fewstep.errors import InputError, did_you_mean
+from fewstep.errors import InputError, did_you_mean, errors_about
 from fewstep.evaluation import Evaluator, cached_score, exhaust
 from fewstep.generator import Generator
 from fewstep.metrics import EvalProtocol
@@ -261,7 +261,8 @@ def measure(
     cached = cached_score(address, evaluator, generator, steps=steps, seed=seed)
     if cached:
         return cached
-    with bar(f"{address}, {steps} steps", evaluator.protocol.samples) as update:
+    description = f"{address}, {steps} steps"
+    with bar(description, evaluator.protocol.samples) as update, errors_about(address):
         score = exhaust(evaluator.iter_score(generator, steps=steps, seed=seed), update)
     append_score(address, score)
     return score

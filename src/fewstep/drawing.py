@@ -1,12 +1,15 @@
 """Generate images by row number: the image of a row does not depend on the batch size."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.condition import Condition
 from fewstep.errors import InputError
+from fewstep.finite import check_finite
 from fewstep.generator import Generator
 from fewstep.images import to_uint8
 from fewstep.noise import noise_from_seeds
@@ -27,7 +30,10 @@ def generate(
 
     Row i starts from noise seed `seed·2³² + i` and has the class `labels[i % len(labels)]`; by
     default the classes take turns. With `share` = (k, n), only every n-th batch is generated, from
-    batch k. Raises InputError for a count below 1 or a seed out of range.
+    batch k.
+
+    Raises: InputError for a count below 1, a seed out of range, or images with NaN or infinite
+    values.
     """
     starts = start_noise(generator, count, seed=seed, batch=batch, labels=labels, share=share)
     for rows, images in _sample(generator, starts, steps, seed):
@@ -56,7 +62,9 @@ def _sample(
     generator: Generator, starts: Iterator[Start], steps: int, seed: int
 ) -> Iterator[tuple[range, Tensor]]:
     for rows, noise, cond in starts:
-        yield rows, generator(noise, steps=steps, cond=cond, seed=seeds(seed, rows))
+        settings: Any = {"steps": steps, "cond": cond, "seed": seeds(seed, rows)}
+        repeat = partial(generator.path, noise, **settings)
+        yield rows, check_finite(generator, generator(noise, **settings), repeat)
 
 
 def start_noise(

@@ -4,12 +4,22 @@ A wrong recipe key, a missing data set or a damaged file raises `InputError`. Th
 prints its message in one line and exits with 2. Any other exception is a bug of fewstep.
 """
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
 class InputError(ValueError):
     """Raised for unusable input. Its message says what is wrong, what is allowed and what to do."""
+
+
+@contextmanager
+def errors_about(name: str) -> Generator[None]:
+    """Put `name: ` before the message of an InputError that the block raises."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def did_you_mean(word: str, choices: Iterable[str], *, prefix: str = "") -> str:

@@ -1,5 +1,6 @@
 """Measure generators: score, network evaluations, time per image, parameters, straightness."""
 
+import math
 import statistics
 import sys
 import time
@@ -175,6 +176,11 @@ class Evaluator:
         self, generator: Generator, steps: int, seed: int, labels: str, measures: Measures
     ) -> Score:
         """The measures with everything that they depend on."""
+        if not math.isfinite(measures.frechet):
+            raise InputError(
+                f"the Fréchet distance is {measures.frechet}: the extractor {self.extractor.name} "
+                "computes NaN or infinite features of these images; use another extractor"
+            )
         backbone = generator.denoiser.backbone
         return Score(
             steps=steps,
@@ -233,6 +239,8 @@ def straightness(
     The integral is the straightness of Liu et al. (2022, arXiv:2209.03003, section 2.2), here
     divided by the squared length of the lines. It is measured under `Flow`, whatever the process of
     the network, with `steps` Euler steps, whose mean velocity is x_1 − x_0.
+
+    Raises: InputError if it is not finite.
     """
     flow = Generator(generator.denoiser.under(Flow()), generator.spec)
     times = flow.grid(steps, flow.denoiser).tolist()
@@ -247,7 +255,13 @@ def straightness(
             mean, square, before = mean + velocity / steps, square + velocity**2 / steps, x
         bend += float((square - mean.square()).sum())
         chord += float(mean.square().sum())
-    return bend / chord
+    score = bend / chord
+    if not math.isfinite(score):
+        raise InputError(
+            "the straightness is not finite: the paths contain NaN or infinite values, so the "
+            "weights are damaged or the training diverged"
+        )
+    return score
 
 
 @torch.inference_mode()

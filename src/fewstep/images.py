@@ -7,9 +7,16 @@ from jaxtyping import Float, Float32, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
+from fewstep.errors import InputError
+
 
 def to_uint8(images: Float[Tensor, "b *shape"]) -> UInt8[Tensor, "b *shape"]:
-    """Map [-1, 1] to 0 … 255. Values outside are clipped; others are rounded to the nearest."""
+    """Map [-1, 1] to 0 … 255. Values outside are clipped; others are rounded to the nearest.
+
+    Raises: InputError for NaN and infinite values, which would become black or white pixels.
+    """
+    if not bool(images.isfinite().all()):
+        raise InputError("images with NaN or infinite values cannot be converted to uint8")
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

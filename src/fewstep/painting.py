@@ -4,13 +4,16 @@ Meng et al. 2022, SDEdit, arXiv:2108.01073.
 """
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from fewstep.condition import Condition
 from fewstep.errors import InputError
+from fewstep.finite import check_finite
 from fewstep.generator import Generator
-from fewstep.sampling import sample
+from fewstep.sampling import path, sample
 
 
 def paint(
@@ -30,7 +33,7 @@ def paint(
     picture is left. `noise` (b, *shape) is standard normal, and `seed` is as in `Generator`.
 
     Raises: InputError for a freedom out of range, or one below the network's lowest noise level;
-    for pictures of another shape, or a label out of range.
+    for pictures of another shape, a label out of range, or results with NaN or infinite values.
     """
     shapes = tuple(image.shape), tuple(noise.shape), (len(noise), *generator.spec.shape)
     if len(set(shapes)) > 1:
@@ -41,8 +44,10 @@ def paint(
     if cond is not None and cond.label is not None:
         generator.check_labels(cond.label)
     times = paint_times(generator, freedom, steps)
-    return sample(
-        generator.denoiser, noise, times, step=generator.step, cond=cond, seed=seed, image=image
+    settings: Any = {"step": generator.step, "cond": cond, "seed": seed, "image": image}
+    images = sample(generator.denoiser, noise, times, **settings)
+    return check_finite(
+        generator, images, partial(path, generator.denoiser, noise, times, **settings)
     )
 
 

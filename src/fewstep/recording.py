@@ -12,7 +12,8 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from fewstep.circuits.view import Circuit
 from fewstep.condition import row_labels
 from fewstep.drawing import class_labels, seeds
 from fewstep.errors import InputError
+from fewstep.finite import check_finite
 from fewstep.formatting import quantity
 from fewstep.generator import Generator
 from fewstep.noise import noise_from_seeds
@@ -294,7 +296,7 @@ class Tiles:
         tile = rows.start // self.size
         if self._cached_tile[0] != tile:
             rows_of_tile = range(tile * self.size, (tile + 1) * self.size)
-            self._cached_tile = tile, self._compute(rows_of_tile)
+            self._cached_tile = tile, self._sample(rows_of_tile)
         part = slice(rows.start - tile * self.size, rows.stop - tile * self.size)
         return {key: x[part] for key, x in self._cached_tile[1].items()}
 
@@ -319,17 +321,6 @@ class Tiles:
             "sampler or more steps, or allow it (--allow-out-of-range)"
         )
 
-    def _compute(self, rows: range) -> dict[str, Tensor]:
-        records = self._sample(rows)
-        if not records["x0"].isfinite().all():
-            step = name_of("sampler", type(self.generator.step))
-            raise InputError(
-                f"samples {rows.start} to {rows.stop - 1} contain NaN or infinite values with "
-                f"{quantity(self.recording.steps, 'step')} of {step}: record with another sampler "
-                "or more steps, or train the teacher longer"
-            )
-        return records
-
     @torch.inference_mode()
     def _sample(self, rows: range) -> dict[str, Tensor]:
         generator, recording = self.generator, self.recording
@@ -337,14 +328,17 @@ class Tiles:
         noise = noise_from_seeds(row_seeds, generator.spec.shape, device=generator.device)
         cond = class_labels(generator.spec.classes, rows, generator.device)
         label = row_labels(cond, len(rows)).cpu()
+        settings: Any = {"steps": recording.steps, "cond": cond}
         if recording.chunks:
             circuit = Circuit(generator.denoiser)
             times = generator.grid(recording.steps, generator.denoiser).tolist()
             noise = noise.half().float()
             ring = ring_records(circuit, noise, times, recording.chunks, cond=cond)
+            check_finite(generator, ring["x0"], partial(generator.path, noise, **settings))
             return ring if cond is None else {"label": label, **ring}
         indices = {*recording.state_points, recording.steps}
-        path = enumerate(generator.path(noise, steps=recording.steps, cond=cond))
-        *states, x0 = [x.cpu() for i, x in path if i in indices]
+        path = partial(generator.path, noise, **settings)
+        *states, x0 = [x.cpu() for i, x in enumerate(path()) if i in indices]
+        check_finite(generator, x0, path)
         records = {"x0": x0, "label": label, "seed": torch.tensor(row_seeds)}
         return {**records, "states": torch.stack(states, 1)} if states else records

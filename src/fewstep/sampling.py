@@ -255,7 +255,10 @@ class Corrector(Step):
 
 
 def _clamp(x0: Tensor, clip: float | None) -> Tensor:
-    return x0 if clip is None else x0.clamp(-clip, clip)
+    if clip is None:
+        return x0
+    # 0 · inf is NaN: the clamp would hide infinite values, which are a failure of the network
+    return x0.clamp(-clip, clip) + 0 * x0
 
 
 def _image_and_noise(prediction: Prediction, clip: float | None) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fewstep.drawing import generate
-from fewstep.errors import InputError
+from fewstep.errors import InputError, errors_about
 from fewstep.evaluation import Evaluator
 from fewstep.formatting import quantity
 from fewstep.generator import SampleSpec, convert_step
@@ -96,7 +96,8 @@ def sample(
     if name_of("sampler", type(generator.step)) != setting.sampler:
         generator = generator.with_sampler(step=convert_step(generator.step, setting.sampler))
     images = generate(generator, n, steps=setting.steps, seed=SEED, labels=labels)
-    return torch.cat([batch for _, batch in images])
+    with errors_about(entry.exhibit.name):
+        return torch.cat([batch for _, batch in images])
 
 
 def same_noise(entries: Sequence[StyledExhibit]) -> Markup:

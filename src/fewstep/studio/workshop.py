@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict, abc
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,7 +18,8 @@ from fewstep import abilities, painting, runs
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.distributed import device
 from fewstep.drawing import seeds
-from fewstep.errors import InputError
+from fewstep.errors import InputError, errors_about
+from fewstep.finite import check_finite
 from fewstep.generator import Generator
 from fewstep.guidance import unguided
 from fewstep.images import to_uint8
@@ -199,11 +201,10 @@ class Workshop:
             key = *key, freedom, image.numpy().tobytes()
         result = self._results.get(key)
         if result is None:
-            with self.turn(cancel):
+            with self.turn(cancel), errors_about(request.model.name):
                 result = measure(
                     request.model.generator, lambda: _sample(request, image, freedom), cancel
                 )
-            _check_finite(request.model.name, result.values)
             self._results.put(key, result)
         return result
 
@@ -212,17 +213,12 @@ def _sample(request: Request, image: Tensor | None, freedom: float) -> Tensor:
     generator = request.generator()
     noise, cond = request.noise().to(generator.device), request.cond()
     cond = cond and cond.to(generator.device)
-    if image is None:
-        return generator(noise, steps=request.steps, cond=cond, seed=request.seeds())
-    return painting.paint(
-        generator,
-        image.to(noise).expand_as(noise),
-        noise,
-        freedom=freedom,
-        steps=request.steps,
-        cond=cond,
-        seed=request.seeds(),
-    )
+    settings: Any = {"steps": request.steps, "cond": cond, "seed": request.seeds()}
+    if image is not None:
+        image = image.to(noise).expand_as(noise)
+        return painting.paint(generator, image, noise, freedom=freedom, **settings)
+    repeat = partial(generator.path, noise, **settings)
+    return check_finite(generator, generator(noise, **settings), repeat)
 
 
 @torch.inference_mode()
@@ -261,7 +257,8 @@ def _load(entry: Entry) -> Model:
     generator = runs.load(entry.address).to(device())
     note = runs.describe(entry.address)
     recipe = note.get("recipe")
-    _check_finite(entry.name, _warm_up(generator))
+    with errors_about(entry.name):
+        _warm_up(generator)
     return Model(
         name=entry.name,
         generator=generator,
@@ -273,21 +270,15 @@ def _load(entry: Entry) -> Model:
 
 
 @torch.inference_mode()
-def _warm_up(generator: Generator) -> Tensor:
+def _warm_up(generator: Generator) -> None:
     """Generate once, so that the first time that the page prints is that of the network."""
     noise = torch.zeros(1, *generator.spec.shape, device=generator.device)
     classes = generator.spec.classes
     cond = Condition(torch.zeros(1, dtype=torch.long, device=noise.device)) if classes else None
-    return generator(noise, steps=min(generator.grid.counts or (1,)), cond=cond)
-
-
-def _check_finite(name: str, values: Tensor) -> None:
-    """Raise InputError for values that would be shown as black."""
-    if not values.isfinite().all():
-        raise InputError(
-            f"{name} generates NaN or infinite values: its weights are damaged, or its training "
-            "diverged"
-        )
+    settings: Any = {"steps": min(generator.grid.counts or (1,)), "cond": cond}
+    check_finite(
+        generator, generator(noise, **settings), partial(generator.path, noise, **settings)
+    )
 
 
 def _version(entry: Entry) -> str:

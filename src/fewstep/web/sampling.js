@@ -119,5 +119,9 @@ function addTerms(registers, terms, clip) {
       total[i] += factor * values[i];
     }
   }
-  return clip === null ? total : total.map((value) => Math.min(clip, Math.max(-clip, value)));
+  if (clip === null) {
+    return total;
+  }
+  // 0 * Infinity is NaN: the clip would hide infinite values, which are a failure of the network
+  return total.map((value) => Math.min(clip, Math.max(-clip, value)) + 0 * value);
 }

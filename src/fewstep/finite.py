@@ -1,0 +1,55 @@
+"""Refuse samples with NaN or infinite values, which pictures and scores would hide."""
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+
+from fewstep.errors import InputError
+from fewstep.formatting import percent, quantity
+from fewstep.generator import Generator
+from fewstep.plugins import name_of
+
+
+def check_finite(
+    generator: Generator, images: Tensor, states: Callable[[], Iterable[Tensor]]
+) -> Tensor:
+    """Return `images` (b, *shape) if all their values are finite.
+
+    `states` repeats their sampling by `generator` and returns the states at each time, the noise
+    first and the images last. It is only called for the error message.
+
+    Raises: InputError if some images contain NaN or infinite values, with the share of images and
+    the sampling step at which the first such value appears.
+    """
+    bad = count_nonfinite(images)
+    if not bad:
+        return images
+    shares = [count_nonfinite(x) for x in states()]
+    first = next((step for step, share in enumerate(shares) if share), len(shares) - 1)
+    sampler = name_of("sampler", type(generator.step))
+    verb = "contains" if bad == 1 else "contain"
+    raise InputError(
+        f"{bad:,} of {quantity(len(images), 'image')} ({percent(bad / len(images))}) {verb} NaN or "
+        f"infinite values, from step {first} of {len(shares) - 1} of the sampler {sampler}: "
+        + _remedy(generator)
+    )
+
+
+def count_nonfinite(images: Tensor) -> int:
+    """The number of rows of `images` (b, ...) that contain NaN or infinite values."""
+    if bool(images.isfinite().all()):  # one pass over the values is faster than one over the rows
+        return 0
+    return int((~images.isfinite()).flatten(1).any(1).sum())
+
+
+def _remedy(generator: Generator) -> str:
+    for name, weight in generator.state_dict().items():
+        if not bool(weight.isfinite().all()):
+            return (
+                f"its weight {name} contains some, so its file is damaged or its training diverged;"
+                " use other weights"
+            )
+    precision = generator.denoiser.precision
+    if precision != "f32":
+        return f"the network computes in {precision}; use --precision f32"
+    return "use another sampler or more steps, or train the network longer"
