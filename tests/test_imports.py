@@ -35,7 +35,7 @@ LAYERS = [
     ["runs"],
     ["losses", "ema", "distributed", "threads"],
     ["finite"],
-    ["drawing", "value_range", "painting", "abilities"],
+    ["drawing", "value_range", "painting", "abilities", "image_files"],
     ["export"],
     ["methods"],
     ["batching", "streams", "optimizers"],

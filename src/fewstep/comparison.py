@@ -5,6 +5,7 @@ the note of an `Evaluator`: pass a `ProgressBar` to show how far the work is.
 """
 
 import shlex
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -120,8 +121,18 @@ def load_run(address: str | Path, *, name: str = "", weights: Weights = "ema") -
     name = name or Path(address).resolve().name
     if "step" in note:
         name += f" (best, step {note['step']:,})"
-    recipe = parse(note["recipe"], allow_code=()) if note.get("recipe") else None
+    recipe = _parse_recipe(note.get("recipe"), address)
     return LoadedRun(name, str(address), generator, recipe, note.get("step"))
+
+
+def _parse_recipe(table: Mapping[str, Any] | None, address: str | Path) -> Recipe | None:
+    """The recipe in a weights file, which says how it was trained; None if it cannot be read."""
+    try:
+        return parse(table, allow_code=()) if table else None
+    except InputError as error:
+        message = f"the recipe in {address} cannot be read by this version, and is ignored: {error}"
+        warnings.warn(message, stacklevel=2)
+        return None
 
 
 def load_runs(addresses: Sequence[str], *, weights: Weights = "ema") -> list[LoadedRun]:

@@ -10,6 +10,10 @@ from fewstep.generator import Generator
 from fewstep.plugins import name_of
 
 
+class NonFiniteImages(InputError):
+    """Raised for images with NaN or infinite values."""
+
+
 def check_finite(
     generator: Generator, images: Tensor, states: Callable[[], Iterable[Tensor]]
 ) -> Tensor:
@@ -18,8 +22,8 @@ def check_finite(
     `states` repeats their sampling by `generator` and returns the states at each time, the noise
     first and the images last. It is only called for the error message.
 
-    Raises: InputError if some images contain NaN or infinite values, with the share of images and
-    the sampling step at which the first such value appears.
+    Raises: NonFiniteImages, an InputError, with the share of images that contain NaN or infinite
+    values, and the sampling step at which the first such value appears.
     """
     bad = count_nonfinite(images)
     if not bad:
@@ -28,7 +32,7 @@ def check_finite(
     first = next((step for step, share in enumerate(shares) if share), len(shares) - 1)
     sampler = name_of("sampler", type(generator.step))
     verb = "contains" if bad == 1 else "contain"
-    raise InputError(
+    raise NonFiniteImages(
         f"{bad:,} of {quantity(len(images), 'image')} ({percent(bad / len(images))}) {verb} NaN or "
         f"infinite values, from step {first} of {len(shares) - 1} of the sampler {sampler}: "
         + _remedy(generator)

@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Generator as Pull
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fewstep.assembly import Assembly, assemble
 from fewstep.distributed import first_rank, hardware, peak_memory, reset_peak_memory, wait
 from fewstep.drawing import generate
 from fewstep.errors import InputError
+from fewstep.finite import NonFiniteImages
 from fewstep.generator import Generator
 from fewstep.images import save_grid
 from fewstep.methods.checks import training_warnings
@@ -152,10 +154,15 @@ class RunWriter:
         self.saved_step = training.run_step
 
     def draw(self, generator: Generator, step: int) -> None:
-        """Save a sample grid, always from the same noise, at the largest of evaluate.steps."""
+        """Save a sample grid, always from the same noise, at the largest of evaluate.steps.
+
+        There is none of images with NaN: the training goes on, and its loss decides when it stops.
+        """
         steps = generator.nearest(max(self.recipe.evaluate.steps), quietly=True)
         count = 2 * (generator.spec.classes or 8)
-        if len(generator.spec.shape) == 3:
+        if len(generator.spec.shape) != 3:
+            return
+        with suppress(NonFiniteImages):
             images = torch.cat([x for _, x in generate(generator, count, steps=steps)])
             save_grid(images, self.run.samples / f"step-{step:07}.png", columns=count // 2)
 

@@ -1,24 +1,36 @@
-"""`fewstep sample RUN -o grid.png`."""
+"""`fewstep sample RUN -o grid.png`, or `--each DIR` and `--npz FILE` for other tools."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from fewstep.cli import console
+from fewstep.errors import InputError
 from fewstep.formatting import quantity
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewstep.generator import Generator
 
 
 @dataclass(frozen=True)
 class Options:
-    """Sample images and save them as a grid in a PNG file."""
+    """Sample images, and save them as a grid in a PNG file, as single PNG files, or as a NumPy
+    archive."""
 
     run: Annotated[str, tyro.conf.Positional, console.run_option()]
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
-    """The PNG file to write."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None
+    """The PNG file to write, with all images in a grid."""
+    each: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """A new folder for single images, 000000.png and so on, for tools that compute FID."""
+    npz: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The NumPy archive to write, with images (n, h, w, 3) in uint8 and their labels, as
+    guided-diffusion's evaluation reads it."""
     steps: int | None = None
     """Number of sampling steps; by default the smallest that the run supports. If it supports any,
     1 for a student and 16 for a teacher."""
@@ -43,24 +55,29 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Run `fewstep sample`. Returns the exit code."""
     options = console.options(Options, "sample", argv)
-    import torch
+    outputs = [path for path in (options.out, options.each, options.npz) if path]
+    if len(outputs) != 1:
+        raise InputError("give one of -o FILE, --each DIR and --npz FILE")
+    generator, steps = _load(options)
+    labels = console.numbers("--label", options.label, int) if options.label else ()
+    _save(options, generator, steps, labels)
+    images, each = quantity(options.count, "image"), quantity(steps, "step")
+    console.out.print(f"{outputs[0]}: {images}, {each}")
+    return 0
 
+
+def _load(options: Options) -> tuple["Generator", int]:
+    """The generator on its device, with the requested sampler, and its number of steps."""
     from fewstep import runs
     from fewstep.abilities import with_guidance
     from fewstep.distributed import device
-    from fewstep.drawing import generate_values
     from fewstep.generator import convert_step
-    from fewstep.images import save_grid, to_uint8
     from fewstep.times import FixedGrid
-    from fewstep.value_range import MAX_SHARE, ValueRange
 
-    labels = console.numbers("--label", options.label, int) if options.label else ()
     times = console.numbers("--times", options.times, float) if options.times else ()
     generator = runs.load(options.run, weights=options.weights)
     recipe = runs.describe(options.run, weights=options.weights).get("recipe")
     generator = with_guidance(generator, options.guidance, recipe)
-    if labels:
-        generator.check_labels(torch.tensor(labels))
     if options.sampler:
         generator = generator.with_sampler(step=convert_step(generator.step, options.sampler))
     steps = options.steps
@@ -69,21 +86,51 @@ def main(argv: Sequence[str]) -> int:
     if times:
         generator = generator.with_sampler(grid=FixedGrid((times,)))
         steps = len(times)
-    generator, values = generator.to(device()), ValueRange()
-    images: list[torch.Tensor] = []
-    for _, batch in generate_values(
-        generator, options.count, steps=steps, seed=options.seed, labels=labels or None
-    ):
-        values += ValueRange.of(batch)
-        images.append(to_uint8(batch).cpu())
+    return generator.to(device()), steps
+
+
+def _save(options: Options, generator: "Generator", steps: int, labels: Sequence[int]) -> None:
+    """Sample and write what the options request; says if values are cut off."""
+    import torch
+
+    from fewstep.drawing import class_labels, generate_values
+    from fewstep.image_files import check_channels, check_image_folder, save_archive, save_each
+    from fewstep.images import save_grid, to_uint8
+    from fewstep.value_range import MAX_SHARE, ValueRange
+
+    if labels:
+        generator.check_labels(torch.tensor(labels))
+    check_channels(generator.spec.shape)
+    if options.each:
+        check_image_folder(options.each)
+    values = ValueRange()
+
+    def batches() -> "Iterator[tuple[range, Tensor]]":
+        nonlocal values
+        for rows, images in generate_values(
+            generator, options.count, steps=steps, seed=options.seed, labels=labels or None
+        ):
+            values += ValueRange.of(images)
+            yield rows, to_uint8(images).cpu()
+
+    if options.out:
+        images = torch.cat([batch for _, batch in batches()])
+        columns = len(labels) or generator.spec.classes or None
+        save_grid(images, options.out, columns=columns if options.count >= 10 else None)
+    else:
+        cond = class_labels(generator.spec.classes, range(options.count), labels=labels or None)
+        numbers = None if cond is None or cond.label is None else cond.label.numpy()
+        if options.each:
+            work, name = save_each(batches(), options.each), options.each.name
+        else:
+            assert options.npz
+            name = options.npz.name
+            work = save_archive(batches(), options.npz, count=options.count, labels=numbers)
+        with console.bar(name, options.count) as update:
+            for done in work:
+                update(done)
     if values.share > MAX_SHARE:
         print(
             f"fewstep: {values.text('the images')}, which the picture cuts off at ±1",
             file=sys.stderr,
         )
-    columns = len(labels) or generator.spec.classes or None
-    save_grid(torch.cat(images), options.out, columns=columns if options.count >= 10 else None)
-    console.out.print(
-        f"{options.out}: {quantity(options.count, 'image')}, {quantity(steps, 'step')}"
-    )
-    return 0
