@@ -15,7 +15,7 @@ from typing import Any
 from fewstep import data, runs
 from fewstep.assembly import read_data
 from fewstep.data import ImageSet
-from fewstep.distributed import device
+from fewstep.distributed import device, first_rank, gather
 from fewstep.errors import InputError, did_you_mean, errors_about
 from fewstep.evaluation import Evaluator, cached_score, exhaust
 from fewstep.generator import Generator
@@ -268,14 +268,20 @@ def measure(
     seed: int = 0,
     bar: ProgressBar = no_bar,
 ) -> Score:
-    """Read the score from the run folder at `address`; else measure it and save it there."""
+    """Read the score from the run folder at `address`; else measure it and save it there.
+
+    The processes of `torchrun` share the work, and the first one saves the score.
+    """
     cached = cached_score(address, evaluator, generator, steps=steps, seed=seed)
+    cached = gather(cached)[0]  # those of other machines may not see the folder
     if cached:
         return cached
     description = f"{address}, {steps} steps"
     with bar(description, evaluator.protocol.samples) as update, errors_about(address):
-        score = exhaust(evaluator.iter_score(generator, steps=steps, seed=seed), update)
-    append_score(address, score)
+        work = evaluator.iter_score(generator, steps=steps, seed=seed, shared=True)
+        score = exhaust(work, update)
+    if first_rank():
+        append_score(address, score)
     return score
 
 

@@ -8,26 +8,31 @@ import atexit
 import os
 import platform
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from textwrap import shorten
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fewstep.errors import InputError
+from fewstep.errors import InputError, SharedError
 
 Value = TypeVar("Value")
+PATIENCE = timedelta(days=1)
+"""How long a process waits for the others, which may record or evaluate for hours.
+
+torch's default is 10 minutes on GPUs. A process that has died is noticed at once."""
 
 
-def world(*, timeout: timedelta | None = None) -> tuple[int, int]:
+def world(*, timeout: timedelta = PATIENCE) -> tuple[int, int]:
     """Rank and size of the process group; (0, 1) without `torchrun`.
 
-    The first call starts the group and waits for the other processes up to `timeout`, by default
-    torch's. Raises InputError if they do not all start.
+    The first call starts the group and waits for the other processes up to `timeout`.
+    Raises InputError if they do not all start.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -109,12 +114,19 @@ def first_rank() -> bool:
 def wait() -> None:
     """Wait until all ranks have called this. Raises InputError if one of them has exited."""
     if world()[1] > 1:
-        try:
+        with _others_run():
             dist.barrier()
-        except RuntimeError:
-            raise InputError(
-                "another process has exited early; run the same command again to resume"
-            ) from None
+
+
+@contextmanager
+def _others_run() -> Generator[None]:
+    """Raise InputError if another rank exits in the block, which exchanges data with them."""
+    try:
+        yield
+    except RuntimeError:
+        raise InputError(
+            "another process has exited early; run the same command again to resume"
+        ) from None
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -126,7 +138,8 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
+    with _others_run():
+        dist.all_reduce(flat)
     offset = 0
     for gradient in gradients:
         gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
@@ -138,12 +151,51 @@ def gather(value: Value) -> list[Value]:
     if world()[1] == 1:
         return [value]
     values = [value] * world()[1]
-    dist.all_gather_object(values, value)
+    with _others_run():
+        dist.all_gather_object(values, value)
     return values
+
+
+def run_together(work: Callable[[], Value]) -> Value:
+    """Call `work` and return its result. All ranks must call this, each with its own `work`.
+
+    Raises: SharedError on all ranks if `work` raises InputError or OSError on one of them.
+    """
+    if world()[1] == 1:
+        return work()
+    result: list[Value] = []
+    problem = ""
+    try:
+        result.append(work())
+    except (InputError, OSError) as error:
+        problem = str(error)
+    problems = gather(problem)
+    for rank, text in enumerate(problems):
+        if text:
+            everywhere = all(other == text for other in problems)
+            raise SharedError(text if everywhere else f"process {rank} of {len(problems)}: {text}")
+    return result[0]
+
+
+def check_equal(facts: Mapping[str, object]) -> None:
+    """Compare named facts, such as settings and hashes, of all ranks, which must all call this.
+
+    Raises: SharedError on all ranks if they differ; it names the first difference.
+    """
+    first, *others = gather(dict(facts))
+    for rank, other in enumerate(others, 1):
+        for name in {**first, **other}:
+            if other.get(name) != first.get(name):
+                values = [shorten(str(facts.get(name)), 80) for facts in (first, other)]
+                raise SharedError(
+                    f"the processes differ: {name} is {values[0]} in process 0 and {values[1]} in "
+                    f"process {rank}; start all of them with the same command and the same files"
+                )
 
 
 def sum_numbers(numbers: Tensor) -> Tensor:
     """Sum a small vector over all ranks; every rank returns the sum."""
     if world()[1] > 1:
-        dist.all_reduce(numbers)
+        with _others_run():
+            dist.all_reduce(numbers)
     return numbers

@@ -13,13 +13,17 @@ class InputError(ValueError):
     """Raised for unusable input. Its message says what is wrong, what is allowed and what to do."""
 
 
+class SharedError(InputError):
+    """An InputError that all processes of `torchrun` raise at once; only the first prints it."""
+
+
 @contextmanager
 def errors_about(name: str) -> Generator[None]:
     """Put `name: ` before the message of an InputError that the block raises."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
 
 
 def did_you_mean(word: str, choices: Iterable[str], *, prefix: str = "") -> str:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -71,8 +70,7 @@ class Recording:
     """Records per shard; fewer if records are large. A killed process loses at most two shards: the
     one that it computes and the one that it writes."""
     max_out_of_range: float = 1.0
-    """Largest share of the images' values that may be beyond ±1.5; by default all. `fewstep record`
-    sets 0.01; see `value_range.MAX_SHARE`."""
+    """Largest share of the images' values that may be beyond ±1.5; see `value_range.MAX_SHARE`."""
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.steps < 1:
@@ -121,12 +119,13 @@ def record(
     _check_sampler(generator, recording)
     if batch is not None and batch < 1:
         raise InputError(f"cannot record in batches of {batch}: give at least 1")
-    # ranks wait for each other only at the end, perhaps for hours
-    rank, ranks = distributed.world(timeout=timedelta(days=1))
+    rank, ranks = distributed.world()
     tiles = Tiles(generator, recording)
-    first = stored_range(folder) or _check_first(tiles, folder)
-    writer = _writer(generator, folder, recording, teacher, first, tile=tiles.size)
-    _check_first(tiles, folder, first)  # a stored one only if the folder has these settings
+    distributed.check_equal(
+        {"the teacher's hash": teacher, "the store": folder, **asdict(recording)}
+    )
+    writer = distributed.run_together(lambda: _open_writer(tiles, folder, teacher))
+    distributed.check_equal({f"the list of missing records in {folder}": writer.missing()})
     size = writer.plan.shard_size
     total = sum(len(writer.plan.records(k)) for k in range(rank, writer.plan.shards, ranks))
     missing = [rows for rows in writer.missing() if rows.start // size % ranks == rank]
@@ -147,6 +146,14 @@ def record(
         writer.finish(tally.cpu())
     distributed.wait()
     return values
+
+
+def _open_writer(tiles: "Tiles", folder: Address, teacher: str) -> store.Writer:
+    """The writer of the store, after checks of the first tile and of the folder."""
+    first = stored_range(folder) or _check_first(tiles, folder)
+    writer = _writer(tiles.generator, folder, tiles.recording, teacher, first, tile=tiles.size)
+    _check_first(tiles, folder, first)  # a stored one only if the folder has these settings
+    return writer
 
 
 def _check_first(tiles: "Tiles", folder: Address, values: ValueRange | None = None) -> ValueRange:
@@ -180,8 +187,7 @@ def _write_shards(
     writer: store.Writer, missing: list[range], tiles: "Tiles", batch: int | None
 ) -> abc.Generator[tuple[range, Tensor]]:
     """Compute and write each missing shard. Yields ranges of rows and their images."""
-    # a shard is encoded, compressed and written while the next one is computed
-    with threads.workers(1) as pool:
+    with threads.workers(1) as pool:  # writes a shard while the next one is computed
         pending: Future[None] | None = None
         for rows in missing:
             parts: list[dict[str, Tensor]] = []

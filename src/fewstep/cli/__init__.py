@@ -6,11 +6,12 @@ a traceback; 130 after Ctrl-C.
 
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from fewstep import __version__, plugins
-from fewstep.errors import InputError, did_you_mean
+from fewstep.errors import InputError, SharedError, did_you_mean
 
 VERBS = {
     "demo": "train a teacher and one-step students of digits, with a report, in minutes",
@@ -27,6 +28,8 @@ VERBS = {
     "list": "list recipes, methods, samplers and everything else that is selected by name",
     "doctor": "list the device, threads, data sets, weights and extras of this machine",
 }
+SHARED_VERBS = ("train", "distill", "record", "evaluate")
+"""Verbs whose work the processes of `torchrun` share."""
 
 
 def help_text() -> str:
@@ -53,14 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fewstep {__version__}")
         return 0
     try:
+        _check_processes(verb)
         if verb not in VERBS:
             raise InputError(
                 f"unknown verb {verb!r}{did_you_mean(verb, VERBS)}; "
                 f"choose one of {', '.join(VERBS)}"
             )
         return importlib.import_module(f"fewstep.cli.{verb}").main(_allow_code(rest))
+    except SharedError as error:
+        from fewstep.distributed import first_rank, wait
+
+        if first_rank():
+            _print_error(error)
+        wait()  # torchrun stops the first process when another one exits
+        return 2
     except InputError as error:
-        print(f"fewstep: {' '.join(str(error).split())}", file=sys.stderr)
+        _print_error(error)
         return 2
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the output has exited; hide Python's error at exit
@@ -73,6 +84,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fewstep: interrupted", file=sys.stderr)
         return 130
+
+
+def _print_error(error: InputError) -> None:
+    print(f"fewstep: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _check_processes(verb: str) -> None:
+    """Raise InputError if several processes run a verb that is the work of one."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1" and verb in VERBS and verb not in SHARED_VERBS:
+        raise InputError(
+            f"fewstep {verb} is the work of one process, and {count} were started: run it without "
+            f"torchrun, which only {', '.join(SHARED_VERBS)} can use"
+        )
 
 
 def _allow_code(argv: list[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -82,22 +82,29 @@ class Options(ProtocolOptions):
 def main(argv: Sequence[str]) -> int:
     """Run `fewstep evaluate`. Returns the exit code."""
     options = console.options(Options, "evaluate", argv)
-    from fewstep import comparison
+    from fewstep import comparison, runs
     from fewstep.abilities import with_guidance
-    from fewstep.distributed import device
+    from fewstep.distributed import check_equal, device, first_rank, run_together
     from fewstep.evaluation import Evaluator
     from fewstep.generator import convert_step
 
     counts, protocol = console.numbers("--steps", options.steps, int), options.evaluation_protocol()
-    run = comparison.load_run(options.run, weights=options.weights)
+    run = run_together(lambda: comparison.load_run(options.run, weights=options.weights))
     recipe = run.recipe and run.recipe.table()
     generator = with_guidance(run.generator, options.guidance, recipe)
     if options.sampler:
         generator = generator.with_sampler(step=convert_step(generator.step, options.sampler))
     generator = generator.with_precision(options.precision).to(device())
     if options.straightness:
-        return _straightness(generator, options)
-    images = comparison.reference_images(run, options.data)
+        return _straightness(generator, options) if first_rank() else 0
+    images = run_together(lambda: comparison.reference_images(run, options.data))
+    check_equal(
+        {
+            "the hash of the weights": runs.weights_hash(generator),
+            "the fingerprint of the images": images.fingerprint,
+            **asdict(options),
+        }
+    )
     evaluator = comparison.prepare(Evaluator(images, protocol), bar=console.bar)
     scores = [
         comparison.measure(
@@ -105,6 +112,8 @@ def main(argv: Sequence[str]) -> int:
         )
         for steps in dict.fromkeys(map(generator.nearest, counts))
     ]
+    if not first_rank():
+        return 0
     if options.json:
         print(json.dumps([score.table() for score in scores], indent=2))
     else:
