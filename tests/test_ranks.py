@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
-from fewstep import store
 from fewstep.cli import main
 from fewstep.run_folder import Run
 
@@ -50,3 +50,82 @@ def run_ranks(*commands):
     outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     return list(zip(*map(json.loads, outputs), strict=True))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Everything at once: starting two processes takes longer than all of their commands."""
+    home = tmp_path_factory.mktemp("ranks")
+    train = f"train digits-flow {SMALL}"
+    run = f"{home}/run"
+    assert main(f"{train} --out {run}".split()) == 0
+    two = f"{train} fit.save_every=1 --out {home}"
+    folder = home / "images"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for i in range(9):
+            Image.new("L", (8, 8), i + 9 * (name == "b")).save(folder / name / f"{i}.png")
+    images = f"train digits-flow {SMALL} data.name=folder data.path"
+    evaluate = f"evaluate {run} --extractor pixels --samples 40 --steps 1"
+    record = f"record {run} --out {home}/pairs --steps 2 -n 4"
+    pairs = {
+        "seed": (f"{two}/seed fit.seed=1", f"{two}/seed fit.seed=2"),
+        "lr": (f"{two}/lr", f"{two}/lr fit.lr=0.002"),
+        "missing data": (f"{images}={folder} --out {home}/d", f"{images}={home}/no --out {home}/d"),
+        "other data": (f"{images}={folder} --out {home}/d", f"{images}={folder}/a --out {home}/d"),
+        "batch": (f"{two}/batch fit.batch=1",) * 2,
+        "folder": (f"{train} fit.steps=3 --out {home}/x", f"{train} fit.steps=3 --out {run}"),
+        "recording": (f"{record} --seed 3", f"{record} --seed 4"),
+        "samples": (f"{evaluate} --seed 5", f"{evaluate} --seed 6"),
+        "absent run": (evaluate, evaluate.replace(run, f"{home}/none")),
+        "sample": (f"sample {run} -o {home}/x.png",) * 2,
+        "evaluate": (f"{evaluate} --json",) * 2,
+        "again": (evaluate,) * 2,
+    }
+    return home, dict(zip(pairs, run_ranks(*pairs.values()), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    {
+        "seed": "fit.seed is 1 in process 0 and 2 in process 1",
+        "lr": "fit.lr is 0.001 in process 0 and 0.002 in process 1",
+        "missing data": "process 1 of 2: the folder",
+        "other data": "the hash of data is",
+        "batch": "fit.batch is 1, too few for 2 processes",
+        "recording": "seed is 3 in process 0 and 4 in process 1",
+        "samples": "seed is 5 in process 0 and 6 in process 1",
+        "absent run": "process 1 of 2: ",
+    }.items(),
+)
+def test_the_first_process_says_what_differs(results, case, message):
+    home, outcomes = results
+    (code, errors, _), (other_code, other_errors, _) = outcomes[case]
+    assert (code, other_code, other_errors) == (2, 2, "")
+    assert errors.startswith("fewstep: ") and errors.count("\n") == 1 and message in errors
+    assert not (home / case).exists() and not (home / "pairs").exists()
+
+
+def test_a_view_of_the_run_folder_that_differs(results):
+    (code, errors, _), (other_code, *_) = results[1]["folder"]
+    assert (code, other_code) == (2, 2) and errors.count("\n") == 1
+
+
+def test_the_work_of_one_process_is_refused(results):
+    for code, errors, _ in results[1]["sample"]:
+        assert code == 2 and "fewstep sample is the work of one process" in errors
+
+
+def test_processes_share_an_evaluation_and_keep_one_score(results, capsys):
+    home, outcomes = results
+    (code, _, output), (other_code, _, other_output) = outcomes["evaluate"]
+    assert (code, other_code, other_output) == (0, 0, "")
+    assert len(Run(home / "run").scores()) == 1  # two evaluations, the second from the first
+    (score,) = json.loads(output)
+    evaluate = f"evaluate {home}/run --extractor pixels --samples 40 --steps 1 --json"
+    (home / "run" / "scores.jsonl").unlink()
+    assert main(evaluate.split()) == 0
+    (alone,) = json.loads(capsys.readouterr().out)
+    for varying in ("seconds_per_image", "device"):
+        del score[varying], alone[varying]
+    assert score == alone

@@ -74,7 +74,7 @@ class Run:
         Raises: InputError with the first difference if it belongs to another recipe.
         """
         if self.recipe_file.exists():
-            old, new = _flatten(_read_toml(self.recipe_file)), _flatten(recipe)
+            old, new = flatten(_read_toml(self.recipe_file)), flatten(recipe)
             for key in sorted(old.keys() | new.keys()):
                 if old.get(key) != new.get(key) and not key.startswith("about."):
                     raise InputError(
@@ -149,11 +149,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged: {error}") from error
 
 
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with keys such as `fit.seed`."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Generator as Pull
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep import distributed, runs
+from fewstep import __version__, distributed, runs
 from fewstep.allocator import keeps_freed_memory
 from fewstep.assembly import Assembly, assemble
-from fewstep.distributed import first_rank, hardware, peak_memory, reset_peak_memory, wait
+from fewstep.distributed import (
+    first_rank,
+    hardware,
+    peak_memory,
+    reset_peak_memory,
+    run_together,
+    wait,
+)
 from fewstep.drawing import generate
-from fewstep.errors import InputError
+from fewstep.errors import InputError, SharedError
 from fewstep.finite import NonFiniteImages
 from fewstep.generator import Generator
 from fewstep.images import save_grid
 from fewstep.methods.checks import training_warnings
 from fewstep.recipe import Recipe
-from fewstep.run_folder import Run
+from fewstep.run_folder import Run, flatten
 from fewstep.scores import score_from
 from fewstep.trainer import NonFiniteLoss, Progress, Training
 
@@ -38,7 +46,9 @@ def run_recipe(
     Raises: InputError if the folder belongs to another recipe, if the data or weights that the run
     uses have changed, or if the loss becomes NaN or infinite.
     """
-    run, assembly = Run(folder), assemble(recipe, device or distributed.device())
+    run, place = Run(folder), device or distributed.device()
+    assembly = run_together(lambda: assemble(recipe, place))
+    check_ranks(recipe, run, assembly.pins)
     if first_rank():  # all ranks at once would write the same file
         run.claim(recipe.table())
     wait()
@@ -64,6 +74,34 @@ def run_recipe(
             ) from error
         finally:
             writer.save(training)
+
+
+def check_ranks(recipe: Recipe, run: Run, pins: Mapping[str, str]) -> None:
+    """Raise InputError, on all ranks, unless they can train together.
+
+    They need the same recipe, data, weights, version and view of the run folder, and a row each.
+    """
+    ranks = distributed.world()[1]
+    if ranks == 1:
+        return
+    if recipe.fit.batch < ranks:
+        raise SharedError(
+            f"fit.batch is {recipe.fit.batch}, too few for {ranks} processes, of which each trains "
+            "on a part of the batch: raise it, or start fewer processes"
+        )
+    state = run.state()
+    table = flatten(recipe.table())
+    for path in ("data.path", "teacher.load", "pairs.load"):  # machines may have other paths
+        table.pop(path, None)
+    distributed.check_equal(
+        {
+            "the version of fewstep": __version__,
+            "the version of torch": torch.__version__,
+            **{f"the hash of {name}": digest for name, digest in pins.items()},
+            f"the saved step in {run.folder}": state and state[1]["step"],
+            **table,
+        }
+    )
 
 
 def is_finished(recipe: Recipe, folder: Path | str) -> bool:

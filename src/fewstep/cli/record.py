@@ -135,12 +135,12 @@ def run(
     """
     from fewstep import runs
     from fewstep.abilities import with_guidance
-    from fewstep.distributed import device
+    from fewstep.distributed import device, run_together
     from fewstep.evaluation import exhaust
     from fewstep.generator import convert_step
     from fewstep.recording import record
 
-    generator = runs.load(address)
+    generator = run_together(lambda: runs.load(address))
     teacher = runs.network_hash(generator)
     step = convert_step(generator.step, sampler, clip=clip)
     generator = generator.with_sampler(step=step).to(device())

@@ -54,6 +54,7 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     options = console.options(Options, verb, argv)
     table = read_table(options.recipe, options.overrides)  # a mistyped key needs no torch
     keep_freed_memory()
+    from fewstep.distributed import gather, run_together
     from fewstep.recipe import parse
     from fewstep.runner import is_finished
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
 
         return print_plan(recipe, folder)
     command = shlex.join(["fewstep", verb, *argv])
-    if is_finished(recipe, folder):
+    if gather(run_together(lambda: is_finished(recipe, folder)))[0]:
         console.out.print(f"{folder} is finished")
         return 0
     try:
