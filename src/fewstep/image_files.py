@@ -7,15 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
 from fewstep.errors import InputError
 from fewstep.files import TEMPORARY, atomic_write
 
-Batches = Iterable[tuple[range, UInt8[Tensor, "b c h w"]]]
-"""Images with their row numbers, as `drawing.generate` yields them."""
+Batches = Iterable[tuple[range, Tensor]]
+"""Images as uint8 (b, c, h, w) with their row numbers, as `drawing.generate` yields them."""
 
 
 def check_image_folder(folder: Path) -> None:
