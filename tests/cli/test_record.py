@@ -223,6 +223,7 @@ def test_s3_records_reads_and_verifies(s3, teacher, recorded, capsys):
     )
 
 
+@pytest.mark.slow
 def test_s3_resumes_after_a_kill(s3, teacher, tmp_path):
     out, wanted = "s3://bucket/killed/pairs", [*WANTED, "--steps", "12"]
     first = "bucket/killed/pairs/shard-00000.zst"

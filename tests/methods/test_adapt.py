@@ -159,7 +159,12 @@ def test_where_the_original_is_trusted_its_mean_is_the_target():
 
 
 @pytest.mark.parametrize(
-    "parametrization", [V(DDPM), Velocity(DDPM), Clean(DDPM), EDM(0.5, 0.01, 157.0)]
+    "parametrization",
+    [
+        Velocity(DDPM),
+        EDM(0.5, 0.01, 157.0),
+        *(pytest.param(kind(DDPM), marks=pytest.mark.slow) for kind in (V, Clean)),
+    ],
 )
 def test_an_adapted_student_predicts_the_exact_image(parametrization):
     points = analytic.MEAN + analytic.SPREAD * torch.randn(20_000, 2)

@@ -128,6 +128,7 @@ def test_the_updates_train_the_encoder_only_if_asked(joint):
     assert any(p.grad is not None for p in deep.student.backbone.update.parameters())
 
 
+@pytest.mark.slow
 def test_the_updates_of_every_ring_are_learnt_down_to_the_last(monkeypatch):
     method, seen = build(depths=(0.0, 0.5, 0.5), strides=(1, 4)), set()
     advance = Circuit.advance

@@ -218,7 +218,7 @@ class PerRung(Backbone):
 
 
 @pytest.mark.filterwarnings("ignore:.*start from noise alone")  # the levels end at sigma = 3
-@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize("solver", ["euler", pytest.param("heun", marks=pytest.mark.slow)])
 def test_distillation_from_an_exact_teacher_ends_at_the_solvers_map(solver):
     """Each rung's answer is the composition of the steps below it; Heun's is the true flow's."""
     rungs = karras(10, 0.05, 3.0).float()

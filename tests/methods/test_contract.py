@@ -118,8 +118,6 @@ BOUNDS = {
 
 NAMES = [*plugins.names("method"), *VARIANTS]
 every = pytest.mark.parametrize("name", NAMES)
-# variants that take longest to learn the toy: make slow
-LONG = {"circuit-phases", "circuit-average", "scm-data", "sfd-two-counts"}
 
 
 def build(name, teacher, seed=0, steps=6, **more):
@@ -269,7 +267,7 @@ def test_micro_batches_give_the_gradients_of_one_batch(name, source, folder):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in NAMES],
+    [pytest.param(name, marks=[pytest.mark.slow] if name in VARIANTS else []) for name in NAMES],
 )
 def test_the_toy_is_learnt(name, source, folder, start, request):
     steps, bound = BOUNDS.get(name, ONE_STEP)
