@@ -1,17 +1,18 @@
 import tomllib
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fewstep import recipe
-from fewstep.assembly import assemble
 from fewstep.errors import InputError
 from fewstep.methods.denoise import DenoiseConfig
+from fewstep.methods.meanflow import Meanflow
 from fewstep.optimizers import average_problems, warmup_problem
 from fewstep.parametrization import Eps
 from fewstep.process import Flow, LinearBetas
 from fewstep.schema import preset_names
-from fewstep.times import LogNormal
+from fewstep.times import KarrasGrid, LogNormal
 
 DIGITS = """
 [data]
@@ -177,12 +178,62 @@ def test_unknown_presets_and_files(tmp_path):
     "key", ["method.c", "fit.lr", "fit.players.student.lr", "data.augment", "student.start.snr"]
 )
 def test_numbers_that_are_not_finite_are_refused_by_name(key, value):
-    with pytest.raises(InputError, match=rf"{key}.*(finite|valid|above 0)"):
+    with pytest.raises(InputError, match=rf"{key}.*must be a number"):
         recipe.read("digits-meanflow", [f"{key}={value}"])
 
 
 @pytest.mark.parametrize("setting", ["method.c=0.0", "method.c=-1.0", "method.p=-0.5"])
 def test_the_weight_of_meanflow_stays_finite(setting):
-    settings = recipe.read("digits-meanflow", ["teacher.load=fewstep:digits", setting])
-    with pytest.raises(InputError, match="p must be at least 0, and c above 0"):
-        assemble(settings, torch.device("cpu"))
+    with pytest.raises(InputError, match=r"method\.[cp] is .*must be a number (from|above) 0"):
+        recipe.read("digits-meanflow", ["teacher.load=fewstep:digits", setting])
+
+
+@pytest.mark.parametrize(
+    ("preset", "override", "message"),
+    [
+        ("digits-flow", "student.backbone.channels=32", "backbone.channels is 32; .* a list"),
+        ("digits-flow", "student.backbone.head_dim=0.5", "backbone.head_dim is 0.5; .* an integer"),
+        ("digits-flow", 'student.backbone.name="mlp"', r"backbone.channels \(mlp has width, depth"),
+        ("digits-flow", "student.process.sigma_max=2", r"sigma_max \(flow has no settings\)"),
+        ("digits-flow", "student.process={name=3}", "process.name is 3; choose one of flow"),
+        ("digits-flow", "student.process=3", "student.process is 3; it must be a table"),
+        ("digits-flow", 'student.process="cosin"', "unknown process 'cosin'; did you mean cosine"),
+        ("digits-flow", "method.sampler.clip=-1", "sampler.clip is -1; .* above 0"),
+        ("digits-flow", "method.sampler.share=0.1", r"sampler.share \(transfer has clip\)"),
+        (
+            "digits-flow",
+            'method.sampler={name="ancestral",eta=[1]}',
+            r"sampler.eta is \[1\]; .* 1$",
+        ),
+        ("digits-flow", 'method.grid={name="karras",rho="7"}', "grid.rho is '7'; .* a number"),
+        ("digits-dmd", "method.loss.c=0.1", r"loss.c \(mse has no settings\)"),
+        ("digits-dmd", 'method.loss={name="lpips",trunk="vg"}', "trunk is 'vg'; .* squeeze, alex"),
+        ("digits-dmd", "method.fake.density.high=2.0", "fake.density.high is 2.0; .* 0 to 1"),
+        (
+            "digits-flow",
+            'student.parametrization={name="eps",native={name="ve",sigma_max="x"}}',
+            "parametrization.native.sigma_max is 'x'; it must be a number",
+        ),
+        (
+            "digits-flow",
+            'student.parametrization={name="mixed",inputs="v",outputs={name="edm",sigma_data=-1}}',
+            "parametrization.outputs.sigma_data is -1",
+        ),
+        ("digits-flow", 'method.name="os:path"', "'os:path', which is not a method"),
+        ("digits-flow", 'method.density={name="..x:y"}', "no address of a density"),
+        ("digits-flow", "about.expect={a=nan}", "about.expect has a value that is no text"),
+    ],
+)
+def test_a_wrong_value_is_explained_by_the_kind_that_its_table_has(preset, override, message):
+    with pytest.raises(InputError, match=message) as error:
+        recipe.read(preset, [override])
+    assert "Config" not in str(error.value)
+
+
+def test_an_override_of_one_setting_keeps_the_others_of_the_default():
+    config = recipe.read("digits-meanflow", ["method.grid.name=karras", "method.grid.rho=5.0"])
+    assert config.method.grid == KarrasGrid(rho=5.0)
+    defaults = Meanflow.Config().density
+    table = recipe.read("digits-meanflow").table()
+    table["method"]["density"] = {"std": 0.8}
+    assert recipe.parse(table).method.density == replace(defaults, std=0.8)

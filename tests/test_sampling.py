@@ -276,7 +276,7 @@ def test_a_wide_clip_changes_nothing(step, process):
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_shares_of_noise_are_0_to_1(share):
     for kind, setting in ((Renoise, "share"), (Ancestral, "eta")):
-        with pytest.raises(InputError, match=f"{setting} = .*; it must be 0 to 1"):
+        with pytest.raises(InputError, match=f"{setting} is .*; it must be a number from 0 to 1"):
             kind(**{setting: share})
 
 

@@ -88,5 +88,5 @@ def test_densities_stay_within_the_span(density, process):
 
 
 def test_a_density_that_is_a_point_is_refused():
-    with pytest.raises(InputError, match="std > 0"):
+    with pytest.raises(InputError, match="std is 0.0; it must be a number above 0"):
         LogNormal(std=0.0)

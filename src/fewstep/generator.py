@@ -4,9 +4,10 @@ import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from fewstep import plugins, tables
@@ -18,6 +19,7 @@ from fewstep.guidance import Guided, guidance_weight, unguided
 from fewstep.parametrization import Parametrization
 from fewstep.precision import Precision, float32_products
 from fewstep.process import Process
+from fewstep.ranges import NONEMPTY, Channels, NonNegative, Probability
 from fewstep.sampling import Step, Transfer, path, sample
 from fewstep.times import Grid, UniformGrid
 
@@ -31,9 +33,9 @@ MAX_GUIDANCE = 1000.0
 class SampleSpec:
     """Shape and classes of what a generator generates."""
 
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[Channels, ...], NONEMPTY]
     """Shape of one sample: (channels, height, width), or (d,) for points."""
-    classes: int = 0
+    classes: Annotated[int, Ge(0), Le(2**20)] = 0
     """Number of classes; 0 for an unconditional generator."""
     class_names: tuple[str, ...] = ()
     """One name for each class, or none at all."""
@@ -256,13 +258,13 @@ def check_guidance(weight: float) -> None:
 class _Description:
     spec: SampleSpec
     backbone: BackboneConfig
-    guidance: float
+    guidance: NonNegative
     process: Process
     parametrization: Parametrization
     step: Step
     grid: Grid
     is_flow_map: bool = False
-    span: tuple[float, float] | None = None
+    span: tuple[Probability, Probability] | None = None
     packages: dict[str, str] | None = None
 
 

@@ -7,12 +7,15 @@ Levels are ratios sigma/alpha.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from fewstep.errors import InputError
+from fewstep.ranges import AboveOne, CountOrZero, NonNegative, Positive
+from fewstep.tables import check_fields
 
 LEAST_GAP = 1e-6
 """Smallest gap (t − r)/t at the end of the training that settings may ask for. Numbers of float32
@@ -68,15 +71,15 @@ class EctLevels(Levels):
 
     clock: Literal["ratio", "flow"] = "ratio"
     """Unit of t and r: sigma/alpha, or Flow's time sigma/(alpha + sigma)."""
-    q: float = 2.0
+    q: AboveOne = 2.0
     """Factor by which the gap shrinks at each stage; above 1."""
-    stages: int = 0
+    stages: CountOrZero = 0
     """Number of stages; 0 means as many as narrow the gap to 2 % of t: 6 for `q = 2`, and 1 for
     `q = 256` with `k = 8`, as published for CIFAR-10."""
-    k: float = 0.0
+    k: NonNegative = 0.0
     """Strength of the factor 1 + k·sigmoid(−b·t), which widens the gap at small levels; published:
     8. Trainings of a few hundred steps are better with 0 (docs/log.md)."""
-    b: float = 1.0
+    b: NonNegative = 1.0
     """Rate at which that factor decays with the level t."""
 
     @property
@@ -84,16 +87,7 @@ class EctLevels(Levels):
         return 0.0, math.inf
 
     def __post_init__(self) -> None:
-        if not (1 < self.q < math.inf and self.stages >= 0):
-            raise InputError(
-                f"method.levels has q = {self.q} and stages = {self.stages}; q must be above 1 and "
-                "finite, stages at least 0"
-            )
-        if not (0 <= self.k < math.inf and 0 <= self.b < math.inf):
-            raise InputError(
-                f"method.levels has k = {self.k} and b = {self.b}; both must be at least 0 and "
-                "finite"
-            )
+        check_fields(self, "method.levels")
         if self.stages * math.log(self.q) > -math.log(LEAST_GAP):
             raise InputError(
                 f"method.levels has q = {self.q} and stages = {self.stages}, with which t and r "
@@ -129,11 +123,11 @@ class DiscreteLevels(Levels):
     growth: Literal["double", "root", "fixed"] = "double"
     """Rule by which the number of levels N grows over the training; `fixed`, as in CD, keeps N =
     `first`."""
-    first: int = 10
+    first: Annotated[int, Ge(2), Le(2**20)] = 10
     """s0, the initial number of levels N; with `double`, N starts at s0 + 1."""
-    last: int = 1280
+    last: Annotated[int, Ge(1), Le(2**20)] = 1280
     """s1, the final number of levels N minus 1."""
-    ratios: tuple[float, float] = (0.002, 80.0)
+    ratios: tuple[Positive, Positive] = (0.002, 80.0)
     """The lowest and highest sigma/alpha, within those of the network's span."""
 
     @property
@@ -141,11 +135,12 @@ class DiscreteLevels(Levels):
         return self.ratios
 
     def __post_init__(self) -> None:
-        fits = 0 < self.ratios[0] < self.ratios[1] < math.inf
-        if not fits or self.first < 2 or (self.last < self.first and self.growth != "fixed"):
+        check_fields(self, "method.levels")
+        low, high = self.ratios
+        if low >= high or (self.last < self.first and self.growth != "fixed"):
             raise InputError(
                 f"method.levels has first = {self.first}, last = {self.last} and ratios = "
-                f"{list(self.ratios)}; it needs 2 <= first <= last and 0 < ratios[0] < ratios[1]"
+                f"{list(self.ratios)}; it needs first <= last and ratios[0] < ratios[1]"
             )
 
     def count(self, progress: float) -> int:

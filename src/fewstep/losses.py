@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fewstep import metrics
 from fewstep.errors import InputError
+from fewstep.ranges import NonNegative, Pixels
 
 Rows = Float[Tensor, " b"]
 
@@ -68,7 +69,7 @@ class PseudoHuber(PointDistance):
     Song and Dhariwal 2023, arXiv:2310.14189, whose c is 0.00054·√(elements).
     """
 
-    c: float = 0.00054
+    c: NonNegative = 0.00054
     """Difference at which the distance changes from quadratic to linear, in units of √(elements of
     a row)."""
 
@@ -88,10 +89,10 @@ class Lpips(ImageDistance):
 
     trunk: Literal["squeeze", "alex", "vgg"] = "squeeze"
     """Network whose features are compared; its weights are read from $FEWSTEP_HOME/weights."""
-    size: int | None = None
+    size: Pixels | None = None
     """Side in pixels to which images are resized first. Published for 32-pixel images: 64 or
     224."""
-    mse: float = 0.0
+    mse: NonNegative = 0.0
     """Weight of the mean squared difference that is added to LPIPS."""
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ class Features(ImageDistance):
     """classifier, squeezenet, resnet56-cifar10, inception or dinov2."""
     weights: str | None = None
     """Weights file of the classifier; None means the classifier of the recipe's images."""
-    mse: float = 0.0
+    mse: NonNegative = 0.0
     """Weight of the mean squared difference that is added to the feature distance."""
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:

@@ -2,14 +2,25 @@
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
-from fewstep.errors import InputError
 from fewstep.methods.schedule import check_steps, count_steps
 from fewstep.precision import Precision
+from fewstep.ranges import (
+    NONEMPTY,
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    ProbabilityBelowOne,
+    Rows,
+    RowsOrZero,
+    Seed,
+)
+from fewstep.tables import check_fields
 
 MAX_INITIAL_SHARE = 0.1
 """Largest share of the initial weights in the last average without a warning."""
@@ -21,18 +32,18 @@ class PlayerConfig:
 
     optimizer: Literal["adamw", "adam", "radam"] | None = None
     """Optimiser: adamw, adam or radam."""
-    lr: float | None = None
+    lr: Positive | None = None
     """Learning rate after the warm-up."""
-    betas: tuple[float, float] | None = None
+    betas: tuple[ProbabilityBelowOne, ProbabilityBelowOne] | None = None
     """Adam's decay rates of the first and second moment."""
-    weight_decay: float | None = None
+    weight_decay: NonNegative | None = None
     """Decoupled weight decay of adamw."""
-    warmup: int | float | None = None
+    warmup: NonNegative | None = None
     """Steps over which the learning rate rises from 0, or, below 1, a share of the training."""
     schedule: Literal["constant", "cosine", "linear", "step"] | None = None
     """Learning rate after the warm-up: constant, a cosine or linear decay to 0, or one step to a
     tenth after half of the training."""
-    clip: float | None = None
+    clip: NonNegative | None = None
     """Gradients with a larger norm are scaled to this norm; 0 means no clipping."""
 
 
@@ -40,32 +51,32 @@ class PlayerConfig:
 class FitConfig:
     """Length, batch size and optimiser of a training."""
 
-    steps: int = 10_000
+    steps: Count = 10_000
     """Number of training steps, each on a new global batch."""
-    batch: int = 128
+    batch: Rows = 128
     """Rows of a global batch, over all micro-batches and ranks."""
-    micro_batch: int = 0
+    micro_batch: RowsOrZero = 0
     """Rows of the batch computed at once on each rank; 0 means all of the rank's rows."""
     optimizer: Literal["adamw", "adam", "radam"] = "adamw"
     """Optimiser: adamw, adam or radam."""
-    lr: float = 2e-4
+    lr: Positive = 2e-4
     """Learning rate after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[ProbabilityBelowOne, ProbabilityBelowOne] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """Decoupled weight decay of adamw."""
-    warmup: int | float = 0
+    warmup: NonNegative = 0
     """Steps over which the learning rate rises from 0, or, below 1, a share of the training (of the
     phase, where a method trains in phases)."""
     schedule: Literal["constant", "cosine", "linear", "step"] = "constant"
     """Learning rate after the warm-up: constant, a cosine or linear decay to 0, or one step to a
     tenth after half of the training."""
-    clip: float = 1.0
+    clip: NonNegative = 1.0
     """Gradients with a larger norm are scaled to this norm; 0 means no clipping."""
-    ema_halflife: float | tuple[float, ...] = 0.05
+    ema_halflife: Positive | Annotated[tuple[Positive, ...], NONEMPTY] = 0.05
     """Half-life of the student's weight average, in images, or, below 1, as a share of all images
     of the training. Of several averages, the first is saved as the model."""
-    ema_rampup: float = 0.05
+    ema_rampup: NonNegative = 0.05
     """The half-life is at most this fraction of the images trained on so far; 0 means no limit."""
     precision: Precision = "f32"
     """Number format of the training: f32, tf32 (f32 whose products a GPU rounds to TF32) or bf16
@@ -77,34 +88,23 @@ class FitConfig:
     """Store weights in the channels-last layout, often faster for large images and on GPUs."""
     compile: bool = False
     """Compile the backbones with torch.compile, which takes minutes and then makes steps faster."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all random numbers of the run."""
-    adapt: int | None = None
+    adapt: CountOrZero | None = None
     """Steps before the others that adapt a copied network to student.parametrization, if it differs
     from the network's; by default a tenth of `steps`. [fit.players.adapt] replaces optimiser
     settings of [fit] there, such as a long warm-up."""
-    save_every: int = 1000
+    save_every: Count = 1000
     """Training steps between two checkpoints."""
     players: dict[str, PlayerConfig] = field(default_factory=dict[str, PlayerConfig])
     """Optimiser settings of individual players, such as [fit.players.fake]."""
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 1), ("save_every", 1), ("micro_batch", 0)):
-            _check_range(f"fit.{name}", getattr(self, name), least)
-        _check_range("fit.adapt", self.adapt or 0, 0)
-        _check_range("fit.seed", self.seed, 0)
-        _check_range("fit.ema_rampup", self.ema_rampup, 0)
-        for halflife in self.halflives:
-            if not 0 < halflife < math.inf:
-                raise InputError(
-                    f"fit.ema_halflife is {halflife}; it must be above 0: a number of images, or a "
-                    "share of the training below 1"
-                )
-        if not self.halflives:
-            raise InputError("fit.ema_halflife is an empty list; give at least one half-life")
-        _check_optimizer(self, "fit")
+        check_fields(self, "fit")
+        check_steps(self.warmup, "fit.warmup")
         for name, player in self.players.items():
-            _check_optimizer(player, f"fit.players.{name}")
+            check_fields(player, f"fit.players.{name}")
+            check_steps(player.warmup or 0, f"fit.players.{name}.warmup")
 
     @property
     def halflives(self) -> tuple[float, ...]:
@@ -121,23 +121,6 @@ class FitConfig:
     def halflife_images(self, halflife: float) -> float:
         """One of `halflives` in images."""
         return halflife if halflife >= 1 else halflife * self.steps * self.batch
-
-
-def _check_range(key: str, value: float, least: float) -> None:
-    if not least <= value < math.inf:
-        raise InputError(f"{key} is {value}; it must be finite and at least {least}")
-
-
-def _check_optimizer(config: FitConfig | PlayerConfig, key: str) -> None:
-    """Raise InputError for a setting out of range; None is not checked."""
-    if config.lr is not None and not 0 < config.lr < math.inf:
-        raise InputError(f"{key}.lr is {config.lr}; it must be finite and above 0")
-    for beta in config.betas or ():
-        if not 0 <= beta < 1:
-            raise InputError(f"{key}.betas contains {beta}; both must be at least 0 and below 1")
-    for name in ("weight_decay", "clip"):
-        _check_range(f"{key}.{name}", getattr(config, name) or 0, 0)
-    check_steps(config.warmup or 0, f"{key}.warmup")
 
 
 def adapt_steps(fit: FitConfig) -> int:

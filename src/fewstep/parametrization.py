@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.process import Flow, Process
+from fewstep.ranges import Positive
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,9 @@ class EDM(Parametrization):
     Karras et al. 2022, arXiv:2206.00364, with x_t scaled freely.
     """
 
-    sigma_data: float = 0.5
-    ratio_min: float = 0.002
-    ratio_max: float = 80.0
+    sigma_data: Positive = 0.5
+    ratio_min: Positive = 0.002
+    ratio_max: Positive = 80.0
 
     logarithmic: ClassVar[bool] = True
 

@@ -221,6 +221,10 @@ def _entry_points(noun: str) -> dict[str, str]:
 
 def _import(noun: str, address: str) -> Any:
     module, _, attributes = address.partition(":")
+    if not all(map(str.isidentifier, [*module.split("."), *attributes.split(".")])):
+        raise InputError(
+            f"{address!r} is no address of a {noun}: write it as my_package.my_module:MyClass"
+        )
     try:
         value: Any = importlib.import_module(module)
         for attribute in attributes.split("."):

@@ -10,10 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
+
+from fewstep.ranges import Positive, PositiveFraction, Probability
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,8 @@ class VP(Process):
     Song et al. 2021, arXiv:2011.13456.
     """
 
-    beta_0: float = 0.1
-    beta_1: float = 20.0
+    beta_0: Positive = 0.1
+    beta_1: Positive = 20.0
 
     def _integral(self, t: Tensor) -> Tensor:
         return t * (0.5 * (self.beta_1 - self.beta_0) * t + self.beta_0)
@@ -158,7 +161,7 @@ class VE(Process):
     Linear in t, so that Heun's steps in t are Heun's steps in sigma; the grid spaces them.
     """
 
-    sigma_max: float = 80.0
+    sigma_max: Positive = 80.0
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -180,7 +183,7 @@ class Cosine(Process):
     Lu and Song 2024, arXiv:2410.11081.
     """
 
-    sigma_data: float = 1.0
+    sigma_data: Positive = 1.0
 
     def alpha(self, t: Tensor) -> Tensor:
         # cos(π/2) is slightly negative in floating point; this sine is exactly 0 at t = 1
@@ -205,7 +208,7 @@ class Table(Process):
     to its right.  Raises: ValueError unless `alphas_cumprod` decreases strictly within (0, 1).
     """
 
-    alphas_cumprod: tuple[float, ...]
+    alphas_cumprod: tuple[Probability, ...]
 
     def __post_init__(self) -> None:
         values = (1.0, *self.alphas_cumprod, 0.0)
@@ -264,9 +267,9 @@ class Table(Process):
 class LinearBetas(Process):
     """DDPM's table: betas increase linearly over the steps.  Ho et al. 2020, arXiv:2006.11239."""
 
-    steps: int = 1000
-    beta_0: float = 1e-4
-    beta_1: float = 0.02
+    steps: Annotated[int, Ge(2), Le(100_000)] = 1000
+    beta_0: PositiveFraction = 1e-4
+    beta_1: PositiveFraction = 0.02
 
     @cached_property
     def table(self) -> Table:

@@ -4,12 +4,12 @@ An unknown key raises an error that suggests the nearest key. `[method]` is pars
 class of the method that it names, so a new method adds its own keys.
 """
 
-import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, is_dataclass
+from typing import Annotated, Any
 
 import tomli_w
+from annotated_types import Ge, Le
 
 from fewstep import plugins
 from fewstep.backbones import BackboneConfig
@@ -20,6 +20,18 @@ from fewstep.metrics.extractors.resize import Resize
 from fewstep.optimizers import FitConfig
 from fewstep.parametrization import Parametrization
 from fewstep.process import Process
+from fewstep.ranges import (
+    NONEMPTY,
+    CountOrZero,
+    Finite,
+    NonNegative,
+    Pixels,
+    Positive,
+    PositiveFraction,
+    Probability,
+    ProbabilityBelowOne,
+    SamplingSteps,
+)
 from fewstep.schema import read_table
 from fewstep.tables import from_table, resolve_name, to_table
 
@@ -30,9 +42,9 @@ class PublishedScore:
 
     name: str
     """Method; network and its size; class-conditional or unconditional; length of training."""
-    steps: int
+    steps: SamplingSteps
     """Sampling steps (or network evaluations) per image, as published."""
-    score: float
+    score: Finite
     """The published score."""
     protocol: str
     """How it was measured, such as "FID, 50,000 samples"."""
@@ -52,7 +64,7 @@ class About:
     """The paper from which the method or its settings come."""
     hardware: str = ""
     """Hardware on which `hours` was measured."""
-    hours: float | None = None
+    hours: NonNegative | None = None
     """Training time on that hardware, in hours."""
     expect: dict[str, Any] = field(default_factory=dict[str, Any])
     """Expected Fréchet distance and its spread, with sampling steps, samples and extractor."""
@@ -68,13 +80,13 @@ class DataConfig:
     """digits, mnist, fashion-mnist, cifar10, celeba, folder, or an address such as my_sets:read."""
     split: str = "train"
     """train or test; celeba also has valid."""
-    size: int | None = None
+    size: Pixels | None = None
     """Side length in pixels to which images are resized; by default that of the set."""
     path: str | None = None
     """Folder of the images, for the sets `folder` and celeba."""
     flip: bool = False
     """Mirror each image left to right with probability ½."""
-    augment: float = 0.0
+    augment: Probability = 0.0
     """Probability of each kind of EDM's augmentation, 0 to 1; EDM: 0.12 on CIFAR-10, 0.15 on larger
     images. Labels tell the network how each image was transformed, so that it generates images that
     are not. x-flips always have probability ½; those of `flip` have no label."""
@@ -82,10 +94,6 @@ class DataConfig:
     """Which kinds there are; MeanFlow's authors leave out y-flip and rotation."""
     labels: bool = True
     """Train a class-conditional model; false trains an unconditional one."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.augment <= 1:
-            raise InputError(f"data.augment is {self.augment}; it is a probability, from 0 to 1")
 
     @property
     def augmentation(self) -> Augmentation | None:
@@ -99,7 +107,7 @@ class TeacherConfig:
 
     load: str
     """Run folder, weights file, or address such as diffusers:FOLDER."""
-    guidance: float = 1.0
+    guidance: NonNegative = 1.0
     """Weight of classifier-free guidance; 1 is no guidance."""
 
 
@@ -115,12 +123,8 @@ class PairsConfig:
 class Snr:
     """A time of a process, given by its signal-to-noise ratio."""
 
-    snr: float
+    snr: Positive
     """(alpha/sigma)², above 0; 0.25 is sigma = 2 alpha."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.snr < math.inf:
-            raise InputError(f"student.start.snr is {self.snr}; it must be above 0, and finite")
 
 
 @dataclass(frozen=True)
@@ -129,39 +133,35 @@ class StudentConfig:
 
     init: str = "teacher"
     """Initial weights: teacher, scratch (a new network), or the address of a run."""
-    dropout: float | None = None
+    dropout: ProbabilityBelowOne | None = None
     """Dropout rate of a copied network, by default unchanged; published students often use 0."""
     process: Process | None = None
     """Noise process, with init = "scratch": flow, vp, ve, cosine, table or linear-betas."""
     parametrization: Parametrization | None = None
     """What the network predicts: eps, v, velocity, x0 or edm. A copied network keeps its weights
     and first trains for fit.adapt steps to predict this instead."""
-    start: float | Snr | None = None
+    start: PositiveFraction | Snr | None = None
     """Time in (0, 1] at which the student's sampling starts, or {snr = 0.25} for the time with this
     signal-to-noise ratio (alpha/sigma)²; by default the noisiest time of the network. An eps
     network cannot start near 1: its errors there are too large in the image."""
     backbone: BackboneConfig | None = None
     """Architecture and its settings, with init = "scratch": unet, mlp, circuit or residuals."""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.start, float) and not 0 < self.start <= 1:
-            raise InputError(f"student.start is {self.start}; it must be above 0 and at most 1")
-
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """When and how the run is evaluated during training."""
 
-    every: int = 0
+    every: CountOrZero = 0
     """Training steps between evaluations; 0 means never."""
-    steps: tuple[int, ...] = (1, 2, 4)
+    steps: Annotated[tuple[SamplingSteps, ...], NONEMPTY] = (1, 2, 4)
     """Numbers of sampling steps to evaluate."""
-    best: int | None = None
+    best: SamplingSteps | None = None
     """Step count whose Fréchet distance selects the weights in best.safetensors; by default the
     first of `steps`."""
     protocol: str = "quick"
     """Evaluation protocol: quick, resnet10k, fid10k, fid50k, clean-fid50k or dino50k."""
-    samples: int | None = None
+    samples: Annotated[int, Ge(2), Le(2**31 - 1)] | None = None
     """Images to generate for each score; by default the protocol's number."""
     extractor: str | None = None
     """Network that computes the features, by default the protocol's: classifier, pixels, rotations,
@@ -172,15 +172,6 @@ class EvaluateConfig:
     """Extra measures: sliced-wasserstein, or addresses such as my_package.my_module:MEASURE."""
 
     def __post_init__(self) -> None:
-        if self.every < 0:
-            raise InputError(
-                f"evaluate.every is {self.every}; set it to a number of steps, or to 0 for never"
-            )
-        if not self.steps or min(self.steps) < 1 or (self.best or 1) < 1:
-            raise InputError(
-                f"evaluate.steps is {list(self.steps)} and evaluate.best {self.best}; every step "
-                "count must be at least 1"
-            )
         _ = self.evaluation_protocol  # raises for a wrong protocol now, not after training
 
     @property
@@ -254,6 +245,11 @@ def parse(table: Mapping[str, Any], *, allow_code: Collection[str] | None = None
         if key not in table:
             raise InputError(f"the recipe has no [{key}] section")
     method = resolve_name("method", table["method"], "method", allow_code)
+    if not is_dataclass(getattr(method, "Config", None)):
+        raise InputError(
+            f"method.name is {table['method']['name']!r}, which is not a method; choose one of "
+            f"{', '.join(plugins.names('method'))}"
+        )
     settings = {key: value for key, value in table["method"].items() if key != "name"}
     values = {
         key: from_table(kind, table[key], key, allow_code=allow_code)

@@ -24,6 +24,8 @@ from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser, Prediction, check_times
 from fewstep.errors import InputError
 from fewstep.noise import RowNoise
+from fewstep.ranges import Positive, Probability
+from fewstep.tables import check_fields
 
 
 @dataclass
@@ -95,14 +97,13 @@ class Renoise(Step):
     Song et al. 2023, arXiv:2303.01469, algorithm 1.
     """
 
-    share: float = 1.0
+    share: Probability = 1.0
     """Share of the noise variance to replace, 0 to 1."""
-    clip: float | None = None
+    clip: Positive | None = None
     """Clamp the predicted image to ±clip."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise InputError(f"the sampler renoise has share = {self.share}; it must be 0 to 1")
+        check_fields(self, "renoise")
 
     def __call__(
         self, context: StepContext, x_t: Tensor, t: float, s: float | None
@@ -126,7 +127,7 @@ class Transfer(Step):
     """Keep the predicted noise: DDIM, and Euler under `Flow` and `VE`.  Song et al. 2010.02502."""
 
     deterministic: ClassVar[bool] = True
-    clip: float | None = None
+    clip: Positive | None = None
     """Clamp the predicted image to ±clip, but not the predicted noise."""
 
     def __call__(
@@ -145,14 +146,13 @@ class Ancestral(Step):
     variance: Literal["posterior", "large"] = "posterior"
     """Noise variance, at eta = 1: that of q, or DDPM's beta_t, which is
     sigma_t² − (alpha_t/alpha_s)²·sigma_s²."""
-    eta: float = 1.0
+    eta: Probability = 1.0
     """Factor of the noise's standard deviation, 0 to 1, as in DDIM; the mean is that of DDIM."""
-    clip: float | None = None
+    clip: Positive | None = None
     """Clamp the predicted image to ±clip."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise InputError(f"the sampler ancestral has eta = {self.eta}; it must be 0 to 1")
+        check_fields(self, "ancestral")
 
     def __call__(
         self, context: StepContext, x_t: Tensor, t: float, s: float | None
@@ -180,7 +180,7 @@ class Heun(Step):
 
     deterministic: ClassVar[bool] = True
     evaluations: ClassVar[int] = 2
-    clip: float | None = None
+    clip: Positive | None = None
     """Clamp the predicted image to ±clip; slopes are those of the noise that then makes x_t."""
 
     def __call__(
@@ -205,7 +205,7 @@ class Multistep(Step):
     deterministic: ClassVar[bool] = True
     order: Literal[2, 3] = 2
     """Number of predictions that a step combines: 2 (2M) or 3 (3M, the teacher of SFD)."""
-    clip: float | None = None
+    clip: Positive | None = None
     """Clamp each predicted image to ±clip before the last ones are combined."""
 
     def __call__(
@@ -236,9 +236,9 @@ class Corrector(Step):
     """
 
     evaluations: ClassVar[int] = 2
-    snr: float = 0.16
+    snr: Positive = 0.16
     """Ratio of the Langevin step's gradient to its noise."""
-    clip: float | None = None
+    clip: Positive | None = None
     """Clamp the image that the transfer step predicts to ±clip."""
 
     def __call__(

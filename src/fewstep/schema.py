@@ -175,9 +175,11 @@ def _unknown_key(key: str, table: Table) -> str:
     siblings = [k.rpartition(".")[2] for k, table_key in parents.items() if table_key == parent]
     same_name = [k for k in parents if k.rpartition(".")[2] == name]
     hint = f"; did you mean {same_name[0]}?" if same_name else ""
-    return f"unknown recipe key {key}" + (
-        hint or did_you_mean(name, siblings, prefix=f"{parent}." if parent else "")
-    )
+    hint = hint or did_you_mean(name, siblings, prefix=f"{parent}." if parent else "")
+    kind = _at(table, parent).get("name") if "." in parent else None
+    if isinstance(kind, str) and not hint:
+        hint = f" ({kind} has {', '.join(siblings) or 'no settings'})"
+    return f"unknown recipe key {key}{hint}"
 
 
 def _method_config(table: Table) -> ClassSource | None:
@@ -214,14 +216,26 @@ def _class_of(field: FieldSource, table: Table) -> ClassSource | None:
     It is the class that the table's `name` selects if the field's type is a noun's base class,
     else the type itself.
     """
-    names = [node.id for node in ast.walk(field.annotation) if isinstance(node, ast.Name)]
-    kinds = [kind for name in names if (kind := _find_class(field.module, name))]
+    kinds = [kind for name in _type_names(field) if (kind := _find_class(field.module, name))]
     if len(kinds) != 1:
         return None
     noun, name = _noun(kinds[0]), table.get("name")
     if noun is None or not isinstance(name, str):
         return kinds[0]
     return _find_class(*_address(noun, name).split(":"))
+
+
+def _type_names(field: FieldSource) -> list[str]:
+    """The names in a field's type, without those in the ranges of `Annotated`."""
+    ranges = {
+        inner
+        for node in ast.walk(field.annotation)
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Annotated"
+        for each in cast(ast.Tuple, node.slice).elts[1:]
+        for inner in ast.walk(each)
+    }
+    nodes = (node for node in ast.walk(field.annotation) if node not in ranges)
+    return [node.id for node in nodes if isinstance(node, ast.Name)]
 
 
 def _is_dict(field: FieldSource) -> bool:

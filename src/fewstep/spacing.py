@@ -6,15 +6,18 @@ shift.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.process import Flow
+from fewstep.ranges import Positive, Probability, SamplingSteps
+from fewstep.tables import check_fields
 from fewstep.times import Grid
 
 Curve = Literal["karras", "exponential", "beta"]
@@ -31,20 +34,20 @@ class TableGrid(Grid):
     moved to its end.
     """
 
-    levels: int = 1000
+    levels: Annotated[int, Ge(2), Le(100_000)] = 1000
     """Number of noise levels in the table."""
     spacing: Literal["leading", "trailing", "linspace", "lcm"] = "leading"
     """`leading`: multiples of the whole part of levels/N; `trailing`: from the last level down, by
     levels/N; `linspace`: from the last level to the first; `lcm`: N of `original` levels."""
-    offset: int = 0
+    offset: Annotated[int, Ge(0), Le(100_000)] = 0
     """Added to each step of `leading`."""
     open_end: bool = False
     """Space N + 1 steps and leave out the one at the data end, as DPM-Solver does."""
     rounded: bool = True
     """Round `linspace` to whole steps."""
-    last: int | None = None
+    last: Annotated[int, Ge(0), Le(100_000)] | None = None
     """Index of the highest level in use; by default levels − 1."""
-    original: int = 50
+    original: SamplingSteps = 50
     """Steps of the solver from which an LCM was distilled, for `lcm`."""
     curve: Curve | None = None
     """Replace the steps by levels sigma/alpha on a curve: between those of the first and the last
@@ -117,11 +120,11 @@ class ShiftedGrid(Grid):
     Under another process the times are those of equal sigma/alpha.
     """
 
-    shift: float = 1.0
+    shift: Positive = 1.0
     """1 leaves the times as they are; 3 is that of Stable Diffusion 3."""
-    low: float = 0.001
+    low: Probability = 0.001
     """The last u, from 0 to below `high`."""
-    high: float = 1.0
+    high: Probability = 1.0
     """The first u, at most 1."""
     open_end: bool = False
     """Space N + 1 times and leave out the one at the data end."""
@@ -129,10 +132,10 @@ class ShiftedGrid(Grid):
     """Space t between its first and its last value on a curve."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.low < self.high <= 1 and self.shift > 0):
+        check_fields(self, "shifted")
+        if self.low >= self.high:
             raise InputError(
-                f"a shifted grid has shift = {self.shift}, low = {self.low} and high = "
-                f"{self.high}; it needs shift > 0 and 0 <= low < high <= 1"
+                f"a shifted grid has low = {self.low} and high = {self.high}; it needs low < high"
             )
 
     def points(self, steps: int, denoiser: Denoiser) -> Tensor:

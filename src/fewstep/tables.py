@@ -11,13 +11,16 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+from annotated_types import MinLen
 
 from fewstep import plugins
 from fewstep.errors import InputError, did_you_mean
+from fewstep.ranges import describe, split
 
 
 def to_table(value: Any) -> Any:
@@ -46,33 +49,93 @@ def from_table(
     `table_key` is its dotted key, for error messages; for `allow_code` see `plugins.resolve`.
     Raises InputError for an unknown key or name, a missing key, or a value of the wrong type.
     """
-    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    if get_origin(kind) in (Union, UnionType):
-        options = [option for option in get_args(kind) if option is not NoneType]
-        if value is None and len(options) < len(get_args(kind)):
-            return None
-        # a table can only be one of the dataclasses, and any other value none of them
-        table = isinstance(value, Mapping)
-        fitting = [o for o in options if table == (isinstance(o, type) and is_dataclass(o))]
-        options = fitting if len(options) > 1 else options
-        kind = options[0] if len(options) == 1 else kind
-    if getattr(kind, "noun", None) is not None:
-        return _by_name(kind, value, table_key, allow_code)
-    if isinstance(kind, type) and is_dataclass(kind):
-        return _dataclass(kind, _mapping(value, table_key), table_key, allow_code)
-    inner = get_args(kind)
-    if get_origin(kind) is dict and is_dataclass(inner[1]):
+    kind = _option(kind, value, table_key)
+    bare, _ = split(kind)
+    if bare is NoneType:
+        return None
+    if getattr(bare, "noun", None) is not None:
+        return _by_name(bare, value, table_key, allow_code)
+    if isinstance(bare, type) and is_dataclass(bare):
+        return _dataclass(bare, _mapping(value, table_key), table_key, allow_code)
+    inner = get_args(bare)
+    if get_origin(bare) is dict and is_dataclass(inner[1]):
         items = _mapping(value, table_key).items()
         return {
             key: from_table(inner[1], item, f"{table_key}.{key}", allow_code=allow_code)
             for key, item in items
         }
-    if get_origin(kind) is tuple and is_dataclass(inner[0]) and isinstance(value, list):
-        return tuple(
-            from_table(inner[0], item, f"{table_key}.{index}", allow_code=allow_code)
-            for index, item in enumerate(cast(list[Any], value))
+    if get_origin(bare) is tuple and isinstance(value, list):
+        items = cast(list[Any], value)
+        kinds = inner[:1] * len(items) if Ellipsis in inner else inner
+        if len(kinds) != len(items):
+            raise _wrong(kind, value, table_key)
+        return check(
+            kind,
+            tuple(
+                from_table(each, item, f"{table_key}.{index}", allow_code=allow_code)
+                for index, (each, item) in enumerate(zip(kinds, items, strict=True))
+            ),
+            table_key,
         )
-    return _leaf(kind, value, table_key)
+    return check(kind, value, table_key)
+
+
+def check(kind: Any, value: Any, table_key: str) -> Any:
+    """The value, if it is of type `kind` and in its range; an int for a float becomes one.
+
+    Raises: InputError with the key, the value and what is allowed.
+    """
+    from pydantic import ValidationError
+
+    bare, limits = split(kind)
+    if get_origin(bare) is dict and isinstance(value, Mapping):
+        return _json_table(cast(Mapping[str, Any], value), table_key)
+    if bare is str and isinstance(value, str):
+        return value  # pydantic refuses paths that are not UTF-8
+    if get_origin(bare) is tuple and isinstance(value, tuple):
+        # its items are checked one by one, so that an error names the first wrong one
+        kind = Annotated[tuple[Any, ...], *(limits or (MinLen(0),))]
+    try:
+        return _adapter(kind).validate_python(value, strict=True)
+    except (ValidationError, OverflowError) as error:
+        raise _wrong(kind, value, table_key) from error
+
+
+def check_fields(settings: Any, table_key: str) -> None:
+    """Check the fields of a dataclass that was built by code.  Raises: InputError as `check`."""
+    for name, kind in field_types(type(settings)).items():
+        value, key = getattr(settings, name), f"{table_key}.{name}"
+        if not is_dataclass(value) and not isinstance(value, Mapping):
+            from_table(kind, to_table(value), key)
+
+
+def _option(kind: Any, value: Any, table_key: str) -> Any:
+    """The type that `value` can have, of those in a union; any other type is returned unchanged.
+
+    Raises: InputError for a value that is of no type of the union.
+    """
+    if get_origin(kind) not in (Union, UnionType):
+        return kind
+    options = [option for option in get_args(kind) if _could_be(option, value)]
+    if not options:
+        raise _wrong(kind, value, table_key)
+    return options[0]
+
+
+def _could_be(kind: Any, value: Any) -> bool:
+    """Whether `value` has the form of `kind`; its range, and the items of a list, may be wrong."""
+    bare, _ = split(kind)
+    origin = get_origin(bare) or bare
+    if origin is Literal:
+        return isinstance(value, str | int)
+    if getattr(bare, "noun", None) is not None:
+        return isinstance(value, Mapping | str)
+    if origin is dict or is_dataclass(bare):
+        return isinstance(value, Mapping)
+    forms: dict[Any, Any] = {tuple: list | tuple, float: int | float, int: int | float}
+    return isinstance(value, forms.get(origin, origin)) and (
+        bare is bool or not isinstance(value, bool)
+    )
 
 
 def addresses(table: Any) -> list[str]:
@@ -89,10 +152,13 @@ def addresses(table: Any) -> list[str]:
 
 def resolve_name(noun: str, table: Any, table_key: str, allow_code: Collection[str] | None) -> Any:
     """The class that a table's `name` selects.  Raises: InputError if the table has no name."""
-    name = _mapping(table, table_key).get("name")
+    table = _mapping(table, table_key)
+    name = table.get("name")
     if not isinstance(name, str):
-        choices = ", ".join(plugins.names(noun))
-        raise InputError(f"{table_key} lacks a name; choose one of {choices}")
+        problem = (
+            f"{table_key}.name is {name!r}" if "name" in table else f"{table_key} lacks a name"
+        )
+        raise InputError(f"{table_key}{problem}; choose one of {', '.join(plugins.names(noun))}")
     return plugins.resolve(noun, name, allow_code=allow_code)
 
 
@@ -122,9 +188,15 @@ def _dataclass(
     for key in table:
         if key not in hints:
             near = did_you_mean(key, hints, prefix=f"{table_key}.")
-            raise InputError(f"unknown key {table_key}.{key}{near}")
+            raise InputError(f"unknown key {table_key}.{key}{near}{_settings_of(kind)}")
+    defaults = {field.name: field for field in fields(kind)}
     values = {
-        key: from_table(hints[key], value, f"{table_key}.{key}", allow_code=allow_code)
+        key: from_table(
+            hints[key],
+            _with_default(defaults[key], value),
+            f"{table_key}.{key}",
+            allow_code=allow_code,
+        )
         for key, value in table.items()
     }
     for field in fields(kind):
@@ -139,6 +211,23 @@ def _dataclass(
         raise InputError(f"{table_key}: {error}") from error
 
 
+def _with_default(field: Field[Any], value: Any) -> Any:
+    """A table without a name, with the name and settings of the field's default added."""
+    if not isinstance(value, Mapping) or "name" in value or field.default_factory is MISSING:
+        return value
+    default = to_table(field.default_factory())
+    named = isinstance(default, dict) and "name" in default
+    return {**cast(dict[str, Any], default), **value} if named else value
+
+
+def _settings_of(kind: Any) -> str:
+    """The end of an error message: the settings of a class that is selected by name."""
+    if getattr(kind, "noun", None) is None:
+        return ""
+    names = ", ".join(field_types(kind)) or "no settings"
+    return f" ({plugins.name_of(kind.noun, kind)} has {names})"
+
+
 @cache
 def field_types(kind: Any) -> dict[str, Any]:
     """The type of each field of a dataclass."""
@@ -148,20 +237,26 @@ def field_types(kind: Any) -> dict[str, Any]:
 
 def _mapping(value: Any, table_key: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InputError(f"{table_key} is {value!r}, but must be a table of settings")
+        raise InputError(f"{table_key} is {value!r}; it must be a table of settings")
     return cast(Mapping[str, Any], value)
 
 
-def _leaf(kind: Any, value: Any, table_key: str) -> Any:
-    from pydantic import ValidationError
-
+def _json_table(value: Mapping[str, Any], table_key: str) -> dict[str, Any]:
+    """A table of any settings, if they can be saved in a weights file, whose text is JSON."""
     try:
-        # JSON mode checks types strictly, but accepts a list for a tuple
-        return _adapter(kind).validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join([table_key, *(str(part) for part in first["loc"])])
-        raise InputError(f"{key} is {first['input']!r}: {first['msg']}") from error
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{table_key} has a value that is no text, finite number, list or table: {error}"
+        ) from error
+    return dict(value)
+
+
+def _wrong(kind: Any, value: Any, table_key: str) -> InputError:
+    """The error for a value that is not of type `kind`, or out of its range."""
+    text = repr(value)
+    text = text if len(text) <= 60 else f"{text[:57]}…"
+    return InputError(f"{table_key} is {text}; it must be {describe(kind)}")
 
 
 @cache

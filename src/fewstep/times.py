@@ -9,13 +9,16 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from fewstep.denoiser import Denoiser, check_times
 from fewstep.errors import InputError
+from fewstep.ranges import Positive, Probability
+from fewstep.tables import check_fields
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,9 @@ class Density(ABC):
 class Uniform(Density):
     """The uniform density of times, as in DDPM and flow matching."""
 
-    low: float = 0.0
+    low: Probability = 0.0
     """Start of the interval, as a fraction of the span; distribution matching uses 0.02 … 0.98."""
-    high: float = 1.0
+    high: Probability = 1.0
     """End of the interval, as a fraction of the span."""
 
     def __post_init__(self) -> None:
@@ -53,12 +56,12 @@ class Karras(Density):
     Karras et al. 2022, arXiv:2206.00364, eq. 5; common in the distillation of EDM networks.
     """
 
-    rho: float = 7.0
+    rho: Positive = 7.0
     """A larger value puts more times near the data end."""
-    low: float = 0.0
+    low: Probability = 0.0
     """Start of the interval, as a fraction of the Karras grid's indices, counted from the data
     end."""
-    high: float = 1.0
+    high: Probability = 1.0
     """End of the interval, as a fraction of the Karras grid's indices."""
 
     def __post_init__(self) -> None:
@@ -77,14 +80,13 @@ class LogNormal(Density):
     of time.  Karras et al. 2022, arXiv:2206.00364; Esser et al. 2024, arXiv:2403.03206.
     """
 
-    mean: float = -1.2
+    mean: Annotated[float, Ge(-100), Le(100)] = -1.2
     """Mean of ln(sigma/alpha)."""
-    std: float = 1.2
+    std: Annotated[float, Gt(0), Le(100)] = 1.2
     """Standard deviation of ln(sigma/alpha)."""
 
     def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise InputError(f"a log-normal density needs std > 0, but std is {self.std}")
+        check_fields(self, "lognormal")
 
     def times(self, u: Tensor, denoiser: Denoiser) -> Tensor:
         process = denoiser.process
@@ -167,7 +169,7 @@ class KarrasGrid(Grid):
     so the last step goes to it. Karras et al. 2022, arXiv:2206.00364, eq. 5.
     """
 
-    rho: float = 7.0
+    rho: Positive = 7.0
     """A larger value puts more steps near the data end."""
 
     def points(self, steps: int, denoiser: Denoiser) -> Tensor:
@@ -181,7 +183,7 @@ class KarrasGrid(Grid):
 class FixedGrid(Grid):
     """A fixed list of times for each supported step count: those that a student was trained at."""
 
-    times: tuple[tuple[float, ...], ...]
+    times: tuple[tuple[Probability, ...], ...]
     """One decreasing list of times for each step count."""
 
     def __post_init__(self) -> None:

@@ -74,7 +74,7 @@ def test_each_head_sees_a_size_of_the_network(channels):
 def test_another_circuit_is_refused():
     with pytest.raises(InputError, match="blocks"):
         residuals().copy_readout(circuit(blocks=2), torch.tensor(0.0))
-    with pytest.raises(InputError, match="at least 0"):
+    with pytest.raises(InputError, match="from 0"):
         ResidualsConfig(chunks=-1)
 
 

@@ -273,7 +273,7 @@ def test_what_cannot_be_is_refused():
         CircuitMethodConfig(steps=4, strides=(2, 2))
     with pytest.raises(InputError, match="method.chain"):
         CircuitMethodConfig(steps=4, chain=-1.0)
-    with pytest.raises(InputError, match="both are 0 to 1"):
+    with pytest.raises(InputError, match="from 0 to below 1"):
         CircuitMethodConfig(steps=4, decay=5.0)
     blind = Denoiser(circuit(classes=0), Flow(), Eps(Flow()))
     with pytest.raises(InputError, match="eps-prediction network"):

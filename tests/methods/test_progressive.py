@@ -329,9 +329,9 @@ def test_a_teacher_of_another_clock_is_asked_under_the_students():
     [
         ({"first": 12, "last": 1}, "method.first must be method.last times a power of two"),
         ({"first": 2, "last": 4}, "method.first must be method.last times a power of two"),
-        ({"first": 4, "last": 0}, "method.first must be method.last times a power of two"),
+        ({"first": 4, "last": 0}, "method.last is 0; it must be an integer from 1"),
         ({"first": 4, "phases": (5, 5)}, "there are 3 phases"),
-        ({"first": 4, "phases": (1, 0, 1)}, "must be above 0"),
+        ({"first": 4, "phases": (1, 0, 1)}, "must be a number above 0"),
         ({"first": 16, "steps": 4}, "fit.steps is 4, but the method has 5 phases"),
     ],
 )

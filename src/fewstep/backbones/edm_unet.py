@@ -6,7 +6,7 @@ Song et al. 2021, arXiv:2011.13456 (DDPM++, NCSN++); Dhariwal and Nichol 2021, a
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -28,66 +28,76 @@ from fewstep.backbones.embedding import Fourier, LevelEmbedding, Sinusoid, augme
 from fewstep.backbones.residual_blocks import ImageSkip, ResidualBlock, ResidualOptions
 from fewstep.condition import Condition
 from fewstep.errors import InputError
+from fewstep.ranges import (
+    NONEMPTY,
+    Channels,
+    Depth,
+    Integer,
+    NonNegative,
+    Pixels,
+    Positive,
+    ProbabilityBelowOne,
+)
 
 
 @dataclass(frozen=True)
 class EDMUNetConfig(BackboneConfig):
     """Settings of an `EDMUNet`. The defaults are EDM's DDPM++ for CIFAR-10."""
 
-    width: int = 128
+    width: Channels = 128
     """Channels of the first convolution."""
-    channels: tuple[int, ...] = (256, 256, 256)
+    channels: Annotated[tuple[Channels, ...], NONEMPTY] = (256, 256, 256)
     """Channels at each size. The first size is the image's, and each next one is half as large."""
-    layers: int = 4
+    layers: Depth = 4
     """Residual layers per size in the encoder; the decoder has one more."""
-    attention: tuple[int, ...] = (16,)
+    attention: tuple[Pixels, ...] = (16,)
     """Image heights in pixels at which the layers have attention, such as (16, 8)."""
     decoder_attention: Literal["all", "last"] = "last"
     """Which of the decoder's layers at these heights have attention: in ADM all, else the last."""
-    heads: int | None = None
+    heads: Channels | None = None
     """Attention heads, alternatively to `head_dim`; None for both means one head."""
-    head_dim: int | None = None
+    head_dim: Channels | None = None
     """Channels per attention head."""
-    level_width: int = 128
+    level_width: Channels = 128
     """Width of the level's features; must be even."""
-    embedding: int = 512
+    embedding: Channels = 512
     """Width of the embedding that the layers receive."""
     fourier: bool = False
     """Whether the level's features have random frequencies, as in NCSN++."""
     cosine_first: bool = False
     """Whether cosines precede sines in the level's features, as in ADM."""
-    freq_shift: float = 1.0
+    freq_shift: NonNegative = 1.0
     """Spacing of the features' frequencies: 1 in DDPM++, 0 in ADM."""
     class_first: bool = True
     """Whether the class is added to the level's features; otherwise to their embedding, as in
     ADM."""
     adaptive: bool = False
     """Whether the embedding sets scale and shift of a layer, as in ADM, or the shift alone."""
-    residual_scale: float = math.sqrt(0.5)
+    residual_scale: Positive = math.sqrt(0.5)
     """Factor of the sum of a layer's input and output; 1 in ADM."""
     resampling: Literal["layer", "convolution"] = "layer"
     """What changes the size: a residual layer, or a convolution alone."""
-    taps: tuple[int, ...] = (1, 1)
+    taps: Annotated[tuple[Integer, ...], NONEMPTY] = (1, 1)
     """Filter with which layers change the size; (1, 3, 3, 1) in NCSN++."""
     shortcut: bool = True
     """Whether the shortcut of such a layer has a convolution; not in ADM."""
     image_skips: bool = False
     """Whether each size of the encoder also receives the convolved image, as in NCSN++."""
-    groups: int = 32
+    groups: Channels = 32
     """Largest number of groups of a normalisation."""
-    min_group: int = 4
+    min_group: Channels = 4
     """Least channels per group of a normalisation."""
-    norm_eps: float = 1e-6
+    norm_eps: NonNegative = 1e-6
     """Added to the variance in normalisations."""
-    dropout: float = 0.0
+    dropout: ProbabilityBelowOne = 0.0
     """Dropout probability in each layer during training, at least 0 and below 1."""
     two_times: bool = False
     """Whether there is an input for the destination, for flow maps; initially it has no effect."""
     augmented: bool = False
     """Whether there is an input for labels of augmentation; `data.augment` sets it."""
-    level_scale: float = 250.0
+    level_scale: Positive = 250.0
     """Factor for logarithmic levels (EDM's); 1 in EDM, 1000 in consistency models."""
-    pace: float | None = None
+    pace: Positive | None = None
     """Factor of the frequencies in the level's features. None is 0.004 for logarithmic levels
     (EDM's) and 1 for others."""
 

@@ -7,6 +7,7 @@ linear attention, whose cost grows with the number of pixels and not with its sq
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -28,35 +29,36 @@ from fewstep.backbones.blocks import (
 from fewstep.backbones.embedding import LevelEmbedding, Sinusoid, embed
 from fewstep.condition import Condition
 from fewstep.errors import InputError
+from fewstep.ranges import NONEMPTY, Channels, DepthOrZero, Positive, ProbabilityBelowOne
 
 
 @dataclass(frozen=True)
 class LucidrainsUNetConfig(BackboneConfig):
     """Settings of a `LucidrainsUNet`. The defaults are those of the package with `dim=64`."""
 
-    channels: tuple[int, ...] = (64, 64, 128, 256, 512)
+    channels: Annotated[tuple[Channels, ...], NONEMPTY] = (64, 64, 128, 256, 512)
     """Channels of the first convolution, then those that each size hands to the next. The first
     size is the image's, and each next one is half as large."""
-    width: int = 64
+    width: Channels = 64
     """Width of the level's embedding; a quarter of the width of the network that follows it."""
     full_attention: tuple[bool, ...] = (False, False, False, True)
     """For each size, whether its attention is full; otherwise it is linear attention."""
-    heads: tuple[int, ...] = (4, 4, 4, 4)
+    heads: tuple[Channels, ...] = (4, 4, 4, 4)
     """Attention heads at each size; the bottleneck has those of the last."""
-    head_dim: tuple[int, ...] = (32, 32, 32, 32)
+    head_dim: tuple[Channels, ...] = (32, 32, 32, 32)
     """Channels per head at each size; the bottleneck has those of the last."""
-    memory: int = 4
+    memory: DepthOrZero = 4
     """Learned keys and values per attention head."""
-    groups: int | None = None
+    groups: Channels | None = None
     """Groups of the residual layers' normalisations, 8 before version 2.0; None normalises the
     channels of each pixel by their root mean square, as later versions do."""
-    dropout: float = 0.0
+    dropout: ProbabilityBelowOne = 0.0
     """Dropout probability in each layer during training, at least 0 and below 1."""
     two_times: bool = False
     """Whether there is an input for the destination, for flow maps; initially it has no effect."""
-    level_scale: float = 250.0
+    level_scale: Positive = 250.0
     """Factor for logarithmic levels (EDM's), so that they span the range of the embedding."""
-    pace: float | None = None
+    pace: Positive | None = None
     """Factor of the frequencies in the level's features. None is 0.004 for logarithmic levels
     (EDM's) and 1 for others."""
 

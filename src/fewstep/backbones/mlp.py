@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,6 +13,7 @@ from fewstep.backbones.base import Backbone, BackboneConfig
 from fewstep.backbones.embedding import LevelEmbedding, Sinusoid, embed
 from fewstep.condition import Condition
 from fewstep.errors import InputError
+from fewstep.ranges import DepthOrZero, Positive
 
 
 @dataclass(frozen=True)
@@ -20,15 +23,15 @@ class MLPConfig(BackboneConfig):
     With the defaults it has about 700,000 parameters and trains on a toy data set in seconds.
     """
 
-    width: int = 256
+    width: Annotated[int, Ge(4), Le(65_536)] = 256
     """Size of the hidden layers; even, and at least 4."""
-    depth: int = 3
+    depth: DepthOrZero = 3
     """Number of residual layers."""
     two_times: bool = False
     """Whether there is an input for the destination, for flow maps; initially it has no effect."""
-    level_scale: float = 250.0
+    level_scale: Positive = 250.0
     """Factor for logarithmic levels (EDM's), so that they span the range of the embedding."""
-    pace: float | None = None
+    pace: Positive | None = None
     """Factor of the frequencies in the embedding of the level. Small values, such as 0.03, keep the
     network's derivative along time small, as MeanFlow and sCM need. None is 0.004 for logarithmic
     levels (EDM's) and 1 for others."""

@@ -12,7 +12,7 @@ network under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
 import math
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -35,6 +35,15 @@ from fewstep.backbones.blocks import (
 from fewstep.backbones.embedding import LevelEmbedding, Sinusoid, augment_embedding, embed
 from fewstep.condition import Condition
 from fewstep.errors import InputError
+from fewstep.ranges import (
+    NONEMPTY,
+    Channels,
+    Depth,
+    NonNegative,
+    Pixels,
+    Positive,
+    ProbabilityBelowOne,
+)
 
 
 @dataclass(frozen=True)
@@ -44,27 +53,27 @@ class UNetConfig(BackboneConfig):
     The defaults are those of google/ddpm-cifar10-32: 35,746,307 parameters at (3, 32, 32).
     """
 
-    channels: tuple[int, ...] = (128, 256, 256, 256)
+    channels: Annotated[tuple[Channels, ...], NONEMPTY] = (128, 256, 256, 256)
     """Channels at each size. The first size is the image's, and each next one is half as large."""
-    layers: int = 2
+    layers: Depth = 2
     """Residual layers per size in the encoder; the decoder has one more."""
-    attention: tuple[int, ...] = (16,)
+    attention: tuple[Pixels, ...] = (16,)
     """Image heights in pixels at which the layers have attention, such as (16, 8)."""
     middle_attention: bool = True
     """Whether the bottleneck has attention."""
-    head_dim: int | None = None
+    head_dim: Channels | None = None
     """Channels per attention head; None means one head, as in DDPM."""
-    groups: int = 32
+    groups: Channels = 32
     """Groups of the normalisation; must divide every number of channels."""
-    dropout: float = 0.0
+    dropout: ProbabilityBelowOne = 0.0
     """Dropout probability in each layer during training, at least 0 and below 1."""
     two_times: bool = False
     """Whether there is an input for the destination, for flow maps; initially it has no effect."""
     augmented: bool = False
     """Whether there is an input for labels of augmentation; `data.augment` sets it."""
-    level_scale: float = 250.0
+    level_scale: Positive = 250.0
     """Factor for logarithmic levels (EDM's), so that they span the range of the embedding."""
-    norm_eps: float = 1e-6
+    norm_eps: NonNegative = 1e-6
     """Added to the variance in normalisations."""
     downsample_padding: Literal[0, 1] = 0
     """Padding before a size is halved: 0 pads one row and column at the end, as in DDPM; 1 pads all
@@ -72,9 +81,9 @@ class UNetConfig(BackboneConfig):
     flip_sin_to_cos: bool = False
     """Whether cosines precede sines in the embedding of the level: false in DDPM, true in later
     networks."""
-    freq_shift: float = 1.0
+    freq_shift: NonNegative = 1.0
     """Spacing of the embedding's frequencies: 1 in DDPM, 0 in later networks."""
-    pace: float | None = None
+    pace: Positive | None = None
     """Factor of the frequencies in the embedding of the level. Small values, such as 0.03, keep the
     network's derivative along time small, as MeanFlow and sCM need. None is 0.004 for logarithmic
     levels (EDM's) and 1 for others."""

@@ -15,9 +15,10 @@ in full or, with `lora`, start from a pretrained network: its attention gets low
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,6 +31,8 @@ from fewstep.circuits.layers import Adapter, Gate, Level, Readout, State
 from fewstep.circuits.lora import ORIGINAL, add_lora
 from fewstep.condition import Condition
 from fewstep.errors import InputError
+from fewstep.ranges import Channels, DepthOrZero, Positive
+from fewstep.tables import check_fields
 
 NEW = ("time_embedding_s", "class_embedding")
 """Modules that a pretrained network may lack; they are trained with `lora`, too."""
@@ -39,19 +42,19 @@ NEW = ("time_embedding_s", "class_embedding")
 class StateConfig:
     """Size of a circuit's hidden state; a network that predicts its states needs the same."""
 
-    channels: int = 128
+    channels: Channels = 128
     """Channels of the state."""
-    shrink: int = 1
+    shrink: Literal[1, 2, 4, 8, 16] = 1
     """The images' height and width divided by the state's."""
-    groups: int = 32
+    groups: Channels = 32
     """Number of groups in the state's normalisation, which has no parameters."""
 
     def __post_init__(self) -> None:
-        divisible = self.channels >= 1 and self.groups >= 1 and self.channels % self.groups == 0
-        if not divisible or self.shrink not in (1, 2, 4, 8, 16):
+        check_fields(self, "student.backbone.state")
+        if self.channels % self.groups:
             raise InputError(
-                f"the state has channels {self.channels}, groups {self.groups} and shrink "
-                f"{self.shrink}: groups must divide channels, and shrink must be 1, 2, 4, 8 or 16"
+                f"the state has channels {self.channels} and groups {self.groups}: groups must "
+                "divide channels"
             )
 
     def shape(self, image: tuple[int, ...]) -> tuple[int, int, int]:
@@ -88,21 +91,17 @@ class CircuitConfig(BackboneConfig):
     """The U-Net. Encoder and update have one each, with weights of their own."""
     state: StateConfig = field(default_factory=StateConfig)
     """Channels, shrink and groups of the hidden state."""
-    blocks: int = 2
+    blocks: DepthOrZero = 2
     """Residual blocks in each adapter of the update; encoder and read-outs have twice as many."""
-    step: float = 0.3
+    step: Positive = 0.3
     """Upper bound of the learned factor of a residual, whose initial value is half of it."""
-    lora: int = 0
+    lora: Annotated[int, Ge(0), Le(65_536)] = 0
     """Rank of the low-rank adapters in a pretrained U-Net's attention; 0 trains all weights."""
-    lora_alpha: float = 16.0
+    lora_alpha: Positive = 16.0
     """Scale of the adapters: they are multiplied by lora_alpha / lora."""
 
     def __post_init__(self) -> None:
-        if min(self.lora, self.blocks) < 0 or self.step <= 0:
-            raise InputError(
-                f"student.backbone has lora {self.lora}, blocks {self.blocks}, step {self.step}: "
-                "lora and blocks must be at least 0, step above 0"
-            )
+        check_fields(self, "student.backbone")
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "CircuitNet":
         """Build a network with random weights."""

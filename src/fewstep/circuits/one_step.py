@@ -30,6 +30,8 @@ from fewstep.circuits.lora import freeze
 from fewstep.circuits.network import CircuitNet, StateConfig
 from fewstep.condition import Condition
 from fewstep.errors import InputError
+from fewstep.ranges import CountOrZero, DepthOrZero
+from fewstep.tables import check_fields
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,13 @@ class ResidualsConfig(BackboneConfig):
     """The U-Net, whose decoder the prediction heads read."""
     state: StateConfig = field(default_factory=StateConfig)
     """Channels, shrink and groups of the hidden state, which must be the circuit's."""
-    chunks: int = 10
+    chunks: CountOrZero = 10
     """Number of residual chunks to predict, as recorded; 0 predicts only the last state."""
-    blocks: int = 2
+    blocks: DepthOrZero = 2
     """The circuit's `blocks`: they set the depth of the read-out, which is copied from it."""
 
     def __post_init__(self) -> None:
-        if self.chunks < 0:
-            raise InputError(f"student.backbone.chunks is {self.chunks}; it must be at least 0")
+        check_fields(self, "student.backbone")
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "ResidualsNet":
         """Build a network with random weights."""

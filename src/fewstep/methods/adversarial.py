@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import Denoiser
-from fewstep.errors import InputError
 from fewstep.generator import SampleSpec
 from fewstep.methods.schedule import check_steps
+from fewstep.ranges import Channels, NonNegative
+from fewstep.tables import check_fields
 
 R1_NOISE = 0.1
 """Standard deviation of the noise that estimates the squared gradient of the logit. A smaller one
@@ -24,15 +25,15 @@ drowns in the rounding of bfloat16."""
 class AdversarialConfig:
     """Settings of the adversarial loss, which compares the student's images with real ones."""
 
-    weight: float = 0.0
+    weight: NonNegative = 0.0
     """Weight of the adversarial loss in the student's loss. At 0 there is no head, and no real
     images are read."""
-    head_weight: float = 0.01
+    head_weight: NonNegative = 0.01
     """Weight of the discriminator loss in the fake score's loss."""
-    start: float = 0.0
+    start: NonNegative = 0.0
     """Training steps before the adversarial loss is in the student's loss, while the head trains
     already; below 1, a share of the training."""
-    r1: float = 0.0
+    r1: NonNegative = 0.0
     """Weight of the squared gradient of the logit at real images, in the discriminator loss. It is
     estimated by finite differences (Lin et al. 2025, arXiv:2501.08316)."""
     features: Literal["fake", "teacher"] = "fake"
@@ -41,17 +42,12 @@ class AdversarialConfig:
     layers: Literal["bottleneck", "all"] = "bottleneck"
     """Activations that the head takes as input: those of the `bottleneck` (the last layer), or of
     `all` layers."""
-    width: int = 64
+    width: Channels = 64
     """Hidden channels of the head."""
 
     def __post_init__(self) -> None:
         check_steps(self.start, "method.adversarial.start")
-        for name in ("weight", "head_weight", "r1"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise InputError(
-                    f"method.adversarial.{name} is {value}; it must be finite and at least 0"
-                )
+        check_fields(self, "method.adversarial")
 
 
 class Head(nn.Module):

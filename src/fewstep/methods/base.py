@@ -14,6 +14,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.methods.batch import Batch
+from fewstep.tables import check_fields
 
 
 class Loss(NamedTuple):
@@ -107,6 +108,7 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
                 f"{type(self).__name__} distils a teacher, and the recipe has none: "
                 "set teacher.load to a run or a pretrained network"
             )
+        check_fields(config, "method")
         check_label_dropout(getattr(config, "label_dropout", 0.0), task.spec.classes)
         self.config = config
         self.student = task.student
@@ -153,12 +155,8 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
         """The student with the sampler and grid of times that it is trained for."""
 
 
-def check_label_dropout(share: float, classes: int = 0) -> None:
-    """Raise InputError unless `share` is from 0 to 1, and below 1 if there are `classes`."""
-    if not 0 <= share <= 1:
-        raise InputError(
-            f"method.label_dropout is {share}; it must be a fraction of the rows, 0 to below 1"
-        )
+def check_label_dropout(share: float, classes: int) -> None:
+    """Raise InputError if `share` is 1 and there are `classes`, which would not be trained."""
     if share == 1 and classes:
         raise InputError(
             f"method.label_dropout is {share}, which leaves the {classes} classes untrained: set "

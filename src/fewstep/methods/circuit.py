@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,16 @@ from fewstep.methods.base import Loss, Method, Task, Turn
 from fewstep.methods.batch import Batch
 from fewstep.methods.schedule import step_ranges
 from fewstep.parametrization import Eps
+from fewstep.ranges import (
+    NONEMPTY,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    Probability,
+    ProbabilityBelowOne,
+    SamplingSteps,
+)
+from fewstep.tables import check_fields
 from fewstep.times import FixedGrid, UniformGrid
 
 Errors = dict[str, Tensor]
@@ -41,41 +51,38 @@ Errors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class CircuitMethodConfig:
-    steps: int = 1000
+    steps: SamplingSteps = 1000
     """Number of equal time steps from noise to data, which is the largest number of updates."""
-    depths: tuple[float, ...] = (0.0, 1.0)
+    depths: Annotated[tuple[NonNegative, ...], NONEMPTY] = (0.0, 1.0)
     """Relative frequencies of chains of 0, 1, 2, … updates. Published: chains of 1, later of 3."""
-    strides: tuple[int, ...] = (1,)
+    strides: Annotated[tuple[SamplingSteps, ...], NONEMPTY] = (1,)
     """Time steps per update, one of these numbers per batch; DDIM takes every time step."""
-    length: int = 0
+    length: CountOrZero = 0
     """Fewest updates in a chain; gradients pass through only as many in a row as the depth."""
     follow: Literal["live", "average"] = "live"
     """Network that computes the targets: the one in training (`live`), or its `average`."""
-    decay: float = 0.999
+    decay: ProbabilityBelowOne = 0.999
     """Decay of that average per training step, below 1."""
-    chain: float = 5.0
+    chain: NonNegative = 5.0
     """λ_chain, the weight of the squared error of the states z_k in the loss."""
-    image: float = 1.0
+    image: NonNegative = 1.0
     """λ_image, the weight of the squared error of the X0out images in the loss."""
-    label_dropout: float = 0.0
+    label_dropout: Probability = 0.0
     """Fraction of rows, 0 to below 1, trained without label, for guidance; a ring has none."""
     joint: bool = False
     """Whether the losses of the updates also train the encoder, as published. It then learns states
     that hardly change from step to step, and the images of a ring are poor (docs/log.md)."""
-    phases: tuple[float, ...] = ()
+    phases: tuple[Positive, ...] = ()
     """Relative lengths of the two phases of the training: the plain loss, then chains and a frozen
     encoder, each with its own learning rate schedule. Empty: chains from the start."""
 
     def __post_init__(self) -> None:
         depths, strides, phases = list(self.depths), list(self.strides), list(self.phases)
-        if not depths or min(depths) < 0 or not sum(depths):
-            problem = f"depths is {depths}; give frequencies of at least 0, not all of them 0"
-        elif min(strides, default=0) < 1 or len({*strides}) < len(strides):
-            problem = f"strides is {strides}; give different numbers of at least 1"
-        elif min(self.length, self.chain, self.image) < 0:
-            problem = f"chain is {self.chain}, image {self.image}, length {self.length}: below 0"
-        elif not (0 <= self.decay < 1 and 0 <= self.label_dropout <= 1):
-            problem = f"decay is {self.decay}, label_dropout {self.label_dropout}: both are 0 to 1"
+        check_fields(self, "method")
+        if not sum(depths):
+            problem = f"depths is {depths}; give frequencies, not all of them 0"
+        elif len({*strides}) < len(strides):
+            problem = f"strides is {strides}; give different numbers"
         elif any(self.steps % stride for stride in strides):
             problem = f"strides is {strides}; each must divide method.steps, {self.steps}"
         elif (len(depths) - 1) * min(strides) > self.steps:

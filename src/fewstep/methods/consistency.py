@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from fewstep import ema
-from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.levels import DiscreteLevels, EctLevels, Levels
 from fewstep.losses import Distance, PseudoHuber
@@ -27,6 +26,7 @@ from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_regular
 from fewstep.process import broadcast_to
+from fewstep.ranges import ProbabilityBelowOne
 from fewstep.sampling import Renoise
 from fewstep.times import Density, Grid, LogNormal, UniformGrid
 
@@ -54,7 +54,7 @@ class ConsistencyConfig:
     CT)."""
     loss: Distance = field(default_factory=lambda: PseudoHuber(c=0.0))
     """Distance between the two images; `pseudo-huber` with c = 0 is the Euclidean norm."""
-    target_decay: float = 0.0
+    target_decay: ProbabilityBelowOne = 0.0
     """Decay per training step of the average D' that predicts at r, below 1; 0 means that D' is the
     student. With the levels `ladder`, of which there are N by then, it is decay^(first/N)."""
     grid: Grid = field(default_factory=UniformGrid)
@@ -71,10 +71,6 @@ class Consistency(Method[ConsistencyConfig]):
     def __init__(self, config: ConsistencyConfig, task: Task) -> None:
         student, teacher = task.student, task.teacher
         check_regular(student)
-        if not 0 <= config.target_decay < 1:
-            raise InputError(
-                f"method.target_decay is {config.target_decay}; it must be at least 0 and below 1"
-            )
         process, ratios = student.process, torch.tensor(config.levels.bounds, dtype=torch.float64)
         spans = [student.span, process.time(ratios).tolist()]
         if config.source == "teacher":

@@ -17,10 +17,12 @@ from fewstep.denoiser import Prediction
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.losses import squared_error
-from fewstep.methods.base import Loss, Method, Turn, check_label_dropout
+from fewstep.methods.base import Loss, Method, Turn
 from fewstep.methods.batch import Batch
 from fewstep.plugins import name_of
+from fewstep.ranges import Positive, Probability
 from fewstep.sampling import Step, Transfer
+from fewstep.tables import check_fields
 from fewstep.times import Density, Grid, Uniform, UniformGrid
 
 
@@ -34,9 +36,9 @@ class DenoiseConfig:
     weight: Literal["none", "snr", "min-snr"] = "none"
     """Weight of the squared error: `none` is 1 on the error of the raw output; `snr` is the SNR and
     `min-snr` is min(SNR, gamma) on the error of x0."""
-    gamma: float = 5.0
+    gamma: Positive = 5.0
     """Largest weight under `min-snr`; published: 5 (Hang et al. 2023, arXiv:2303.09556)."""
-    label_dropout: float = 0.1
+    label_dropout: Probability = 0.1
     """Fraction of rows, 0 to below 1, trained without their label, for classifier-free guidance."""
     sampler: Step = field(default_factory=Transfer)
     """Sampler of the trained network: `transfer` (Euler, or DDIM), `heun` (2N − 1 network calls in
@@ -45,7 +47,7 @@ class DenoiseConfig:
     """Times at which the trained network is sampled: `uniform` or `karras`."""
 
     def __post_init__(self) -> None:
-        check_label_dropout(self.label_dropout)
+        check_fields(self, "method")
         if self.sampler.own_grid:
             raise InputError(
                 f"method.sampler is {name_of('sampler', type(self.sampler))}, which samples only "

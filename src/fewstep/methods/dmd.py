@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from fewstep.condition import Condition
-from fewstep.errors import InputError
 from fewstep.losses import Distance, SquaredError, squared_error
 from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.base import Loss, Task, Turn
 from fewstep.methods.batch import Batch
 from fewstep.methods.fake_score import FakeConfig, row_scale, student_images
 from fewstep.methods.matching import DistributionMatching
+from fewstep.ranges import Count, NonNegative, SamplingSteps
 from fewstep.times import Density, Grid, Uniform, UniformGrid
 
 
@@ -34,7 +34,7 @@ from fewstep.times import Density, Grid, Uniform, UniformGrid
 class DmdConfig:
     """Settings of `Dmd`."""
 
-    steps: int = 1
+    steps: SamplingSteps = 1
     """Number of steps of the student. With more than 1, later steps train on the student's own
     images of the earlier ones."""
     grid: Grid = field(default_factory=UniformGrid)
@@ -45,10 +45,10 @@ class DmdConfig:
     fake: FakeConfig = field(default_factory=FakeConfig)
     """The fake score: `density` of its training times, `dropout`, and `warmup`, steps before the
     student trains."""
-    every: int = 1
+    every: Count = 1
     """Training steps from one update of the student to the next; the fake score is updated at every
     step. In DMD2: 5."""
-    regression: float = 0.0
+    regression: NonNegative = 0.0
     """λ_regression, the weight of the regression loss; at 0 no pairs are read. Published with
     LPIPS: 0.25."""
     loss: Distance = field(default_factory=SquaredError)
@@ -63,11 +63,6 @@ class Dmd(DistributionMatching[DmdConfig]):
 
     def __init__(self, config: DmdConfig, task: Task) -> None:
         super().__init__(config, task)
-        if config.every < 1 or config.regression < 0:
-            raise InputError(
-                f"method.every is {config.every} and method.regression {config.regression}; the "
-                "first must be at least 1, the second at least 0"
-            )
         loss_weights = {"pairs": config.regression, "images": config.adversarial.weight}
         self.reads = frozenset(stream for stream, weight in loss_weights.items() if weight)
 

@@ -22,6 +22,7 @@ from fewstep.methods.adversarial import R1_NOISE, AdversarialConfig, Head
 from fewstep.methods.base import Loss
 from fewstep.methods.batch import Batch
 from fewstep.methods.schedule import check_steps
+from fewstep.ranges import NonNegative, ProbabilityBelowOne
 from fewstep.times import Density, Uniform
 
 
@@ -32,10 +33,10 @@ class FakeConfig:
     density: Density = field(default_factory=Uniform)
     """Distribution of the times at which the fake score and its head are trained. Published for EDM
     networks: `karras` in DMD, `lognormal` as for EDM in SiD."""
-    dropout: float | None = None
+    dropout: ProbabilityBelowOne | None = None
     """Dropout of the fake score, by default that of the teacher's network. Published: 0 in DMD,
     0.13 in SiD."""
-    warmup: float = 0.0
+    warmup: NonNegative = 0.0
     """Training steps before the first update of the student, while only the fake score trains;
     below 1, a share of the training. Published in SiDA: 100,000 images."""
 

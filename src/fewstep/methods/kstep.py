@@ -21,6 +21,7 @@ from fewstep.methods.base import Loss, Method, Task, Turn
 from fewstep.methods.batch import Batch
 from fewstep.plugins import name_of
 from fewstep.process import Flow, broadcast_to
+from fewstep.ranges import SamplingSteps
 from fewstep.times import FixedGrid, UniformGrid
 
 
@@ -28,7 +29,7 @@ from fewstep.times import FixedGrid, UniformGrid
 class KstepConfig:
     """Settings of `Kstep`."""
 
-    k: int = 4
+    k: SamplingSteps = 4
     """Number of steps of the student, 1 or more."""
     on: Literal["velocity", "x0"] = "velocity"
     """Prediction whose error is the loss. The x0 error is t times the velocity error."""
@@ -45,8 +46,6 @@ class Kstep(Method[KstepConfig]):
     needs_teacher = False
 
     def __init__(self, config: KstepConfig, task: Task) -> None:
-        if config.k < 1:
-            raise InputError(f"method.k is {config.k}; it must be 1 or more")
         if config.on == "velocity" and isinstance(config.loss, ImageDistance):
             raise InputError(
                 f'method.loss "{name_of("distance", type(config.loss))}" compares images, but '

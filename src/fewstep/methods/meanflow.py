@@ -21,10 +21,12 @@ from fewstep.backbones.derivatives import value_and_tangent
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
-from fewstep.methods.base import Loss, Method, Task, Turn, check_label_dropout, require_teacher
+from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_regular, check_spans
 from fewstep.process import Flow, broadcast_to
+from fewstep.ranges import NonNegative, Positive, Probability, ProbabilityBelowOne
+from fewstep.tables import check_fields
 from fewstep.times import Density, Grid, LogNormal, UniformGrid
 
 
@@ -37,31 +39,31 @@ class MeanflowConfig:
     here is the logit-normal distribution of the paper."""
     density_s: Density | None = None
     """Distribution of s, if it differs from that of t. If s then exceeds t, it is set to t."""
-    distinct: float = 0.25
+    distinct: Probability = 0.25
     """Fraction of rows, 0 to 1, with s < t; the others have s = t. Published: 0.25, on CIFAR-10
     0.75."""
-    p: float = 1.0
+    p: NonNegative = 1.0
     """Power p of the adaptive weight 1/(|Δ|² + c)^p; 0 makes all weights 1."""
-    c: float | None = None
+    c: Positive | None = None
     """Constant c of the adaptive weight, where |Δ|² is the sum over the elements of an image. None:
     0.001 as published, and with source = "teacher" half the number of elements, since a teacher's
     velocity has no noise that bounds the weights of rows with a small error."""
     source: Literal["data", "teacher"] = "data"
     """Velocity v: eps − x0 of the `data`, or the prediction of the `teacher` at x_t."""
-    guidance: float = 1.0
+    guidance: NonNegative = 1.0
     """Scale of the guidance that the student learns from data; 1 means no guidance. With source =
     "teacher", set teacher.guidance instead."""
-    kappa: float = 0.0
+    kappa: ProbabilityBelowOne = 0.0
     """Weight of the student's own velocity in the guided velocity, from 0 to below 1."""
-    interval: tuple[float, float] = (0.0, 1.0)
+    interval: tuple[Probability, Probability] = (0.0, 1.0)
     """The lowest and highest time at which the velocity is guided."""
-    label_dropout: float = 0.1
+    label_dropout: Probability = 0.1
     """Fraction of rows, between 0 and 1, trained without their label; used only with guidance."""
     grid: Grid = field(default_factory=UniformGrid)
     """Times at which the student is sampled."""
 
     def __post_init__(self) -> None:
-        check_label_dropout(self.label_dropout)
+        check_fields(self, "method")
 
     @property
     def learns_guidance(self) -> bool:
@@ -181,15 +183,6 @@ class Meanflow(Method[MeanflowConfig]):
 
 
 def _check(config: MeanflowConfig, spec: SampleSpec) -> None:
-    if not 0 <= config.distinct <= 1 or not 0 <= config.kappa < 1:
-        raise InputError(
-            f"method.distinct is {config.distinct} and method.kappa {config.kappa}; the first must "
-            "be from 0 to 1, the second from 0 to below 1"
-        )
-    if config.p < 0 or (config.c is not None and config.c <= 0):
-        raise InputError(
-            f"method.p is {config.p} and method.c {config.c}; p must be at least 0, and c above 0"
-        )
     if not config.learns_guidance:
         return
     if config.source == "teacher":

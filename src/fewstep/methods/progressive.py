@@ -34,6 +34,7 @@ from fewstep.methods.batch import Batch
 from fewstep.methods.checks import grid_times
 from fewstep.methods.schedule import step_ranges
 from fewstep.process import broadcast_to
+from fewstep.ranges import Positive, SamplingSteps
 from fewstep.times import FixedGrid, Grid, UniformGrid
 
 
@@ -41,16 +42,16 @@ from fewstep.times import FixedGrid, Grid, UniformGrid
 class ProgressiveConfig:
     """Settings of `Progressive`."""
 
-    first: int = 16
+    first: SamplingSteps = 16
     """Sampling steps of the student in the first phase; the teacher takes twice as many."""
-    last: int = 1
+    last: SamplingSteps = 1
     """Sampling steps of the student in the last phase: `first` divided by a power of two."""
-    phases: tuple[float, ...] = ()
+    phases: tuple[Positive, ...] = ()
     """Relative lengths of the phases, which divide fit.steps; empty means equal lengths."""
     weight: Literal["snr", "output"] = "snr"
     """Weight of the squared x0 error: `snr` is max(SNR, 1); `output` makes it the squared error of
     the raw output, which for a v network is a weight of SNR + 1."""
-    bound: float = 1e4
+    bound: Positive = 1e4
     """Largest weight, which grids with almost no noise at their last times would exceed."""
     grid: Grid = field(default_factory=UniformGrid)
     """The 2·first times of the teacher. The student takes every second of them in the first phase,
@@ -128,8 +129,8 @@ class Progressive(Method[ProgressiveConfig]):
 
 def _phases(config: ProgressiveConfig, steps: int) -> list[Phase]:
     first, last, phases = config.first, config.last, config.phases
-    halvings = (first // max(last, 1)).bit_length() - 1
-    if last < 1 or last << max(halvings, 0) != first:
+    halvings = (first // last).bit_length() - 1
+    if last << max(halvings, 0) != first:
         raise InputError(
             f"method.first is {first} and method.last {last}; method.first must be method.last "
             "times a power of two, such as 16 and 1"

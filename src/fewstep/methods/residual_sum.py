@@ -28,6 +28,7 @@ from fewstep.losses import Distance, SquaredError, squared_error
 from fewstep.methods.base import Loss, Method, Task, Turn
 from fewstep.methods.batch import Batch
 from fewstep.parametrization import Clean
+from fewstep.ranges import NonNegative
 from fewstep.times import FixedGrid
 
 
@@ -35,16 +36,16 @@ from fewstep.times import FixedGrid
 class ResidualSumConfig:
     """Settings of `ResidualSum`."""
 
-    first: float = 1.0
+    first: NonNegative = 1.0
     """Weight of the loss |rin − z_0|² of the first state."""
-    chunks: float = 1.0
+    chunks: NonNegative = 1.0
     """Weight of the loss |chunks − r|² of the chunks."""
-    image: float = 0.1
+    image: NonNegative = 0.1
     """λ, the weight of the loss of the image that X0out computes from the sum."""
     loss: Distance = field(default_factory=SquaredError)
     """Distance between that image and x0: `mse` (published), `pseudo-huber`, `l1`, `lpips` or
     `features`."""
-    last: float = 0.0
+    last: NonNegative = 0.0
     """Weight of the loss |rin + Σ chunks − z|², with z the last state of the ring. With
     student.backbone.chunks = 0 only this loss and that of the image are used."""
     trunk: Literal["own", "circuit"] = "own"

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from fewstep.backbones.derivatives import value_and_tangent
-from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.losses import squared_error
 from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
@@ -28,7 +27,9 @@ from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_regular, check_spans
 from fewstep.methods.schedule import check_steps, count_steps
 from fewstep.process import Cosine, broadcast_to
+from fewstep.ranges import NonNegative, Positive
 from fewstep.sampling import Renoise
+from fewstep.tables import check_fields
 from fewstep.times import Density, Grid, LogNormal, UniformGrid
 
 ANGLE = 0.5 * math.pi
@@ -42,18 +43,22 @@ class ScmConfig:
     source: Literal["teacher", "data"] = "teacher"
     """Velocity of the path: the `teacher`'s prediction (distillation), or that of the `data` with
     their noise (training without a teacher)."""
-    sigma_data: float = 0.5
+    sigma_data: Positive = 0.5
     """Standard deviation of the data, which scales the process."""
     density: Density = field(default_factory=lambda: LogNormal(mean=-1.0, std=1.4))
     """Distribution of the training times; `lognormal` has `mean` and `std` of ln(sigma/alpha)."""
-    warmup: float = 0.02
+    warmup: NonNegative = 0.02
     """Training steps over which r, the factor of the unstable term of g, rises from 0 to 1; a value
     below 1 is a share of all steps."""
-    c: float = 0.1
+    c: Positive = 0.1
     """Constant of the normalisation g/(|g| + c), above 0."""
     grid: Grid = field(default_factory=UniformGrid)
     """Times in [0, 1] at which the student is sampled, with fresh noise between them; 1 is the
     angle π/2."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "method")
+        check_steps(self.warmup, "method.warmup")
 
 
 class Scm(Method[ScmConfig]):
@@ -66,12 +71,6 @@ class Scm(Method[ScmConfig]):
 
     def __init__(self, config: ScmConfig, task: Task) -> None:
         check_regular(task.student)
-        check_steps(config.warmup, "method.warmup")
-        if not config.sigma_data > 0 or not config.c > 0:
-            raise InputError(
-                f"method.sigma_data is {config.sigma_data} and method.c {config.c}; both must be "
-                "above 0"
-            )
         process, teacher = Cosine(config.sigma_data), task.teacher
         student = task.student.under(process)
         if config.source == "teacher":

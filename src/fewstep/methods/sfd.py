@@ -14,7 +14,7 @@ Zhou et al. 2024, arXiv:2409.19681.
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_spans, grid_times
 from fewstep.noise import RowNoise
+from fewstep.ranges import NONEMPTY, CountOrZero, SamplingSteps
 from fewstep.sampling import Multistep, StepContext, Transfer, path
 from fewstep.times import FixedGrid, Grid, UniformGrid
 
@@ -36,9 +37,9 @@ from fewstep.times import FixedGrid, Grid, UniformGrid
 class SfdConfig:
     """Settings of `Sfd`."""
 
-    counts: tuple[int, ...] = (1, 2, 4)
+    counts: Annotated[tuple[SamplingSteps, ...], NONEMPTY] = (1, 2, 4)
     """Step counts K of the student. Each training step trains one of them, in turn."""
-    between: int = 3
+    between: CountOrZero = 3
     """Number of points of the teacher's trajectory between two of the student's, 0 or more."""
     solver: Literal["transfer", "heun", "multistep"] = "multistep"
     """Sampler of the teacher: `transfer` (Euler, or DDIM), `heun` (two network calls per step) or
@@ -60,11 +61,6 @@ class Sfd(Method[SfdConfig]):
     reads = frozenset()
 
     def __init__(self, config: SfdConfig, task: Task) -> None:
-        if not config.counts or min(config.counts) < 1 or config.between < 0:
-            raise InputError(
-                f"method.counts is {list(config.counts)} and method.between {config.between}; "
-                "every count must be at least 1, and method.between at least 0"
-            )
         if config.order != 2 and config.solver != "multistep":
             raise InputError(
                 f'method.order is {config.order}, which only method.solver = "multistep" has; '

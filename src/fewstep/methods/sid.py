@@ -28,6 +28,7 @@ from fewstep.methods.base import Loss, Task, Turn
 from fewstep.methods.batch import Batch
 from fewstep.methods.fake_score import FakeConfig, row_scale, student_images
 from fewstep.methods.matching import DistributionMatching
+from fewstep.ranges import NonNegative, SamplingSteps
 from fewstep.times import Density, Grid, Uniform, UniformGrid
 
 
@@ -35,9 +36,9 @@ from fewstep.times import Density, Grid, Uniform, UniformGrid
 class SidConfig:
     """Settings of `Sid`."""
 
-    alpha: float = 1.2
+    alpha: NonNegative = 1.2
     """a, the weight of the squared score distance that is subtracted; in SiD 1.2, in SiDA 1.0."""
-    steps: int = 1
+    steps: SamplingSteps = 1
     """Number of steps of the student. With more than 1, later steps train on the student's own
     images of the earlier ones."""
     grid: Grid = field(default_factory=UniformGrid)

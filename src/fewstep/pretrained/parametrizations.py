@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fewstep.parametrization import EDM, Parametrization
+from fewstep.ranges import Positive
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class ScaledScore(Parametrization):
     arXiv:2206.00364, table 1.
     """
 
-    ratio_min: float = 0.02
-    ratio_max: float = 100.0
+    ratio_min: Positive = 0.02
+    ratio_max: Positive = 100.0
 
     @property
     def ratios(self) -> tuple[float, float]:
