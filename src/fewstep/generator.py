@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Annotated, Any, cast
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MaxLen
 from torch import Tensor, nn
 
 from fewstep import plugins, tables
@@ -33,7 +33,7 @@ MAX_GUIDANCE = 1000.0
 class SampleSpec:
     """Shape and classes of what a generator generates."""
 
-    shape: Annotated[tuple[Channels, ...], NONEMPTY]
+    shape: Annotated[tuple[Channels, ...], NONEMPTY, MaxLen(3)]
     """Shape of one sample: (channels, height, width), or (d,) for points."""
     classes: Annotated[int, Ge(0), Le(2**20)] = 0
     """Number of classes; 0 for an unconditional generator."""

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MaxLen
 from torch import Tensor
 
 from fewstep.ranges import Positive, PositiveFraction, Probability
@@ -208,7 +208,7 @@ class Table(Process):
     to its right.  Raises: ValueError unless `alphas_cumprod` decreases strictly within (0, 1).
     """
 
-    alphas_cumprod: tuple[Probability, ...]
+    alphas_cumprod: Annotated[tuple[Probability, ...], MaxLen(10_000)]
 
     def __post_init__(self) -> None:
         values = (1.0, *self.alphas_cumprod, 0.0)

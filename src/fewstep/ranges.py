@@ -8,7 +8,7 @@ from collections.abc import Collection
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import BaseMetadata, Ge, Gt, Le, Lt, MinLen
+from annotated_types import BaseMetadata, Ge, Gt, Le, Lt, MaxLen, MinLen
 
 Finite = Annotated[float, Ge(-1e30), Le(1e30)]
 """Any number that float32 can hold with room for arithmetic."""
@@ -71,8 +71,11 @@ def _list_words(inner: tuple[Any, ...], limits: Collection[BaseMetadata]) -> str
     each = describe(inner[0])
     if Ellipsis not in inner:
         return f"a list of {len(inner)} values, each {each}"
-    least = max((limit.min_length for limit in limits if isinstance(limit, MinLen)), default=0)
-    return f"a list with at least {least}, each {each}" if least else f"a list, each {each}"
+    least = next((limit.min_length for limit in limits if isinstance(limit, MinLen)), 0)
+    most = next((limit.max_length for limit in limits if isinstance(limit, MaxLen)), None)
+    if most is not None:
+        return f"a list of {least:,} to {most:,}, each {each}"
+    return f"a list of at least {least}, each {each}" if least else f"a list, each {each}"
 
 
 def _range_words(limits: Collection[BaseMetadata]) -> str:

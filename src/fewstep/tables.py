@@ -69,13 +69,10 @@ def from_table(
         kinds = inner[:1] * len(items) if Ellipsis in inner else inner
         if len(kinds) != len(items):
             raise _wrong(kind, value, table_key)
-        return check(
-            kind,
-            tuple(
-                from_table(each, item, f"{table_key}.{index}", allow_code=allow_code)
-                for index, (each, item) in enumerate(zip(kinds, items, strict=True))
-            ),
-            table_key,
+        check(kind, tuple(items), table_key)  # first their number, which may be large
+        return tuple(
+            from_table(each, item, f"{table_key}.{index}", allow_code=allow_code)
+            for index, (each, item) in enumerate(zip(kinds, items, strict=True))
         )
     return check(kind, value, table_key)
 
@@ -254,7 +251,7 @@ def _json_table(value: Mapping[str, Any], table_key: str) -> dict[str, Any]:
 
 def _wrong(kind: Any, value: Any, table_key: str) -> InputError:
     """The error for a value that is not of type `kind`, or out of its range."""
-    text = repr(value)
+    text = repr(list(value) if isinstance(value, tuple) else value)
     text = text if len(text) <= 60 else f"{text[:57]}…"
     return InputError(f"{table_key} is {text}; it must be {describe(kind)}")
 
