@@ -8,6 +8,7 @@ import pytest
 
 from analytic import exact
 from fewstep import runs
+from fewstep.checksums import json_line
 from fewstep.comparison import (
     LoadedRun,
     compare,
@@ -112,7 +113,8 @@ def test_a_comparison_prints_nothing_and_reports_its_progress(saved, capfd):
 
 def test_an_exhibit_shows_progress_up_to_the_step_of_its_weights(saved):
     run = replace(load_run(saved), address=str(saved.parent))
-    (saved.parent / "progress.jsonl").write_text('{"step": 6}\n{"step": 7}\n{"step": 8}\n')
+    lines = (json_line({"step": step}) for step in (6, 7, 8))
+    (saved.parent / "progress.jsonl").write_bytes(b"".join(lines))
     (saved.parent / "recipe.toml").write_text(run.recipe.toml())
     exhibit = make_exhibit(run, [])
     assert [line["step"] for line in exhibit.progress] == [6, 7]

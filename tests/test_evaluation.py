@@ -6,6 +6,7 @@ import torch
 
 from analytic import MEAN, SPREAD, Exact, exact
 from fewstep import data, metrics
+from fewstep.checksums import json_line
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.evaluation import (
@@ -194,8 +195,8 @@ def test_a_kept_score_is_of_these_weights_and_this_protocol(digits, tmp_path):
     found = kept()
     assert found and found.measures == score.measures
     assert found.seconds_per_image < 9  # time is of this moment
-    with (tmp_path / "scores.jsonl").open("a") as file:
-        file.write('[]\n3\n{"weights": "x"}\n{"version": 0, "score": {}}\n{"cut')
+    with (tmp_path / "scores.jsonl").open("ab") as file:
+        file.write(json_line({"weights": "x"}) + json_line({"version": 0, "score": {}}) + b'{"cut')
     append_score(tmp_path, replace(score, seed=7))
     assert kept() and kept(seed=7)
     assert kept(steps=1) is None and kept(seed=0) is None

@@ -15,7 +15,7 @@ ROOT = Path(fewstep.__file__).parent
 LAYERS = [
     ["errors", "allocator", "formatting", "noise", "precision", "ranges", "web"],
     ["paths", "plugins"],
-    ["files", "images"],
+    ["checksums", "files", "images"],
     ["tensor_file", "schema", "tables", "models"],
     ["download"],
     ["condition"],

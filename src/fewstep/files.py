@@ -1,13 +1,12 @@
-"""Write files atomically, read and append lines of JSON, and hash tensors."""
+"""Write files atomically, and hash tensors."""
 
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -54,24 +53,3 @@ def tensor_digest(tensors: Mapping[str, Tensor], *, header: str = "") -> str:
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().data)
     return digest.hexdigest()
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file with one per line, without incomplete lines; [] for no file."""
-    if not path.exists():
-        return []
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text(errors="replace").splitlines():
-        with suppress(json.JSONDecodeError):
-            line = json.loads(text)
-            lines += [line] if isinstance(line, dict) else []
-    return lines
-
-
-def append_json_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Append a JSON object to a file with one per line."""
-    with path.open("a+b") as file:
-        # a crash may have left the last line incomplete: then start a new line
-        file.seek(max(file.tell() - 1, 0))
-        start = b"" if file.read(1) in (b"", b"\n") else b"\n"
-        file.write(start + json.dumps(dict(line)).encode() + b"\n")

@@ -250,7 +250,8 @@ def check_guidance(weight: float) -> None:
     """Raise InputError for a weight of guidance that is not from 0 to MAX_GUIDANCE."""
     if not 0 <= weight <= MAX_GUIDANCE:  # which NaN is not, either
         raise InputError(
-            f"the weight of guidance is {weight}; it must be from 0 to {MAX_GUIDANCE:g}"
+            f"the weight of guidance is {weight}; it must be a finite number from 0 to "
+            f"{MAX_GUIDANCE:g}"
         )
 
 

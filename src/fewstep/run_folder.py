@@ -9,7 +9,6 @@ Fréchet distance. `state/` contains the training state with the raw (not averag
 `scores.jsonl` the scores measured after training.
 """
 
-import json
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -18,9 +17,17 @@ from typing import Any
 import tomli_w
 from torch import Tensor
 
+from fewstep.checksums import (
+    append_json_line,
+    check_toml,
+    json_line,
+    read_json_lines,
+    toml_with_check,
+)
 from fewstep.errors import InputError
-from fewstep.files import append_json_line, atomic_write, read_json_lines
+from fewstep.files import atomic_write
 from fewstep.generator import Generator
+from fewstep.paths import read_regular
 from fewstep.weights_file import build_generator, read_weights_file, write_weights_file
 
 
@@ -66,7 +73,7 @@ class Run:
         self.check_recipe(recipe)
         if not self.recipe_file.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(self.recipe_file, tomli_w.dumps(recipe).encode())
+            _replace(self.recipe_file, toml_with_check(tomli_w.dumps(recipe)).encode())
 
     def check_recipe(self, recipe: Mapping[str, Any]) -> None:
         """Check that this folder is new, or belongs to the recipe with this table.
@@ -99,8 +106,8 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Remove the logged lines after training step `step`; a resumed run writes them again."""
-        lines = [json.dumps(line) + "\n" for line in self.progress() if line["step"] <= step]
-        _replace(self.progress_file, "".join(lines).encode())
+        lines = [json_line(line) for line in self.progress() if line["step"] <= step]
+        _replace(self.progress_file, b"".join(lines))
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to progress.jsonl."""
@@ -124,7 +131,12 @@ class Run:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The tensors and JSON object that `save_state` wrote; None if there is no state yet."""
-        return read_weights_file(self.state_file) if self.state_file.exists() else None
+        if not self.state_file.exists():
+            return None
+        remedy = "copy it again from where it is intact, or train into another --out"
+        if self.model_file.exists():
+            remedy += f", from its averaged weights with student.init={self.folder}"
+        return read_weights_file(self.state_file, remedy=remedy)
 
     def raw_generator(self, *, allow_code: Collection[str] = ()) -> Generator:
         """The student with the raw (not averaged) weights of the last step."""
@@ -143,10 +155,17 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    remedy = "copy it again from where it is intact, or give another --out"
     try:
-        return tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+        text = read_regular(path).decode()
+        table = tomllib.loads(text)
+    except ValueError as error:  # of the encoding, or of TOML
+        raise InputError(f"{path} is damaged: {error}: {remedy}") from error
+    if not check_toml(text):
+        raise InputError(
+            f"{path} was changed: its last line does not have the checksum of the others: {remedy}"
+        )
+    return table
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

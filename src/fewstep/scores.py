@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fewstep import metrics
+from fewstep import __version__, metrics
+from fewstep.errors import InputError
 from fewstep.metrics import ExtraMeasure, Measures
 from fewstep.precision import Precision
 from fewstep.run_folder import Run
@@ -98,12 +99,18 @@ class Score:
 
 
 def score_from(table: Mapping[str, Any]) -> Score:
-    """The score that `Score.table` returned as `table`."""
+    """The score that `Score.table` returned as `table`.
+
+    Raises: InputError for any other table.
+    """
     names = {field.name for field in fields(Measures)}
     settings = {key: value for key, value in table.items() if key not in names}
     values = {key: value for key, value in table.items() if key in names}
-    values["extra"] = tuple(map(ExtraMeasure.from_table, values.get("extra", ())))
-    return Score(**settings, measures=Measures(**values))
+    try:
+        values["extra"] = tuple(map(ExtraMeasure.from_table, values.get("extra", ())))
+        return Score(**settings, measures=Measures(**values))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise InputError(f"this is no score of fewstep {__version__}: {error}") from error
 
 
 def append_score(address: str | Path, score: Score) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fewstep import plugins
+from fewstep.checksums import parse_json_lines, read_checked_json, with_check
 from fewstep.distributed import first_rank
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
@@ -42,7 +43,8 @@ class Tracker(ABC):
         """`first_step` is the next step that the run logs. A resumed run may log it again."""
         self.file = run.folder / self.name / "sent.json"
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        sent = json.loads(self.file.read_text()) if self.file.exists() else {}
+        remedy = "delete it, and the run is sent again from its start"
+        sent = read_checked_json(self.file, remedy) if self.file.exists() else {}
         self.id: str = sent.get("id", secrets.token_hex(4))
         since: int = sent.get("step", -1)
         self.since = min(since, first_step - 1) if self.rewrites else since
@@ -69,7 +71,7 @@ class Tracker(ABC):
     def mark(self, step: int) -> None:
         """Write to sent.json that everything up to `step` has been sent."""
         with atomic_write(self.file, single_writer=True) as file:
-            file.write(json.dumps({"step": step, "id": self.id}).encode())
+            file.write(json.dumps(with_check({"step": step, "id": self.id})).encode())
 
 
 class TensorBoard(Tracker):
@@ -235,7 +237,7 @@ class Follower:
     def __init__(self, run: Run, tracker: Tracker) -> None:
         self.run = run
         self.tracker = tracker
-        self.offset = 0
+        self.offset = self.lines = 0
         self.images: set[Path] = set()
         self.stopped = False
 
@@ -281,9 +283,11 @@ class Follower:
             return []
         with self.run.progress_file.open("rb") as file:
             file.seek(self.offset)
-            lines = file.read().rpartition(b"\n")[0]  # the rest is still being written
-        self.offset += len(lines) + 1 if lines else 0
-        return [json.loads(line) for line in lines.splitlines()]
+            content = file.read()
+        content = content[: content.rfind(b"\n") + 1]  # the rest is still being written
+        self.offset, first = self.offset + len(content), self.lines + 1
+        self.lines += content.count(b"\n")
+        return parse_json_lines(content, self.run.progress_file, first=first)
 
     def _new_images(self) -> dict[int, Path]:
         new = {*self.run.samples.glob("step-*.png")} - self.images

@@ -9,6 +9,7 @@ import pytest
 
 from exporting import unet_generator
 from fewstep import runs
+from fewstep.checksums import with_check
 from fewstep.cli import main
 from fewstep.errors import InputError
 from fewstep.export.base import Exporter
@@ -90,8 +91,10 @@ def test_files_of_others_in_an_earlier_export_survive(weights, tmp_path, capsys)
     assert run(out, "--to", f"{HERE}Other", "--out", out) == 2
     assert "would be overwritten" in capsys.readouterr().err
     # only the files in the record are of the earlier export, and only if they are inside
-    forged = json.dumps({"files": ["sub", "sub/note.txt", "../weights.safetensors", str(weights)]})
-    for text in ("{}", "[]", "", '{"files": 3}', forged):
+    names = ["sub", "sub/note.txt", "../weights.safetensors", str(weights)]
+    forged = json.dumps(with_check({"files": names}))
+    wrong = json.dumps(with_check({"files": 3}))
+    for text in ("{}", "[]", "", '{"files": []}', wrong, json.dumps(with_check({})), forged):
         (out / "export.json").write_text(text)
         assert run(out, "--to", f"{HERE}Note", "--out", out) == (0 if text == forged else 2)
     for path in (weights, out / "model.safetensors", run_folder / "model.safetensors"):

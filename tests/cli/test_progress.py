@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from fewstep.checksums import json_line
 from fewstep.cli import main
 from fewstep.run_folder import Run
 
@@ -131,7 +132,8 @@ def test_a_folder_without_a_log_is_told_in_one_line(run, tmp_path, capsys):
 
 def test_a_reader_may_leave_early(tmp_path):
     run = Run(tmp_path)
-    run.progress_file.write_text("".join(f'{{"step": {i}, "loss": 0.5}}\n' for i in range(50_000)))
+    lines = (json_line({"step": step, "loss": 0.5}) for step in range(50_000))
+    run.progress_file.write_bytes(b"".join(lines))
     command = [sys.executable, "-m", "fewstep", "progress", str(tmp_path), "--csv"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "step,loss\n"

@@ -1,4 +1,3 @@
-import json
 import re
 from dataclasses import replace
 
@@ -7,6 +6,7 @@ import pytest
 import torch
 
 from fewstep import report
+from fewstep.checksums import json_line
 from fewstep.comparison import LoadedRun
 from fewstep.condition import Condition
 from fewstep.errors import InputError
@@ -210,7 +210,7 @@ def test_a_run_reports_itself(tmp_path, monkeypatch):
     (folder / "recipe.toml").write_text(recipe.toml())
     lines = [{"step": 100, "score": score(1, 77.0).table()}, *progress()]
     lines += [{"step": 200, "hardware": "another"}, {"step": 200, "said": "by nobody known"}]
-    (folder / "progress.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "progress.jsonl").write_bytes(b"".join(map(json_line, lines)))
     run = LoadedRun("mine", str(folder), generator(0.5), recipe, None)
     monkeypatch.setattr(report, "load_run", lambda _: run)
     report_run(folder, "fewstep train mine")

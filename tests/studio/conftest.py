@@ -1,12 +1,11 @@
 """A folder with small runs, a store and a report, as the studio opens it."""
 
-import json
-
 import pytest
 import torch
 
 from fewstep import runs, store
 from fewstep.backbones import MLPConfig, UNetConfig
+from fewstep.checksums import json_line
 from fewstep.denoiser import Denoiser
 from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import Velocity
@@ -50,8 +49,7 @@ def folder(tmp_path_factory):
     (folder / "new").mkdir()
     (folder / "new" / "recipe.toml").write_text("[fit]\nsteps = 200\n")
     lines = [{"step": s, "images": s, "seconds": s / 10, "student/loss": 1 / s} for s in (10, 20)]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "new" / "progress.jsonl").write_text(text)
+    (folder / "new" / "progress.jsonl").write_bytes(b"".join(map(json_line, lines)))
     schema = {
         "x0": store.U8(SHAPE),
         "label": store.Raw(torch.int64),

@@ -1,9 +1,8 @@
 """What the page says of a training: steps, rate, time left, curves."""
 
-import json
-
 import pytest
 
+from fewstep.checksums import json_line
 from fewstep.run_folder import Run
 from fewstep.studio.training import MAX_POINTS, view_training
 
@@ -14,8 +13,8 @@ def log(tmp_path):
 
     def write(lines, recipe="[fit]\nsteps = 100\n", tail=""):
         (tmp_path / "recipe.toml").write_text(recipe)
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (tmp_path / "progress.jsonl").write_text(text + tail)
+        text = b"".join(map(json_line, lines))
+        (tmp_path / "progress.jsonl").write_bytes(text + tail.encode())
         return view_training(Run(tmp_path))
 
     return write

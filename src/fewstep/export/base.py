@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fewstep.checksums import read_checked_json, with_check
 from fewstep.errors import InputError
 from fewstep.export.source import Source
 
@@ -45,7 +46,8 @@ def export(exporter: Exporter, source: Source, out: Path, *, target: str) -> dic
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
         record = {"target": target, **source.about(), "checks": checks, "files": sizes}
-        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(with_check(record), indent=2) + "\n"
+        (folder / RECORD).write_text(text, encoding="utf-8")
     return record
 
 
@@ -86,9 +88,9 @@ def _earlier_files(out: Path) -> set[Path]:
     if not out.is_dir() or not any(out.iterdir()):
         return set()
     try:
-        names = json.loads((out / RECORD).read_text(encoding="utf-8"))["files"]
+        names = read_checked_json(out / RECORD, "give another --out")["files"]
         files = {Path(name) for name in names}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, TypeError, KeyError) as error:
         raise InputError(
             f"--out {out} is not empty and is no earlier export: it has no {RECORD} with a list of "
             "its files; give another"
