@@ -225,7 +225,14 @@ def _open_store(
             f"the pairs in {address} have no labels, so that the {spec.classes} classes "
             "would not be trained: record a class-conditional teacher, or set data.labels=false"
         )
-    # samples converted from other projects do not say who recorded them
+    # samples converted from other projects say neither their classes nor who recorded them
+    recorded = reader.provenance.get("class_names")
+    names = tuple(map(str, recorded)) if isinstance(recorded, list) else ()
+    if difference := SampleSpec(spec.shape, len(names), names).class_difference(spec):
+        raise InputError(
+            f"the classes of the pairs in {address} are not those of "
+            f"data.name={recipe.data.name}: {difference}; record pairs of a teacher of the latter"
+        )
     source = reader.provenance.get("teacher")
     teacher_hash = runs.network_hash(teacher) if teacher else source
     if source not in (None, teacher_hash):

@@ -161,6 +161,12 @@ def load_runs(addresses: Sequence[str], *, weights: Weights = "ema") -> list[Loa
             f"these runs generate images of different shapes or classes ({shapes}); compare only "
             "runs of the same shape and classes"
         )
+    for run in loaded:
+        if difference := loaded[0].generator.spec.class_difference(run.generator.spec):
+            raise InputError(
+                f"{loaded[0].name} and {run.name} have different classes: {difference}; compare "
+                "only runs of the same classes in the same order"
+            )
     return loaded
 
 

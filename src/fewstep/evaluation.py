@@ -205,9 +205,18 @@ class Evaluator:
 
 
 def _same_classes(spec: SampleSpec, images: ImageSet) -> bool:
-    """Whether the classes of a generator are those of the real images, as far as names tell."""
-    differ = spec.class_names and images.class_names and spec.class_names != images.class_names
-    return spec.classes > 0 and spec.classes == images.classes and not differ
+    """Whether the classes of a generator are those of the real images, as far as names tell.
+
+    Raises: InputError if they are the same in another order.
+    """
+    reference = SampleSpec(images.shape, images.classes, images.class_names)
+    difference = spec.class_difference(reference)
+    if difference and sorted(spec.class_names) == sorted(images.class_names):
+        raise InputError(
+            f"the generator and the reference set {images.name} have the same classes in another "
+            f"order: {difference}; order them alike"
+        )
+    return spec.classes > 0 and spec.classes == images.classes and not difference
 
 
 Done = TypeVar("Done")

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from itertools import zip_longest
 from typing import Annotated, Any, cast
 
 import torch
@@ -54,6 +55,17 @@ class SampleSpec:
                 f"there are {len(self.class_names)} class_names and {self.classes} classes: give "
                 "one name for each class, or none"
             )
+
+    def class_difference(self, other: "SampleSpec") -> str:
+        """The first class whose names differ, such as "class 0 is 'cat' and 'ant'".
+
+        Empty if all are equal, or if one of the two has no names.
+        """
+        if not (self.class_names and other.class_names):
+            return ""
+        names = zip_longest(self.class_names, other.class_names)
+        pairs = ((number, a, b) for number, (a, b) in enumerate(names) if a != b)
+        return next((f"class {number} is {a!r} and {b!r}" for number, a, b in pairs), "")
 
 
 class Generator(nn.Module):

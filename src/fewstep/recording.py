@@ -220,9 +220,9 @@ def _writer(
         "precision": generator.denoiser.precision,
         "seed": recording.seed,
         "version": __version__,
+        "class_names": list(generator.spec.class_names),
     }
-    if first.values:
-        provenance["range"] = asdict(first)
+    provenance |= {"range": asdict(first)} if first.values else {}
     if recording.states:
         provenance["states"] = [times[point] for point in recording.state_points]
     if recording.chunks:

@@ -19,6 +19,12 @@ def check_spec(generator: Generator, noun: str, recipe: Recipe, spec: SampleSpec
     """Raise InputError for a generator of images of another shape or classes than the data's."""
     own = generator.spec
     if (own.shape, own.classes) == (spec.shape, spec.classes):
+        if difference := own.class_difference(spec):
+            raise InputError(
+                f"the classes of {noun} are not those of data.name={recipe.data.name}: "
+                f"{difference}; name and order the classes alike, or set data.labels=false and "
+                "use networks without classes"
+            )
         return
     size = own.shape[-1]
     remedies: list[str] = []

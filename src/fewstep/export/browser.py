@@ -94,6 +94,11 @@ def _check_sources(source: Source, teacher: Source | None) -> None:
                 f"the teacher {teacher.name} has the shape {list(other.shape)} and {other.classes} "
                 f"classes, and {source.name} {list(shape)} and {classes}: choose another --teacher"
             )
+        if difference := other.class_difference(source.generator.spec):
+            raise InputError(
+                f"the teacher {teacher.name} has other classes than {source.name}: {difference}; "
+                "choose another --teacher"
+            )
 
 
 def _run(

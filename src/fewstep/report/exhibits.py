@@ -32,6 +32,12 @@ def style_exhibits(exhibits: Sequence[Exhibit]) -> list[StyledExhibit]:
             f"the generators make images of different shapes or classes ({kinds}): write a "
             "separate report for each of these"
         )
+    for exhibit in exhibits:
+        if difference := exhibits[0].generator.spec.class_difference(exhibit.generator.spec):
+            raise InputError(
+                f"{exhibits[0].name} and {exhibit.name} have different classes: {difference}; "
+                "write a separate report for each of these"
+            )
     shape = exhibits[0].generator.spec.shape
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise InputError(f"a report shows grey or colour images (1 or 3, h, w), not {shape}")

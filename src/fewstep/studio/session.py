@@ -109,6 +109,13 @@ def load_models(workshop: Workshop, names: Sequence[str], requested: Sequence[st
                 f"{controls.code(models[0].name)} {_kind_text(models[0])}: choose runs of one kind"
             )
             continue
+        if models and (difference := models[0].class_difference(model)):
+            names = f"{controls.code(models[0].name)} and {controls.code(name)}"
+            st.warning(
+                f"{names} have different classes: {controls.plain(difference)}. Choose runs of the "
+                "same classes"
+            )
+            continue
         models.append(model)
     return models
 
@@ -138,7 +145,8 @@ def _first_names(workshop: Workshop, names: Sequence[str]) -> tuple[str, ...]:
             model = workshop.load(name, cancel=controls.cancel)
         except InputError:
             continue  # the box shows its error once it is selected
-        if not models or model.kind == models[0].kind:
+        is_first = not models
+        if is_first or (model.kind == models[0].kind and not models[0].class_difference(model)):
             models.append(model)
     models.sort(key=lambda model: -model.default_steps)
     return tuple([model.name for model in models] or names)[:MODELS_AT_FIRST]

@@ -60,6 +60,10 @@ class Model:
         """Shape and number of classes: only models of the same kind can be compared."""
         return self.shape, self.generator.spec.classes
 
+    def class_difference(self, other: "Model") -> str:
+        """See `SampleSpec.class_difference`: models whose classes differ are not compared."""
+        return self.generator.spec.class_difference(other.generator.spec)
+
     @property
     def default_steps(self) -> int:
         """The fewest steps that it was trained for."""
