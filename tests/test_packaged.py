@@ -9,6 +9,7 @@ import fewstep
 from exporting import unet_generator
 from fewstep import models, plugins, runs
 from fewstep.cli import main
+from fewstep.comparison import load_run
 from fewstep.data.digits import read_digits
 from fewstep.drawing import generate
 from fewstep.errors import InputError
@@ -168,3 +169,10 @@ def digits_classifier():
     pixels, labels = digits.images.flatten(1).float(), digits.labels
     means = torch.stack([pixels[labels == k].mean(0) for k in range(10)])
     return lambda images: -torch.cdist(images.flatten(1).float(), means)
+
+
+@pytest.mark.parametrize("address", models.model_addresses())
+def test_the_recipe_of_a_packaged_model_is_one_of_this_version(address):
+    """So that `fewstep evaluate fewstep:digits` finds its data. A recipe that is not warns."""
+    run = load_run(address)
+    assert run.recipe and run.recipe.table() == runs.describe(address)["recipe"]
