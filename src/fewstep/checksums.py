@@ -34,7 +34,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """
     try:
         content = read_regular(path, limit=MAX_LOG)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return parse_json_lines(content, path)
 

@@ -163,10 +163,6 @@ def test_a_path_of_another_kind_is_told_apart(kind, message, argv, paths, tmp_pa
             'data.path={images}; in Python, load("folder", path="{images}")',
         ),
         (
-            ["evaluate", "{run}", "--data", "{images}"],
-            "{images} is a folder; write folder:{images}",
-        ),
-        (
             ["sample", "digits-flow", "-o", "x.png"],
             "digits-flow does not exist: it is a recipe's name; train it, `fewstep train "
             "digits-flow --out DIR`, for a run",

@@ -105,6 +105,17 @@ def test_a_name_and_its_path_are_told_apart_from_an_address(address, expected):
     assert (name, path and path.as_posix()) == expected
 
 
+def test_a_folder_alone_is_a_folder_of_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("my images, 1", "digits", "a.b"):
+        (tmp_path / name).mkdir()
+    assert split_path(str(tmp_path)) == ("folder", tmp_path)
+    assert split_path("my images, 1") == ("folder", Path("my images, 1"))
+    assert split_path("a.b") == ("folder", Path("a.b"))
+    assert split_path("digits") == ("digits", None)  # names come first
+    assert split_path("./digits") == ("folder", Path("digits"))
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [
@@ -114,7 +125,6 @@ def test_a_name_and_its_path_are_told_apart_from_an_address(address, expected):
         ("./photos", "folder:PATH is a folder of images, and my_package.my_module:my_function a "),
         ("my_sets:/photos", "unknown data set 'my_sets' (choose one of"),
         ("my_sets:read:", "unknown data set 'my_sets' (choose one of"),
-        ("{tmp}", "{tmp} is a folder; write folder:{tmp}"),
     ],
 )
 def test_a_set_that_is_not_named_as_it_must_be_is_one_line(address, message, tmp_path):

@@ -91,7 +91,7 @@ def data_option(text: str, *, metavar: str = "DATA") -> Any:
     names = ", ".join(name for name in plugins.names("data") if name != "folder")
     return tyro.conf.arg(
         metavar=metavar,
-        help=f"{text}: {names}, folder:PATH for a folder of images, or an address "
+        help=f"{text}: {names}, a folder of images, as DIR or folder:DIR, or an address "
         "package.module:NAME. NAME:PATH also names the folder of celeba.",
     )
 

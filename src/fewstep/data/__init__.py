@@ -68,10 +68,12 @@ def _check_name(name: str) -> None:
 
 
 def split_path(address: str) -> tuple[str, Path | None]:
-    """The name of a data set and its path, from `NAME`, `NAME:PATH`, or `module:function[:PATH]`.
+    """The name of a data set and its path.
 
-    Registered names take precedence over modules of the same name. Raises InputError for an empty
-    path, for a name that is neither registered nor an address, and for a folder without `folder:`.
+    `address` is `NAME`, `NAME:PATH`, `module:function[:PATH]`, or a folder of images. Registered
+    names take precedence over modules and folders of the same name.
+
+    Raises: InputError for an empty path, and for a name that is none of these.
     """
     name, colon, rest = address.partition(":")
     choices = plugins.names("data")
@@ -87,7 +89,7 @@ def split_path(address: str) -> tuple[str, Path | None]:
         return f"{name}:{function}", Path(path) if path else None
     if Path(address).is_dir():
         check_kind(address, "images")
-        raise InputError(f"{address} is a folder; write folder:{address}")
+        return "folder", Path(address)
     raise InputError(
         f"unknown data set {name!r}{hint} (choose one of {', '.join(choices)}; folder:PATH is a "
         "folder of images, and my_package.my_module:my_function a reader of your own)"
