@@ -10,19 +10,14 @@ from analytic import Exact, as_flow_map, exact
 from fewstep import store
 from fewstep.backbones import UNetConfig
 from fewstep.denoiser import Denoiser
+from fewstep.drawing import class_labels
 from fewstep.errors import InputError
 from fewstep.evaluation import exhaust
 from fewstep.generator import Generator, SampleSpec
 from fewstep.noise import noise_from_seeds
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
-from fewstep.recording import (
-    FIRST_SEED,
-    Recording,
-    Tiles,
-    class_labels,
-    record,
-)
+from fewstep.recording import FIRST_SEED, Recording, Tiles, record
 from fewstep.sampling import Ancestral, Heun
 from fewstep.streams import PairStream
 from fewstep.times import KarrasGrid

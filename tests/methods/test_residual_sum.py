@@ -109,9 +109,9 @@ def test_classes_are_recorded_beside(tmp_path):
 def test_a_tile_of_rings_lies_in_one_shard(tmp_path, monkeypatch):
     """Or two processes, who share shards, would both compute it."""
     row = 4 * (64 + 4 * 12 * 64)
-    monkeypatch.setattr("fewstep.recording.SHARD_BYTES", 11 * row + 1)
+    monkeypatch.setattr("fewstep.recording.settings.SHARD_BYTES", 11 * row + 1)
     computed = []
-    monkeypatch.setattr(Tiles, "_compute", spying(Tiles._compute, computed))
+    monkeypatch.setattr(Tiles, "_sample", spying(Tiles._sample, computed))
     reader = recorded(tmp_path / "rings")
     assert computed == [range(0, 8), range(8, 16), range(16, 24)]
     assert sorted(path.name for path in (tmp_path / "rings").glob("shard-*")) == [
