@@ -14,7 +14,7 @@ ROOT = Path(fewstep.__file__).parent
 # each layer may import those before it; names in one layer do not import each other
 LAYERS = [
     ["errors", "allocator", "formatting", "noise", "precision", "ranges", "web"],
-    ["paths", "plugins"],
+    ["overrides", "paths", "plugins"],
     ["checksums", "files", "images"],
     ["tensor_file", "schema", "tables", "models"],
     ["download"],

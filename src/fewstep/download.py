@@ -10,6 +10,7 @@ from urllib.request import urlopen
 
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
+from fewstep.paths import expand_home
 
 TIMEOUT = 10  # seconds to wait for a response; a whole file may take longer
 _CHUNK = 1 << 20
@@ -17,12 +18,13 @@ _CHUNK = 1 << 20
 
 def home() -> Path:
     """Folder of data sets and weights: $FEWSTEP_HOME, by default ~/.cache/fewstep."""
-    return Path(os.environ.get("FEWSTEP_HOME") or "~/.cache/fewstep").expanduser()
+    return Path(expand_home(os.environ.get("FEWSTEP_HOME") or "~/.cache/fewstep"))
 
 
 def cache() -> Path:
     """Folder of files that can be recreated: $FEWSTEP_CACHE, by default `cache` in `home()`."""
-    return Path(os.environ.get("FEWSTEP_CACHE") or home() / "cache").expanduser()
+    folder = os.environ.get("FEWSTEP_CACHE")
+    return Path(expand_home(folder)) if folder else home() / "cache"
 
 
 def fetch(url: str, digest: str, target: Path, *, otherwise: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep import metrics
 from fewstep.errors import InputError
-from fewstep.ranges import NonNegative, Pixels
+from fewstep.ranges import Address, NonNegative, Pixels
 
 Rows = Float[Tensor, " b"]
 
@@ -114,7 +114,7 @@ class Features(ImageDistance):
 
     extractor: str = "classifier"
     """classifier, squeezenet, resnet56-cifar10, inception or dinov2."""
-    weights: str | None = None
+    weights: Address | None = None
     """Weights file of the classifier; None means the classifier of the recipe's images."""
     mse: NonNegative = 0.0
     """Weight of the mean squared difference that is added to the feature distance."""
@@ -167,7 +167,7 @@ def _lpips(trunk: str, size: int | None, device: str) -> metrics.Lpips:
 
 
 @lru_cache(maxsize=4)
-def _features(extractor: str, weights: str | None) -> metrics.Extractor:
+def _features(extractor: str, weights: Address | None) -> metrics.Extractor:
     if extractor != "classifier":
         return metrics.make_extractor(extractor)
     if weights is None:

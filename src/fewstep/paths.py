@@ -142,6 +142,33 @@ def read_regular(path: str | Path, *, limit: int = MAX_TEXT) -> bytes:
         return file.read(size or limit)
 
 
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, without a byte-order mark.
+
+    Raises: InputError for another encoding, and as `read_regular`; OSError as `open`.
+    """
+    content = read_regular(path)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+        problem = (
+            "UTF-16" if wide else f"byte {content[error.start]:#04x} at position {error.start}"
+        )
+        raise InputError(f"{path} is not UTF-8 text ({problem}): save it as UTF-8") from error
+
+
+def expand_home(address: str) -> str:
+    """A path, or address `source:PATH`, whose path has the home folder in place of a leading ~.
+
+    A name that exists as it stands is unchanged, and so is that of an unknown user.
+    """
+    source, colon, rest = address.partition(":")
+    if colon and rest.startswith("~") and not os.path.lexists(address):
+        return f"{source}:{os.path.expanduser(rest)}"
+    return address if os.path.lexists(address) else os.path.expanduser(address)
+
+
 def check_regular(path: str | Path) -> None:
     """Raise InputError for a folder, pipe, socket or device; accept a file or nothing."""
     try:

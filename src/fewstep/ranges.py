@@ -34,6 +34,8 @@ Depth = Annotated[int, Ge(1), Le(1000)]
 """Number of layers, one after the other."""
 DepthOrZero = Annotated[int, Ge(0), Le(1000)]
 Pixels = Annotated[int, Ge(1), Le(65_536)]
+Address = Annotated[str, "address"]
+"""A path, or an address such as `folder:PATH`; `tables` replaces a leading ~ by the home folder."""
 NONEMPTY = MinLen(1)
 
 

@@ -22,6 +22,7 @@ from fewstep.parametrization import Parametrization
 from fewstep.process import Process
 from fewstep.ranges import (
     NONEMPTY,
+    Address,
     CountOrZero,
     Finite,
     NonNegative,
@@ -82,7 +83,7 @@ class DataConfig:
     """train or test; celeba also has valid."""
     size: Pixels | None = None
     """Side length in pixels to which images are resized; by default that of the set."""
-    path: str | None = None
+    path: Address | None = None
     """Folder of the images, for the sets `folder` and celeba."""
     flip: bool = False
     """Mirror each image left to right with probability ½."""
@@ -105,7 +106,7 @@ class DataConfig:
 class TeacherConfig:
     """The generator to distil."""
 
-    load: str
+    load: Address
     """Run folder, weights file, or address such as diffusers:FOLDER."""
     guidance: NonNegative = 1.0
     """Weight of classifier-free guidance; 1 is no guidance."""
@@ -115,7 +116,7 @@ class TeacherConfig:
 class PairsConfig:
     """Recorded teacher data."""
 
-    load: str
+    load: Address
     """Folder or URL of a store that `fewstep record` wrote."""
 
 
@@ -131,7 +132,7 @@ class Snr:
 class StudentConfig:
     """The network to train: a copy of the teacher's network, of another run's, or a new one."""
 
-    init: str = "teacher"
+    init: Address = "teacher"
     """Initial weights: teacher, scratch (a new network), or the address of a run."""
     dropout: ProbabilityBelowOne | None = None
     """Dropout rate of a copied network, by default unchanged; published students often use 0."""

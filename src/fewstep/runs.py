@@ -11,7 +11,7 @@ from fewstep.files import tensor_digest
 from fewstep.generator import Generator
 from fewstep.guidance import unguided
 from fewstep.models import find_model
-from fewstep.paths import check_kind
+from fewstep.paths import check_kind, expand_home
 from fewstep.run_folder import Run
 from fewstep.weights_file import (
     build_generator,
@@ -82,6 +82,7 @@ def load(
     Raises: InputError for an address that does not exist, a file that is damaged or was not
     written by fewstep, or code that is not allowed.
     """
+    address = expand_home(str(address))
     path = Path(address)
     if weights == "raw" and path.is_dir():
         check_kind(path, "run")
@@ -116,6 +117,7 @@ def default_steps(generator: Generator, recipe: Mapping[str, Any] | None) -> tup
 
 def _find_file(address: str | Path, weights: Weights) -> Path | None:
     """The weights file of a run, of itself, or of a packaged model; None for `source:rest`."""
+    address = expand_home(str(address))
     path = Path(address)
     if ":" in str(address) and not path.exists():
         return _find_packaged(str(address), weights)

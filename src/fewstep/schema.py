@@ -11,7 +11,6 @@ import ast
 import importlib.util
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +20,8 @@ from typing import Any, cast
 
 from fewstep import plugins
 from fewstep.errors import InputError, did_you_mean
-from fewstep.paths import check_kind
+from fewstep.overrides import apply_override, parse_toml
+from fewstep.paths import check_kind, read_text
 
 Table = Mapping[str, Any]
 
@@ -56,24 +56,24 @@ def read_table(name: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     Raises InputError for an unknown preset, invalid TOML, or an unknown key.
     """
     path = Path(name)
-    if path.suffix == ".toml":
-        if not path.is_file():
+    if path.suffix.lower() == ".toml":
+        if not path.exists():
             raise InputError(f"no such recipe file: {name}; give a TOML file or a preset's name")
-        text = path.read_text()
+        text = read_text(path)
     elif name in preset_names():
-        text = (resources.files("fewstep") / "presets" / f"{name}.toml").read_text()
+        text = (resources.files("fewstep") / "presets" / f"{name}.toml").read_text("utf-8")
     else:
         check_kind(path, "recipe")
         raise InputError(
             f"unknown recipe {name!r}{did_you_mean(name, preset_names())}; give a TOML file or "
             "the name of a preset (`fewstep list recipes` lists them)"
         )
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{name} is not valid TOML: {error}") from error
+    table = parse_toml(text, name)
+    for section in table:
+        _check_section(table, section)
     for override in overrides:
-        _override(table, override)
+        apply_override(table, override, _is_text)
+        _check_section(table, override.partition("=")[0].partition(".")[0])
     check_keys(table)
     return table
 
@@ -152,6 +152,28 @@ def _tables(table: Table) -> Iterator[tuple[str, dict[str, FieldSource] | None]]
                 queue += [(f"{key}.{name}.{each}", kind, inner[each]) for each in inner]
             else:
                 queue.append((f"{key}.{name}", kind, inner))
+
+
+def _check_section(table: Table, section: str) -> None:
+    is_section = section in _fields(_find_class(*_RECIPE))
+    if is_section and not isinstance(table[section], Mapping):
+        raise InputError(
+            f"{section} is {table[section]!r}, but a recipe has sections of keys: write "
+            f"{section}.KEY=VALUE, or KEY = VALUE below [{section}]"
+        )
+
+
+def _is_text(table: Table, key: str) -> bool:
+    """Whether a key's value is text, or None."""
+    section, *parts = key.split(".")
+    fields, inner, field = _sections(table).get(section), table.get(section, {}), None
+    for part in parts:
+        field = (fields or {}).get(part)
+        if field is None:
+            return False
+        inner = inner.get(part, {}) if isinstance(inner, Mapping) else {}
+        fields = _fields(_class_of(field, inner if isinstance(inner, Mapping) else {}))
+    return field is not None and {*_type_names(field)} <= {"str", "Address"}
 
 
 def _at(table: Table, key: str) -> Table:
@@ -297,7 +319,7 @@ def _parse(module: str) -> ast.Module:
     files = [folder.joinpath(*rest).with_suffix(".py") for folder in folders if rest]
     files += [folder.joinpath(*rest) / "__init__.py" for folder in folders]
     files += [Path(spec.origin)] if spec and spec.origin and not rest else []
-    source = next((path.read_text() for path in files if path.is_file()), "")
+    source = next((path.read_text("utf-8") for path in files if path.is_file()), "")
     return ast.parse(source)
 
 
@@ -313,28 +335,3 @@ def _text(default: ast.expr | None) -> str:
             return ast.unparse(default)
         return factory[2] if factory[1] else f"{factory[2]}()"
     return "" if value is None else json.dumps(value)
-
-
-def _override(table: dict[str, Any], text: str) -> None:
-    key, equals, right = text.partition("=")
-    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        raise InputError(
-            f"{text!r} does not set a key of the recipe; write key=value, such as fit.steps=100"
-        )
-    *parents, last = key.split(".")
-    for parent in parents:
-        inner: Any = table.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            raise InputError(f"cannot set {key}: {parent} is a value, not a table")
-        table = cast(dict[str, Any], inner)
-    table[last] = _toml_value(key, right)
-
-
-def _toml_value(key: str, text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as error:
-        # a word, path or address may lack the quotes of TOML, which the shell removes
-        if re.fullmatch(r"[A-Za-z./~][\w./:~?&=,@+% -]*", text):
-            return text
-        raise InputError(f"{key}={text}: {text!r} is not a valid TOML value ({error})") from error

@@ -20,7 +20,8 @@ from annotated_types import MinLen
 
 from fewstep import plugins
 from fewstep.errors import InputError, did_you_mean
-from fewstep.ranges import describe, split
+from fewstep.paths import expand_home
+from fewstep.ranges import Address, describe, split
 
 
 def to_table(value: Any) -> Any:
@@ -88,7 +89,8 @@ def check(kind: Any, value: Any, table_key: str) -> Any:
     if get_origin(bare) is dict and isinstance(value, Mapping):
         return _json_table(cast(Mapping[str, Any], value), table_key)
     if bare is str and isinstance(value, str):
-        return value  # pydantic refuses paths that are not UTF-8
+        # pydantic refuses paths that are not UTF-8
+        return expand_home(value) if kind is Address else value
     if get_origin(bare) is tuple and isinstance(value, tuple):
         # its items are checked one by one, so that an error names the first wrong one
         kind = Annotated[tuple[Any, ...], *(limits or (MinLen(0),))]

@@ -7,9 +7,10 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeVar, get_type_hints, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, get_type_hints, runtime_checkable
 
 import tyro
 from rich.console import Console
@@ -28,6 +29,7 @@ from rich.text import Text
 from fewstep import plugins
 from fewstep.errors import InputError
 from fewstep.models import model_addresses
+from fewstep.paths import expand_home
 
 Options = TypeVar("Options")
 Number = TypeVar("Number", int, float)
@@ -58,13 +60,28 @@ def options(
     settings: dict[str, Any] = {"prog": f"fewstep {verb}", "args": list(argv), "config": config}
     parsed, rest = tyro.cli(kind, return_unknown_args=True, **settings)
     if not rest:
-        return parsed
+        return _with_paths(parsed)
     name = _variadic_field(kind)
     if name is None or any(word.startswith("-") for word in rest):
         return tyro.cli(kind, **settings)  # prints the unknown arguments, and exits
     # tyro reads only one group of positional arguments; `rest` are those after a later option
     dataclass: Any = parsed
-    return replace(dataclass, **{name: (*getattr(parsed, name), *rest)})
+    return _with_paths(replace(dataclass, **{name: (*getattr(parsed, name), *rest)}))
+
+
+def _with_paths(parsed: Any) -> Any:
+    """The options with the home folder in place of a leading ~, which shells leave in `-o=~/x`."""
+    return replace(
+        parsed, **{field.name: _expand(getattr(parsed, field.name)) for field in fields(parsed)}
+    )
+
+
+def _expand(value: Any) -> Any:
+    if isinstance(value, Path):
+        return Path(expand_home(str(value)))
+    if isinstance(value, tuple):
+        return tuple(map(_expand, cast(tuple[Any, ...], value)))
+    return expand_home(value) if isinstance(value, str) else value
 
 
 def names_option(noun: str, text: str) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from fewstep import plugins
 from fewstep.data.imageset import ImageSet, check_split
 from fewstep.errors import InputError, did_you_mean
-from fewstep.paths import check_kind
+from fewstep.paths import check_kind, expand_home
 
 __all__ = ["ImageSet", "check_split", "load", "split_path"]
 
@@ -42,7 +42,7 @@ def load(
     if not callable(read):
         raise InputError(f"{name} is no function, as a reader of a data set must be: name another")
     accepted = signature(read).parameters
-    arguments = {"size": size, "path": None if path is None else Path(path)}
+    arguments = {"size": size, "path": None if path is None else Path(expand_home(str(path)))}
     if path is not None and "path" not in accepted:
         raise InputError(f'{name} takes no path ({path}); use the set "folder" for image files')
     images = read(split, **{key: value for key, value in arguments.items() if key in accepted})

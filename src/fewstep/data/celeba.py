@@ -48,7 +48,7 @@ def read_celeba(split: str, *, size: int | None, path: Path | None = None) -> Im
             "celeba needs data.size (doctor: --size), such as 32 or 64: at full size, 178 pixels, "
             "it takes 15 GB"
         )
-    folder = (path or home() / "data" / "celeba").expanduser()
+    folder = path or home() / "data" / "celeba"
     names, digest = _list_files(folder, split)
     cached = cache() / "celeba" / f"{split}-{size}-{digest}.npy"
     images = _read_cache(cached, len(names), size)

@@ -57,7 +57,7 @@ def find_published(name: str, path: str | Path | None = None) -> PublishedSet | 
         )
     if name == "celeba":
         files = dict.fromkeys(CELEBA_IMAGES, (celeba.IMAGES, celeba.PARTITION))
-        folder = Path(path).expanduser() if path else folder / name
+        folder = Path(path) if path else folder / name
         return PublishedSet((3, 218, 178), (), CELEBA_IMAGES, folder, files, None)
     return None
 

@@ -24,6 +24,7 @@ from fewstep.metrics.extractors.trunks import TRUNK_FILES
 from fewstep.metrics.extractors.weights import PUBLISHED, find_weights
 from fewstep.models import find_model
 from fewstep.parametrization import Eps
+from fewstep.paths import expand_home
 from fewstep.pretrained.address import split_options
 from fewstep.pretrained.hub import AVERAGED, find_local
 from fewstep.process import LinearBetas
@@ -84,7 +85,7 @@ def find_generator(noun: str, address: str) -> tuple[Requirement, Generator | No
         remedy = f"it is downloaded from the Hugging Face hub, or put its folder at {place}"
         return Requirement(noun, address, remedy), _ddpm() if name in AVERAGED else None
     if is_source:
-        if Path(name).expanduser().exists() or source not in ("edm", "openai", "lucidrains"):
+        if Path(expand_home(name)).exists() or source not in ("edm", "openai", "lucidrains"):
             return Requirement(noun, address), runs.load(address)
         return Requirement(noun, address, f"put the file at {name}"), None
     preset = Path(address).name

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fewstep.errors import InputError, did_you_mean
+from fewstep.paths import expand_home
 from fewstep.tables import field_types
 
 Options = TypeVar("Options")
@@ -17,7 +18,7 @@ def split_options(rest: str) -> tuple[str, dict[str, str]]:
     InputError for an option without a value, or one that is set twice.
     """
     path, mark, query = rest.rpartition("?")
-    if not mark or Path(rest).expanduser().exists():
+    if not mark or Path(expand_home(rest)).exists():
         return rest, {}
     options: dict[str, str] = {}
     for part in query.split("&"):

@@ -17,6 +17,7 @@ from fewstep.condition import AUGMENT_LABELS
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.parametrization import EDM, Eps
+from fewstep.paths import expand_home
 from fewstep.pretrained.address import split_options
 from fewstep.pretrained.assembly import assemble, build_backbone
 from fewstep.pretrained.attention import split_joint
@@ -72,7 +73,7 @@ def read_edm(address: str) -> Generator:
     name, options = split_options(address)
     if options:
         raise InputError(f"edm:{name} takes no options: leave out {', '.join(options)}")
-    path = Path(name).expanduser()
+    path = Path(expand_home(name))
     content = read_weights(path)
     if isinstance(content, Mapping):
         content = cast(Mapping[str, Any], content).get("ema")

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from fewstep.download import fetch, home
 from fewstep.errors import InputError
+from fewstep.paths import expand_home
 from fewstep.pretrained.folder import (
     CONFIG,
     FORMS,
@@ -34,7 +35,7 @@ def find_folder(name: str) -> Path:
 
     Raises: InputError if there is no such folder; the message names the path where to put it.
     """
-    path, folder = Path(name).expanduser(), home() / "weights"
+    path, folder = Path(expand_home(name)), home() / "weights"
     if path.is_file():
         raise InputError(
             f"{name} is a file, but diffusers: takes the folder with the network's {CONFIG} and "
@@ -57,7 +58,7 @@ def find_folder(name: str) -> Path:
 
 def find_local(name: str) -> Path | None:
     """The folder of a network that is at a path or in `home()/weights`; None if it is not."""
-    path, folder = Path(name).expanduser(), home() / "weights"
+    path, folder = Path(expand_home(name)), home() / "weights"
     if path.is_dir():
         return path
     names = (AVERAGED[name], name) if name in AVERAGED else (name,)

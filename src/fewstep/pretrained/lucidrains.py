@@ -24,6 +24,7 @@ from fewstep.backbones.lucidrains_unet import LucidrainsUNetConfig
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.parametrization import Clean, Eps, V
+from fewstep.paths import expand_home
 from fewstep.pretrained.address import parse_options, split_options
 from fewstep.pretrained.assembly import assemble, build_backbone
 from fewstep.pretrained.files import read_weights, state_dict
@@ -69,7 +70,7 @@ def read_lucidrains(address: str) -> Generator:
     Raises: InputError for a file of another layout, or one whose settings need an option.
     """
     name, text = split_options(address)
-    path, options = Path(name).expanduser(), parse_options(Options, text, address)
+    path, options = Path(expand_home(name)), parse_options(Options, text, address)
     state, diffusion = _tensors(path, options.weights)
     if not options.image_size:
         raise InputError(

@@ -21,6 +21,7 @@ from fewstep.backbones.edm_unet import EDMUNetConfig
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.parametrization import EDM, Clean, Eps
+from fewstep.paths import expand_home
 from fewstep.pretrained.address import parse_options, split_options
 from fewstep.pretrained.assembly import assemble, build_backbone
 from fewstep.pretrained.attention import split_joint
@@ -96,7 +97,7 @@ def read_openai(address: str) -> Generator:
     Raises: InputError for a file of another layout, or one whose settings need an option.
     """
     name, text = split_options(address)
-    path = Path(name).expanduser()
+    path = Path(expand_home(name))
     options = _options(path, text, address)
     layout = _Layout(_tensors(path), path)
     schedule, size = options.noise_schedule, options.image_size

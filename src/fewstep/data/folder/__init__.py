@@ -44,7 +44,7 @@ def read_folder(
             "folder needs a path: write folder:PATH on the command line, or set data.path in a "
             "recipe, to the folder of the images"
         )
-    folder = path.expanduser()
+    folder = path
     text = printable(str(folder))
     if not folder.is_dir():
         raise InputError(f"the folder {text} does not exist; set path to the folder of the images")
