@@ -10,6 +10,7 @@ from fewstep.methods.denoise import DenoiseConfig
 from fewstep.methods.meanflow import Meanflow
 from fewstep.optimizers import average_problems, warmup_problem
 from fewstep.parametrization import Eps
+from fewstep.paths import expand_home
 from fewstep.process import Flow, LinearBetas
 from fewstep.schema import preset_names
 from fewstep.times import KarrasGrid, LogNormal
@@ -110,7 +111,7 @@ def test_overrides_are_toml(tmp_path):
 )
 def test_addresses_need_no_quotes(tmp_path, address):
     told = read(tmp_path, DIGITS, f"teacher.load={address}")
-    assert told.teacher.load == address
+    assert told.teacher.load == expand_home(address)
 
 
 def test_a_name_alone_stands_for_its_table(tmp_path):
@@ -156,7 +157,7 @@ def test_mistakes_name_the_nearest_valid_thing(tmp_path, old, new, message):
     ("override", "message"),
     [
         ("fit.steps", "does not set a key of the recipe"),
-        ("fit.steps=1e", "not a valid TOML value"),
+        ("fit.steps=1e", "not valid TOML"),
         ("fit.steps.more=3", "steps is a value"),
         ("fit.stepps=3", "did you mean fit.steps"),
     ],
