@@ -80,7 +80,7 @@ class DataConfig:
     name: str
     """digits, mnist, fashion-mnist, cifar10, celeba, folder, or an address such as my_sets:read."""
     split: str = "train"
-    """train or test; celeba also has valid."""
+    """train or test; celeba and folders with splits may also have valid."""
     size: Pixels | None = None
     """Side length in pixels to which images are resized; by default that of the set."""
     path: Address | None = None

@@ -6,7 +6,7 @@
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.util import find_spec
@@ -29,6 +29,8 @@ EXTRAS = {
     "hub": ("huggingface_hub", "transformers"),
     "s3": ("s3fs",),
 }
+UNEQUAL = 20
+"""Ratio of the numbers of images of two classes above which a problem is reported."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Options:
         str | None, tyro.conf.Positional, console.data_option("A data set to read and describe")
     ] = None
     split: str = "train"
-    """The part of DATA to read: train or test; celeba also has valid."""
+    """The part of DATA to read: train or test; celeba and folders may also have valid."""
     size: int | None = None
     """Side length in pixels to which the images of DATA are resized; by default that of the set."""
 
@@ -59,10 +61,12 @@ def main(argv: Sequence[str]) -> int:
 def describe(address: str, split: str, size: int | None) -> Iterator[tuple[str, str]]:
     """Lines about a data set, as (name, text).  Raises: InputError if it cannot be read."""
     from fewstep import data
+    from fewstep.data.account import printable
 
     name, path = data.split_path(address)
     images = data.load(name, split=split, size=size, path=path)
-    yield "set", f"{images.name}, {split}" if path is None else f"{images.name}, {split}, of {path}"
+    place = "" if path is None else f", of {printable(str(path))}"
+    yield "set", f"{images.name}, {split}{place}"
     yield "images", f"{len(images):,}"
     yield "shape", " x ".join(map(str, images.shape)) + " (channels, height, width)"
     yield "classes", _classes(images)
@@ -71,7 +75,7 @@ def describe(address: str, split: str, size: int | None) -> Iterator[tuple[str, 
     if images.files:
         yield from images.files.lines()
     yield "fingerprint", images.fingerprint
-    problems = _problems(images)
+    problems = [*_problems(images)]
     for problem in problems:
         yield "problem", problem
     if not problems:
@@ -88,22 +92,42 @@ def _classes(images: "ImageSet") -> str:
     return f"{images.classes}: {listing(texts, limit=100)}"
 
 
-def _problems(images: "ImageSet") -> list[str]:
+def _problems(images: "ImageSet") -> Iterator[str]:
     """What is wrong with a set that can be read, one line each."""
-    problems: list[str] = []
     if images.labels is not None:
         counts = images.labels.bincount(minlength=images.classes).tolist()
         names = images.class_names or [str(label) for label in range(images.classes)]
-        empty = [name for name, count in zip(names, counts, strict=True) if not count]
-        if empty:
-            problems.append(f"no image has the class {listing(empty)}: remove it, or add images")
-        elif images.classes == 1:
-            problems.append("there is only one class: train with data.labels=false")
-    pixels = images.images.numpy()
-    copies = len(images) - len({blake2b(image.tobytes()).digest() for image in pixels})
+        yield from _class_problems(dict(zip(names, counts, strict=True)))
+    digests = [blake2b(image.tobytes()).digest() for image in images.images.numpy()]
+    copies = len(images) - len(set(digests))
     if copies:
-        problems.append(f"{quantity(copies, 'image')} too many: exact copies of others")
-    return problems
+        yield f"{quantity(copies, 'image')} too many: exact copies of others"
+    if copies and images.labels is not None:
+        labelled = set(zip(digests, images.labels.tolist(), strict=True))
+        conflicts = len(labelled) - len(set(digests))
+        if conflicts:
+            yield f"{quantity(conflicts, 'image')} with two labels: exact copies in another class"
+
+
+def _class_problems(counts: Mapping[str, int]) -> Iterator[str]:
+    """What is wrong with the number of images of each class."""
+    empty = [name for name, count in counts.items() if not count]
+    if empty:
+        yield f"no image has the class {listing(empty)}: remove it, or add images"
+    elif len(counts) == 1:
+        yield "there is only one class: train with data.labels=false"
+    single = [name for name, count in counts.items() if count == 1]
+    if single and max(counts.values()) > 1:
+        yield f"only one image has the class {listing(single)}: add images, or merge classes"
+    elif len(single) > 1:
+        yield "each image has a class of its own: are the labels names of files?"
+    rarest = min((name for name in counts if counts[name] > 1), key=counts.__getitem__, default="")
+    commonest = max(counts, key=counts.__getitem__)
+    if rarest and counts[commonest] > UNEQUAL * counts[rarest]:
+        yield (
+            f"the classes are very unequal: {commonest} has {counts[commonest]:,} images, {rarest} "
+            f"has {counts[rarest]:,}; rare classes are learned badly"
+        )
 
 
 def report() -> Iterator[tuple[str, str]]:

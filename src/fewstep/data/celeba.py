@@ -111,16 +111,17 @@ def _read(paths: Sequence[Path], size: int) -> Pixels:
     return images
 
 
-def _face(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
+def _face(path: Path, side: int) -> UInt8[np.ndarray, "size size 3"]:
     try:
-        with Image.open(path) as image:
-            face = image.convert("RGB")
+        with Image.open(path, formats=["JPEG", "PNG"]) as image:
+            size = image.size  # before it is decoded, which takes long if it is huge
+            face = image.convert("RGB") if size == SHAPE else None
     # Pillow raises many kinds of exceptions for damaged files
     except Exception as error:
         raise InputError(f"{path} is not a readable image ({error}); unpack it again") from error
-    if face.size != SHAPE:
+    if face is None:
         raise InputError(
-            f"{path} has {face.width} x {face.height} pixels, but an aligned face has 178 x 218; "
+            f"{path} has {size[0]} x {size[1]} pixels, but an aligned face has 178 x 218; "
             f"{_INSTRUCTION}"
         )
-    return np.asarray(resize_to_square(face, size))
+    return np.asarray(resize_to_square(face, side))

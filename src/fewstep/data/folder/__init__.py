@@ -46,6 +46,10 @@ def read_folder(
         )
     folder = path
     text = printable(str(folder))
+    if folder.is_file():
+        raise InputError(
+            f"{text} is a file; set path to a folder of images, for an archive the unpacked one"
+        )
     if not folder.is_dir():
         raise InputError(f"the folder {text} does not exist; set path to the folder of the images")
     check_kind(folder, "images")

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fewstep.data.account import name_list, printable
-from fewstep.data.folder.files import formats
+from fewstep.data.folder.files import formats_of
 from fewstep.data.imageset import resize_to_square
 from fewstep.errors import InputError
 
@@ -117,7 +117,7 @@ def decode(path: Path, size: int | None) -> tuple[UInt8[np.ndarray, "h w 3"], bo
     """
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES >> 30} GiB")
-    with Image.open(path, formats=formats()) as image:
+    with Image.open(path, formats=formats_of(path.suffix)) as image:
         if not 0 < image.width * image.height <= MAX_PIXELS:
             raise ValueError(
                 f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}"
@@ -160,6 +160,8 @@ def _reason(error: Exception) -> str:
     """What is wrong with a file, without its path."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "its content is no image of a known format"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {MAX_PIXELS:,} pixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return printable(str(error)) or type(error).__name__

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -28,6 +28,8 @@ READMES = frozenset(
 README_SUFFIXES = frozenset({"", ".bib", ".cff", ".htm", ".html", ".md", ".pdf", ".rst", ".txt"})
 IDENTIFIED_ONLY = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 """Formats that Pillow identifies but does not decode, or only with the help of another program."""
+COMMON = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+"""Formats that files have under the suffixes of others too."""
 MAX_REPEATS = 10_000
 """Largest number of folders that are found again through links."""
 
@@ -57,18 +59,21 @@ class FolderFile:
 
 
 @cache
-def formats() -> tuple[str, ...]:
-    """Names of the formats that are decoded, by Pillow."""
+def image_formats() -> Mapping[str, str]:
+    """The format of each suffix that Pillow decodes, in lower case, such as ".jpg" of "JPEG"."""
+    Image.preinit()  # the commonest formats first, as in Pillow
     Image.init()
-    return tuple(sorted(set(Image.OPEN) - IDENTIFIED_ONLY))
-
-
-@cache
-def image_suffixes() -> frozenset[str]:
-    """Suffixes of the formats that are decoded, in lower case."""
-    decoded = formats()
+    decoded = Image.OPEN.keys() - IDENTIFIED_ONLY
     extensions = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, name in extensions if name in decoded)
+    return {suffix: name for suffix, name in extensions if name in decoded}
+
+
+def formats_of(suffix: str) -> tuple[str, ...]:
+    """The formats that a file with this suffix may have: its own, and those that are safely
+    recognized by their content."""
+    formats = image_formats()
+    common = (name for name in COMMON if name in formats.values())
+    return tuple(dict.fromkeys([*common, *filter(None, [formats.get(suffix.lower())])]))
 
 
 def find_files(folder: Path) -> list[FolderFile]:
@@ -77,19 +82,24 @@ def find_files(folder: Path) -> list[FolderFile]:
     Raises: InputError for a folder that cannot be read, and for links that multiply without end.
     """
     top = folder.stat()
-    visits = {(top.st_dev, top.st_ino): 1}
+    visited = {(top.st_dev, top.st_ino)}
+    repeats = 0
     files: list[FolderFile] = []
-    stack: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset(visits))]
+    stack: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset(visited))]
     while stack:
         parts, above = stack.pop()
-        for entry in _scan(folder, parts):
+        entries = [*_scan(folder, parts)]
+        if parts and not entries:
+            files.append(FolderFile(parts, "other", "that is an empty folder"))
+        for entry in entries:
             place = (*parts, entry.name)
             file, identity = _classify(entry, place, above)
             if file:
                 files.append(file)
                 continue
-            visits[identity] = visits.get(identity, 0) + 1
-            if sum(visits.values()) - len(visits) > MAX_REPEATS:
+            repeats += identity in visited
+            visited.add(identity)
+            if repeats > MAX_REPEATS:
                 raise InputError(
                     f"links in {printable(str(folder))} lead to the same folders more than "
                     f"{MAX_REPEATS:,} times, such as {printable('/'.join(place))}: remove them"
@@ -147,7 +157,7 @@ def _kind(name: str) -> tuple[Kind, str]:
     """Kind of a regular file by its name, and the reason of what is not read."""
     stem, dot, suffix = name.lower().rpartition(".")
     stem, suffix = (stem, dot + suffix) if stem else (name.lower(), "")
-    if suffix in image_suffixes():
+    if suffix in image_formats():
         return "image", ""
     if name.lower() in LABEL_FILES:
         return "label file", ""

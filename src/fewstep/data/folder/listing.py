@@ -35,8 +35,8 @@ def select_listed(place: Place, path: Path, label_file: FolderFile, split: str) 
     if not indices:
         names = Counter(name for name in splits if name)
         raise InputError(
-            f"{table} lists no image of the split {split!r}, but of {', '.join(names)}: set "
-            "data.split to one of these"
+            f"{printable(str(table))} lists no image of the split {split!r}, but of "
+            f"{', '.join(names)}: set data.split to one of these"
         )
     if splits[0] is None and not place.has_splits:
         check_split("folder", split, ["train"])
@@ -45,12 +45,11 @@ def select_listed(place: Place, path: Path, label_file: FolderFile, split: str) 
     notes = _repetition_note(table, rows, repeated)
     if labels is None:
         notes += _no_labels_note(table, [files[i] for i in indices], place)
-    columns = rows[0].texts or {}
     return Selection(
         [files[i] for i in indices],
         None if labels is None else [labels[i] for i in indices],
         class_names,
-        {name: tuple((rows[i].texts or {})[name] for i in indices) for name in columns},
+        {name: tuple(rows[i].texts[name] for i in indices) for name in rows[0].texts},
         {name: part for name, part in others.items() if part and name != split},
         notes,
     )

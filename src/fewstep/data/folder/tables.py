@@ -5,7 +5,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Row:
     label: str | None = None
     """None without a column of labels."""
     split: str | None = None
-    texts: Mapping[str, str] | None = None
+    texts: Mapping[str, str] = field(default_factory=dict[str, str])
     """The values of all other columns."""
 
 
@@ -45,21 +45,22 @@ def read_table(path: Path) -> list[Row] | None:
 
     Raises: InputError with the line of what cannot be understood.
     """
-    name = path.name.lower()
-    if name == "metadata.csv":
-        return _from_columns(path, *_read_csv(path))
-    if name == "metadata.jsonl":
-        return _from_columns(path, *_read_jsonl(path))
-    return _read_dataset(path)
+    kind, text, name = path.name.lower(), _read_text(path), printable(str(path))
+    if kind == "metadata.csv":
+        return _from_columns(name, *_read_csv(name, text))
+    if kind == "metadata.jsonl":
+        return _from_columns(name, *_read_jsonl(name, text))
+    return _read_dataset(name, text)
 
 
 def _read_text(path: Path) -> str:
+    table = printable(str(path))
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} has more than {MAX_BYTES >> 30} GiB: is it a label file?")
+            raise InputError(f"{table} has more than {MAX_BYTES >> 30} GiB: is it a label file?")
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); make it readable") from error
+        raise InputError(f"{table} cannot be read ({error.strerror}); make it readable") from error
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         # utf-8-sig, because spreadsheets write a byte-order mark
@@ -68,11 +69,11 @@ def _read_text(path: Path) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         byte = content[error.start : error.start + 1].hex()
         raise InputError(
-            f"{path}, line {line}: the byte 0x{byte} is not UTF-8, as text in Latin-1 or "
+            f"{table}, line {line}: the byte 0x{byte} is not UTF-8, as text in Latin-1 or "
             "Windows-1252 is not; save the file as UTF-8"
         ) from error
     if "\0" in text:
-        raise InputError(f"{path} contains zero bytes, as text in UTF-16 does; save it as UTF-8")
+        raise InputError(f"{table} contains zero bytes, as text in UTF-16 does; save it as UTF-8")
     return text
 
 
@@ -80,47 +81,46 @@ Cells = tuple[str, Sequence[str]]
 """A line's place, and its values."""
 
 
-def _read_csv(path: Path) -> tuple[list[str], Iterator[Cells]]:
+def _read_csv(table: str, text: str) -> tuple[list[str], Iterator[Cells]]:
     """Names of the columns, and the rows."""
-    text = _read_text(path)
-    separator = _separator(path, text)
-    rows = _csv_rows(path, text, separator)
+    separator = _separator(table, text)
+    rows = _csv_rows(table, text, separator)
     _, names = next(rows)
     names = [name.strip() for name in names]
-    return _drop_unnamed(path, names, rows)
+    return _drop_unnamed(table, names, rows)
 
 
-def _separator(path: Path, text: str) -> str:
+def _separator(table: str, text: str) -> str:
     """The separator with which the first line names a column of files."""
     columns: list[str] = []
     for separator in SEPARATORS:
-        _, names = next(_csv_rows(path, text, separator), ("", ()))
+        _, names = next(_csv_rows(table, text, separator), ("", ()))
         if any(name.strip().lower() in FILE_COLUMNS for name in names):
             return separator
         columns = max(columns, [*names], key=len)
     raise InputError(
-        f"{path} has no column file_name, which must name the images; its columns are "
+        f"{table} has no column file_name, which must name the images; its columns are "
         f"{name_list([repr(name) for name in columns])}, separated by commas, semicolons or tabs"
     )
 
 
-def _csv_rows(path: Path, text: str, separator: str) -> Iterator[Cells]:
+def _csv_rows(table: str, text: str, separator: str) -> Iterator[Cells]:
     """The lines that are not empty, each with its place."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     line = 1
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                yield f"{path}, line {line}", cells
+                yield f"{table}, line {line}", cells
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(
-            f"{path}, line {line}, is not a line of CSV ({error}); repair it"
+            f"{table}, line {line}, is not a line of CSV ({error}); repair it"
         ) from error
 
 
 def _drop_unnamed(
-    path: Path, names: list[str], rows: Iterator[Cells]
+    table: str, names: list[str], rows: Iterator[Cells]
 ) -> tuple[list[str], Iterator[Cells]]:
     """Leave out columns without a name that are empty, or number the rows as pandas does."""
     lines = [*rows]
@@ -133,16 +133,16 @@ def _drop_unnamed(
     for index in set(range(len(names))) - set(keep):
         values = [cells[index].strip() for _, cells in lines]
         if any(values) and values != [str(number) for number in range(len(values))]:
-            raise InputError(f"{path}: column {index + 1} has no name; name or remove it")
+            raise InputError(f"{table}: column {index + 1} has no name; name or remove it")
     return [names[i] for i in keep], ((place, [cells[i] for i in keep]) for place, cells in lines)
 
 
-def _read_jsonl(path: Path) -> tuple[list[str], Iterator[Cells]]:
+def _read_jsonl(table: str, text: str) -> tuple[list[str], Iterator[Cells]]:
     """Names of the columns, which are all keys, and the rows; an absent value is empty."""
     rows: list[tuple[str, dict[str, Any]]] = []
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            place = f"{path}, line {number}"
+            place = f"{table}, line {number}"
             row = _parse(line, place)
             if not isinstance(row, dict):
                 raise InputError(f"{place}, is no JSON object; write one object per line")
@@ -180,47 +180,42 @@ def _text(value: Any, name: str, place: str) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _from_columns(path: Path, names: list[str], rows: Iterator[Cells]) -> list[Row]:
-    keys = [name.strip().lower() for name in names]
-    file = _column(path, names, [i for i, key in enumerate(keys) if key in FILE_COLUMNS], "images")
+def _from_columns(table: str, names: list[str], rows: Iterator[Cells]) -> list[Row]:
+    file = _column(table, names, FILE_COLUMNS, "images")
+    label = _column(table, names, LABEL_COLUMNS, "labels")
+    split = _column(table, names, frozenset({SPLIT_COLUMN}), "splits")
     if file is None:
-        raise InputError(f"{path} has no column file_name; it must name the images")
-    label = _column(
-        path, names, [i for i, key in enumerate(keys) if key in LABEL_COLUMNS], "labels"
-    )
-    split = _column(path, names, [i for i, key in enumerate(keys) if key == SPLIT_COLUMN], "splits")
+        raise InputError(f"{table} has no column file_name; it must name the images")
     others = [i for i in range(len(names)) if i not in (file, label, split)]
-    if len({names[i] for i in others}) < len(others) or "file_name" in (names[i] for i in others):
-        raise InputError(f"{path} has two columns of the same name; rename or remove one")
-    table: list[Row] = []
+    if len({names[i] for i in others}) < len(others):
+        raise InputError(f"{table} has two columns of the same name; rename or remove one")
+    images: list[Row] = []
     for place, cells in rows:
         if not cells[file].strip():
-            raise InputError(f"{place}, names no image in its column {names[file]}")
+            raise InputError(f"{place}, names no image in its column {printable(names[file])}")
+        label_text = None if label is None else cells[label]
+        split_text = None if split is None else cells[split].strip()
         texts = {names[i]: cells[i] for i in others}
-        row = Row(
-            place,
-            cells[file],
-            None if label is None else cells[label],
-            None if split is None else cells[split].strip(),
-            texts,
-        )
-        table.append(row)
-    return table
+        images.append(Row(place, cells[file], label_text, split_text, texts))
+    return images
 
 
-def _column(path: Path, names: Sequence[str], indices: Sequence[int], noun: str) -> int | None:
-    """The only column of a kind.  Raises: InputError if there are two."""
+def _column(
+    table: str, names: Sequence[str], column_names: frozenset[str], noun: str
+) -> int | None:
+    """The only column with one of the known names.  Raises: InputError if there are two."""
+    indices = [i for i, name in enumerate(names) if name.strip().lower() in column_names]
     if len(indices) > 1:
         columns = " and ".join(printable(names[index]) for index in indices)
         raise InputError(
-            f"{path} has {len(indices)} columns of {noun}, {columns}: keep or rename one"
+            f"{table} has {len(indices)} columns of {noun}, {columns}: keep or rename one"
         )
     return indices[0] if indices else None
 
 
-def _read_dataset(path: Path) -> list[Row] | None:
+def _read_dataset(table: str, text: str) -> list[Row] | None:
     """`{"labels": [["00000/img00000000.png", 6], ...]}`, or null in place of the list."""
-    document = _parse(_read_text(path), str(path))
+    document = _parse(text, table)
     labels: Any = document.get("labels", ...) if isinstance(document, dict) else ...
     if labels is None:
         return None
@@ -228,13 +223,13 @@ def _read_dataset(path: Path) -> list[Row] | None:
         labels = [[name, label] for name, label in labels.items()]
     if not isinstance(labels, list):
         raise InputError(
-            f'{path} is not the dataset.json of EDM and StyleGAN, {{"labels": [["00000/'
+            f'{table} is not the dataset.json of EDM and StyleGAN, {{"labels": [["00000/'
             'img00000000.png", 6], ...]}, or null without labels: rename it if it is another file'
         )
     rows: list[Row] = []
     for number, entry in enumerate(labels, 1):
-        place = f"{path}, entry {number}"
+        place = f"{table}, entry {number}"
         if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
             raise InputError(f"{place}, is {json.dumps(entry)[:60]}, not [file, label]")
-        rows.append(Row(place, entry[0], _text(entry[1], "label", place), None, {}))
+        rows.append(Row(place, entry[0], _text(entry[1], "label", place)))
     return rows
