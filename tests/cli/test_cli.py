@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fewstep.cli import VERBS, main
-from fewstep.data import load
+from fewstep.data import ImageSet, load
 
 TINY = [
     "student.backbone.channels=[8]",
@@ -263,12 +263,39 @@ def test_doctor_describes_a_set(tmp_path, capsys):
         ["column", "file_name"],
         ["files", "3: 3 in the set"],
         ["fingerprint", fingerprint],
+        ["problem", "only one image has the class a: add images, or merge classes"],
         ["problem", "1 image too many: exact copies of others"],
+        ["problem", "1 image with two labels: exact copies in another class"],
     ]
     assert main(["doctor", "digits", "--size", "4"]) == 0
     assert "1 x 4 x 4" in capsys.readouterr().out
     assert main(["doctor", f"folder:{tmp_path}", "--split", "test"]) == 2
     assert capsys.readouterr().err == "fewstep: folder has no split 'test'; choose train\n"
+
+
+PROBLEMS = {
+    (3, 1): "only one image has the class b: add images, or merge classes",
+    (1, 1): "each image has a class of its own: are the labels names of files?",
+    (4,): "there is only one class: train with data.labels=false",
+    (
+        42,
+        2,
+    ): "the classes are very unequal: a has 42 images, b has 2; rare classes are learned badly",
+    (2, 0, 2): "no image has the class b: remove it, or add images",
+}
+
+
+@pytest.mark.parametrize("counts", PROBLEMS)
+def test_doctor_finds_classes_with_few_images(counts, monkeypatch, capsys):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    pixels = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1)
+    images = ImageSet("pets", pixels, labels, tuple("abc"[: len(counts)]))
+    monkeypatch.setattr("fewstep.data.load", lambda *_, **__: images)
+    assert main(["doctor", "digits"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split(maxsplit=1) == [
+        "problem",
+        PROBLEMS[counts],
+    ]
 
 
 def run_cli(*argv, **settings):

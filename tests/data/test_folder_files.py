@@ -1,5 +1,6 @@
 """Every file in a folder of images is accounted for: in the set, expected beside it, left out."""
 
+import json
 import os
 import socket
 import struct
@@ -15,6 +16,8 @@ from fewstep.cli import main
 from fewstep.data.account import FileAccount, printable
 from fewstep.data.folder import files as folder_files
 from fewstep.data.folder.files import image_formats
+from fewstep.recipe import parse
+from fewstep.runner import run_recipe
 from image_folders import build, by_name, picture, read, refusal
 
 SAVED = {"JPEG": "jpe jfif JPG Jpeg", "PPM": "ppm pnm PBM", "WEBP": "WebP", "TGA": "tga icb"}
@@ -280,3 +283,20 @@ def test_pixels_do_not_depend_on_threads(tmp_path, monkeypatch):
     first = read(tmp_path)[0].images
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     assert torch.equal(first, read(tmp_path)[0].images)
+
+
+def test_the_training_log_has_the_account(tmp_path):
+    set_ = build(tmp_path / "set", *(f"a/{i}.png" for i in range(4)), "b/4.png", n__txt="")
+    backbone = {"name": "mlp", "width": 4, "depth": 1}
+    student = {"init": "scratch", "process": {"name": "flow"}, "backbone": backbone}
+    table = {
+        "data": {"name": "folder", "path": str(set_)},
+        "student": student | {"parametrization": {"name": "velocity"}},
+        "method": {"name": "denoise"},
+        "fit": {"steps": 1, "batch": 2, "warmup": 0, "ema_halflife": 1},
+    }
+    with pytest.warns(UserWarning, match="n.txt"):
+        for _ in run_recipe(parse(table), tmp_path / "run"):
+            pass
+    line = json.loads((tmp_path / "run" / "progress.jsonl").read_text().splitlines()[0])
+    assert line["data"] == "6 files: 5 in the set, 1 left out (1 with the suffix .txt)"

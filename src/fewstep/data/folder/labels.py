@@ -8,7 +8,7 @@ from decimal import Decimal
 from fewstep.data.account import printable
 from fewstep.errors import InputError
 
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,9})?", re.IGNORECASE)
 MISSING = frozenset(
     {"nan", "-nan", "null", "n/a", "NaN", "-NaN", "NAN", "NULL", "N/A", "NA", "#N/A", "#NA"}
     | {"<NA>", "None", "inf", "-inf", "Infinity", "-Infinity"}
@@ -122,13 +122,13 @@ def _check_alike(names: Sequence[str], describe: Callable[[str], str]) -> None:
 
 def _number(label: str) -> Decimal | None:
     """The number that a label spells; None for a name."""
-    digits = unicodedata.normalize("NFKC", label)
-    is_number = len(digits) < 100 and NUMBER.fullmatch(digits)
-    return Decimal(digits) if is_number else None
+    # the digits of all scripts, such as full-width ones
+    digits = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in label)
+    return Decimal(digits) if len(digits) < 100 and NUMBER.fullmatch(digits) else None
 
 
 def _integer(number: Decimal, place: str) -> int:
-    if abs(number) >= MAX_LABEL or number != number.to_integral_value():
+    if not -MAX_LABEL < number < MAX_LABEL or number != number.to_integral_value():
         raise InputError(
             f"{place}: the label {number} is not the number of a class; number classes from 0 "
             "without gaps, or use names"

@@ -115,6 +115,7 @@ def _splits(path: Path, folders: Sequence[str]) -> dict[str, str]:
             )
         if split:
             splits[split] = name
+    splits = {split: splits[split] for split in SPLITS if split in splits}
     rest = [name for name in folders if name not in splits.values()]
     if splits and rest:
         raise InputError(

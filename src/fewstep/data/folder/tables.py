@@ -5,6 +5,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ LABEL_COLUMNS = frozenset(
     "label_id category_id".split()
 )
 SPLIT_COLUMN = "split"
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+SEPARATORS = (",", ";", "\t", "|")
 MAX_BYTES = 1 << 30
 
 
@@ -83,24 +84,24 @@ Cells = tuple[str, Sequence[str]]
 
 def _read_csv(table: str, text: str) -> tuple[list[str], Iterator[Cells]]:
     """Names of the columns, and the rows."""
-    separator = _separator(table, text)
-    rows = _csv_rows(table, text, separator)
+    rows = _csv_rows(table, text, _separator(table, text))
     _, names = next(rows)
-    names = [name.strip() for name in names]
-    return _drop_unnamed(table, names, rows)
+    return _drop_unnamed(table, [name.strip() for name in names], rows)
 
 
 def _separator(table: str, text: str) -> str:
     """The separator with which the first line names a column of files."""
     columns: list[str] = []
     for separator in SEPARATORS:
-        _, names = next(_csv_rows(table, text, separator), ("", ()))
-        if any(name.strip().lower() in FILE_COLUMNS for name in names):
-            return separator
-        columns = max(columns, [*names], key=len)
+        with suppress(InputError):  # such as of quotes beside another separator
+            _, names = next(_csv_rows(table, text, separator), ("", ()))
+            if any(name.strip().lower() in FILE_COLUMNS for name in names):
+                return separator
+            columns = max(columns, [*names], key=len)
+    names = name_list([repr(name) for name in columns]) or "none"
     raise InputError(
-        f"{table} has no column file_name, which must name the images; its columns are "
-        f"{name_list([repr(name) for name in columns])}, separated by commas, semicolons or tabs"
+        f"{table} has no column file_name, which must name the images; its columns are {names}, "
+        "separated by commas, semicolons or tabs"
     )
 
 
