@@ -15,14 +15,10 @@ def test_a_complete_file_replaces_the_old_one(tmp_path):
     assert os.listdir(target.parent) == ["a.bin"]
 
 
-@pytest.mark.parametrize("single_writer", [False, True])
-def test_a_failing_writer_keeps_the_old_file(tmp_path, single_writer):
+def test_a_failing_writer_keeps_the_old_file(tmp_path):
     target = tmp_path / "a.bin"
     target.write_bytes(b"old")
-    with (
-        pytest.raises(KeyboardInterrupt),
-        atomic_write(target, single_writer=single_writer) as file,
-    ):
+    with pytest.raises(KeyboardInterrupt), atomic_write(target) as file:
         file.write(b"ne")
         raise KeyboardInterrupt
     assert target.read_bytes() == b"old"
@@ -55,9 +51,9 @@ def test_writers_at_the_same_time_do_not_disturb_each_other(tmp_path):
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_a_lone_writer_overwrites_what_a_killed_one_left(tmp_path):
+def test_the_next_writer_overwrites_what_a_killed_one_left(tmp_path):
     (tmp_path / "a.bin.tmp").write_bytes(b"half of a lon")
-    with atomic_write(tmp_path / "a.bin", single_writer=True) as file:
+    with atomic_write(tmp_path / "a.bin") as file:
         file.write(b"new")
     assert (tmp_path / "a.bin").read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["a.bin"]

@@ -15,7 +15,8 @@ ROOT = Path(fewstep.__file__).parent
 LAYERS = [
     ["errors", "allocator", "formatting", "noise", "precision", "ranges", "web"],
     ["overrides", "paths", "plugins"],
-    ["checksums", "files", "images"],
+    ["checksums", "files"],
+    ["images", "locks"],
     ["tensor_file", "schema", "tables", "models"],
     ["download"],
     ["condition"],
@@ -41,7 +42,7 @@ LAYERS = [
     ["batching", "streams", "optimizers"],
     ["trainer"],
     ["recipe"],
-    ["recording", "trackers"],
+    ["recording", "trackers", "resuming"],
     ["scores"],
     ["evaluation"],
     ["student"],

@@ -122,20 +122,6 @@ def test_addresses_that_lead_nowhere(tmp_path):
         runs.load(tmp_path, weights="raw")
 
 
-def test_a_folder_of_another_recipe_is_refused_with_the_difference(tmp_path):
-    run = Run(tmp_path / "run")
-    run.claim(digits().table())
-    run.claim(digits("about.title=other").table())  # what is only told may change
-    with pytest.raises(
-        InputError, match=r"fit\.steps is \d+ in its recipe.toml and 7 in this recipe.*--out"
-    ):
-        run.claim(digits("fit.steps=7").table())
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").write_text("precious")
-    with pytest.raises(InputError, match="is not empty and is not a run folder"):
-        Run(tmp_path / "full").claim(digits().table())
-
-
 def test_a_line_cut_by_a_crash_is_left_out_and_rewound(tmp_path):
     run = Run(tmp_path)
     for step in (1, 2, 3):

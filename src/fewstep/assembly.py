@@ -104,7 +104,11 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         teacher = guide_teacher(recipe, spec, runs.load(address), trained_by)
         pins["teacher"] = runs.weights_hash(teacher)
     method_class = plugins.resolve("method", recipe.method_name)
-    student, original = build_student(recipe, spec, teacher)
+    initial = None
+    if recipe.student.init not in ("teacher", "scratch"):
+        initial = runs.load(recipe.student.init)
+        pins["student.init"] = runs.network_hash(initial)
+    student, original = build_student(recipe, spec, teacher, initial)
     config = bind_classifier(recipe.method, lambda: _classifier(images))
     loss_hash = perceptual_hash(config, spec.shape)
     if loss_hash:
@@ -132,8 +136,6 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         adapt = Adapt(AdaptConfig(), task).to(device)
         seed = derive_seed(recipe.fit.seed, "adapt")
         rows = {"images": _image_stream(recipe, images, spec)}
-        if recipe.student.init != "teacher":
-            pins["student.init"] = runs.network_hash(original)
         adapt_batches = Batches(
             rows, spec, batch=fit.batch, seed=seed, device=device, augmentation=augmentation
         )

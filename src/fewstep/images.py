@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.errors import InputError
+from fewstep.files import atomic_write
 
 
 def to_uint8(images: Float[Tensor, "b *shape"]) -> UInt8[Tensor, "b *shape"]:
@@ -50,5 +51,5 @@ def grid(
 
 def save_grid(images: UInt8[Tensor, "n c h w"], path: Path, *, columns: int | None = None) -> None:
     """Write `grid(images)` to `path` as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid(images, columns=columns).save(path, format="PNG")
+    with atomic_write(path) as file:
+        grid(images, columns=columns).save(file, format="PNG")

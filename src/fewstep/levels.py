@@ -36,6 +36,11 @@ class Levels(ABC):
     def bounds(self) -> tuple[float, float]:
         """The lowest and highest sigma/alpha, within those of the network's span."""
 
+    @property
+    def changes(self) -> bool:
+        """Whether the pairs depend on the share of the training that is done."""
+        return True
+
     @abstractmethod
     def around(
         self, ratio: Tensor, progress: float, ends: list[float]
@@ -94,11 +99,19 @@ class EctLevels(Levels):
                 "would be equal in float32; q^stages must be at most 1e6"
             )
 
+    @property
+    def count(self) -> int:
+        """The number of stages."""
+        # the largest gap, at t = 0, is q^-stages·(1 + k/2)
+        return self.stages or math.ceil(math.log((1 + self.k / 2) / LAST_GAP, self.q))
+
+    @property
+    def changes(self) -> bool:
+        return self.count > 1
+
     def stage(self, progress: float) -> int:
         """The stage, from 0, at this share of the training."""
-        # the largest gap, at t = 0, is q^-stages·(1 + k/2)
-        stages = self.stages or math.ceil(math.log((1 + self.k / 2) / LAST_GAP, self.q))
-        return min(int(progress * stages), stages - 1)
+        return min(int(progress * self.count), self.count - 1)
 
     def around(
         self, ratio: Tensor, progress: float, ends: list[float]
@@ -142,6 +155,10 @@ class DiscreteLevels(Levels):
                 f"method.levels has first = {self.first}, last = {self.last} and ratios = "
                 f"{list(self.ratios)}; it needs first <= last and ratios[0] < ratios[1]"
             )
+
+    @property
+    def changes(self) -> bool:
+        return self.growth != "fixed"
 
     def count(self, progress: float) -> int:
         """The number of levels N at this share of the training."""

@@ -1,16 +1,18 @@
 """Run folders, and the paths of their files.
 
     runs/<name>/recipe.toml  progress.jsonl  samples/  model.safetensors  best.safetensors
-                scores.jsonl  state/  report.html
+                scores.jsonl  state/  report.html  .lock
 
 `model.safetensors` contains the averaged weights and, in one metadata key, everything else that
 `runs.load(path)` needs. `best.safetensors` is the same for the training step with the smallest
 Fréchet distance. `state/` contains the training state with the raw (not averaged) weights, and
-`scores.jsonl` the scores measured after training.
+`scores.jsonl` the scores measured after training. `.lock` exists while a process trains the run.
+
+Every file is written whole or not at all, and the state after all that belongs to its step.
 """
 
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ from fewstep.checksums import (
     toml_with_check,
 )
 from fewstep.errors import InputError
-from fewstep.files import atomic_write
+from fewstep.files import LOCK, TEMPORARY, atomic_write
 from fewstep.generator import Generator
+from fewstep.locks import lock_owner
 from fewstep.paths import read_regular
 from fewstep.weights_file import build_generator, read_weights_file, write_weights_file
 
@@ -65,36 +68,70 @@ class Run:
         """The sample grids saved during training, oldest first."""
         return sorted(self.samples.glob("step-*.png"))
 
-    def claim(self, recipe: Mapping[str, Any]) -> None:
-        """Write the recipe's table into this folder, unless it is there.
+    @property
+    def report_file(self) -> Path:
+        return self.folder / "report.html"
 
-        Raises: InputError as `check_recipe`.
-        """
-        self.check_recipe(recipe)
-        if not self.recipe_file.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(self.recipe_file, toml_with_check(tomli_w.dumps(recipe)).encode())
+    def grid_file(self, step: int) -> Path:
+        """The sample grid of a training step."""
+        return self.samples / f"step-{step:07}.png"
 
-    def check_recipe(self, recipe: Mapping[str, Any]) -> None:
-        """Check that this folder is new, or belongs to the recipe with this table.
+    def name_of(self, file: Path) -> str:
+        """The name of one of its files in this folder, such as "samples/step-0000010.png"."""
+        return file.relative_to(self.folder).as_posix()
 
-        Raises: InputError with the first difference if it belongs to another recipe.
-        """
-        if self.recipe_file.exists():
-            old, new = flatten(_read_toml(self.recipe_file)), flatten(recipe)
-            for key in sorted(old.keys() | new.keys()):
-                if old.get(key) != new.get(key) and not key.startswith("about."):
-                    raise InputError(
-                        f"{self.folder} belongs to another recipe: {key} is "
-                        f"{old.get(key, 'not set')} in its recipe.toml and "
-                        f"{new.get(key, 'not set')} in this recipe; "
-                        "give another --out, or delete that folder"
-                    )
-        elif self.folder.exists() and any(self.folder.iterdir()):
+    def check_folder(self) -> None:
+        """Raise InputError for a folder that has files, but is no run folder."""
+        if self.recipe_file.exists() or not self.folder.exists():
+            return
+        unfinished = (LOCK, self.recipe_file.name + TEMPORARY)  # of a process killed at its start
+        if any(path.name not in unfinished for path in self.folder.iterdir()):
             raise InputError(
                 f"{self.folder} is not empty and is not a run folder: it has no recipe.toml; give "
                 "another --out"
             )
+
+    def owner(self) -> str | None:
+        """The process that trains this run, such as "process 71 on host"; None if there is none."""
+        return lock_owner(self.folder)
+
+    def recipe(self) -> dict[str, Any] | None:
+        """The table of the run's recipe; None before its first training step."""
+        return _read_toml(self.recipe_file) if self.recipe_file.exists() else None
+
+    def claim(self, recipe: Mapping[str, Any]) -> None:
+        """Write the recipe's table into this folder, unless it is there."""
+        if self.recipe() != recipe:
+            _replace(self.recipe_file, toml_with_check(tomli_w.dumps(recipe)).encode())
+
+    def clear_leftovers(self) -> None:
+        """Remove temporary files of killed processes. Only the owner of the folder may do this."""
+        for folder in (self.folder, self.samples, self.state_file.parent):
+            # the second pattern is that of safetensors
+            for pattern in (f"*{TEMPORARY}", ".tmp??????"):
+                for path in folder.glob(pattern):
+                    path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove what was trained, so that the run starts again; the recipe remains."""
+        trained = (self.state_file, self.model_file, self.best_file, self.report_file)
+        for path in (*trained, *self.grids()):
+            path.unlink(missing_ok=True)
+        self.rewind(-1)
+
+    def missing(self) -> list[str]:
+        """What the saved step still owes: files by their names in the folder, and "scores".
+
+        The same training command completes it.
+        """
+        state = self.state()
+        if state is None:
+            return []
+        note = state[1]
+        names = [name for name in note["files"] if not (self.folder / name).exists()]
+        names += ["scores"] if note["unscored"] else []
+        is_finished = note["step"] == note["total"]
+        return names + [self.report_file.name] * (is_finished and not self.report_file.exists())
 
     def progress(self) -> list[dict[str, Any]]:
         """The logged lines, oldest first, except a last line that a crash left incomplete."""
@@ -104,9 +141,18 @@ class Run:
             if isinstance(line.get("step"), int)
         ]
 
+    def nonfinite_step(self) -> int | None:
+        """The last finished step, if the run ended with a loss or gradient that is not finite."""
+        lines = self.progress()
+        return lines[-1]["step"] if lines and "nonfinite" in lines[-1] else None
+
     def rewind(self, step: int) -> None:
         """Remove the logged lines after training step `step`; a resumed run writes them again."""
-        lines = [json_line(line) for line in self.progress() if line["step"] <= step]
+        self.keep_lines(lambda line: line["step"] <= step)
+
+    def keep_lines(self, condition: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Remove the logged lines that do not fulfil a condition."""
+        lines = [json_line(line) for line in self.progress() if condition(line)]
         _replace(self.progress_file, b"".join(lines))
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -150,7 +196,7 @@ class Run:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    with atomic_write(path, single_writer=True) as file:
+    with atomic_write(path) as file:
         file.write(content)
 
 

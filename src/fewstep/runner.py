@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Generator as Pull
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,59 +21,78 @@ from fewstep.distributed import (
     peak_memory,
     reset_peak_memory,
     run_together,
-    wait,
 )
 from fewstep.drawing import generate
 from fewstep.errors import InputError, SharedError
 from fewstep.finite import NonFiniteImages
 from fewstep.generator import Generator
 from fewstep.images import save_grid
+from fewstep.locks import lock_folder
 from fewstep.methods.checks import training_warnings
 from fewstep.recipe import Recipe
+from fewstep.resuming import MAX_GROWTH, Start, check_changes, find_start
 from fewstep.run_folder import Run, flatten
-from fewstep.scores import score_from
+from fewstep.scores import Score, score_from
 from fewstep.trainer import NonFiniteLoss, Progress, Training
 
 
+class Diverged(InputError):
+    """Raised if a loss is not finite; `setting` is a lower learning rate, as an override."""
+
+    def __init__(self, text: str, setting: str) -> None:
+        super().__init__(text)
+        self.setting = setting
+
+
 def run_recipe(
-    recipe: Recipe, folder: Path | str, *, device: torch.device | None = None, log_every: int = 10
+    recipe: Recipe,
+    folder: Path | str,
+    *,
+    device: torch.device | None = None,
+    log_every: int = 10,
+    extend: bool = False,
 ) -> Pull[Progress]:
     """Train `recipe` in its run folder, starting from the last saved step; yields after each step.
 
     The state is saved every `fit.save_every` steps, at the end, and when the caller closes this
-    generator. A finished run yields nothing.
+    generator. A finished run yields nothing. The folder is created, or changed, when the first
+    step has succeeded. With `extend`, the recipe may have more steps than the run: see `resuming`.
 
-    Raises: InputError if the folder belongs to another recipe, if the data or weights that the run
-    uses have changed, or if the loss becomes NaN or infinite.
+    Raises: InputError if the folder belongs to another recipe or another process trains in it, if
+    the data or weights that the run uses have changed, or if the loss becomes NaN or infinite.
     """
     run, place = Run(folder), device or distributed.device()
-    assembly = run_together(lambda: assemble(recipe, place))
-    check_ranks(recipe, run, assembly.pins)
-    if first_rank():  # all ranks at once would write the same file
-        run.claim(recipe.table())
-    wait()
-    state = _resume(run, assembly.pins)
-    step = state[1]["step"] if state else 0
-    writer = RunWriter(run, recipe, assembly, log_every, step)
-    if writer.writes and step < writer.total:
-        for message in training_warnings(assembly.method):
+    with ExitStack() as stack:
+        if first_rank():
+            run_together(lambda: stack.enter_context(lock_folder(run.folder)))
+        else:
+            run_together(lambda: None)
+        run_together(lambda: check_changes(run, recipe, extend=extend))  # before data are read
+        assembly = run_together(lambda: assemble(recipe, place))
+        check_ranks(recipe, run, assembly.pins)
+        pins, machine = assembly.pins, hardware(place)
+        start = run_together(lambda: find_start(run, recipe, pins, machine, extend=extend))
+        yield from _train(RunWriter(run, recipe, assembly, log_every, start), assembly, start)
+
+
+def _train(writer: "RunWriter", assembly: Assembly, start: Start) -> Pull[Progress]:
+    if writer.writes and start.step < writer.total:
+        for message in (*start.messages, *training_warnings(assembly.method)):
             warnings.warn(message, stacklevel=2)
-    for training in assembly.trainings(recipe.fit, step if state else None):
-        if state and state[1]["players"] == list(training.method.players):
-            training.restore(*state)
-        if writer.writes and not training.run_step:
-            writer.draw(training.generator(), 0)
+    for training in assembly.trainings(writer.recipe.fit, start.step if start.state else None):
+        if start.state and start.state[1]["players"] == list(training.method.players):
+            training.restore(*start.state)
+            writer.complete(training, start.state[1])
+        writer.prepare(training)
         try:
             for progress in training:
                 writer.update(progress)
                 yield progress
         except NonFiniteLoss as error:
-            raise InputError(
-                f"{error}; the last finite state is in {folder}: lower fit.lr, raise fit.warmup, "
-                'or leave out such updates with fit.nonfinite="skip"'
-            ) from error
-        finally:
+            raise writer.stop(training, error) from error
+        except BaseException:  # interrupted, or closed by the caller
             writer.save(training)
+            raise
 
 
 def check_ranks(recipe: Recipe, run: Run, pins: Mapping[str, str]) -> None:
@@ -104,71 +123,103 @@ def check_ranks(recipe: Recipe, run: Run, pins: Mapping[str, str]) -> None:
     )
 
 
-def is_finished(recipe: Recipe, folder: Path | str) -> bool:
-    """Whether the recipe has been trained to its last step in this folder."""
+def is_finished(recipe: Recipe, folder: Path | str, *, extend: bool = False) -> bool:
+    """Whether the recipe has been trained to its last step in this folder, and all files of this
+    step are there but the report."""
     run = Run(folder)
-    if not run.recipe_file.exists():
+    changes, state = check_changes(run, recipe, extend=extend), run.state()
+    if state is None or "fit.steps" in changes or state[1]["step"] < state[1]["total"]:
         return False
-    run.claim(recipe.table())
-    state = run.state()
-    return state is not None and state[1]["step"] == state[1]["total"]
-
-
-def _resume(run: Run, pins: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The saved state, if it has the same data and weights; removes later lines of the log."""
-    state = run.state()
-    if first_rank():
-        run.rewind(state[1]["step"] if state else 0)
-    if state is None:
-        return None
-    for name, value in pins.items():
-        if state[1]["pins"].get(name) != value:
-            raise InputError(
-                f"{run.folder} was trained with another {name} than this recipe loads now: the "
-                "hashes differ; give another --out, or restore the earlier one"
-            )
-    return state
+    return not {*run.missing()} - {run.report_file.name}
 
 
 class RunWriter:
     """Writes the files of a run folder during training, on the first rank; all ranks measure."""
 
     def __init__(
-        self,
-        run: Run,
-        recipe: Recipe,
-        assembly: Assembly,
-        log_every: int,
-        step: int,
+        self, run: Run, recipe: Recipe, assembly: Assembly, log_every: int, start: Start
     ) -> None:
         self.run = run
         self.recipe = recipe
         self.pins = assembly.pins
+        self.data_files = assembly.data_files
         self.total = assembly.count_steps(recipe.fit)
         self.log_every = log_every
-        self.saved_step = step
+        self.start = start
+        self.saved_step = start.step
         self.start_time = time.perf_counter()
         self.writes = first_rank()
         self.device = assembly.batches.device
         reset_peak_memory(self.device)
         self.evaluator = assembly.evaluator
-        self.latest: dict[str, float] = {}
+        note = start.state[1] if start.state else {}
+        self.latest: dict[str, float] = note.get("latest", {})
         """Latest value of each number since the last log line; not all players train each step."""
-        if self.writes and step < self.total:
-            note = {"allocator": "freed memory is kept"} if keeps_freed_memory() else {}
-            note |= {"data": assembly.data_files} if assembly.data_files else {}
-            run.log({"step": step, "total": self.total, "hardware": hardware(self.device), **note})
+        self.norm: float = note.get("norm", 0.0)
+        """Norm of all weights at the start of the training."""
+        self.growth: float = note.get("growth", 1.0)
+        """Ratio of the norm at the saved step to it."""
+        self.unscored = False
+        """Whether an evaluation of the present step is not finished."""
+        self.first_grid: Tensor | None = None
+        self.has_begun = False
+
+    def prepare(self, training: Training) -> None:
+        """Keep what the run folder gets of the time before the first step."""
+        if training.step == 0:
+            self.norm = _norm(training)
+        if self.writes and training.run_step == 0:
+            self.first_grid = self._draw(training.generator())
+
+    def complete(self, training: Training, note: Mapping[str, Any]) -> None:
+        """Write what the saved step, to which `training` was restored, owes."""
+        missing = self.run.missing() if self.writes else []
+        step, model = training.run_step, self.run.model_file
+        if model.name in missing:
+            self._save_model(training.generator())
+        if self.run.name_of(self.run.grid_file(step)) in missing:
+            self._save_grid(training.generator(), step)
+        if note["unscored"]:
+            if self.evaluator:
+                if self.writes:
+                    self.run.keep_lines(lambda line: line["step"] < step or "score" not in line)
+                self.measure(training)
+            self.saved_step = -1  # write the state again, which then owes no scores
+            self.save(training)
 
     def update(self, progress: Progress) -> None:
         """Write what is due at this step: a log line, scores, a checkpoint."""
-        last = progress.training.is_finished
+        training = progress.training
         if self.writes:
+            if not self.has_begun:
+                self._begin()
             self._log(progress)
         every = self.recipe.evaluate.every
         if every and progress.step % every == 0:
-            self.measure(progress.training)
-        if last or progress.step % self.recipe.fit.save_every == 0:
-            self.save(progress.training)
+            self.unscored = True
+            self.measure(training)
+        if training.is_finished or progress.step % self.recipe.fit.save_every == 0:
+            self.save(training)
+
+    def _begin(self) -> None:
+        """Claim the folder: the recipe has proved sound, because its first step has succeeded."""
+        run, start = self.run, self.start
+        if start.clears:
+            run.clear()
+        if start.changes_result and run.best_file.exists():
+            if runs.describe(run.folder, weights="best")["step"] > start.step:
+                run.best_file.unlink()  # of a step that will not be repeated
+        run.claim(self.recipe.table())
+        run.clear_leftovers()
+        run.rewind(start.step if start.state else -1)
+        run.report_file.unlink(missing_ok=True)  # of an earlier end
+        line = {"step": start.step, "total": self.total, "hardware": hardware(self.device)}
+        line |= {"allocator": "freed memory is kept"} if keeps_freed_memory() else {}
+        line |= {"data": self.data_files} if self.data_files else {}
+        run.log(line | ({"changes": start.changes} if start.changes else {}))
+        if self.first_grid is not None:
+            self._write_grid(self.first_grid, 0)
+        self.has_begun = True
 
     def _log(self, progress: Progress) -> None:
         self.latest |= progress.numbers
@@ -178,31 +229,77 @@ class RunWriter:
             self.run.log({**line, "memory": peak_memory(self.device), **self.latest})
             self.latest = {}
 
+    def stop(self, training: Training, error: NonFiniteLoss) -> Diverged:
+        """Log that a loss is not finite, so that the optimisers' settings may change. Nothing is
+        saved: the weights may have begun to diverge.
+
+        Returns the error with what to do.
+        """
+        if self.writes and self.run.recipe_file.exists():
+            self.run.log({"step": training.run_step, "nonfinite": str(error)})
+        fit, key = self.recipe.fit, "fit"
+        player = fit.players.get(error.player)
+        if player and player.lr is not None:
+            key += f".players.{error.player}"
+        rate = fit.player(error.player).lr
+        skip = "" if fit.nonfinite == "skip" else ' or fit.nonfinite="skip"'
+        resumes = self.saved_step and self.growth <= MAX_GROWTH
+        then = f"resumes after step {self.saved_step:,}" if resumes else "starts from the beginning"
+        return Diverged(
+            f"{error}; run the same command with a lower {key}.lr (now {rate:g}), a longer "
+            f"{key}.warmup{skip}: it {then}",
+            f"{key}.lr={rate / 10:g}",
+        )
+
     def save(self, training: Training) -> None:
-        """Save state, weights and a sample grid, unless this step is saved or cannot be saved."""
+        """Save weights, a sample grid, and last the state that needs them, unless this step is
+        saved or cannot be saved."""
         if not self.writes or training.run_step == self.saved_step or not training.can_be_saved():
             return
         generator = training.generator()
+        self._save_model(generator)
+        files = [self.run.model_file, *self._save_grid(generator, training.run_step)]
+        self.growth = _norm(training) / self.norm if self.norm else 1.0
         tensors, note = training.state()
-        note |= {"total": self.total, "pins": self.pins}
-        note["description"] = generator.describe()
+        note |= {
+            "total": self.total,
+            "pins": self.pins,
+            "description": generator.describe(),
+            "files": [self.run.name_of(file) for file in files],
+            "unscored": self.unscored,
+            "latest": self.latest,
+            "norm": self.norm,
+            "growth": self.growth,
+            "hardware": hardware(self.device),
+        }
         self.run.save_state(tensors, note)
-        runs.save_generator(self.run.model_file, generator, self.recipe.table(), self.pins)
-        self.draw(generator, training.run_step)
         self.saved_step = training.run_step
 
-    def draw(self, generator: Generator, step: int) -> None:
-        """Save a sample grid, always from the same noise, at the largest of evaluate.steps.
+    def _save_model(self, generator: Generator) -> None:
+        runs.save_generator(self.run.model_file, generator, self.recipe.table(), self.pins)
 
-        There is none of images with NaN: the training goes on, and its loss decides when it stops.
+    def _save_grid(self, generator: Generator, step: int) -> list[Path]:
+        """Save a sample grid. Returns its file in a list, which is empty for points."""
+        images = self._draw(generator)
+        return [] if images is None else [self._write_grid(images, step)]
+
+    def _draw(self, generator: Generator) -> Tensor | None:
+        """Sample images, always from the same noise, at the largest of evaluate.steps.
+
+        There are none with NaN: the training goes on, and its loss decides when it stops.
         """
+        if len(generator.spec.shape) != 3:
+            return None
         steps = generator.nearest(max(self.recipe.evaluate.steps), quietly=True)
         count = 2 * (generator.spec.classes or 8)
-        if len(generator.spec.shape) != 3:
-            return
         with suppress(NonFiniteImages):
-            images = torch.cat([x for _, x in generate(generator, count, steps=steps)])
-            save_grid(images, self.run.samples / f"step-{step:07}.png", columns=count // 2)
+            return torch.cat([x for _, x in generate(generator, count, steps=steps)])
+        return None
+
+    def _write_grid(self, images: Tensor, step: int) -> Path:
+        path = self.run.grid_file(step)
+        save_grid(images, path, columns=len(images) // 2)
+        return path
 
     def measure(self, training: Training) -> None:
         """Log scores of the averaged weights; save the weights if their score is the best so far.
@@ -211,15 +308,13 @@ class RunWriter:
         log, because a resumed run has lost its memory. Weights of an adaptation are not the
         method's, and are never the best.
         """
-        config, generator = self.recipe.evaluate, training.generator()
-        assert self.evaluator
+        config, generator, evaluator = self.recipe.evaluate, training.generator(), self.evaluator
+        assert evaluator
         step_counts = (config.best or config.steps[0], *config.steps)
         counts = [generator.nearest(steps, quietly=True) for steps in step_counts]
-        lines = self.run.progress() if self.writes else []
-        lines = (line for line in lines if line["step"] > training.earlier)
-        earlier = [score_from(line["score"]) for line in lines if "score" in line]
+        earlier = self._earlier_scores(training) if self.writes else []
         for steps in sorted(set(counts)):
-            score = self.evaluator.score(generator, steps=steps, shared=True)
+            score = evaluator.score(generator, steps=steps, shared=True)
             if not self.writes:
                 continue
             self.run.log({"step": training.run_step, "score": score.table()})
@@ -228,3 +323,18 @@ class RunWriter:
             if training.is_last and steps == counts[0] and score.frechet < best:
                 path, step = self.run.best_file, training.run_step
                 runs.save_generator(path, generator, self.recipe.table(), self.pins, step=step)
+        self.unscored = False
+
+    def _earlier_scores(self, training: Training) -> list[Score]:
+        """The logged scores that weights must beat to be the best; none without best weights."""
+        if not self.run.best_file.exists():
+            return []
+        lines = (line for line in self.run.progress() if line["step"] > training.earlier)
+        return [score_from(line["score"]) for line in lines if "score" in line]
+
+
+def _norm(training: Training) -> float:
+    """Norm of all weights that the training changes."""
+    players = training.method.players.values()
+    norms = [p.detach().norm() for player in players for p in player.parameters()]
+    return float(torch.stack(norms).norm())

@@ -7,7 +7,6 @@ SHA-256 of all tensors with their names, dtypes and shapes, and `digest` that of
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.files import atomic_write, tensor_digest
+from fewstep.files import atomic_replace, tensor_digest
 from fewstep.paths import open_regular
 
 # a single metadata key: safetensors writes several in random order, so equal weights would not
@@ -37,22 +36,14 @@ class Unreadable(NotOurs):
     """Raised for a file that is missing or forbidden, or that safetensors does not read."""
 
 
-def write_tensor_file(
-    path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any], *, single_writer: bool
-) -> None:
-    """Write tensors and a JSON object with their digests; equal contents give equal bytes.
-
-    For `single_writer` see `atomic_write`.
-    """
+def write_tensor_file(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON object with their digests; equal contents give equal bytes."""
     contents = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     text = _sealed_text(note, tensor_digest(contents))
-    with atomic_write(path, single_writer=single_writer) as file:
-        # pass the file's name: `safetensors.torch.save` would copy all weights in memory
-        save_file(contents, file.name, metadata={KEY: text})
-        # safetensors replaces the file by one that only its owner can read, and does not flush it
-        os.chmod(file.name, stat.S_IMODE(os.fstat(file.fileno()).st_mode))
-        with open(file.name, "r+b") as replaced:
-            os.fsync(replaced.fileno())
+    # safetensors replaces the file, by one that only its owner can read, and does not flush it;
+    # `safetensors.torch.save` would copy all weights in memory
+    with atomic_replace(path) as file:
+        save_file(contents, file, metadata={KEY: text})
 
 
 def read_tensor_file(

@@ -70,7 +70,7 @@ class Tracker(ABC):
 
     def mark(self, step: int) -> None:
         """Write to sent.json that everything up to `step` has been sent."""
-        with atomic_write(self.file, single_writer=True) as file:
+        with atomic_write(self.file) as file:
             file.write(json.dumps(with_check({"step": step, "id": self.id})).encode())
 
 

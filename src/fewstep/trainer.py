@@ -43,6 +43,10 @@ class NonFiniteLoss(ArithmeticError):
     With fit.nonfinite = "skip" it is raised only for the 100th such update in a row of a player.
     """
 
+    def __init__(self, text: str, player: str) -> None:
+        super().__init__(text)
+        self.player = player
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -197,14 +201,12 @@ class Training:
     def _skip(self, player: str, loss: float, norm: float) -> None:
         """Count an update that is left out.  Raises: NonFiniteLoss if the training cannot go on."""
         skips, in_row = (number + 1 for number in self.skips[player])
-        text = (
-            f"the loss of player {player!r} is {loss:.4g} and the norm of its gradient {norm:.4g} "
-            f"at step {self.step + 1}"
-        )
-        if self.config.nonfinite == "stop":
-            raise NonFiniteLoss(text)
-        if in_row >= MAX_SKIPS:
-            raise NonFiniteLoss(f"{text}, the {MAX_SKIPS}th update in a row that is left out")
+        if self.config.nonfinite == "stop" or in_row >= MAX_SKIPS:
+            text = f"the loss of player {player!r} is {loss:.4g} and the norm of its gradient "
+            text += f"{norm:.4g} at step {self.step + 1}"
+            if self.config.nonfinite == "skip":
+                text += f", the {MAX_SKIPS}th update in a row that is left out"
+            raise NonFiniteLoss(text, player)
         self.skips[player] = (skips, in_row)
 
     def _numbers(self, player: str, sums: dict[str, Tensor]) -> dict[str, float]:

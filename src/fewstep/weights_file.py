@@ -39,7 +39,7 @@ _TYPES: dict[str, Any] = {
 
 def write_weights_file(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
     """Write tensors and a JSON object; equal contents give equal bytes."""
-    write_tensor_file(path, tensors, note, single_writer=True)
+    write_tensor_file(path, tensors, note)
 
 
 def read_weights_file(

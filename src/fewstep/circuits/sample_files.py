@@ -246,7 +246,7 @@ def _read_convertible(path: Path) -> tuple[dict[str, Codec], int | None, dict[st
 def _existing_samples(folder: Path, count: int) -> set[str]:
     """Names of the samples in the folder, after removing temporary files of killed runs."""
     with _prefix_errors(folder):
-        for leftover in folder.glob(f"{SAMPLES}.*{TEMPORARY}"):
+        for leftover in folder.glob(f"{SAMPLES}*{TEMPORARY}"):
             leftover.unlink(missing_ok=True)
         names = set(os.listdir(folder)) if folder.exists() else set[str]()
     if others := names - {SAMPLE.format(row) for row in range(count)}:

@@ -6,29 +6,46 @@ from pathlib import Path
 from fewstep.cli import console
 from fewstep.distributed import device, hardware, world
 from fewstep.errors import InputError
-from fewstep.formatting import number, quantity
+from fewstep.formatting import listing, number, quantity
 from fewstep.planning import Plan, plan_recipe
 from fewstep.recipe import Recipe
+from fewstep.resuming import check_changes
 from fewstep.run_folder import Run
 
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def print_plan(recipe: Recipe, folder: Path) -> int:
+def print_plan(recipe: Recipe, folder: Path, *, extend: bool = False) -> int:
     """Print the plan of a training in a run folder.
 
     Returns the exit code: 2 if the training would be refused.
     """
     plan = plan_recipe(recipe)
     try:
-        Run(folder).check_recipe(recipe.table())
+        status = _status(Run(folder), recipe, extend)
     except InputError as error:
         plan.problems.append(str(error))
-    rows = list(lines(plan))
+        status = "cannot be used"
+    rows = [("run folder", f"{folder}: {status}"), *lines(plan)]
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         console.out.print(f"{name:<{width}}  {text}")
     return 2 if plan.problems else 0
+
+
+def _status(run: Run, recipe: Recipe, extend: bool) -> str:
+    """What a training would do in the run folder.  Raises: InputError if it would be refused."""
+    owner = run.owner()
+    if owner:
+        raise InputError(f"{run.folder} is in use by {owner}")
+    changes, state = check_changes(run, recipe, extend=extend), run.state()
+    if state is None:
+        return "new" if run.recipe() is None else "starts again, because nothing has been saved"
+    note, texts = state[1], [f"{key} = {new}" for key, (_, new) in changes.items()]
+    changed = f", with {', '.join(texts)}" * bool(texts)
+    if note["step"] < note["total"] or "fit.steps" in changes:
+        return f"resumes after step {note['step']:,}{changed}"
+    return f"finished{changed}; lacks {listing(run.missing())}" if run.missing() else "finished"
 
 
 def lines(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""`fewstep train RECIPE [key=value ...] [--out DIR] [--track TRACKER]`."""
+"""`fewstep train RECIPE [key=value ...] [--out DIR] [--extend] [--track TRACKER]`."""
 
 import io
 import shlex
@@ -12,6 +12,7 @@ import tyro
 
 from fewstep.allocator import keep_freed_memory
 from fewstep.cli import console
+from fewstep.errors import InputError
 from fewstep.schema import explain, read_table
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ HELP = frozenset({"-h", "--help"})
 
 @dataclass(frozen=True)
 class Options:
-    """Train a recipe in a run folder; the same command again resumes it.
+    """Train a recipe in a run folder; the same command again resumes it. Settings that do not
+    change the result may differ then, such as fit.save_every, evaluate.* and data.path.
 
     `fewstep train RECIPE --help` lists the keys of the recipe.
     """
@@ -36,6 +38,9 @@ class Options:
     """Overrides of the recipe, such as fit.steps=100; the value is TOML."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The run folder; by default runs/RECIPE."""
+    extend: bool = False
+    """Train a run further, to a larger fit.steps, if its result is that of a training of this
+    length from the start: the learning rate, the average and the method must not depend on it."""
     dry_run: bool = False
     """Print what the training needs and costs, and what would be wrong with it, without training,
     downloads or files."""
@@ -56,49 +61,66 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     keep_freed_memory()
     from fewstep.distributed import gather, run_together
     from fewstep.recipe import parse
-    from fewstep.runner import is_finished
+    from fewstep.runner import Diverged, is_finished
 
     recipe = parse(table)
     folder = options.out or Path("runs") / Path(options.recipe).stem
     if options.dry_run:
         from fewstep.cli.dry_run import print_plan
 
-        return print_plan(recipe, folder)
+        return print_plan(recipe, folder, extend=options.extend)
     command = shlex.join(["fewstep", verb, *argv])
-    if gather(run_together(lambda: is_finished(recipe, folder)))[0]:
+    extend = options.extend
+    if gather(run_together(lambda: is_finished(recipe, folder, extend=extend)))[0]:
+        _report(folder, command)
         console.out.print(f"{folder} is finished")
         return 0
     try:
-        _train_with_bar(recipe, folder, options.track)
+        _train_with_bar(recipe, folder, options.track, extend=options.extend)
     except console.Stopped:
         console.out.print(f"stopped; to resume: {command}")
         return 0
-    from fewstep.distributed import first_rank
-    from fewstep.report import report_run
-
-    if first_rank():
-        report_run(folder, command)
+    except Diverged as error:
+        raise InputError(f"{error}. For example: {command} {error.setting}") from error
+    _report(folder, command)
     console.out.print(f"{folder}: model.safetensors and report.html")
     return 0
 
 
-def _train_with_bar(recipe: "Recipe", folder: Path, trackers: Sequence[str]) -> None:
+def _report(folder: Path, command: str) -> None:
+    """Write the report of a finished run, unless it is there."""
+    from fewstep.distributed import first_rank
+    from fewstep.report import report_run
+    from fewstep.run_folder import Run
+
+    if first_rank() and not Run(folder).report_file.exists():
+        report_run(folder, command)
+
+
+def _train_with_bar(
+    recipe: "Recipe", folder: Path, trackers: Sequence[str], *, extend: bool
+) -> None:
     from fewstep.trackers import Tracking
 
     with (
         closing(Tracking(folder, trackers, console.out.print)) as tracking,
         console.bar(folder.name, recipe.fit.steps, stoppable=True) as update,
     ):
-        train(recipe, folder, update, tracking)
+        train(recipe, folder, update, tracking, extend=extend)
 
 
 def train(
-    recipe: "Recipe", folder: Path, update: console.Update, tracking: "Tracking | None" = None
+    recipe: "Recipe",
+    folder: Path,
+    update: console.Update,
+    tracking: "Tracking | None" = None,
+    *,
+    extend: bool = False,
 ) -> None:
     """Train until the end and report each step to `update`, which may raise Stopped to stop it."""
     from fewstep.runner import run_recipe
 
-    with closing(run_recipe(recipe, folder)) as steps:
+    with closing(run_recipe(recipe, folder, extend=extend)) as steps:
         for progress in steps:
             if tracking:
                 tracking.forward(progress.step)

@@ -125,6 +125,15 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
         """
         return settings.get("label_dropout", 0.0)
 
+    @classmethod
+    def length_settings(cls, config: ConfigT) -> list[str]:
+        """Keys of a recipe whose effect at a training step depends on the number of all steps.
+
+        A run of a method without such settings can be extended: `fewstep train --extend`. A
+        subclass whose losses or turns depend on `self.steps` must override this.
+        """
+        return []
+
     def check(self, streams: Mapping[str, Any]) -> None:
         """Check that the recorded data fit the student.
 

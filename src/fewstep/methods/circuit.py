@@ -104,8 +104,8 @@ class CircuitMethod(Method[CircuitMethodConfig]):
     def __init__(self, config: CircuitMethodConfig, task: Task) -> None:
         student = task.student
         Circuit(student)  # raises InputError for other networks
-        last = torch.tensor(student.span[1])
-        if isinstance(student.parametrization, Eps) and student.process.ratio(last).isinf():
+        last = student.process.ratio(torch.tensor(student.span[1]))
+        if isinstance(student.parametrization, Eps) and last.isinf():
             need = 'set the student\'s parametrization to "velocity" or "v"'
             raise InputError(f"an eps-prediction network cannot give x0 from pure noise; {need}")
         super().__init__(config, task)
@@ -113,6 +113,10 @@ class CircuitMethod(Method[CircuitMethodConfig]):
         end = torch.tensor(student.span[:1], dtype=torch.float64)
         self.times = torch.cat([UniformGrid()(config.steps, student), end])
         self.phases = step_ranges(config.phases, task.steps) if config.phases else None
+
+    @classmethod
+    def length_settings(cls, config: CircuitMethodConfig) -> list[str]:
+        return ["method.phases"] if config.phases else []
 
     def turns(self, step: int) -> Iterator[Turn]:
         plain, chains = self.phases or ((0, 0), None)

@@ -83,6 +83,10 @@ class Consistency(Method[ConsistencyConfig]):
         self.ends: list[float] = process.ratio(span).tolist()
         self.target = deepcopy(student) if config.target_decay else None
 
+    @classmethod
+    def length_settings(cls, config: ConsistencyConfig) -> list[str]:
+        return ["method.levels"] if config.levels.changes else []
+
     def warnings(self) -> list[str]:
         """Warns if the levels t and r are still far apart at the end of the training."""
         if self.config.source == "teacher":  # a step of its ODE keeps the variance

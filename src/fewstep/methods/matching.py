@@ -13,7 +13,7 @@ from fewstep.methods.base import Loss, Method, Task
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import grid_times
 from fewstep.methods.fake_score import FakeConfig, FakeScore, cached_images
-from fewstep.methods.schedule import count_steps
+from fewstep.methods.schedule import count_steps, is_share
 from fewstep.sampling import Renoise
 from fewstep.times import FixedGrid, Grid
 
@@ -53,6 +53,11 @@ class DistributionMatching(Method[ConfigT], ABC):
                 "which the student would never train: set it to a small share, such as 0.01"
             )
         self.times: list[float] = grid_times(config.grid, config.steps, task.student).tolist()
+
+    @classmethod
+    def length_settings(cls, config: ConfigT) -> list[str]:
+        starts = {"fake.warmup": config.fake.warmup, "adversarial.start": config.adversarial.start}
+        return [f"method.{key}" for key, start in starts.items() if is_share(start)]
 
     def warnings(self) -> list[str]:
         if self.fake.head is None or self.adversarial_start < self.steps:

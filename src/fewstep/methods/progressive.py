@@ -83,6 +83,10 @@ class Progressive(Method[ProgressiveConfig]):
         signals = 1 / student.process.ratio(self.times)
         self.signals = torch.cat([signals, torch.full_like(signals[:1], math.inf)])
 
+    @classmethod
+    def length_settings(cls, config: ProgressiveConfig) -> list[str]:
+        return ["method.phases"]
+
     def turns(self, step: int) -> Iterator[Turn]:
         phase = next((p for p in self.phases if step < p.stop), self.phases[-1])
         span = (phase.first, phase.stop)

@@ -36,6 +36,11 @@ def count_steps(setting: float, steps: int) -> int:
     return round(setting * steps if setting < 1 else setting)
 
 
+def is_share(setting: float) -> bool:
+    """Whether `count_steps` takes the setting as a share of the steps."""
+    return 0 < setting < 1
+
+
 def check_steps(setting: float, key: str) -> None:
     """Raise InputError unless `count_steps` can count the setting `key`."""
     if not (0 <= setting < 1 or 1 <= setting < math.inf and setting == int(setting)):

@@ -25,7 +25,7 @@ from fewstep.losses import squared_error
 from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_regular, check_spans
-from fewstep.methods.schedule import check_steps, count_steps
+from fewstep.methods.schedule import check_steps, count_steps, is_share
 from fewstep.process import Cosine, broadcast_to
 from fewstep.ranges import NonNegative, Positive
 from fewstep.sampling import Renoise
@@ -78,6 +78,10 @@ class Scm(Method[ScmConfig]):
             check_spans(student, teacher.denoiser)
         super().__init__(config, replace(task, student=student, teacher=teacher))
         self.warmup = count_steps(config.warmup, task.steps)
+
+    @classmethod
+    def length_settings(cls, config: ScmConfig) -> list[str]:
+        return ["method.warmup"] if is_share(config.warmup) else []
 
     def warnings(self) -> list[str]:
         if self.warmup <= self.steps:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from fewstep import __version__
 from fewstep.comparison import Exhibit, load_run, make_exhibit
 from fewstep.evaluation import Evaluator
+from fewstep.files import atomic_write
 from fewstep.report import charts, pictures, results
 from fewstep.report.exhibits import StyledExhibit, style_exhibits
 from fewstep.report.ranking import Ranking, rank
@@ -62,8 +63,8 @@ def write_report(
         tiles=results.tiles(rankings[0]) if rankings else "",
         sections={name: body for name, body in sections.items() if body},
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    with atomic_write(path) as file:
+        file.write(html.encode())
 
 
 def report_run(folder: Path | str, command: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import fsspec
 
 from fewstep.errors import InputError
-from fewstep.files import TEMPORARY, atomic_write
+from fewstep.files import LOCK, TEMPORARY, atomic_write
 
 PIECE = 1 << 20
 # uploads are atomic here: no temporary name is needed, and a rename would be a copy
@@ -40,7 +40,8 @@ class Folder(ABC):
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """Length in bytes of each file, also of temporary ones; {} if there is no folder."""
+        """Length in bytes of each file but the lock, also of temporary ones; {} if there is no
+        folder."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -103,7 +104,8 @@ class LocalFolder(Folder):
         with _input_errors(self.root):
             if not self.root.exists():
                 return {}
-            return {entry.name: _size(entry) for entry in os.scandir(self.root)}
+            entries = os.scandir(self.root)
+            return {entry.name: _size(entry) for entry in entries if entry.name != LOCK}
 
     def read(self, name: str) -> bytes:
         with _input_errors(self.root / name):

@@ -1,0 +1,311 @@
+"""What a training finds in its run folder: when it is claimed, what may change, what it owes."""
+
+import os
+import shlex
+from contextlib import closing
+
+import jaxtyping
+import pytest
+import torch
+from torch import nn
+
+from fewstep.cli import main
+from fewstep.errors import InputError
+from fewstep.files import LOCK
+from fewstep.locks import lock_folder
+from fewstep.recipe import read
+from fewstep.run_folder import Run
+from fewstep.runner import is_finished, run_recipe
+
+TINY = [
+    "student.backbone.channels=[8]",
+    "student.backbone.attention=[]",
+    "student.backbone.groups=4",
+    "fit.batch=8",
+    "fit.warmup=0",
+    "fit.schedule=constant",
+    "fit.ema_halflife=16",
+    "fit.save_every=2",
+    "evaluate.steps=[1]",
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unchecked_shapes():
+    """Half of the time would go into them, and other tests check them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def recipe(*more):
+    return read("digits-flow", [*TINY, "fit.steps=6", *more])
+
+
+def train(folder, *more, until=None, extend=False):
+    with closing(run_recipe(recipe(*more), folder, log_every=2, extend=extend)) as steps:
+        for progress in steps:
+            if progress.step == until:
+                return
+
+
+def content(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def steps(folder):
+    return [line["step"] for line in Run(folder).progress() if "seconds" in line]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resuming") / "run"
+    train(folder)
+    return folder
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run that was stopped after step 3."""
+    train(tmp_path / "run", until=3)
+    return tmp_path / "run"
+
+
+def tensors(folder):
+    return Run(folder).state()[0]
+
+
+def equal(one, two):
+    return one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
+
+
+# --- claimed when training has begun
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "fit.players.fake.lr=1e-3",
+        "teacher.load=nowhere",
+        "data={name='folder', path='nowhere'}",
+        "student.backbone.groups=3",
+        "student.init=teacher",
+        "evaluate={every=1, extractor='inceptiom'}",
+        "fit.lr=1e30",  # infinite at the second micro-batch of the first step
+    ],
+)
+def test_a_recipe_that_cannot_train_leaves_no_folder(tmp_path, setting, monkeypatch):
+    settings = [setting]
+    if setting.startswith("fit.lr"):
+        monkeypatch.setattr("fewstep.trainer.nn.utils.get_total_norm", lambda _: torch.nan)
+    with pytest.raises((InputError, RuntimeError, ValueError)):
+        train(tmp_path / "new" / "run", *settings)
+    assert os.listdir(tmp_path) == []
+    monkeypatch.undo()
+    train(tmp_path / "new" / "run", until=1)  # the corrected one starts there
+    assert steps(tmp_path / "new" / "run") == []
+
+
+def test_a_compiler_that_fails_leaves_no_folder(tmp_path, monkeypatch):
+    def compiled(module, *_, **__):
+        def fail(*_, **__):
+            raise RuntimeError("no C++ compiler")
+
+        module.forward = fail
+
+    monkeypatch.setattr(nn.Module, "compile", compiled)
+    with pytest.raises(RuntimeError, match="no C"):
+        train(tmp_path / "run", "fit.compile=true")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [],
+        [LOCK],
+        ["recipe.toml.tmp"],
+        [LOCK, "recipe.toml.tmp"],
+        ["recipe.toml"],
+        ["recipe.toml", "progress.jsonl.tmp", LOCK],
+        ["recipe.toml", "progress.jsonl", "samples/step-0000000.png.tmp", "samples/.tmpAb3dE9"],
+    ],
+)
+def test_what_a_killed_start_left_is_accepted_by_any_recipe(tmp_path, undisturbed, files):
+    run = tmp_path / "run"
+    (run / "samples").mkdir(parents=True)
+    if not any(file.startswith("samples") for file in files):
+        (run / "samples").rmdir()
+    for file in files:
+        text = recipe("fit.lr=0.5").toml() if file == "recipe.toml" else "{"
+        (run / file).write_text(text)
+    train(run)
+    assert equal(tensors(run), tensors(undisturbed))
+    assert content(run).keys() == content(undisturbed).keys()
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", ".git", "recipe.toml.bak", "a.tmp", "step-1.png"])
+def test_a_folder_of_something_else_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(InputError, match="is not empty and is not a run folder"):
+        train(tmp_path)
+    assert os.listdir(tmp_path) == [name]
+
+
+# --- one owner
+
+
+def test_a_second_trainer_is_refused_and_changes_nothing(stopped):
+    with lock_folder(stopped):
+        before = content(stopped)
+        with pytest.raises(InputError, match=r"in use by process \d+ on .*: wait"):
+            train(stopped)
+        assert content(stopped) == before
+        assert Run(stopped).owner()
+    train(stopped)
+    assert Run(stopped).owner() is None and not (stopped / LOCK).exists()
+
+
+# --- what may change
+
+
+FREE = [
+    "fit.save_every=5",
+    "evaluate.every=3",
+    "evaluate.steps=[2]",
+    "about.title=mine",
+    "evaluate.best=2",
+]
+
+
+@pytest.mark.parametrize("setting", FREE)
+def test_settings_without_effect_on_the_weights_may_change(stopped, undisturbed, setting):
+    more = [setting, "evaluate.extractor=pixels", "evaluate.samples=10"][
+        : 1 + 2 * ("every" in setting)
+    ]
+    train(stopped, *more)
+    assert equal(tensors(stopped), tensors(undisturbed))
+    assert steps(stopped) == [2, 4, 6]
+    assert Run(stopped).recipe() == recipe(*more).table()
+    key = setting.partition("=")[0]
+    assert [key in line["changes"] for line in Run(stopped).progress() if "changes" in line]
+    assert is_finished(recipe(*more), stopped)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "fit.lr=1e-3",
+        "fit.batch=16",
+        "fit.seed=1",
+        "data.labels=false",
+        "student.backbone.groups=2",
+        "method.label_dropout=0.5",
+        "fit.precision=bf16",
+        "fit.ema_halflife=32",
+        "data.split=test",
+    ],
+)
+def test_settings_of_the_result_may_not_change(stopped, setting):
+    before, key = content(stopped), setting.partition("=")[0]
+    with pytest.raises(InputError, match=f"belongs to another recipe: {key} is "):
+        train(stopped, setting)
+    assert content(stopped) == before
+
+
+@pytest.mark.parametrize("setting", ["fit.micro_batch=4", "fit.channels_last=true"])
+def test_settings_that_round_differently_are_announced(stopped, setting):
+    with pytest.warns(UserWarning, match=f"{setting.partition('=')[0]} is .* rounds differently"):
+        train(stopped, setting)
+    assert is_finished(recipe(setting), stopped)
+
+
+def test_another_number_of_threads_is_announced_and_logged(stopped):
+    torch.set_num_threads(2)
+    try:
+        with pytest.warns(UserWarning, match="resumes on 2 CPU threads .* was on 1 CPU thread "):
+            train(stopped)
+    finally:
+        torch.set_num_threads(1)
+    hardware = [line["hardware"] for line in Run(stopped).progress() if "hardware" in line]
+    assert [text.split()[0] for text in hardware] == ["1", "2"]
+
+
+# --- after a loss that is not finite
+
+
+def explode(folder, *more):
+    """Train until the loss is infinite. Returns the message."""
+    with pytest.raises(InputError, match="the loss of player 'student' is") as caught:
+        train(folder, "fit.lr=1e18", "fit.clip=0", *more)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["fit.lr=1e-3", "fit.players.student.lr=1e-4", "fit.optimizer=adam", "fit.clip=1.0"],
+)
+def test_the_advice_after_an_infinite_loss_works_without_a_state(tmp_path, setting):
+    assert "it starts from the beginning" in explode(tmp_path / "run", "fit.save_every=100")
+    more = {"fit.lr": "fit.lr=2e-4", setting.partition("=")[0]: setting}.values()
+    train(tmp_path / "run", *more)
+    train(tmp_path / "new", *more)
+    assert equal(tensors(tmp_path / "run"), tensors(tmp_path / "new"))
+    assert steps(tmp_path / "run") == [2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [[], ["evaluate={every=1, extractor='pixels', samples=10, steps=[1]}"]],
+)
+def test_a_state_that_has_diverged_already_is_not_resumed(tmp_path, more):
+    assert "it starts from the" in explode(tmp_path / "run", "fit.save_every=1", *more)
+    assert Run(tmp_path / "run").state()[1]["step"] == 1
+    with pytest.warns(UserWarning, match="as large as at the start, so that .* the beginning"):
+        train(tmp_path / "run", *more)
+    train(tmp_path / "new", *more)
+    assert content(tmp_path / "run").keys() == content(tmp_path / "new").keys()
+    assert equal(tensors(tmp_path / "run"), tensors(tmp_path / "new"))
+    scores = [line["step"] for line in Run(tmp_path / "run").progress() if "score" in line]
+    assert scores == [step for step in range(1, 7) if more]
+
+
+def test_a_sound_state_is_resumed_with_another_rate(tmp_path, monkeypatch):
+    run, real = Run(tmp_path / "run"), nn.utils.get_total_norm
+    with monkeypatch.context() as patch:
+        calls = []
+
+        def norm(gradients):
+            calls.append(1)
+            return torch.tensor(torch.inf) if len(calls) == 6 else real(gradients)
+
+        patch.setattr("fewstep.trainer.nn.utils.get_total_norm", norm)
+        with pytest.raises(InputError, match=r"lower fit\.lr .*: it resumes after step 4"):
+            train(run.folder)
+    assert run.nonfinite_step() == 5 and run.state()[1]["step"] == 4
+    with pytest.raises(InputError, match="another recipe: fit.batch"):
+        train(run.folder, "fit.batch=4")
+    with pytest.warns(UserWarning, match=r"from step 5 on, fit\.lr is 0\.0001 instead of 0\.003"):
+        train(run.folder, "fit.lr=1e-4")
+    assert steps(run.folder) == [2, 4, 6]
+    assert run.nonfinite_step() is None
+    assert [line["changes"] for line in run.progress() if "changes" in line] == [
+        {"fit.lr": [0.003, 0.0001]}
+    ]
+    with pytest.raises(InputError, match="another recipe: fit.lr"):
+        train(run.folder)  # the rate is that of the recipe by now
+
+
+@pytest.mark.filterwarnings("ignore:the weights of the saved step:UserWarning")
+def test_the_printed_command_works(tmp_path, capsys):
+    argv = ["train", "digits-flow", *TINY, "fit.steps=3", "fit.lr=1e5", "fit.clip=0"]
+    command = [*argv, "--out", str(tmp_path / "run")]
+    while main(command):
+        (line,) = (text for text in capsys.readouterr().err.splitlines() if "example" in text)
+        command = shlex.split(line.rpartition("For example: fewstep ")[2])
+    assert command[-1].startswith("fit.lr=") and float(command[-1][7:]) < 1e5
+    assert "is finished" in capsys.readouterr().out or steps(tmp_path / "run") == [3]
