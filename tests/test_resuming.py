@@ -300,12 +300,17 @@ def test_a_sound_state_is_resumed_with_another_rate(tmp_path, monkeypatch):
         train(run.folder)  # the rate is that of the recipe by now
 
 
-@pytest.mark.filterwarnings("ignore:the weights of the saved step:UserWarning")
-def test_the_printed_command_works(tmp_path, capsys):
-    argv = ["train", "digits-flow", *TINY, "fit.steps=3", "fit.lr=1e5", "fit.clip=0"]
-    command = [*argv, "--out", str(tmp_path / "run")]
-    while main(command):
-        (line,) = (text for text in capsys.readouterr().err.splitlines() if "example" in text)
-        command = shlex.split(line.rpartition("For example: fewstep ")[2])
-    assert command[-1].startswith("fit.lr=") and float(command[-1][7:]) < 1e5
-    assert "is finished" in capsys.readouterr().out or steps(tmp_path / "run") == [3]
+@pytest.mark.parametrize("failing", [1, 2, 3, 6])
+def test_the_printed_command_works(tmp_path, capsys, monkeypatch, failing):
+    out = tmp_path / "my runs" / "a, b"
+    norms = iter([1.0] * (failing - 1) + [torch.nan])
+    monkeypatch.setattr("fewstep.trainer.nn.utils.get_total_norm", lambda _: next(norms))
+    assert main(["train", "digits-flow", *TINY, "fit.steps=6", "fit.clip=0", "--out", str(out)])
+    monkeypatch.undo()
+    assert out.exists() == (failing > 1)
+    (line,) = (text for text in capsys.readouterr().err.splitlines() if "example" in text)
+    command = shlex.split(line.rpartition("For example: fewstep ")[2])
+    assert command[-1] == "fit.lr=0.0003"
+    assert main(command) == 0
+    assert ("on, fit.lr is 0.0003 instead of 0.003" in capsys.readouterr().err) == (failing > 2)
+    assert Run(out).state()[1]["step"] == 6 and (out / "report.html").exists()

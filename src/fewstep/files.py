@@ -49,8 +49,8 @@ def atomic_replace(path: Path) -> Generator[Path, None, None]:
         try:
             yield part
             os.chmod(part, stat.S_IMODE(os.fstat(file.fileno()).st_mode))
-            with part.open("r+b") as written:
-                os.fsync(written.fileno())
+            with part.open("r+b") as content:
+                os.fsync(content.fileno())
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

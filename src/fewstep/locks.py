@@ -30,7 +30,6 @@ def lock_folder(folder: Path) -> Generator[None]:
     InputError, with the process, if another one uses the folder.
     """
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     descriptor = _acquire(path)
     if descriptor is None:
@@ -72,7 +71,11 @@ def lock_owner(folder: Path) -> str | None:
 def _acquire(path: Path) -> int | None:
     """The locked file; None if another process holds its lock."""
     for _ in range(ATTEMPTS):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the last user of the folder has just removed it
+            continue
         locked = try_lock(descriptor)
         if locked is None:
             warnings.warn(

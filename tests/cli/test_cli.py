@@ -356,11 +356,10 @@ def test_an_interrupted_and_a_killed_run_end_in_the_same_bytes(folder, undisturb
     assert steps == sorted(set(steps))
 
 
-def test_a_loss_that_explodes_ends_in_one_line_with_a_state_kept(folder, capsys):
+def test_a_loss_that_explodes_ends_in_one_line(folder, capsys):
     out = folder / "exploded"
     line = fails(
         capsys, "train", "digits-flow", *TINY, "fit.steps=50", "fit.lr=1e18", "fit.clip=0",
         "fit.save_every=1", "--out", out,
     )  # fmt: skip
-    assert "the last finite state is in" in line and "lower fit.lr" in line
-    assert (out / "state" / "state.safetensors").exists()
+    assert "lower fit.lr" in line and line.endswith(" fit.lr=1e+17")
