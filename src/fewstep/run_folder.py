@@ -29,7 +29,6 @@ from fewstep.checksums import (
 from fewstep.errors import InputError
 from fewstep.files import LOCK, TEMPORARY, atomic_write
 from fewstep.generator import Generator
-from fewstep.locks import lock_owner
 from fewstep.paths import read_regular
 from fewstep.weights_file import build_generator, read_weights_file, write_weights_file
 
@@ -93,6 +92,8 @@ class Run:
 
     def owner(self) -> str | None:
         """The process that trains this run, such as "process 71 on host"; None if there is none."""
+        from fewstep.locks import lock_owner  # `load` does not need it
+
         return lock_owner(self.folder)
 
     def recipe(self) -> dict[str, Any] | None:
