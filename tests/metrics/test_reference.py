@@ -1,6 +1,7 @@
 """References: the moments and features of all images, kept with what they are of."""
 
 import json
+import random
 from dataclasses import dataclass
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 import fewstep.metrics.reference as module
+from damage import flip
 from fewstep.evaluation import exhaust
 from fewstep.metrics.extractors import Extractor, ExtractorOutput, Pixels
 from fewstep.metrics.reference import build_reference
@@ -104,6 +106,21 @@ def test_a_damaged_file_is_made_anew(tmp_path, damage):
     again, _ = made(watched, cache=tmp_path)
     assert watched.images == 3000
     assert torch.equal(again.moments.scatter, first.moments.scatter)
+
+
+def test_a_flipped_byte_is_found(tmp_path):
+    first, _ = made(Pixels(), cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    description = {k: v for k, v in first.description.items() if k != "version"}
+    size = path.stat().st_size
+    expected = module._read(path, description)
+    for position in [*range(20), *random.Random(0).sample(range(20, size), 60), size - 1]:
+        flip(path, position, 0x10)
+        saved = module._read(path, description)
+        # only a space of the header can change without an effect
+        assert saved is None or saved[0] == expected[0]
+        assert saved is None or all(map(torch.equal, saved[1].values(), expected[1].values()))
+        flip(path, position, 0x10)
 
 
 def test_a_cache_that_cannot_be_written_is_no_loss(tmp_path):

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from fewstep import __version__
-from fewstep.files import atomic_write, tensor_digest
+from fewstep.errors import InputError
 from fewstep.metrics.distances.frechet import Moments
 from fewstep.metrics.distances.neighbours import Nearest, copy_radius, nearest
 from fewstep.metrics.extractors.base import Extractor, ReferenceImages
+from fewstep.tensor_file import NotOurs, read_tensor_file, write_tensor_file
 
 LAYOUT = 2  # increase it when the content of the file changes
+TENSORS = ("mean", "scatter", "features", "rows", "copy_radius")
 MAX_BYTES = 512 * 2**20  # of stored features; for larger sets, random rows are stored
 BLOCK = 4096
 RADIUS_ROWS = 2000  # rows whose nearest neighbours determine the copy radius
@@ -80,10 +80,10 @@ def build_reference(
         yield len(images.images)
         return Reference(extractor, *saved)
     tensors = yield from _compute(extractor, images.images)
-    description |= {"version": __version__, "digest": tensor_digest(tensors)}
+    description |= {"version": __version__}
     if path:
-        with suppress(OSError), atomic_write(path) as file:  # the cache is optional
-            file.write(save(tensors, {"fewstep": json.dumps(description, sort_keys=True)}))
+        with suppress(OSError):  # the cache is optional
+            write_tensor_file(path, tensors, description, single_writer=False)
     return Reference(extractor, description, tensors)
 
 
@@ -123,10 +123,8 @@ def _read(
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Description and tensors of a cached reference; None if it is damaged or describes another."""
     try:
-        with safe_open(path, framework="pt") as file:
-            saved = json.loads((file.metadata() or {})["fewstep"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        valid = description.items() <= saved.items() and saved["digest"] == tensor_digest(tensors)
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError, AttributeError):
+        tensors, saved = read_tensor_file(path)
+    except (InputError, NotOurs):
         return None
+    valid = description.items() <= saved.items() and set(tensors) == set(TENSORS)
     return (saved, tensors) if valid else None

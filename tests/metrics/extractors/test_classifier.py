@@ -3,6 +3,7 @@
 import copy
 import gzip
 import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from sklearn.datasets import load_digits
 
 import fewstep.metrics.extractors.classifier as module
+from damage import unnoticed
 from fewstep.errors import InputError
 from fewstep.metrics.distances.frechet import Moments, frechet_distance
 from fewstep.metrics.extractors.classifier import (
@@ -20,6 +22,7 @@ from fewstep.metrics.extractors.classifier import (
     read_classifier,
     train_classifier,
 )
+from fewstep.tensor_file import read_tensor_file, write_tensor_file
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,31 @@ def test_a_kept_file_is_read_by_its_path(tmp_path, trainings):
             read_classifier(path)
     with pytest.raises(InputError, match="holds no classifier"):
         read_classifier(tmp_path / "none.safetensors")
+
+
+def test_a_flipped_byte_is_found(tmp_path, trainings):
+    images, labels = toys((1, 8, 8))
+    classifier_for(images, labels, fingerprint="a", cache=tmp_path)
+    path = classifier_file("a", tmp_path)
+    size = path.stat().st_size
+    positions = [*range(16), *random.Random(0).sample(range(size), 60), size - 1]
+    assert unnoticed(path, lambda: read_classifier(path).hash, positions, (0x01, 0x20)) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("shape", [1, 8]), ("shape", [1, 2**40, 8]), ("shape", [1, -8, 8]), ("shape", 3),
+     ("shape", [1.0, 8, 8]), ("shape", [60_000, 8, 8]), ("classes", 10**12), ("classes", 4),
+     ("fingerprint", 3), ("recipe", 0)],
+)  # fmt: skip
+def test_a_classifier_of_another_form_is_refused(tmp_path, trainings, key, value):
+    images, labels = toys((1, 8, 8))
+    classifier_for(images, labels, fingerprint="a", cache=tmp_path)
+    path = classifier_file("a", tmp_path)
+    tensors, note = read_tensor_file(path)
+    write_tensor_file(path, tensors, {**note, key: value}, single_writer=True)
+    with pytest.raises(InputError, match="holds no classifier|of another version"):
+        read_classifier(path)
 
 
 def test_maps_are_the_activations_that_lead_to_the_features(digits, trained):

@@ -13,6 +13,13 @@ from fewstep.metrics.extractors.weights import PUBLISHED, find_weights, load_wei
 TENSORS = {"conv1.weight": torch.arange(4.0)}
 
 
+@pytest.fixture
+def any_digest(monkeypatch):
+    """Accept any bytes in the file of the published name."""
+    entry = PUBLISHED["resnet56-cifar10"]._replace(sha256="")
+    monkeypatch.setitem(PUBLISHED, "resnet56-cifar10", entry)
+
+
 def put(home, file, content=TENSORS, **wrapped):
     path = home / "weights" / file
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,13 +48,13 @@ def test_what_is_missing_says_which_file_goes_where(home, offline):
 
 
 @pytest.mark.parametrize("file", ["resnet56-cifar10.safetensors", "resnet56-4bfd9763.th"])
-def test_either_name_and_format_is_read(home, file):
+def test_either_name_and_format_is_read(home, any_digest, file):
     path = put(home, file)
     assert find_weights("resnet56-cifar10") == path
     assert torch.equal(load_weights("resnet56-cifar10")["conv1.weight"], TENSORS["conv1.weight"])
 
 
-def test_a_training_checkpoint_is_unwrapped(home):
+def test_a_training_checkpoint_is_unwrapped(home, any_digest):
     inner = {f"module.{key}": value for key, value in TENSORS.items()}
     put(home, "resnet56-4bfd9763.th", state_dict=inner, best_prec1=93.39)
     assert list(load_weights("resnet56-cifar10")) == ["conv1.weight"]
@@ -61,8 +68,14 @@ def test_the_published_file_is_fetched_and_checked(home, monkeypatch):
         put(home, target.name)
 
     monkeypatch.setattr(module, "fetch", fetched)
-    load_weights("alexnet")
-    assert asked == [(PUBLISHED["alexnet"].url, "sha256:7be5be79")]
+    published = PUBLISHED["alexnet"]
+    # what is there is compared with its digest too: it may be damaged since the download
+    for _ in range(2):
+        with pytest.raises(InputError, match="instead of the published 7be5be79; put the file of"):
+            load_weights("alexnet")
+    assert asked == [(published.url, "sha256:7be5be79")]
+    monkeypatch.setitem(PUBLISHED, "alexnet", published._replace(sha256=""))
+    assert load_weights("alexnet")
 
 
 def test_nothing_but_the_published_inception_is_taken(home):
@@ -73,15 +86,15 @@ def test_nothing_but_the_published_inception_is_taken(home):
 
 
 @pytest.mark.parametrize("file", ["resnet56-cifar10.safetensors", "resnet56-4bfd9763.th"])
-@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"no weights"])
-def test_a_damaged_file_is_named(home, file, content):
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"no weights", b"\x80\x02]", b"(lp0\n."])
+def test_a_damaged_file_is_named(home, any_digest, file, content):
     path = put(home, file)
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"{file} is damaged"):
         load_weights("resnet56-cifar10")
 
 
-def test_no_pickle_is_run(home):
+def test_no_pickle_is_run(home, any_digest):
     class Evil:
         def __reduce__(self):
             return (pytest.fail, ("a pickle was run",))

@@ -5,20 +5,17 @@ trained once for each set and saved, because only scores from the same weights a
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float32, Int64, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.errors import InputError
-from fewstep.files import atomic_write
 from fewstep.images import from_uint8
 from fewstep.metrics.extractors.base import (
     Extractor,
@@ -28,7 +25,11 @@ from fewstep.metrics.extractors.base import (
 )
 from fewstep.metrics.extractors.resize import Resize
 from fewstep.metrics.extractors.weights import weights_digest
+from fewstep.tensor_file import NotOurs, read_tensor_file, write_tensor_file
 
+REMEDY = "delete it, and the classifier is trained again"
+MAX_SIZE = 1 << 16
+"""Largest number of classes, channels, rows or columns of a saved classifier."""
 RECIPE = 1  # increase it when the features change: saved classifiers are then trained again
 FEATURES = 64
 BATCH = 64
@@ -215,15 +216,19 @@ def read_classifier(path: Path) -> Classifier:
     Raises: InputError if the file is missing or damaged.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["fewstep"])
-            network = Network(tuple(metadata["shape"]), metadata["classes"])
-            fingerprint = metadata["fingerprint"]
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} holds no classifier: {error}") from error
-    classifier = _read(path, network, fingerprint)
-    if classifier is None:
-        raise InputError(f"{path} is damaged; delete it, and the classifier is trained again")
+        tensors, metadata = read_tensor_file(path, remedy=REMEDY)
+        shape, classes = metadata["shape"], metadata["classes"]
+        fingerprint = str(metadata["fingerprint"])
+        if not all(type(size) is int and 1 <= size <= MAX_SIZE for size in (*shape, classes)):
+            raise ValueError(f"its images have the shape {shape}, and its classes are {classes}")
+        classifier = _load(Network(tuple(shape), classes), tensors)
+    except InputError:
+        raise
+    except (NotOurs, KeyError, TypeError, ValueError, RuntimeError) as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"{path} holds no classifier: {problem}") from error
+    if metadata != _description(classifier, fingerprint):
+        raise InputError(f"{path} is of another version of the classifier: {REMEDY}")
     return classifier
 
 
@@ -247,33 +252,36 @@ def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
     return images[image, channel, row.view(n, 1, height, 1), column.view(n, 1, 1, width)]
 
 
-def _description(classifier: Classifier, fingerprint: str) -> str:
+def _description(classifier: Classifier, fingerprint: str) -> dict[str, Any]:
     """The metadata of a saved classifier."""
     network = classifier.network
-    metadata = {
+    return {
         "kind": classifier.name,
         "recipe": RECIPE,
-        "shape": network.shape,
+        "shape": list(network.shape),
         "classes": network.classes,
         "fingerprint": fingerprint,
         "hash": classifier.hash,
     }
-    return json.dumps(metadata, sort_keys=True)
 
 
 def _read(path: Path, network: Network, fingerprint: str) -> Classifier | None:
     """The classifier in a file; None if the file differs from what `_write` would write."""
     try:
-        with safe_open(path, framework="pt") as file:
-            description = (file.metadata() or {}).get("fewstep")
-            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
-    except (OSError, SafetensorError, RuntimeError):  # missing, truncated, or other tensors
+        tensors, metadata = read_tensor_file(path)
+        classifier = _load(network, tensors)
+    except (InputError, NotOurs, RuntimeError):  # missing, damaged, or other tensors
         return None
-    classifier = Classifier(network)
-    return classifier if description == _description(classifier, fingerprint) else None
+    return classifier if metadata == _description(classifier, fingerprint) else None
+
+
+def _load(network: Network, tensors: dict[str, Tensor]) -> Classifier:
+    """The classifier of a network with these weights.  Raises: RuntimeError for other ones."""
+    network.load_state_dict(tensors, assign=True)
+    return Classifier(network)
 
 
 def _write(path: Path, classifier: Classifier, fingerprint: str) -> None:
-    metadata = {"fewstep": _description(classifier, fingerprint)}
-    with suppress(OSError), atomic_write(path) as file:  # the cache is optional
-        file.write(save(classifier.network.state_dict(), metadata))
+    metadata = _description(classifier, fingerprint)
+    with suppress(OSError):  # the cache is optional
+        write_tensor_file(path, classifier.network.state_dict(), metadata, single_writer=False)
