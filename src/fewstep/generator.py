@@ -323,4 +323,4 @@ def _check_weights(fields: _Description, shapes: Mapping[str, torch.Size]) -> No
     prefix = "denoiser.backbone." + "backbone." * (fields.guidance != 1.0)
     misfit = find_misfit(network, shapes, prefix)
     if misfit:
-        raise InputError(f"its weights do not fit the network in its description: {misfit}")
+        raise InputError(f"its weights do not fit its description: {misfit} of this description")

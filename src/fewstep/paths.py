@@ -3,8 +3,9 @@ files of unknown origin within bounds."""
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from fewstep.errors import InputError
 
@@ -107,7 +108,7 @@ def check_kind(path: str | Path, expected: Kind) -> None:
     raise InputError(f"{path} is {NAMES[kind]}, not {NAMES[expected]}: {advice}")
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BufferedReader:
     """Open a file for reading in binary, without waiting for a pipe's or a device's other end.
 
     Raises: InputError for a folder, pipe, socket or device; OSError as `open`.

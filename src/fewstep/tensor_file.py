@@ -56,7 +56,7 @@ def read_tensor_file(
 
     Raises: InputError for a damaged file, NotOurs or Unreadable for any other.
     """
-    _check_header(path)
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             note = _parse(file.metadata(), path, verify, remedy)
@@ -73,7 +73,7 @@ def read_note(path: Path) -> dict[str, Any]:
 
     Raises: as `read_tensor_file`.
     """
-    _check_header(path)
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             return _without_digests(_parse(file.metadata(), path, True, REMEDY))
@@ -81,8 +81,11 @@ def read_note(path: Path) -> dict[str, Any]:
         raise Unreadable(str(error)) from error
 
 
-def _check_header(path: Path) -> None:
-    """Refuse what is no file, or has no header that its size allows, before anything is read."""
+def check_header(path: Path) -> None:
+    """Refuse a file without a header that its size allows, before more than its length is read.
+
+    Raises: InputError for a folder, pipe or device, Unreadable for any other such file.
+    """
     try:
         with open_regular(path) as file:
             length, size = file.read(8), os.fstat(file.fileno()).st_size

@@ -117,13 +117,19 @@ def test_a_missing_shard_and_a_damaged_list_are_named(folder):
     assert f"{index} is damaged: it has no weight_map" in refusal(folder)
 
 
-def test_a_list_cannot_name_files_elsewhere(folder):
+@pytest.mark.parametrize(
+    "name",
+    ["../../{}", "../unet/{}", "/etc/passwd", "sub/{}", "..", "", "a\0b", "{}\\x", 3, None, [], {}],
+)
+def test_a_list_cannot_name_files_elsewhere(folder, name):
     rewritten(folder, network(), **SHARDED)
     index = folder / "unet" / f"{NAME}.safetensors.index.json"
     names = json.loads(index.read_text())
-    names["weight_map"] = {k: f"../../{v}" for k, v in names["weight_map"].items()}
+    for key, file in names["weight_map"].items():
+        names["weight_map"][key] = name.replace("{}", file) if isinstance(name, str) else name
     index.write_text(json.dumps(names))
-    assert gap(read_diffusers(str(folder)), network()) < 1e-5
+    with pytest.raises(InputError, match=r"index.json lists the file '.*', but it can only name"):
+        read_diffusers(str(folder))
 
 
 def test_averaged_weights_are_preferred(folder, capsys):

@@ -147,7 +147,7 @@ def test_files_that_do_not_fit_are_named_in_one_line(tmp_path):
         (old, "?image_size=8", "written by a version before 1.9"),
         (variance, "?image_size=8", "3 input and 6 output channels"),
         ({**state, "model.extra": torch.zeros(2), "model.extra.w": torch.zeros(2)}, "?image_size=8",
-         "extra.w is .2,. in the file, but missing"),
+         "extra.w. is .2,. in the file, but missing"),
         ({k: v for k, v in state.items() if "mid_block2" not in k}, "?image_size=8", "is missing"),
         ({k: v for k, v in state.items() if "downs" not in k}, "?image_size=8", "no whole network"),
         ({"w": torch.zeros(2)}, "?image_size=8", "holds no network of lucidrains"),

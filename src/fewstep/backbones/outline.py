@@ -48,7 +48,7 @@ def find_misfit(network: nn.Module, shapes: Mapping[str, torch.Size], prefix: st
     for name in sorted(expected.keys() | shapes.keys()):
         needed, actual = expected.get(name), shapes.get(name)
         if needed != actual:
-            return f"{name!r} is {_text(actual)} in the file, but {_text(needed)} in the network"
+            return f"{name!r} is {_text(actual)} in the file, but {_text(needed)} in a network"
     return ""
 
 

@@ -3,16 +3,17 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fewstep.backbones import Backbone, BackboneConfig
+from fewstep.backbones.outline import find_misfit, outline
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
 from fewstep.parametrization import Parametrization
 from fewstep.process import Process
 from fewstep.sampling import Step
+from fewstep.tables import check_fields
 from fewstep.times import Grid
 
 
@@ -29,20 +30,16 @@ def build_backbone(
     Raises: InputError if the file at `path` lacks a tensor, or has others than the network.
     """
     try:
+        check_fields(config, "the network")
+        SampleSpec(shape, classes)
         # without memory, and without draws from torch's generator
-        with torch.device("meta"):
-            backbone = config.build(shape=shape, classes=classes)
+        backbone = outline(config, shape=shape, classes=classes, tensors=len(state))
     except InputError as error:
         raise InputError(f"{path}: our network does not support these weights: {error}") from error
-    expected = backbone.state_dict()
-    for name in sorted(expected.keys() | state.keys()):
-        needed, actual = (_shape(tensors.get(name)) for tensors in (expected, state))
-        if needed != actual:
-            raise InputError(
-                f"{path} does not fit its settings: {name} is {actual} in the file, but {needed} "
-                "in a network with these settings"
-            )
-    weights = {name: state[name].float().clone() for name in expected}
+    misfit = find_misfit(backbone, {name: value.shape for name, value in state.items()})
+    if misfit:
+        raise InputError(f"{path} does not fit its settings: {misfit} with these settings")
+    weights = {name: state[name].float().clone() for name in backbone.state_dict()}
     backbone.load_state_dict(weights, assign=True)
     return backbone
 
@@ -56,12 +53,14 @@ def assemble(
     grid: Grid | None = None,
     span: tuple[float, float] | None = None,
 ) -> Generator:
-    """A generator of the network, without gradients and in evaluation mode."""
+    """A generator of the network, without gradients and in evaluation mode.
+
+    Raises: InputError for settings out of their range.
+    """
+    for part in (process, parametrization, step, grid):
+        if part is not None:
+            check_fields(part, f"the checkpoint's {part.noun}")
     denoiser = Denoiser(backbone, process, parametrization, span=span)
     spec = SampleSpec(backbone.shape, backbone.classes)
     generator = Generator(denoiser, spec, grid=grid, step=step)
     return generator.eval().requires_grad_(False)
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "missing" if tensor is None else str(tuple(tensor.shape))

@@ -13,6 +13,8 @@ from fewstep.process import LinearBetas, Process, Table
 ZERO_SNR = 1e-12
 """The cumulative product of a last level without signal: sigma/alpha is 1e6 there."""
 BETA_MAX = 0.999
+MAX_STEPS = 1_000_000
+"""Largest number of noise levels."""
 
 Schedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp", "laplace"]
 
@@ -21,9 +23,9 @@ Schedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "e
 class Betas:
     """Settings of a noise schedule with diffusers' defaults."""
 
-    num_train_timesteps: PositiveInt = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
+    num_train_timesteps: Annotated[PositiveInt, Field(le=MAX_STEPS)] = 1000
+    beta_start: Annotated[float, Field(ge=0, le=1)] = 1e-4
+    beta_end: Annotated[float, Field(ge=0, le=1)] = 0.02
     beta_schedule: Schedule = "linear"
     trained_betas: Annotated[tuple[float, ...], Field(min_length=2)] | None = None
     rescale_betas_zero_snr: bool = False

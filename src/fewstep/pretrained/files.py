@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.paths import check_kind
+from fewstep.paths import check_kind, open_regular
 from fewstep.pretrained.pickles import NetworkObject, read_pickle, unsafe_name
+from fewstep.tensor_file import Unreadable, check_header
 
 Format = Literal["safetensors file", "PyTorch archive", "PyTorch file", "pickle", "unknown file"]
 TORCH_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
@@ -93,21 +94,22 @@ def read_weights(path: Path) -> Any:
     match file_format(path):
         case "safetensors file":
             try:
+                check_header(path)
                 return load_file(path)
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, Unreadable) as error:
                 raise InputError(f"{path} is a damaged safetensors file: {error}") from error
         case "pickle":
-            return read_pickle(path)
+            return _within_file(read_pickle(path), path)
         case "unknown file":
             raise InputError(f"{path} is {_unknown(path)}: give a weights file")
         case kind:
-            return _read_torch(path, kind)
+            return _within_file(_read_torch(path, kind), path)
 
 
 def file_format(path: Path) -> Format:
     """The format of a file, from its first bytes.  Raises: InputError if it is missing."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(64)
             file.seek(-min(1, file.seek(0, os.SEEK_END)), os.SEEK_END)
             end = file.read()
@@ -193,8 +195,50 @@ def _has_names(names: set[str], keys: frozenset[str]) -> bool:
     return any(all(prefix + key in names for key in keys) for prefix in outer)
 
 
+def _within_file(content: Any, path: Path) -> Any:
+    """The content, whose tensors must not claim more bytes than the file has."""
+    tensors, queue = list[Tensor](), [content]
+    seen = set[int]()
+    while queue:
+        item = queue.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            tensors.append(item)
+        elif isinstance(item, NetworkObject):
+            queue.append(item.attributes)
+        elif isinstance(item, Mapping):
+            queue.extend(cast(Mapping[Any, Any], item).values())
+        elif isinstance(item, list | tuple):
+            queue.extend(cast(list[Any], item))
+    size = path.stat().st_size
+    for tensor in tensors:
+        claim = tensor.numel() * tensor.element_size()
+        if claim > min(size, tensor.untyped_storage().nbytes()):
+            raise InputError(
+                f"{path} is damaged: a tensor of shape {tuple(tensor.shape)[:8]} claims more bytes "
+                "than are stored for it"
+            )
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > 4 * size + (1 << 20):
+        raise InputError(f"{path} is damaged: its tensors claim more bytes than the file has")
+    return content
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that is compressed: torch writes none, and its content may be any size."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("its entries are compressed")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("its entries claim more bytes than the file has")
+
+
 def _read_torch(path: Path, kind: str) -> Any:
     try:
+        if kind == "PyTorch archive":
+            _check_archive(path)
         mmap = kind == "PyTorch archive"
         with warnings.catch_warnings():  # of new pickle protocols, which fail if they matter
             warnings.filterwarnings("ignore", "Detected pickle protocol")
@@ -232,7 +276,7 @@ def _unknown(path: Path) -> str:
 
 def describe_text(path: Path) -> str:
     """What a file is that a download left in place of weights; "" for any other."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(256).lstrip().lower()
     if not start:
         return "an empty file"

@@ -8,6 +8,7 @@ a variant such as fp16.
 """
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.paths import check_kind, identify
+from fewstep.paths import check_kind, identify, read_regular
 from fewstep.pretrained.files import read_weights, state_dict
 
 CONFIG, SCHEDULER, INDEX = "config.json", "scheduler_config.json", "model_index.json"
@@ -115,7 +116,12 @@ def _shards(index: Path) -> tuple[Path, ...]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise InputError(f"{index} is damaged: it has no weight_map of tensors to files")
-    shards = sorted({index.parent / Path(str(name)).name for name in names.values()})
+    for name in names.values():
+        if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+            raise InputError(
+                f"{index} lists the file {str(name)[:60]!r}, but it can only name files beside it"
+            )
+    shards = sorted({index.parent / name for name in names.values()})
     for shard in shards:
         if not shard.is_file():
             raise InputError(f"{shard} is missing: {index.name} lists {len(shards)} files")
@@ -135,9 +141,10 @@ def read_tensors(paths: tuple[Path, ...]) -> dict[str, Tensor]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The settings in a JSON file.  Raises: InputError if it is damaged."""
+    content = read_regular(path)
     try:
-        settings = json.loads(path.read_bytes())
-    except ValueError as error:
+        settings = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged or is not JSON: {error}") from error
     if not isinstance(settings, dict):
         raise InputError(f"{path} is not a JSON object of settings")

@@ -124,6 +124,7 @@ def _network(
             raise InputError(f"{path} {problem}, which fewstep does not support")
     try:
         sizes = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("downs."))
+        sizes = min(sizes, len(state))  # a larger one lacks tensors
         channels, first = state["final_conv.weight"].shape[0], state[FIRST].shape[1]
         # a full attention's output is one layer, a linear one's is a layer and a normalisation
         full = tuple(f"downs.{i}.2.to_out.weight" in state for i in range(sizes))

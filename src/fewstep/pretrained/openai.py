@@ -21,7 +21,7 @@ from fewstep.backbones.edm_unet import EDMUNetConfig
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.parametrization import EDM, Clean, Eps
-from fewstep.paths import expand_home
+from fewstep.paths import expand_home, read_regular
 from fewstep.pretrained.address import parse_options, split_options
 from fewstep.pretrained.assembly import assemble, build_backbone
 from fewstep.pretrained.attention import split_joint
@@ -137,9 +137,10 @@ def _options(path: Path, text: dict[str, str], address: str) -> Options:
     beside = path.with_suffix(".json")
     settings: dict[str, str] = {}
     if beside.is_file():
+        raw = read_regular(beside)
         try:
-            content = json.loads(beside.read_bytes())
-        except ValueError as error:
+            content = json.loads(raw)
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{beside} is not JSON: {error}") from error
         if not isinstance(content, dict):
             raise InputError(f"{beside} is not a JSON object of options")
@@ -203,9 +204,12 @@ class _Layout:
             )
 
     def _count(self, side: str) -> int:
-        pattern = re.compile(rf"{side}\.(\d+)\.")
+        pattern = re.compile(rf"{side}\.(\d{{1,6}})\.")
         matches = (pattern.match(name) for name in self.state)
-        return 1 + max((int(match[1]) for match in matches if match), default=-1)
+        count = 1 + max((int(match[1]) for match in matches if match), default=-1)
+        if count > len(self.state):
+            raise KeyError(f"{side}.{count - 2}")
+        return count
 
     def _enlargements(self, index: int) -> list[str]:
         kinds = ("conv.weight", "in_layers.0.weight")

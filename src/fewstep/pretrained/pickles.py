@@ -7,18 +7,24 @@ a plain pickle are read by `torch.load(weights_only=True)`.
 """
 
 import io
+import math
 import pickle
+import pickletools
 import re
 from collections.abc import Mapping
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.errors import InputError
+from fewstep.paths import open_regular
 
+MAX_MODULES = 100_000
+_PENDING = object()
 CONTAINERS = {("collections", "OrderedDict"), ("dnnlib.util", "EasyDict")}
 """Classes whose items are all that matters: they become dicts."""
 FUNCTIONS = {
@@ -75,13 +81,21 @@ class NetworkObject:
         self.attributes = attributes
 
     def tensors(self) -> dict[str, Tensor]:
-        """All parameters and buffers by their dotted names, as in a state dict."""
+        """All parameters and buffers by their dotted names, as in a state dict.
+
+        Raises: ValueError for more than MAX_MODULES modules, which may be one that is repeated.
+        """
         tensors: dict[str, Tensor] = {}
-        for group in ("_parameters", "_buffers"):
-            values = cast(Mapping[str, Any], self.attributes.get(group) or {})
-            tensors |= {k: v for k, v in values.items() if isinstance(v, Tensor)}
-        for name, child in self.children().items():
-            tensors |= {f"{name}.{key}": value for key, value in child.tensors().items()}
+        queue, count = [("", self)], 0
+        while queue:
+            prefix, module = queue.pop()
+            count += 1
+            if count > MAX_MODULES:
+                raise ValueError(f"it has more than {MAX_MODULES:,} modules")
+            for group in ("_parameters", "_buffers"):
+                values = cast(Mapping[str, Any], module.attributes.get(group) or {})
+                tensors |= {f"{prefix}{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+            queue += [(f"{prefix}{k}.", child) for k, child in module.children().items()]
         return tensors
 
     def children(self) -> dict[str, "NetworkObject"]:
@@ -107,8 +121,13 @@ def read_pickle(path: Path) -> Any:
     Raises: InputError for a pickle that is damaged, or that names any other class or function.
     """
     try:
-        with path.open("rb") as file:
-            return _value(InertUnpickler(file).load())
+        # a map never reads, and so never allocates, more bytes than the file has
+        with open_regular(path) as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            _check_operations(content)
+            content.seek(0)
+            return _Values().value(InertUnpickler(content).load())
+    except InputError:
+        raise
     except Refused as error:
         raise InputError(
             f"{path} is a pickle that would run {error} when it is loaded; fewstep refuses it and "
@@ -122,47 +141,75 @@ def read_pickle(path: Path) -> Any:
         ) from error
 
 
-def _value(item: Any) -> Any:
-    """`item` with all `Record`s replaced by values."""
-    match item:
-        case Record():
-            return _record_value(item)
-        case Mapping():
-            return {key: _value(value) for key, value in cast(Mapping[Any, Any], item).items()}
-        case list() | tuple():
-            return [_value(value) for value in cast(list[Any], item)]
-        case _:
+def _check_operations(content: mmap) -> None:
+    """Refuse a pickle that numbers its objects beyond their count.
+
+    The unpickler's table is as long as the largest number, whatever the size of the file.
+    """
+    count = 0
+    for operation, argument, _ in pickletools.genops(cast(IO[bytes], content)):
+        count += 1
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and cast(int, argument) > count:
+            raise ValueError(f"its object {count} has the number {argument}")
+
+
+class _Values:
+    """Replaces `Record`s by values, each object once, however often a pickle refers to it."""
+
+    def __init__(self) -> None:
+        self._done: dict[int, tuple[Any, Any]] = {}
+        """The value of each object, by its id; the object itself, so that its id stays its own."""
+
+    def value(self, item: Any) -> Any:
+        """`item` with all `Record`s replaced by values.  Raises: ValueError if it is damaged."""
+        if not isinstance(item, Record | Mapping | list | tuple):
             return item
+        if id(item) not in self._done:  # pyright: ignore[reportUnknownArgumentType]
+            self._done[id(item)] = item, _PENDING  # pyright: ignore[reportUnknownArgumentType]
+            self._done[id(item)] = item, self._convert(item)  # pyright: ignore[reportUnknownArgumentType]
+        value = self._done[id(item)][1]  # pyright: ignore[reportUnknownArgumentType]
+        if value is _PENDING:
+            raise ValueError("an object contains itself")
+        return value
 
+    def _convert(self, item: Any) -> Any:
+        match item:
+            case Record():
+                return self._record_value(item)
+            case Mapping():
+                pairs = cast(Mapping[Any, Any], item).items()
+                return {key: self.value(value) for key, value in pairs}
+            case _:
+                return [self.value(value) for value in cast(list[Any], item)]
 
-def _record_value(record: Record) -> Any:
-    if (record.module, record.name) in CONTAINERS:
-        pairs = dict(record.args[0]) if record.args else {}
-        return _value({**pairs, **record.items})
-    if MODULES.fullmatch(record.module):
-        return NetworkObject(record.name, _value(record.state or {}))
-    match record.name, [_value(argument) for argument in record.args]:
-        case "_reconstruct_persistent_obj", [meta]:
-            # `meta` also holds the source code of the class, which is never executed
-            return NetworkObject(meta["class_name"], meta["state"] or {})
-        case "_rebuild_parameter", [Tensor() as data, *_]:
-            return data
-        case "_rebuild_tensor_v2", [storage, offset, size, stride, *_]:
-            return _tensor(storage, offset, tuple(size), tuple(stride))
-        case "_load_from_bytes", [bytes() as content]:
-            return _storage(content)
-        case "scalar", [dtype, bytes() as content]:
-            return np.frombuffer(content, dtype=dtype, count=1)[0].item()
-        case "dtype", [str() as code, *_] if re.fullmatch(r"[fiub]\d", code):
-            return np.dtype(code).newbyteorder("<")
-        case "set", _:
-            return []
-        case "encode", [str() as text, "latin1"]:
-            return text.encode("latin1")
-        case "encode", []:
-            return b""
-        case name, _:
-            raise ValueError(f"unexpected arguments of {record.module}.{name}")
+    def _record_value(self, record: Record) -> Any:
+        if (record.module, record.name) in CONTAINERS:
+            pairs = dict(record.args[0]) if record.args else {}
+            return self._convert({**pairs, **record.items})
+        if MODULES.fullmatch(record.module):
+            return NetworkObject(record.name, self.value(record.state or {}))
+        match record.name, [self.value(argument) for argument in record.args]:
+            case "_reconstruct_persistent_obj", [meta]:
+                # `meta` also holds the source code of the class, which is never executed
+                return NetworkObject(meta["class_name"], meta["state"] or {})
+            case "_rebuild_parameter", [Tensor() as data, *_]:
+                return data
+            case "_rebuild_tensor_v2", [storage, offset, size, stride, *_]:
+                return _tensor(storage, offset, tuple(size), tuple(stride))
+            case "_load_from_bytes", [bytes() as content]:
+                return _storage(content)
+            case "scalar", [dtype, bytes() as content]:
+                return np.frombuffer(content, dtype=dtype, count=1)[0].item()
+            case "dtype", [str() as code, *_] if re.fullmatch(r"[fiub]\d", code):
+                return np.dtype(code).newbyteorder("<")
+            case "set", _:
+                return []
+            case "encode", [str() as text, "latin1"]:
+                return text.encode("latin1")
+            case "encode", []:
+                return b""
+            case name, _:
+                raise ValueError(f"unexpected arguments of {record.module}.{name}")
 
 
 def _storage(content: bytes) -> Any:
@@ -176,6 +223,8 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
     """A copy of the part of a storage that a tensor views."""
     values = torch.empty(0, dtype=storage.dtype)
     values.set_(storage)
+    if math.prod(size) * values.element_size() > values.untyped_storage().nbytes():
+        raise ValueError(f"a tensor of shape {size[:8]} claims more bytes than are stored for it")
     # unlike `set_`, `as_strided` checks that offset, size and stride lie within the storage
     return values.as_strided(size, stride, offset).clone()
 

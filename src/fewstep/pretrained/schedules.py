@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import InputError
+from fewstep.pretrained.betas import MAX_STEPS
 from fewstep.process import LinearBetas, Process, Table
 
 Schedule = Literal["linear", "cosine", "sigmoid"]
@@ -15,11 +16,13 @@ Schedule = Literal["linear", "cosine", "sigmoid"]
 def named_schedule(name: Schedule, steps: int) -> Process:
     """The schedule of this name with `steps` steps, in the usual settings.
 
-    Raises: InputError for too few steps.
+    Raises: InputError for too few steps, or more than a million.
 
     Linear betas from 0.1/steps to 20/steps; the squared cosine of Nichol and Dhariwal 2021,
     arXiv:2102.09672; the sigmoid from −3 to 3 of Jabri et al. 2022, arXiv:2212.11972.
     """
+    if steps > MAX_STEPS:
+        raise InputError(f"{steps} noise levels are too many: at most {MAX_STEPS:,} are supported")
     try:
         if name == "linear":
             linear = LinearBetas(steps, 0.1 / steps, 20 / steps)
