@@ -123,4 +123,6 @@ def test_a_table_that_ends_in_noise_along_sigma(scheduled):
 def test_betas_that_are_no_schedule_are_refused(scheduled, settings):
     edit(settings_of(scheduled), **settings)
     message = refusal(scheduled)
-    assert "are not a noise schedule" in message or re.search("(trained|end|start)(_betas)? = ", message)
+    assert "are not a noise schedule" in message or re.search(
+        "(trained|end|start)(_betas)? = ", message
+    )

@@ -198,12 +198,12 @@ def _has_names(names: set[str], keys: frozenset[str]) -> bool:
 def _within_file(content: Any, path: Path) -> Any:
     """The content, whose tensors must not claim more bytes than the file has."""
     tensors, queue = list[Tensor](), [content]
-    seen = set[int]()
+    visited = set[int]()
     while queue:
         item = queue.pop()
-        if id(item) in seen:
+        if id(item) in visited:
             continue
-        seen.add(id(item))
+        visited.add(id(item))
         if isinstance(item, Tensor):
             tensors.append(item)
         elif isinstance(item, NetworkObject):
