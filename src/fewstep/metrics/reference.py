@@ -83,7 +83,7 @@ def build_reference(
     description |= {"version": __version__}
     if path:
         with suppress(OSError):  # the cache is optional
-            write_tensor_file(path, tensors, description, single_writer=False)
+            write_tensor_file(path, tensors, description)
     return Reference(extractor, description, tensors)
 
 

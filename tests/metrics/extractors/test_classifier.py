@@ -152,7 +152,7 @@ def test_a_classifier_of_another_form_is_refused(tmp_path, trainings, key, value
     classifier_for(images, labels, fingerprint="a", cache=tmp_path)
     path = classifier_file("a", tmp_path)
     tensors, note = read_tensor_file(path)
-    write_tensor_file(path, tensors, {**note, key: value}, single_writer=True)
+    write_tensor_file(path, tensors, {**note, key: value})
     with pytest.raises(InputError, match="holds no classifier|of another version"):
         read_classifier(path)
 

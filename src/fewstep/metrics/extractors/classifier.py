@@ -284,4 +284,4 @@ def _load(network: Network, tensors: dict[str, Tensor]) -> Classifier:
 def _write(path: Path, classifier: Classifier, fingerprint: str) -> None:
     metadata = _description(classifier, fingerprint)
     with suppress(OSError):  # the cache is optional
-        write_tensor_file(path, classifier.network.state_dict(), metadata, single_writer=False)
+        write_tensor_file(path, classifier.network.state_dict(), metadata)
