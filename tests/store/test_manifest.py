@@ -60,7 +60,7 @@ def test_key_order_does_not_matter():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": {}}, "empty"),
+        ({"schema": {}}, "has 0 tensors"),
         ({"schema": {"../x": F16((1,))}}, "'../x'"),
         ({"schema": {"a": F16((0, 2))}}, r"\(0, 2\)"),
         ({"schema": {"a": F16((-1,))}}, r"\(-1,\)"),

@@ -45,7 +45,9 @@ def test_offsets_are_where_the_frames_are(tmp_path, frames):
     places = np.cumsum([0, *map(len, frames)]).tolist()
     shard = write(tmp_path, frames, places)
     assert (
-        read_offsets(LocalFolder(tmp_path), [shard], LocalFolder(tmp_path).sizes())[0].tolist()
+        read_offsets(LocalFolder(tmp_path), [shard], LocalFolder(tmp_path).sizes(), 1000)[
+            0
+        ].tolist()
         == places
     )
 
@@ -66,13 +68,13 @@ def test_offsets_are_where_the_frames_are(tmp_path, frames):
 def test_an_index_that_lies_is_refused(tmp_path, frames, change):
     shard = write(tmp_path, frames, change(np.cumsum([0, *map(len, frames)]).tolist()))
     with pytest.raises(InputError, match="shard-00000.zst is damaged: its index does not rise"):
-        read_offsets(LocalFolder(tmp_path), [shard], LocalFolder(tmp_path).sizes())
+        read_offsets(LocalFolder(tmp_path), [shard], LocalFolder(tmp_path).sizes(), 1000)
 
 
 def test_a_shard_shorter_than_its_index_is_refused(tmp_path):
     (tmp_path / "s").write_bytes(b"short")
     with pytest.raises(InputError, match="index does not match its checksum"):
-        read_offsets(LocalFolder(tmp_path), [Shard("s", 3, 5, "")], {"s": 5})
+        read_offsets(LocalFolder(tmp_path), [Shard("s", 3, 5, "")], {"s": 5}, 1000)
 
 
 def frame_of(content, **settings):

@@ -35,6 +35,7 @@ from torch import Tensor
 from fewstep.circuits import npz
 from fewstep.errors import InputError
 from fewstep.files import TEMPORARY
+from fewstep.paths import read_regular
 from fewstep.store.codecs import F16, Codec, Int8, Shape
 from fewstep.store.folder import Address, LocalFolder
 from fewstep.store.reader import Reader
@@ -176,7 +177,7 @@ def _hash_files(files: list[Path]) -> str:
     with _prefix_errors(files[0].parent):
         for file in files:
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-        digest.update(files[0].read_bytes())
+        digest.update(read_regular(files[0], limit=LIMIT))
     return digest.hexdigest()
 
 
@@ -275,7 +276,7 @@ def _load(path: Path) -> tuple[dict[str, Codec], dict[str, Array]]:
     with _prefix_errors(path):
         if (size := path.stat().st_size) > LIMIT:
             raise InputError(f"it has {size} bytes; at most {LIMIT} are allowed")
-        raw = path.read_bytes()
+        raw = read_regular(path, limit=LIMIT)
         try:
             arrays = _arrays(npz.decompress(raw, LIMIT))
         except InputError:

@@ -19,8 +19,11 @@ import fsspec
 
 from fewstep.errors import InputError
 from fewstep.files import LOCK, TEMPORARY, atomic_write
+from fewstep.paths import open_regular, read_regular
 
 PIECE = 1 << 20
+MAX_READ = 1 << 28
+"""Largest size in bytes of a manifest, which has about 150 bytes for each shard."""
 # uploads are atomic here: no temporary name is needed, and a rename would be a copy
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "memory"}
 
@@ -45,7 +48,7 @@ class Folder(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """Content of a file."""
+        """Content of a file.  Raises: InputError for more than MAX_READ bytes."""
 
     @abstractmethod
     def pieces(self, name: str) -> Iterator[bytes]:
@@ -109,10 +112,10 @@ class LocalFolder(Folder):
 
     def read(self, name: str) -> bytes:
         with _input_errors(self.root / name):
-            return (self.root / name).read_bytes()
+            return read_regular(self.root / name, limit=MAX_READ)
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        with _input_errors(self.root / name), (self.root / name).open("rb") as file:
+        with _input_errors(self.root / name), open_regular(self.root / name) as file:
             while piece := file.read(PIECE):
                 yield piece
 
@@ -122,7 +125,7 @@ class LocalFolder(Folder):
         contents = [b""] * len(spans)
         for name, indices in groupby(order, key=lambda i: spans[i].name):
             path = self.root / name
-            with _input_errors(path), path.open("rb", buffering=0) as file:
+            with _input_errors(path), open_regular(path) as file:
                 for i in indices:
                     _, start, stop = spans[i]
                     contents[i] = os.pread(file.fileno(), stop - start, start)
@@ -173,6 +176,9 @@ class RemoteFolder(Folder):
         return self._call(name, lambda: self._files.size(self._path(name))) or 0
 
     def read(self, name: str) -> bytes:
+        size = self._call(name, lambda: self._files.size(self._path(name))) or 0
+        if size > MAX_READ:
+            raise InputError(f"{self}/{name} has {size:,} bytes, over {MAX_READ:,}: give another")
         return self._call(name, lambda: self._files.cat_file(self._path(name)))
 
     def pieces(self, name: str) -> Iterator[bytes]:
@@ -245,7 +251,7 @@ def _first_line(error: Exception) -> str:
 def _size(entry: os.DirEntry[str]) -> int:
     try:
         return entry.stat().st_size
-    except FileNotFoundError:  # removed meanwhile, or a broken link
+    except OSError:  # removed meanwhile, or a link to nothing
         return 0
 
 

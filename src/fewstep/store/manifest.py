@@ -21,6 +21,8 @@ PLAN = "plan.json"
 MANIFEST = "manifest.json"
 SHARD_FILE = re.compile(r"shard-\d{5,}\.zst")
 DAMAGE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+MAX_TENSORS = 1000
+MAX_RANK = 8  # dimensions of a tensor
 MAX_RECORDS = 10**12  # more than a folder can hold, less than a range can count
 
 
@@ -37,14 +39,17 @@ class Plan:
     provenance: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if not self.schema:
-            raise InputError("the schema is empty; a record needs at least one tensor")
+        if not 1 <= len(self.schema) <= MAX_TENSORS:
+            raise InputError(
+                f"the schema has {len(self.schema)} tensors; a record needs 1 to {MAX_TENSORS}"
+            )
         for name, codec in self.schema.items():
             if not re.fullmatch("[a-z][a-z0-9_]*", name):
                 raise InputError(f"tensor name {name!r}: use lower-case letters, digits and _")
-            if not all(_is_count(size) for size in codec.shape):
+            if len(codec.shape) > MAX_RANK or not all(_is_count(size) for size in codec.shape):
                 raise InputError(
-                    f"{name!r} has shape {codec.shape}; its entries must be integers of at least 1"
+                    f"{name!r} has shape {codec.shape[:MAX_RANK]}; it must have at most {MAX_RANK} "
+                    "entries, which are integers of at least 1"
                 )
         for name in ("count", "shard_size"):
             number = getattr(self, name)

@@ -32,8 +32,9 @@ class Reader:
     def __init__(self, folder: Address) -> None:
         self._folder = open_folder(folder)
         self.manifest: Manifest = read_manifest(self._folder)
-        self._layout = Layout(self.schema)
-        offsets = read_offsets(self._folder, self.manifest.shards, self._folder.sizes())
+        self._layout = Layout(self.schema, self._folder)
+        sizes = self._folder.sizes()
+        offsets = read_offsets(self._folder, self.manifest.shards, sizes, self._layout.size)
         self._starts = np.concatenate([shard[:-1] for shard in offsets])
         self._stops = np.concatenate([shard[1:] for shard in offsets])
 

@@ -37,10 +37,10 @@ class Part(NamedTuple):
 class Layout:
     """Byte offsets of a record's tensors; `size` is the length of a record, uncompressed.
 
-    Raises: InputError for records of more than 1 GiB.
+    Raises: InputError for records of more than 1 GiB; `name` is the store in its message.
     """
 
-    def __init__(self, schema: Mapping[str, Codec]) -> None:
+    def __init__(self, schema: Mapping[str, Codec], name: object = "the store") -> None:
         self.schema = dict(schema)
         stored = [
             (owner, suffix, dtype, shape)
@@ -58,7 +58,9 @@ class Layout:
             start = stop
         self.size = start
         if self.size > MAX_BYTES:
-            raise InputError(f"a record has {self.size} bytes; at most {MAX_BYTES} are allowed")
+            raise InputError(
+                f"a record of {name} has {self.size} bytes; at most {MAX_BYTES} are allowed"
+            )
 
     def check(self, records: Mapping[str, Tensor]) -> int:
         """Number of rows.  Raises: InputError if the tensors are not those of the schema."""

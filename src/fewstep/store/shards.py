@@ -28,6 +28,12 @@ LEVEL = 2  # measured on noise-like data: higher levels are slower and no smalle
 SKIPPABLE = 0x184D2A50
 HEADER = struct.Struct("<II")
 DIGEST = 32
+MAX_RATIO, SLACK = 1000, 1 << 26
+"""Largest ratio of compression, of records that have more than SLACK bytes together."""
+MAX_SHARD = 1 << 24
+"""Largest number of records in a shard: bounds its index to 128 MiB."""
+GROUP = 1 << 26
+"""Bytes of indices that are read at once."""
 
 Offsets = npt.NDArray[np.int64]
 
@@ -46,12 +52,13 @@ def shard_chunks(blocks: Iterable[UInt8[Tensor, "_ size"]]) -> Iterator[bytes]:
 
 
 def read_offsets(
-    folder: Folder, shards: Sequence[Shard], sizes: Mapping[str, int]
+    folder: Folder, shards: Sequence[Shard], sizes: Mapping[str, int], record: int
 ) -> list[Offsets]:
     """For each shard, the offset of each record's frame and of the end of the last frame.
 
-    `sizes` are the lengths of the folder's files.  Raises: InputError for a shard that is missing,
-    of another length, or whose index is damaged.
+    `sizes` are the lengths of the folder's files, and `record` is that of a record.  Raises:
+    InputError for a shard that is missing, of another length, or whose index is damaged, and for
+    records that no compression fits into their files.
     """
     spans: list[Span] = []
     for shard in shards:
@@ -61,11 +68,38 @@ def read_offsets(
         if size != shard.bytes:
             raise InputError(f"{path} is damaged: it has {size} bytes, not {shard.bytes}")
         end = _end(shard)
+        if shard.count > MAX_SHARD:
+            raise InputError(
+                f"{path} has {shard.count:,} records; at most {MAX_SHARD:,} fit in one"
+            )
         if end < 0:
             raise InputError(f"{path} is damaged: its index does not match its checksum")
         spans.append(Span(shard.file, end, size))
-    tails = folder.ranges(spans)
-    return [_offsets(folder, *pair) for pair in zip(shards, tails, strict=True)]
+    claim, stored = (
+        record * sum(shard.count for shard in shards),
+        sum(shard.bytes for shard in shards),
+    )
+    if claim > MAX_RATIO * stored + SLACK:
+        raise InputError(
+            f"{folder} is damaged: its records claim {claim:,} bytes, but its files have {stored:,}"
+        )
+    offsets: list[Offsets] = []
+    for group in _groups(spans):
+        pairs = zip(shards[len(offsets) :], folder.ranges(group), strict=False)
+        offsets += [_offsets(folder, *pair, record) for pair in pairs]
+    return offsets
+
+
+def _groups(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """The spans in order, in groups that are read at once: a damaged one ends the reading."""
+    group, size = list[Span](), 0
+    for span in spans:
+        if group and size + span.stop - span.start > GROUP:
+            yield group
+            group, size = [], 0
+        group.append(span)
+        size += span.stop - span.start
+    yield group
 
 
 def _end(shard: Shard) -> int:
@@ -73,7 +107,7 @@ def _end(shard: Shard) -> int:
     return shard.bytes - HEADER.size - 8 * (shard.count + 1) - DIGEST
 
 
-def _offsets(folder: Folder, shard: Shard, tail: bytes) -> Offsets:
+def _offsets(folder: Folder, shard: Shard, tail: bytes, record: int) -> Offsets:
     end, length = _end(shard), 8 * (shard.count + 1)
     header, index = tail[: HEADER.size], tail[HEADER.size : HEADER.size + length]
     digest = tail[HEADER.size + length :]
@@ -87,6 +121,8 @@ def _offsets(folder: Folder, shard: Shard, tail: bytes) -> Offsets:
         raise InputError(
             f"{folder}/{shard.file} is damaged: its index does not rise from 0 to {end}"
         )
+    if np.diff(offsets).max() > record + SLACK:
+        raise InputError(f"{folder}/{shard.file} is damaged: a record is too long")
     return offsets
 
 
@@ -96,6 +132,8 @@ def decompress_record(frame: bytes, size: int, decompressor: zstandard.ZstdDecom
     The size that the frame declares is checked first, so that a malicious frame cannot claim more
     memory.  Raises: ZstdError if it is damaged or of another size.
     """
+    if size > MAX_RATIO * len(frame) + SLACK:
+        raise zstandard.ZstdError(f"its frame of {len(frame)} bytes claims {size}")
     declared = zstandard.get_frame_parameters(frame)
     if declared.content_size != size or not declared.has_checksum:
         raise zstandard.ZstdError(f"its frame does not declare {size} bytes and a checksum")
@@ -119,7 +157,7 @@ def check_shard(
     `sizes` are the lengths of the folder's files.  Raises: InputError for a damaged index, or a
     file that cannot be read.
     """
-    (offsets,) = read_offsets(folder, [shard], sizes)
+    (offsets,) = read_offsets(folder, [shard], sizes, layout.size)
     decompressor = zstandard.ZstdDecompressor()
     digest, damages, buffer = hashlib.sha256(), list[str](), bytearray()
     lengths, record = np.diff(offsets).tolist(), 0

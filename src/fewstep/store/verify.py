@@ -41,7 +41,7 @@ def iter_verify(folder: Address) -> Iterator[VerifyStep]:
         else:
             manifest = read_manifest(root)
             plan, shards = manifest.plan, manifest.shards
-        layout = Layout(plan.schema)
+        layout = Layout(plan.schema, root)
         sizes = root.sizes()
     except InputError as error:
         yield VerifyStep(0, 0, [str(error)])
