@@ -334,7 +334,7 @@ def test_the_model_card(tmp_path):
     assert text.startswith("---\nlicense: cc-by-4.0\nlibrary_name: diffusers\n")
     assert "# a &lt;b> run" in text and "&lt;b>two&lt;/b>" in text
     assert "| 1 | Fréchet distance (classifier) 0.457 ± 0.100 | 2,000 | " in text
-    assert "Trained on `digits`, split `train`, SHA-256 a60d. Optical Rec" in text
+    assert "Trained on digits, split train, SHA-256 a60d. Optical Rec" in text
     assert (
         "FID" not in text
         and "(E. Alpaydin and C. Kaynak, 1998, UCI" in text

@@ -1,6 +1,6 @@
 """`fewstep doctor`: list the device, data sets, weights and extras, and how to get missing ones.
 
-`fewstep doctor DATA` describes one data set.
+`fewstep doctor DATA` describes one data set, and `fewstep doctor RUN` checks the files of a run.
 """
 
 import os
@@ -36,10 +36,15 @@ UNEQUAL = 20
 @dataclass(frozen=True)
 class Options:
     """List the device, threads, data sets, extractor weights and extras of this machine; or read
-    one data set, and print what it contains and what is wrong with it."""
+    one data set, and print what it contains and what is wrong with it; or check every file of a
+    run, or a weights file. Exits with 2 if one is damaged."""
 
-    data: Annotated[
-        str | None, tyro.conf.Positional, console.data_option("A data set to read and describe")
+    address: Annotated[
+        str | None,
+        tyro.conf.Positional,
+        console.data_option(
+            "A run folder or weights file to check, or a data set to describe", metavar="RUN|DATA"
+        ),
     ] = None
     split: str = "train"
     """The part of DATA to read: train or test; celeba and folders may also have valid."""
@@ -50,12 +55,22 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Run `fewstep doctor`. Returns the exit code."""
     options = console.options(Options, "doctor", argv)
-    lines = (
-        report() if options.data is None else describe(options.data, options.split, options.size)
-    )
-    for name, status in lines:
-        print(f"{name:<17} {status}")
-    return 0
+    code = 0
+    for name, status in _lines(options):
+        print(f"{name:<17} {status}", flush=True)
+        code = 2 if name == "damaged" else code
+    return code
+
+
+def _lines(options: Options) -> Iterator[tuple[str, str]]:
+    if options.address is None:
+        return report()
+    from fewstep.cli.doctor_run import describe_run, find_weights
+
+    weights = find_weights(options.address)
+    if weights is not None:
+        return describe_run(weights)
+    return describe(options.address, options.split, options.size)
 
 
 def describe(address: str, split: str, size: int | None) -> Iterator[tuple[str, str]]:

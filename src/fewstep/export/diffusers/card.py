@@ -31,7 +31,7 @@ def model_card(source: Source, checks: Mapping[str, Any]) -> str:
     """The card in Markdown, with metadata that the Hugging Face hub reads."""
     sections = [
         _metadata(source),
-        f"# {_line(source.name)}",
+        f"# {_line(_plain(source.name))}",
         _model(source),
         "## Use",
         _use(source, str(checks["pipeline"])),
@@ -40,7 +40,7 @@ def model_card(source: Source, checks: Mapping[str, Any]) -> str:
         "## Data",
         _data(source),
         "## Licence",
-        _line(source.license) or "The licence of these weights is not stated.",
+        _line(_plain(source.license)) or "The licence of these weights is not stated.",
     ]
     if source.recipe is not None:
         sections += ["## Recipe", f"```toml\n{tomli_w.dumps(source.recipe).strip()}\n```"]
@@ -68,8 +68,12 @@ def _model(source: Source) -> str:
     generator = source.generator
     spec, denoiser = generator.spec, generator.denoiser
     size = "×".join(map(str, spec.shape))
-    classes = f" of {spec.classes} classes ({', '.join(spec.class_names)})" if spec.classes else ""
-    title = (source.recipe or {}).get("about", {}).get("title", "")
+    classes = (
+        f" of {spec.classes} classes ({', '.join(map(_plain, spec.class_names))})"
+        if spec.classes
+        else ""
+    )
+    title = _plain((source.recipe or {}).get("about", {}).get("title", ""))
     method = (source.recipe or {}).get("method", {}).get("name", "")
     count = sum(p.numel() for p in unguided(denoiser.backbone).parameters())
     names = [
@@ -81,7 +85,7 @@ def _model(source: Source) -> str:
         )
     ]
     steps = ", ".join(map(str, source.steps))
-    origin = f" Method: `{method}`." if method else ""
+    origin = f" Method: {_plain(method)}." if method else ""
     return _line(
         f"{title + '. ' if title else ''}Generates images of {size}{classes} in {steps} steps. "
         f"{count:,} parameters, {', '.join(names)}, weights in {source.dtype}.{origin} "
@@ -141,7 +145,7 @@ def _score_row(score: Mapping[str, Any]) -> str:
         f"{name} {number(value)}{spread}",
         f"{score['samples']:,}",
         f"{score['extractor']} ({score['extractor_hash'][:12]}), resize {score['resize']}",
-        score["reference"],
+        _plain(score["reference"]),
         str(score["seed"]),
     )
     return f"| {' | '.join(map(_line, cells))} |"
@@ -152,10 +156,15 @@ def _data(source: Source) -> str:
     if not data.get("name"):
         return "The training data are not stated."
     split, pin = data.get("split", ""), source.pins.get("data", "")
-    text = f"Trained on `{data['name']}`" + (f", split `{split}`" if split else "")
+    text = f"Trained on {_plain(data['name'])}" + (f", split {_plain(split)}" if split else "")
     text += f", SHA-256 {pin}." if pin else "."
     attribution = ATTRIBUTIONS.get(data["name"])
     return _line(f"{text} {attribution}." if attribution else text)
+
+
+def _plain(text: Any) -> str:
+    """Text of somebody else without links, pictures and code of Markdown."""
+    return re.sub(r"([\\`\[\]])", r"\\\1", str(text))
 
 
 def _line(text: str) -> str:

@@ -1,0 +1,116 @@
+"""`fewstep doctor RUN`: check every file of a run, or a weights file; what the run still owes."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fewstep import runs
+from fewstep.errors import InputError
+from fewstep.formatting import quantity
+from fewstep.models import find_model
+from fewstep.paths import check_regular, identify
+from fewstep.run_folder import Run
+from fewstep.scores import score_from
+from fewstep.weights_file import read_weights_file
+
+Line = tuple[str, str]
+DAMAGED = "damaged"
+"""Name of a line about a file that cannot be used."""
+
+
+def find_weights(address: str) -> Path | None:
+    """The run folder or weights file at an address; None if it is something else."""
+    path = Path(address)
+    if not path.exists():
+        return find_model(address)
+    return path if identify(path) == "run" or path.suffix == ".safetensors" else None
+
+
+def describe_run(path: Path) -> Iterator[Line]:
+    """Lines about a run folder or weights file, as (name, text)."""
+    if not path.is_dir():
+        yield _check(path.name, path, lambda: _weights(path))
+        return
+    run = Run(path)
+    yield "run", str(run.folder)
+    yield "lock", run.owner() or "free: no process trains it"
+    yield _check("recipe", run.recipe_file, lambda: _recipe(run))
+    yield _check("state", run.state_file, lambda: _state(run))
+    for name, file in (("model", run.model_file), ("best", run.best_file)):
+        yield _check(name, file, lambda file=file: _weights(file))
+    yield _check("log", run.progress_file, lambda: _log(run))
+    yield _check("scores", run.scores_file, lambda: _scores(run))
+    for file in run.grids():
+        if (line := _check("samples", file, lambda file=file: _picture(file)))[0] == DAMAGED:
+            yield line
+    yield "samples", quantity(len(run.grids()), "picture")
+    yield "owes", _owes(run)
+
+
+def _check(name: str, file: Path, describe: Callable[[], str]) -> Line:
+    """A line on a file, which `describe` reads."""
+    if not file.exists() and not file.is_symlink():
+        return name, f"none: there is no {file.name}"
+    try:
+        return name, describe()
+    except InputError as error:
+        return DAMAGED, str(error)
+    except OSError as error:
+        return DAMAGED, f"{file} cannot be read: {error.strerror or error}"
+
+
+def _recipe(run: Run) -> str:
+    table = run.recipe() or {}
+    method = table.get("method", {}).get("name", "")
+    return f"checksum matches; method {method}, {table.get('fit', {}).get('steps')} steps"
+
+
+def _state(run: Run) -> str:
+    state = run.state()
+    assert state
+    tensors, note = state
+    progress = f"step {note.get('step')} of {note.get('total')}"
+    return f"SHA-256 matches; {progress}, {quantity(len(tensors), 'tensor')}"
+
+
+def _weights(file: Path) -> str:
+    tensors, note = read_weights_file(file)
+    generator = runs.load(file, verify=False)  # which finds a description that is of no use
+    count = sum(tensor.numel() for tensor in tensors.values())
+    digest = runs.weights_hash(generator)[:16]
+    step = f", step {note['step']}" if "step" in note else ""
+    return f"SHA-256 matches; {count:,} numbers, weights {digest}{step}"
+
+
+def _log(run: Run) -> str:
+    lines = run.progress()
+    last = f", the last of step {lines[-1]['step']}" if lines else ""
+    return f"checksums match; {quantity(len(lines), 'line')}{last}"
+
+
+def _scores(run: Run) -> str:
+    lines = run.scores()
+    for line in lines:
+        score_from(line.get("score", {}))
+    return f"checksums match; {quantity(len(lines), 'score')}"
+
+
+def _picture(file: Path) -> str:
+    from PIL import Image
+
+    check_regular(file)
+    try:
+        with Image.open(file) as picture:
+            picture.verify()
+    except Exception as error:  # Pillow raises errors of many types for damaged files
+        raise InputError(f"{file} is damaged: {error}: delete it") from error
+    return "intact"
+
+
+def _owes(run: Run) -> str:
+    try:
+        names = run.missing()
+    except InputError:
+        return "unknown, because the state is damaged"
+    if not names:
+        return "nothing" if run.state_file.exists() else "unknown, because there is no state"
+    return f"{', '.join(names)}: the same `fewstep train` command writes what is missing"
