@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 
 from damage import flip
 from exporting import unet_generator
@@ -26,15 +27,9 @@ def whole(tmp_path_factory):
         runs.save_generator(file, generator, table, {"data": "x"}, step=step)
     for step in (10, 20):
         run.log({"step": step, "loss": 0.5})
-        save_grid(unet_generator().step and _images(), run.grid_file(step), columns=2)
+        save_grid(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), run.grid_file(step), columns=2)
     run.report_file.write_text("<html>")
     return run.folder
-
-
-def _images():
-    import torch
-
-    return torch.zeros(4, 1, 8, 8)
 
 
 @pytest.fixture
@@ -54,10 +49,7 @@ def test_a_whole_run(folder, capsys):
     told = dict(lines)
     assert code == 0 and told["run"] == str(folder)
     assert told["lock"].startswith("free") and told["owes"] == "nothing"
-    assert (
-        told["recipe"] == "checksum matches; method denoise, 1500 steps"
-        or "steps" in told["recipe"]
-    )
+    assert told["recipe"].startswith("checksum matches; method denoise, ")
     assert told["state"].startswith("SHA-256 matches; step 20 of 20")
     assert told["model"].startswith("SHA-256 matches; ") and told["best"].endswith("step 10")
     assert told["log"] == "checksums match; 2 lines, the last of step 20"
