@@ -13,7 +13,7 @@ ROOT = Path(fewstep.__file__).parent
 
 # each layer may import those before it; names in one layer do not import each other
 LAYERS = [
-    ["errors", "allocator", "formatting", "noise", "precision", "ranges", "web"],
+    ["errors", "allocator", "compiler", "formatting", "noise", "precision", "ranges", "web"],
     ["overrides", "paths", "plugins"],
     ["checksums", "files"],
     ["images", "locks"],

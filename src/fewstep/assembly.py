@@ -10,6 +10,7 @@ import torch
 from fewstep import data, metrics, plugins, runs, store
 from fewstep.abilities import with_guidance
 from fewstep.batching import Batches, ImageStream, Stream
+from fewstep.compiler import check_compiler
 from fewstep.data import ImageSet
 from fewstep.download import cache
 from fewstep.errors import InputError
@@ -93,6 +94,8 @@ def data_spec(recipe: Recipe, images: ImageSet) -> SampleSpec:
 def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     """Build the objects that a recipe describes, and check that they fit together."""
     allow_code(recipe)
+    if recipe.fit.compile:
+        check_compiler("fit.compile=true")
     evaluation = recipe.evaluate
     images = read_data(recipe)
     spec = data_spec(recipe, images)

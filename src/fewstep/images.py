@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
+from fewstep.paths import PICTURES
 
 
 def to_uint8(images: Float[Tensor, "b *shape"]) -> UInt8[Tensor, "b *shape"]:
@@ -50,6 +51,6 @@ def grid(
 
 
 def save_grid(images: UInt8[Tensor, "n c h w"], path: Path, *, columns: int | None = None) -> None:
-    """Write `grid(images)` to `path` as PNG."""
+    """Write `grid(images)` to `path`, in the format that its suffix names in `PICTURES`."""
     with atomic_write(path) as file:
-        grid(images, columns=columns).save(file, format="PNG")
+        grid(images, columns=columns).save(file, **PICTURES[path.suffix.lower()])

@@ -3,9 +3,10 @@ files of unknown origin within bounds."""
 
 import os
 import stat
+import tempfile
 from io import BufferedReader
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fewstep.errors import InputError
 
@@ -18,6 +19,16 @@ IMAGE_SUFFIXES = frozenset(
     ".png .jpg .jpeg .jpe .jfif .webp .avif .bmp .gif .jp2 .ppm .pgm .pnm .tga .tif .tiff".split()
 )
 """The commonest, by which a folder is identified; the reader of folders knows all of Pillow's."""
+PICTURES: dict[str, dict[str, Any]] = {
+    ".png": {"format": "PNG"},
+    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".webp": {"format": "WEBP", "lossless": True},
+    ".bmp": {"format": "BMP"},
+    ".tif": {"format": "TIFF"},
+    ".tiff": {"format": "TIFF"},
+}
+"""For each suffix of a picture that can be written, Pillow's settings of its format."""
 NAMES: dict[Kind, str] = {
     "run": "a run",
     "store": "a store of recorded pairs",
@@ -168,6 +179,49 @@ def expand_home(address: str) -> str:
     if colon and rest.startswith("~") and not os.path.lexists(address):
         return f"{source}:{os.path.expanduser(rest)}"
     return address if os.path.lexists(address) else os.path.expanduser(address)
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Raise InputError if the file `path`, given by `option`, cannot be written; changes nothing.
+
+    Called before long work. A device or pipe, such as /dev/stdout, is accepted.
+    """
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder; give the name of a file in it")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise InputError(f"{option} {path} cannot be written: change its permissions")
+    if not path.exists() or path.is_file():
+        _check_parent(path, path.parent, option)
+
+
+def check_picture(path: Path, option: str) -> None:
+    """`check_writable` for a picture, which also needs the suffix of a format in PICTURES."""
+    if path.suffix.lower() not in PICTURES:
+        suffixes = ", ".join(PICTURES)
+        raise InputError(f"{option} {path} needs the suffix of a picture: one of {suffixes}")
+    check_writable(path, option)
+
+
+def check_writable_folder(path: Path, option: str) -> None:
+    """Raise InputError if the folder `path` cannot be made, or no file in it; changes nothing."""
+    _check_parent(path, path, option)
+
+
+def _check_parent(path: Path, existing: Path, option: str) -> None:
+    """Raise InputError if no file can be made in the first of `existing` and its parents that
+    exists."""
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        noun = "a file" if existing.exists() else "a broken link"
+        raise InputError(f"{option} {path}: {existing} is {noun}, not a folder; give another")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{option} {path}: {existing} cannot be written ({error.strerror}); give another"
+        ) from error
 
 
 def check_regular(path: str | Path) -> None:

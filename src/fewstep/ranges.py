@@ -24,10 +24,15 @@ Count = Annotated[int, Ge(1), Le(2**31 - 1)]
 CountOrZero = Annotated[int, Ge(0), Le(2**31 - 1)]
 Integer = Annotated[int, Ge(-(2**31)), Le(2**31 - 1)]
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
+SampleSeed = Annotated[int, Ge(0), Lt(2**30)]
+"""Seed of samples, from which each row's seed follows."""
 Rows = Annotated[int, Ge(1), Le(2**20)]
 """Rows of a batch."""
 RowsOrZero = Annotated[int, Ge(0), Le(2**20)]
 SamplingSteps = Annotated[int, Ge(1), Le(100_000)]
+Samples = Annotated[int, Ge(2), Le(2**31 - 1)]
+"""Images of a score, whose covariance needs two."""
+Port = Annotated[int, Ge(0), Le(65_535)]
 Channels = Annotated[int, Ge(1), Le(65_536)]
 """Channels or features of one layer."""
 Depth = Annotated[int, Ge(1), Le(1000)]

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import Annotated, Any
 
 import tomli_w
-from annotated_types import Ge, Le
 
 from fewstep import plugins
 from fewstep.backbones import BackboneConfig
@@ -31,6 +30,7 @@ from fewstep.ranges import (
     PositiveFraction,
     Probability,
     ProbabilityBelowOne,
+    Samples,
     SamplingSteps,
 )
 from fewstep.schema import read_table
@@ -162,7 +162,7 @@ class EvaluateConfig:
     first of `steps`."""
     protocol: str = "quick"
     """Evaluation protocol: quick, resnet10k, fid10k, fid50k, clean-fid50k or dino50k."""
-    samples: Annotated[int, Ge(2), Le(2**31 - 1)] | None = None
+    samples: Samples | None = None
     """Images to generate for each score; by default the protocol's number."""
     extractor: str | None = None
     """Network that computes the features, by default the protocol's: classifier, pixels, rotations,

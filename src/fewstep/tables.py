@@ -93,9 +93,11 @@ def check(kind: Any, value: Any, table_key: str) -> Any:
         return expand_home(value) if kind is Address else value
     if get_origin(bare) is tuple and isinstance(value, tuple):
         # its items are checked one by one, so that an error names the first wrong one
-        kind = Annotated[tuple[Any, ...], *(limits or (MinLen(0),))]
+        pydantic_kind = Annotated[tuple[Any, ...], *(limits or (MinLen(0),))]
+    else:
+        pydantic_kind = kind
     try:
-        return _adapter(kind).validate_python(value, strict=True)
+        return _adapter(pydantic_kind).validate_python(value, strict=True)
     except (ValidationError, OverflowError) as error:
         raise _wrong(kind, value, table_key) from error
 

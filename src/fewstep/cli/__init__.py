@@ -4,8 +4,8 @@ Exit codes: 0 for success; 2 for wrong input, with one line that says what to do
 a traceback; 130 after Ctrl-C.
 """
 
-import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -48,6 +48,7 @@ def help_text() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code."""
+    _print_any_text()
     verb, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if verb in ("-h", "--help", "help"):
         print(help_text())
@@ -76,18 +77,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the output has exited; hide Python's error at exit
         return 0
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        print("fewstep: the name of a file or folder is too long: use a shorter", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("fewstep: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        from fewstep.cli.faults import explain
+
+        message = explain(error)
+        if message is None:
+            raise
+        _print_error(message)
+        return 2
 
 
-def _print_error(error: InputError) -> None:
-    print(f"fewstep: {' '.join(str(error).split())}", file=sys.stderr)
+def _print_error(message: object) -> None:
+    print(f"fewstep: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _print_any_text() -> None:
+    """Print names that are not UTF-8, or not of the terminal's encoding, with escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _check_processes(verb: str) -> None:

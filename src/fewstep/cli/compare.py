@@ -10,7 +10,8 @@ import tyro
 
 from fewstep.cli import console
 from fewstep.cli.evaluate import ProtocolOptions, show
-from fewstep.errors import InputError
+from fewstep.paths import check_writable
+from fewstep.ranges import SamplingSteps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,9 @@ def main(argv: Sequence[str]) -> int:
     from fewstep.comparison import compare
     from fewstep.report import write_report
 
-    steps, protocol = console.numbers("--steps", options.steps, int), options.evaluation_protocol()
-    _check_writable(options.out)
+    steps = console.numbers("--steps", options.steps, int, SamplingSteps)
+    protocol = options.evaluation_protocol()
+    check_writable(options.out, "--out")
     comparison = compare(
         options.runs,
         protocol,
@@ -71,13 +73,3 @@ def main(argv: Sequence[str]) -> int:
     show((e.name, score) for e in exhibits for score in e.scores)
     console.out.print(f"report: {options.out}")
     return 0
-
-
-def _check_writable(out: Path) -> None:
-    """Raise InputError if the report cannot be written; called before runs are scored."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("ab"):
-            pass
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written: {error.strerror}") from error

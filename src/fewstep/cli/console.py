@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar, cast, get_type_hints, runtime_checkable
@@ -30,6 +30,7 @@ from fewstep import plugins
 from fewstep.errors import InputError
 from fewstep.models import model_addresses
 from fewstep.paths import expand_home
+from fewstep.tables import field_types, from_table
 
 Options = TypeVar("Options")
 Number = TypeVar("Number", int, float)
@@ -60,20 +61,27 @@ def options(
     settings: dict[str, Any] = {"prog": f"fewstep {verb}", "args": list(argv), "config": config}
     parsed, rest = tyro.cli(kind, return_unknown_args=True, **settings)
     if not rest:
-        return _with_paths(parsed)
+        return _checked(parsed)
     name = _variadic_field(kind)
     if name is None or any(word.startswith("-") for word in rest):
         return tyro.cli(kind, **settings)  # prints the unknown arguments, and exits
     # tyro reads only one group of positional arguments; `rest` are those after a later option
     dataclass: Any = parsed
-    return _with_paths(replace(dataclass, **{name: (*getattr(parsed, name), *rest)}))
+    return _checked(replace(dataclass, **{name: (*getattr(parsed, name), *rest)}))
 
 
-def _with_paths(parsed: Any) -> Any:
-    """The options with the home folder in place of a leading ~, which shells leave in `-o=~/x`."""
-    return replace(
-        parsed, **{field.name: _expand(getattr(parsed, field.name)) for field in fields(parsed)}
-    )
+def _checked(parsed: Any) -> Any:
+    """The options, after a check of the ranges of numbers.
+
+    A leading ~, which shells leave in `-o=~/x`, is replaced by the home folder.
+    """
+    changes: dict[str, Any] = {}
+    for name, kind in field_types(type(parsed)).items():
+        value = getattr(parsed, name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            from_table(kind, value, f"--{name.replace('_', '-')}")
+        changes[name] = _expand(value)
+    return replace(parsed, **changes)
 
 
 def _expand(value: Any) -> Any:
@@ -128,14 +136,20 @@ def print_table(table: Table) -> None:
     make_console(width=max(out.width, needed)).print(table)
 
 
-def numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
-    """Numbers separated by commas, such as the `1,2,4` of `--steps 1,2,4`."""
+def numbers(option: str, text: str, kind: type[Number], limits: Any) -> tuple[Number, ...]:
+    """Numbers separated by commas, such as the `1,2,4` of `--steps 1,2,4`.
+
+    Raises: InputError for other text, and for a number out of the range of the type `limits`.
+    """
     try:
-        return tuple(kind(part) for part in text.split(","))
+        values = tuple(kind(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(
             f"{option} {text} is not a list of numbers; separate them by commas, such as 1,2,4"
         ) from error
+    for value in values:
+        from_table(limits, value, option)
+    return values
 
 
 class _Rate(ProgressColumn):

@@ -10,6 +10,8 @@ import tyro
 from fewstep.cli import console
 from fewstep.errors import InputError
 from fewstep.formatting import quantity
+from fewstep.paths import check_writable
+from fewstep.ranges import SamplingSteps
 
 if TYPE_CHECKING:
     from fewstep.export.source import Source
@@ -50,7 +52,9 @@ def main(argv: Sequence[str]) -> int:
         raise InputError("--steps says where --score measures: add --score, or leave it out")
     source = load_source(
         options.source,
-        steps=console.numbers("--steps", options.steps, int) if options.steps is not None else (),
+        steps=console.numbers("--steps", options.steps, int, SamplingSteps)
+        if options.steps is not None
+        else (),
         weights=options.weights,
         dtype=options.dtype,
         license=options.license,
@@ -85,6 +89,7 @@ def _check_out(options: Options) -> None:
     out, source = options.out, Path(options.source)
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out} must be the name of a .safetensors file")
+    check_writable(out, "--out")
     for folder in (out.parent, out.parent.parent):
         run = Run(folder)
         if run.recipe_file.exists() and out in (run.model_file, run.best_file, run.state_file):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import tyro
 
 from fewstep.cli import console, evaluate, jobs, record, train
+from fewstep.paths import check_writable_folder
 
 if TYPE_CHECKING:
     from fewstep.comparison import Exhibit, LoadedRun
@@ -123,6 +124,7 @@ def main(argv: Sequence[str]) -> int:
     jobs.preload(["fewstep.cli.demo", "fewstep.runner", "fewstep.comparison"])
     folder = Path("runs/demo-all" if options.all else "runs/demo")
     demo = Demo(options.out or folder, options.all)
+    check_writable_folder(demo.out, "--out")
     from fewstep import metrics
 
     protocol = metrics.protocol("quick")

@@ -18,6 +18,7 @@ import tyro
 from fewstep import __version__
 from fewstep.cli import console
 from fewstep.formatting import listing, quantity
+from fewstep.ranges import Pixels
 
 if TYPE_CHECKING:
     from fewstep.data import ImageSet
@@ -48,7 +49,7 @@ class Options:
     ] = None
     split: str = "train"
     """The part of DATA to read: train or test; celeba and folders may also have valid."""
-    size: int | None = None
+    size: Pixels | None = None
     """Side length in pixels to which the images of DATA are resized; by default that of the set."""
 
 

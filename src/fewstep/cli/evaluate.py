@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from fewstep.cli import console
+from fewstep.ranges import NonNegative, Samples, SampleSeed, SamplingSteps
 
 if TYPE_CHECKING:
     from fewstep.generator import Generator
@@ -23,7 +24,7 @@ class ProtocolOptions:
     """Evaluation protocol: quick (2,000 samples, a small classifier, or a network that is trained
     without labels for sets without classes), resnet10k, fid10k, fid50k, clean-fid50k or dino50k.
     The next options change its settings."""
-    samples: int | None = None
+    samples: Samples | None = None
     """Images to generate for each score."""
     extractor: Annotated[
         str | None, console.names_option("extractor", "Network of the features")
@@ -66,11 +67,11 @@ class Options(ProtocolOptions):
             "set; required for checkpoints of other projects"
         ),
     ] = None
-    guidance: float = 1.0
+    guidance: NonNegative = 1.0
     """Weight of classifier-free guidance; 1 means no guidance."""
     precision: Literal["f32", "tf32", "bf16"] = "f32"
     """Number format in which the images are generated; features are always computed in f32."""
-    seed: int = 0
+    seed: SampleSeed = 0
     """Seed of the noise."""
     straightness: bool = False
     """Instead of scores, measure the straightness of the paths from noise to image, which is 0 for
@@ -88,7 +89,8 @@ def main(argv: Sequence[str]) -> int:
     from fewstep.evaluation import Evaluator
     from fewstep.generator import convert_step
 
-    counts, protocol = console.numbers("--steps", options.steps, int), options.evaluation_protocol()
+    counts = console.numbers("--steps", options.steps, int, SamplingSteps)
+    protocol = options.evaluation_protocol()
     run = run_together(lambda: comparison.load_run(options.run, weights=options.weights))
     recipe = run.recipe and run.recipe.table()
     generator = with_guidance(run.generator, options.guidance, recipe)

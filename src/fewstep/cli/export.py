@@ -12,6 +12,8 @@ from fewstep import plugins
 from fewstep.cli import console
 from fewstep.errors import InputError
 from fewstep.formatting import quantity
+from fewstep.paths import check_writable_folder
+from fewstep.ranges import NonNegative, SamplingSteps
 
 if TYPE_CHECKING:
     from fewstep.export.precision import Dtype
@@ -35,7 +37,7 @@ class Options:
     sampler: Annotated[
         str | None, console.names_option("sampler", "Sampler, by default that of the run")
     ] = None
-    guidance: float = 1.0
+    guidance: NonNegative = 1.0
     """Weight of classifier-free guidance; 1 means no guidance."""
     weights: Literal["ema", "raw", "best"] = "ema"
     """Averaged weights of the last step (ema), raw weights of the last step, or averaged weights of
@@ -59,6 +61,7 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Run `fewstep export`. Returns the exit code."""
     options = console.options(Options, "export", argv)
+    check_writable_folder(options.out, "--out")
     exporter = _exporter(options)
     from fewstep.export.base import export
 
@@ -101,7 +104,9 @@ def _source(options: Options, address: str, dtype: "Dtype") -> "Source":
 
     own = address == options.run
     steps = (
-        console.numbers("--steps", options.steps, int) if options.steps is not None and own else ()
+        console.numbers("--steps", options.steps, int, SamplingSteps)
+        if options.steps is not None and own
+        else ()
     )
     return load_source(
         address,

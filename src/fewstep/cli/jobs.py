@@ -17,6 +17,7 @@ from typing import Any
 
 from fewstep.allocator import keep_freed_memory
 from fewstep.cli import console
+from fewstep.cli.faults import as_input_error
 from fewstep.errors import InputError
 
 INTERVAL = 0.1
@@ -159,9 +160,10 @@ def _work(job: Job, sender: Connection, stop: Event) -> None:
         job.run(update)
     except BrokenPipeError:
         return
-    except (InputError, console.Stopped) as error:
-        is_input_error = isinstance(error, InputError)
-        result = InputError(f"{job.name}: {error}") if is_input_error else error
-    except Exception:
-        result = traceback.format_exc()
+    except console.Stopped as error:
+        result = error
+    except Exception as error:
+        known = as_input_error(error)
+        is_input_error = isinstance(known, InputError)
+        result = InputError(f"{job.name}: {known}") if is_input_error else traceback.format_exc()
     sender.send(result)

@@ -14,7 +14,7 @@ import tyro
 
 from fewstep.cli import console
 from fewstep.errors import InputError
-from fewstep.paths import check_kind
+from fewstep.paths import check_kind, check_writable
 
 if TYPE_CHECKING:
     from fewstep.run_folder import Run
@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     options = console.options(Options, "progress", argv)
     from fewstep.run_folder import Run
 
+    if options.out:
+        check_writable(options.out, "--out")
     run = Run(options.run)
     lines = run.progress()
     if not lines:
@@ -69,10 +71,8 @@ def write_csv(lines: Sequence[Mapping[str, Any]], path: Path | None) -> None:
         sys.stdout.write(text.getvalue())
         sys.stdout.flush()  # so that a broken pipe raises here and not at exit
         return
-    try:
-        path.write_text(text.getvalue(), encoding="utf-8", newline="")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.getvalue(), encoding="utf-8", newline="")
 
 
 def _cell(value: object) -> object:

@@ -13,7 +13,16 @@ import tyro
 
 from fewstep.cli import console
 from fewstep.errors import InputError
-from fewstep.paths import check_kind
+from fewstep.paths import check_kind, check_writable_folder
+from fewstep.ranges import (
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    Rows,
+    SampleSeed,
+    SamplingSteps,
+)
 
 if TYPE_CHECKING:
     from fewstep.recording import Recording
@@ -31,30 +40,30 @@ class Options:
     run: Annotated[str | None, tyro.conf.Positional, console.run_option()] = None
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """The folder to record into, or an address such as s3://bucket/folder."""
-    count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 50_000
+    count: Annotated[Count, tyro.conf.arg(aliases=["-n"])] = 50_000
     """Number of pairs to record."""
-    steps: int = 18
+    steps: SamplingSteps = 18
     """Number of sampler steps."""
     sampler: str = "heun"
     """A deterministic sampler: transfer, heun, multistep, or ring for a circuit."""
-    clip: float | None = None
+    clip: Positive | None = None
     """Clamp the predicted images to ±CLIP, such as 1; by default as the run's sampler does."""
     allow_out_of_range: bool = False
     """Record images even if more than 1 % of their values are beyond ±1.5."""
-    guidance: float = 1.0
+    guidance: NonNegative = 1.0
     """Weight of classifier-free guidance; 1 means no guidance."""
-    states: int = 0
+    states: CountOrZero = 0
     """Number of intermediate states to record of each path from noise to image."""
-    chunks: int = 0
+    chunks: CountOrZero = 0
     """For a circuit with --sampler ring: also record the first hidden state and this many sums of
     updates, of which each covers an equal part of the ring."""
     codec: str | None = None
     """Codec of the images: u8, f16, raw, int8 or int8:PERCENTILE; by default u8 for images (f16
     with --chunks), raw for points."""
-    batch: int | None = None
+    batch: Rows | None = None
     """Images between two updates of the progress bar. It has no effect on the store or the speed,
     because the network always computes tiles of a fixed size."""
-    seed: int = 0
+    seed: SampleSeed = 0
     """Seed of the noise."""
     resume: bool = True
     """Complete an unfinished store; --no-resume raises an error for a folder that is not empty."""
@@ -81,6 +90,8 @@ def main(argv: Sequence[str]) -> int:
             "record needs RUN and --out DIR; or --convert DIR and --out DIR; or --verify DIR; or "
             "--info DIR"
         )
+    if "://" not in options.out:
+        check_writable_folder(Path(options.out), "--out")
     from fewstep.recording import Recording
     from fewstep.store import open_folder
     from fewstep.value_range import MAX_SHARE

@@ -11,6 +11,8 @@ import tyro
 from fewstep.cli import console
 from fewstep.errors import InputError
 from fewstep.formatting import quantity
+from fewstep.paths import check_picture, check_writable, check_writable_folder
+from fewstep.ranges import Count, Integer, NonNegative, Probability, SampleSeed, SamplingSteps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +33,7 @@ class Options:
     npz: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """The NumPy archive to write, with images (n, h, w, 3) in uint8 and their labels, as
     guided-diffusion's evaluation reads it."""
-    steps: int | None = None
+    steps: SamplingSteps | None = None
     """Number of sampling steps; by default the smallest that the run supports. If it supports any,
     1 for a student and 16 for a teacher."""
     sampler: Annotated[
@@ -39,13 +41,13 @@ class Options:
     ] = None
     times: str | None = None
     """Decreasing times at which to call the network, separated by commas, instead of --steps."""
-    count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 40
+    count: Annotated[Count, tyro.conf.arg(aliases=["-n"])] = 40
     """Number of images."""
-    seed: int = 0
+    seed: SampleSeed = 0
     """Seed of the noise; with the same seed, different runs start from the same noise."""
     label: str | None = None
     """Numbers of the classes to sample in turn, separated by commas; by default all classes."""
-    guidance: float = 1.0
+    guidance: NonNegative = 1.0
     """Weight of classifier-free guidance; 1 means no guidance."""
     weights: Literal["ema", "raw", "best"] = "ema"
     """Averaged weights of the last step (ema), raw weights of the last step, or averaged weights of
@@ -58,8 +60,14 @@ def main(argv: Sequence[str]) -> int:
     outputs = [path for path in (options.out, options.each, options.npz) if path]
     if len(outputs) != 1:
         raise InputError("give one of -o FILE, --each DIR and --npz FILE")
+    if options.out:
+        check_picture(options.out, "-o")
+    if options.each:
+        check_writable_folder(options.each, "--each")
+    if options.npz:
+        check_writable(options.npz, "--npz")
     generator, steps = _load(options)
-    labels = console.numbers("--label", options.label, int) if options.label else ()
+    labels = console.numbers("--label", options.label, int, Integer) if options.label else ()
     _save(options, generator, steps, labels)
     images, each = quantity(options.count, "image"), quantity(steps, "step")
     console.out.print(f"{outputs[0]}: {images}, {each}")
@@ -74,7 +82,7 @@ def _load(options: Options) -> tuple["Generator", int]:
     from fewstep.generator import convert_step
     from fewstep.times import FixedGrid
 
-    times = console.numbers("--times", options.times, float) if options.times else ()
+    times = console.numbers("--times", options.times, float, Probability) if options.times else ()
     generator = runs.load(options.run, weights=options.weights)
     recipe = runs.describe(options.run, weights=options.weights).get("recipe")
     generator = with_guidance(generator, options.guidance, recipe)

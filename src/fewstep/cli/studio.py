@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from fewstep.cli import console
+from fewstep.ranges import Port
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Options:
             metavar="[RUN ...]",
         ),
     ] = ()
-    port: int = 8501
+    port: Port = 8501
     """Port of the page."""
     host: str = "127.0.0.1"
     """Address to listen at. The default is reached from this machine only; with 0.0.0.0, everybody

@@ -13,6 +13,7 @@ import tyro
 from fewstep.allocator import keep_freed_memory
 from fewstep.cli import console
 from fewstep.errors import InputError
+from fewstep.paths import check_writable_folder
 from fewstep.schema import explain, read_table
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
         _report(folder, command)
         console.out.print(f"{folder} is finished")
         return 0
+    check_writable_folder(folder, "--out")
     try:
         _train_with_bar(recipe, folder, options.track, extend=options.extend)
     except console.Stopped:

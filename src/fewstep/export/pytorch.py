@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.compiler import check_compiler
 from fewstep.errors import InputError
 from fewstep.export.base import Exporter
 from fewstep.export.checking import compare
@@ -26,7 +27,7 @@ class TorchExport(Exporter):
 
     def write(self, source: Source, folder: Path) -> dict[str, Any]:
         if self.aot:
-            check_compiler()
+            check_compiler("--aot")
         checks: dict[str, Any] = {}
         for steps in source.steps:
             module = Unrolled(source.generator, steps)
@@ -71,20 +72,6 @@ class StoredWeights(nn.Module):
         return StoredWeight(
             self.get_buffer(values), None if scale is None else self.get_buffer(scale)
         )
-
-
-def check_compiler() -> None:
-    """Raise InputError if there is no C++ compiler."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise InputError(
-            "--aot needs a C++ compiler such as g++, which was not found: install one, or leave out"
-            " --aot"
-        ) from error
 
 
 def compile_program(program: torch.export.ExportedProgram, file: Path) -> Any:
