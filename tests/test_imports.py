@@ -13,8 +13,8 @@ ROOT = Path(fewstep.__file__).parent
 
 # each layer may import those before it; names in one layer do not import each other
 LAYERS = [
-    ["errors", "allocator", "compiler", "formatting", "noise", "precision", "ranges", "web"],
-    ["overrides", "paths", "plugins"],
+    ["errors", "allocator", "formatting", "noise", "precision", "ranges", "web"],
+    ["compiler", "overrides", "paths", "plugins"],
     ["checksums", "files"],
     ["images", "locks"],
     ["tensor_file", "schema", "tables", "models"],

@@ -214,7 +214,8 @@ def _check_parent(path: Path, existing: Path, option: str) -> None:
         existing = existing.parent
     if not existing.is_dir():
         noun = "a file" if existing.exists() else "a broken link"
-        raise InputError(f"{option} {path}: {existing} is {noun}, not a folder; give another")
+        place = f"{path}" if existing == path else f"{path}: {existing}"
+        raise InputError(f"{option} {place} is {noun}, not a folder; give another")
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass

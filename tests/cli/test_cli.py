@@ -174,7 +174,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
             "does not exist: give a run folder or a weights file",
         ),
         ([*sample, "--label", "10"], "label 10 is out of range; the classes are 0 to 9"),
-        ([*sample, "--times", "1.5,0.5"], "was trained for t in [0, 1]"),
+        ([*sample, "--times", "1.5,0.5"], "--times is 1.5; it must be a number from 0 to 1"),
         ([*sample, "--steps", "0"], "not 0 steps"),
         ([*sample, "--sampler", "huen"], "unknown sampler 'huen'; did you mean heun?"),
         ([*sample, "-n", "0"], "at least 1"),

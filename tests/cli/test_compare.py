@@ -125,13 +125,13 @@ def test_weights_files_are_compared_too(teacher, tmp_path, capsys):
     [
         ([], "compare needs runs"),
         (["{teacher}", "{teacher}/"], "a run is named twice"),
-        (["{teacher}", "--out", "{teacher}"], "cannot be written: Is a directory"),
+        (["{teacher}", "--out", "{teacher}"], "is a folder; give the name of a file"),
         (["{teacher}", "--resize", "tf1-bilinear"], "classifier does not resize images"),
         (["{teacher}", "nowhere"], "nowhere does not exist: give a run folder or a weights file"),
         (["{teacher}", "--baseline", "teacha"], "--baseline teacha is not one of the runs"),
         (["{teacher}", "--protocol", "fid5k"], "unknown evaluation protocol 'fid5k'"),
         (["{teacher}", "--steps", "one"], "--steps one"),
-        (["{teacher}", "--samples", "1"], "at least 2 samples"),
+        (["{teacher}", "--samples", "1"], "it must be an integer from 2"),
         (["{teacher}", "--weights", "best"], "has no best.safetensors"),
     ],
 )
@@ -160,9 +160,9 @@ def test_guidance_is_said(teacher, capsys):
     ("told", "line"),
     [
         ('evaluate.protocol="fid5k"', "unknown evaluation protocol 'fid5k'"),
-        ("evaluate.steps=[]", "evaluate.steps is [] and evaluate.best None; every step"),
+        ("evaluate.steps=[]", "evaluate.steps is []; it must be a list of at least 1"),
         ("evaluate.every=-5", "evaluate.every is -5"),
-        ("evaluate.samples=1", "at least 2 samples"),
+        ("evaluate.samples=1", "it must be an integer from 2"),
         ('evaluate.extractor="inception"', "weights-inception-2015-12-05-6726825d.pth"),
     ],
 )

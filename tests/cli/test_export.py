@@ -166,7 +166,7 @@ def test_wrong_input_gets_one_line(weights, tmp_path, capsys):
     cases = [
         ((weights, "--to", "troch", *out), "did you mean torch"),
         ((weights, "--to", "os.path:join", *out), "not a subclass"),
-        ((weights, *to, "--out", file), "is a file; give a folder"),
+        ((weights, *to, "--out", file), "is a file, not a folder"),
         ((weights, *to, "--out", full), "not empty and is no earlier export"),
         ((weights, *to, "--out", file / "below"), "cannot write"),
         ((weights, *to, *out, "--single-file"), "--single-file is not an option of --to"),

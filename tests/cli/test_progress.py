@@ -126,8 +126,9 @@ def test_a_folder_without_a_log_is_told_in_one_line(run, tmp_path, capsys):
         assert main(["progress", str(tmp_path / name)]) == 2
         line = capsys.readouterr().err.strip()
         assert line.startswith("fewstep: ") and name in line and "\n" not in line
-    assert main(["progress", str(run.folder), "-o", str(tmp_path / "nowhere" / "x.csv")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["progress", str(run.folder), "-o", str(tmp_path / "file" / "x.csv")]) == 2
+    assert "is a file, not a folder" in capsys.readouterr().err
 
 
 def test_a_reader_may_leave_early(tmp_path):

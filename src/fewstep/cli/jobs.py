@@ -163,7 +163,7 @@ def _work(job: Job, sender: Connection, stop: Event) -> None:
     except console.Stopped as error:
         result = error
     except Exception as error:
-        known = as_input_error(error)
-        is_input_error = isinstance(known, InputError)
-        result = InputError(f"{job.name}: {known}") if is_input_error else traceback.format_exc()
+        plain = as_input_error(error)
+        is_input_error = isinstance(plain, InputError)
+        result = InputError(f"{job.name}: {plain}") if is_input_error else traceback.format_exc()
     sender.send(result)
