@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+import fewstep.comparison  # noqa: F401  so that it does not import what tests replace
+import fewstep.runner  # noqa: F401
 from fewstep import runs
 from fewstep.cli import main
 from fewstep.cli.faults import explain

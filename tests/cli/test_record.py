@@ -85,10 +85,7 @@ def test_images_out_of_range_are_refused_unless_allowed(teacher, tmp_path, capsy
     assert store.Reader(out).provenance["sampler"] == {"name": "heun", "clip": 1.0}
     bad = ["record", teacher, "--out", str(tmp_path / "q"), *few, "--clip"]
     assert main([*bad, "0"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "fewstep: --clip is 0.0; it must be a number above 0 and at most 1e+30\n"
-    )
+    assert "--clip is 0.0; it must be a number above 0" in capsys.readouterr().err
 
 
 def test_sample_says_that_images_are_out_of_range(teacher, tmp_path, capsys):

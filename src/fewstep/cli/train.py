@@ -70,6 +70,8 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
         from fewstep.cli.dry_run import print_plan
 
         return print_plan(recipe, folder, extend=options.extend)
+    if not folder.is_dir():  # a finished run may be on a disk that cannot be written
+        check_writable_folder(folder, "--out")
     command = shlex.join(["fewstep", verb, *argv])
     extend = options.extend
     if gather(run_together(lambda: is_finished(recipe, folder, extend=extend)))[0]:
