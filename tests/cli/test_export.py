@@ -182,8 +182,8 @@ def test_wrong_input_gets_one_line(weights, tmp_path, capsys):
         ((tmp_path / "full", *to, *out), "no model.safetensors"),
     ]
     cases += [
-        (("x" * 300, *to, *out), "name of a file or folder is too long"),
-        ((weights, *to, "--out", "x" * 300), "name of a file or folder is too long"),
+        (("x" * 300, *to, *out), "File name too long: give a shorter name"),
+        ((weights, *to, "--out", "x" * 300), "File name too long: give a shorter name"),
         ((weights, *to, "--out", "x" * 250), "File name too long; give another --out"),
     ]
     for words, message in cases:

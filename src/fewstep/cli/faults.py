@@ -107,5 +107,6 @@ def _system_error(error: OSError) -> str | None:
     advice = ADVICE.get(error.errno)
     if not names and advice is None:
         return None
+    names = [name if len(name) <= 200 else f"{name[:60]}…{name[-60:]}" for name in names]
     place = f"{' → '.join(names)}: " if names else ""
     return f"{place}{text}: {advice or 'give another path'}"
