@@ -7,7 +7,7 @@ from analytic import exact
 from fewstep import runs
 from fewstep.assembly import _open_store
 from fewstep.backbones import UNetConfig
-from fewstep.comparison import Exhibit, load_runs
+from fewstep.comparison import Exhibit
 from fewstep.data import ImageSet
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
@@ -15,6 +15,7 @@ from fewstep.evaluation import Evaluator
 from fewstep.export.browser import _check_sources
 from fewstep.export.source import Source
 from fewstep.generator import Generator, SampleSpec
+from fewstep.loading import load_runs
 from fewstep.metrics import EvalProtocol
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow

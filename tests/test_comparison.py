@@ -10,17 +10,14 @@ from analytic import exact
 from fewstep import runs
 from fewstep.checksums import json_line
 from fewstep.comparison import (
-    LoadedRun,
     compare,
     find_baseline,
-    load_run,
-    load_runs,
     make_evaluators,
     make_exhibit,
-    reference_images,
 )
 from fewstep.errors import InputError
 from fewstep.generator import Generator, SampleSpec
+from fewstep.loading import LoadedRun, load_run, load_runs, reference_images
 from fewstep.metrics import EvalProtocol
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow

@@ -47,7 +47,7 @@ LAYERS = [
     ["evaluation"],
     ["student"],
     ["assembly"],
-    ["runner", "planning"],
+    ["runner", "planning", "loading"],
     ["comparison"],
     ["report"],
     ["studio"],

@@ -12,21 +12,9 @@ from fewstep import locks
 from fewstep.errors import InputError
 from fewstep.files import LOCK
 from fewstep.locks import lock_folder, lock_owner
+from forking import forked
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-
-
-def forked(action):
-    """A child process that calls `action` and exits with 0, or 1 after an exception."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        action()
-        code = 0
-    finally:
-        os._exit(code)
 
 
 def test_a_second_user_is_refused_with_the_process_of_the_first(tmp_path):

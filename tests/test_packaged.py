@@ -9,12 +9,12 @@ import fewstep
 from exporting import unet_generator
 from fewstep import models, plugins, runs
 from fewstep.cli import main
-from fewstep.comparison import load_run
 from fewstep.data.digits import read_digits
 from fewstep.drawing import generate
 from fewstep.errors import InputError
 from fewstep.export.precision import round_weights
 from fewstep.export.source import load_source
+from fewstep.loading import load_run
 from fewstep.sampling import Renoise
 from fewstep.times import FixedGrid
 

@@ -5,22 +5,19 @@ the note of an `Evaluator`: pass a `ProgressBar` to show how far the work is.
 """
 
 import shlex
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewstep import data, runs
-from fewstep.assembly import read_data
-from fewstep.data import ImageSet
-from fewstep.distributed import device, first_rank, gather
+from fewstep.distributed import first_rank, gather
 from fewstep.errors import InputError, did_you_mean, errors_about
 from fewstep.evaluation import Evaluator, cached_score, exhaust
 from fewstep.generator import Generator
+from fewstep.loading import LoadedRun, load_runs, reference_images
 from fewstep.metrics import EvalProtocol
-from fewstep.recipe import Recipe, parse
+from fewstep.recipe import Recipe
 from fewstep.run_folder import Run
 from fewstep.runs import Weights
 from fewstep.scores import Score, append_score
@@ -32,20 +29,6 @@ ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], object
 def no_bar(description: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
     """A `ProgressBar` that shows nothing."""
     return nullcontext(lambda done: None)
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """A generator with its name, address, recipe and training step."""
-
-    name: str
-    address: str
-    """Run folder, weights file or `diffusers:...`."""
-    generator: Generator
-    recipe: Recipe | None
-    """None if the weights file contains no recipe, as in checkpoints of other projects."""
-    step: int | None
-    """Training step of the weights; None for the last step of the run."""
 
 
 @dataclass(frozen=True)
@@ -114,62 +97,6 @@ def compare(
     return Comparison(title, exhibits, evaluators[0] if one_evaluator else None)
 
 
-def load_run(address: str | Path, *, name: str = "", weights: Weights = "ema") -> LoadedRun:
-    """Load a run with its recipe. By default its name is that of its folder or file."""
-    generator = runs.load(address, weights=weights)
-    note = runs.describe(address, weights=weights)
-    name = name or Path(address).resolve().name
-    if "step" in note:
-        name += f" (best, step {note['step']:,})"
-    recipe = _parse_recipe(note.get("recipe"), address)
-    return LoadedRun(name, str(address), generator, recipe, note.get("step"))
-
-
-def _parse_recipe(table: Mapping[str, Any] | None, address: str | Path) -> Recipe | None:
-    """The recipe in a weights file, which says how it was trained; None if it cannot be read."""
-    try:
-        return parse(table, allow_code=()) if table else None
-    except InputError as error:
-        message = f"the recipe in {address} cannot be read by this version, and is ignored: {error}"
-        warnings.warn(message, stacklevel=2)
-        return None
-
-
-def load_runs(addresses: Sequence[str], *, weights: Weights = "ema") -> list[LoadedRun]:
-    """Load runs under unique names onto the device that fewstep uses.
-
-    Raises: InputError if there are none, if one is listed twice, or if they generate images of
-    different shapes or classes.
-    """
-    if not addresses:
-        raise InputError("compare needs runs: fewstep compare RUN RUN ...")
-    if len({Path(address).resolve() for address in addresses}) < len(addresses):
-        raise InputError(f"a run is named twice in {', '.join(addresses)}; name each run once")
-    short_names = [Path(address).resolve().name for address in addresses]
-    loaded: list[LoadedRun] = []
-    for address, name in zip(addresses, short_names, strict=True):
-        unique_name = name if short_names.count(name) == 1 else address
-        loaded.append(load_run(address, name=unique_name, weights=weights))
-        loaded[-1].generator.to(device())
-    kinds = {(run.generator.spec.shape, run.generator.spec.classes) for run in loaded}
-    if len(kinds) > 1:
-        shapes = "; ".join(
-            f"{run.name}: {run.generator.spec.shape}, {run.generator.spec.classes} classes"
-            for run in loaded
-        )
-        raise InputError(
-            f"these runs generate images of different shapes or classes ({shapes}); compare only "
-            "runs of the same shape and classes"
-        )
-    for run in loaded:
-        if difference := loaded[0].generator.spec.class_difference(run.generator.spec):
-            raise InputError(
-                f"{loaded[0].name} and {run.name} have different classes: {difference}; compare "
-                "only runs of the same classes in the same order"
-            )
-    return loaded
-
-
 def find_baseline(loaded: Sequence[LoadedRun], name: str | None = None) -> LoadedRun | None:
     """The run that the others are compared with.
 
@@ -202,26 +129,6 @@ def _without_options(address: str) -> Path:
     return (path if path.exists() else Path(address.partition("?")[0])).resolve()
 
 
-def reference_images(run: LoadedRun, name: str | None = None) -> ImageSet:
-    """The real images to measure `run` against.
-
-    They are the data set `name`, or `name:path`, with the size and channels of the run's images;
-    without a `name`, the set that the run was trained on. Raises InputError if `name` is None and
-    the run has no recipe.
-    """
-    if name:
-        shape = run.generator.spec.shape
-        set_name, path = data.split_path(name)
-        images = data.load(set_name, size=shape[-1] if len(shape) == 3 else None, path=path)
-        return images.with_channels(shape[0]) if len(shape) == 3 else images
-    if run.recipe is None:
-        raise InputError(
-            f"{run.address} contains no recipe, so its training data are unknown; give --data NAME"
-            ", or --data folder:PATH for a folder of images"
-        )
-    return read_data(run.recipe)
-
-
 def make_evaluators(
     loaded: Sequence[LoadedRun],
     protocol: EvalProtocol,
@@ -237,11 +144,11 @@ def make_evaluators(
     by_fingerprint: dict[str, Evaluator] = {}
     by_key: dict[object, Evaluator] = {}  # each set is read once, however many runs share it
     evaluators: list[Evaluator] = []
-    with_recipe = {_data_key(run.recipe): run for run in loaded if run.recipe}
+    with_recipe = {_data_key(run): run for run in loaded if run.recipe}
     for run in loaded:
         uses_others_set = run.recipe is None and len(with_recipe) == 1
         source = next(iter(with_recipe.values())) if uses_others_set else run
-        key = data_name or (source.recipe and _data_key(source.recipe))
+        key = data_name or _data_key(source)
         if key not in by_key:
             images = reference_images(source, data_name)
             if images.fingerprint not in by_fingerprint:
@@ -252,10 +159,12 @@ def make_evaluators(
     return evaluators
 
 
-def _data_key(recipe: Recipe) -> tuple[object, ...]:
-    """The settings that determine which images a recipe is measured against."""
-    config = recipe.data
-    return config.name, config.split, config.size, config.path
+def _data_key(run: LoadedRun) -> tuple[object, ...] | None:
+    """The settings that determine which images a run is measured against; None without a recipe."""
+    if run.recipe is None:
+        return None
+    config = run.recipe.data
+    return config.name, config.split, config.size, config.path, run.data_hash
 
 
 def prepare(evaluator: Evaluator, *, bar: ProgressBar = no_bar) -> Evaluator:

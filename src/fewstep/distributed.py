@@ -9,7 +9,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from textwrap import shorten
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fewstep.errors import InputError, SharedError
+from fewstep.locks import lock_folder
 
 Value = TypeVar("Value")
 PATIENCE = timedelta(days=1)
@@ -175,6 +176,19 @@ def run_together(work: Callable[[], Value]) -> Value:
             everywhere = all(other == text for other in problems)
             raise SharedError(text if everywhere else f"process {rank} of {len(problems)}: {text}")
     return result[0]
+
+
+@contextmanager
+def lock_together(folder: Path | None) -> Generator[None]:
+    """Hold the lock of a folder on the first rank. All ranks must call this.
+
+    Without a folder, nothing is locked.  Raises: SharedError on all ranks, or InputError without
+    `torchrun`, if another process uses the folder.
+    """
+    with ExitStack() as stack:
+        lock = lock_folder(folder) if folder and first_rank() else nullcontext()
+        run_together(lambda: stack.enter_context(lock))
+        yield
 
 
 def check_equal(facts: Mapping[str, object]) -> None:

@@ -28,8 +28,14 @@ def atomic_write(path: Path) -> Generator[BinaryIO, None, None]:
     and the new folders are removed.
 
     Several processes may write one file: the last rename wins. What a killed process left is
-    overwritten by the next call for the same `path`.
+    overwritten by the next call for the same `path`. A symbolic link remains, and its target is
+    replaced; a device or pipe, such as /dev/stdout, is written to directly.
     """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     with _temporary_file(path) as file:
         yield file
         file.flush()

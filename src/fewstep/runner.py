@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Generator as Pull
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fewstep.assembly import Assembly, assemble
 from fewstep.distributed import (
     first_rank,
     hardware,
+    lock_together,
     peak_memory,
     reset_peak_memory,
     run_together,
@@ -27,7 +28,6 @@ from fewstep.errors import InputError, SharedError
 from fewstep.finite import NonFiniteImages
 from fewstep.generator import Generator
 from fewstep.images import save_grid
-from fewstep.locks import lock_folder
 from fewstep.methods.checks import training_warnings
 from fewstep.recipe import Recipe
 from fewstep.resuming import MAX_GROWTH, Start, check_changes, find_start
@@ -62,11 +62,7 @@ def run_recipe(
     the data or weights that the run uses have changed, or if the loss becomes NaN or infinite.
     """
     run, place = Run(folder), device or distributed.device()
-    with ExitStack() as stack:
-        if first_rank():
-            run_together(lambda: stack.enter_context(lock_folder(run.folder)))
-        else:
-            run_together(lambda: None)
+    with lock_together(run.folder):
         run_together(lambda: check_changes(run, recipe, extend=extend))  # before data are read
         assembly = run_together(lambda: assemble(recipe, place))
         check_ranks(recipe, run, assembly.pins)

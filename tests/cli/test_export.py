@@ -116,7 +116,7 @@ def test_a_folder_that_exists_keeps_its_place(weights, tmp_path, monkeypatch, ca
         names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
         assert names == ["export.json", "sub", "sub/note.txt"]
     assert folder.stat().st_ino == inode and link.is_symlink()
-    monkeypatch.setattr(Path, "replace", full_disk)
+    monkeypatch.setattr(Path, "rename", full_disk)
     assert run(weights, "--to", f"{HERE}Note", "--out", "..//new") == 2
     assert capsys.readouterr().err.endswith("No space left on device; give another --out\n")
 

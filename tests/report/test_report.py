@@ -7,10 +7,10 @@ import torch
 
 from fewstep import report
 from fewstep.checksums import json_line
-from fewstep.comparison import LoadedRun
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.images import to_uint8
+from fewstep.loading import LoadedRun
 from fewstep.noise import noise_from_seeds
 from fewstep.report import Exhibit, pictures, report_run, write_report
 from fewstep.runs import weights_hash

@@ -35,7 +35,8 @@ class Options(ProtocolOptions):
         str | None,
         console.data_option(
             "Real images to compare with, resized to the runs' size, by default the training set "
-            "of each run; checkpoints of other projects use that of the other runs"
+            "of each run; required if it has moved; checkpoints of other projects use that of the "
+            "other runs"
         ),
     ] = None
     baseline: str | None = None

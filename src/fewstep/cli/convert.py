@@ -34,6 +34,13 @@ class Options:
     score: bool = False
     """Measure the weights in the file against the set that the run was trained on, by the protocol
     quick. By default, scores in the run's folder are taken along if they are of these weights."""
+    data: Annotated[
+        str | None,
+        console.data_option(
+            "The images for --score, by default those that the run was trained on; required if "
+            "they have moved"
+        ),
+    ] = None
     steps: str | None = None
     """Numbers of sampling steps at which --score measures, separated by commas; by default those
     that the run supports. If it supports any, 1, 2 and 4 for a student and 16 for a teacher."""
@@ -112,10 +119,12 @@ def _measure(options: Options, source: "Source") -> list[dict[str, Any]]:
     from fewstep import comparison, metrics
     from fewstep.evaluation import exhaust
     from fewstep.export.source import check_scorable
+    from fewstep.loading import load_run
 
     check_scorable(source)
-    run = comparison.load_run(options.source, weights=options.weights)
-    evaluator = comparison.make_evaluators([run], metrics.protocol("quick"), bar=console.bar)[0]
+    run = load_run(options.source, weights=options.weights)
+    protocol = metrics.protocol("quick")
+    evaluator = comparison.make_evaluators([run], protocol, options.data, bar=console.bar)[0]
     scores: list[dict[str, Any]] = []
     for steps in source.steps:
         with console.bar(f"{steps} steps", evaluator.protocol.samples) as update:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import tyro
 
 from fewstep.cli import console, evaluate, jobs, record, train
+from fewstep.files import atomic_write
+from fewstep.locks import lock_folder, lock_owner
 from fewstep.paths import check_writable_folder
 
 if TYPE_CHECKING:
-    from fewstep.comparison import Exhibit, LoadedRun
+    from fewstep.comparison import Exhibit
     from fewstep.evaluation import Evaluator
     from fewstep.generator import Generator
+    from fewstep.loading import LoadedRun
     from fewstep.metrics import EvalProtocol
     from fewstep.recording import Recording
     from fewstep.scores import Score
@@ -47,6 +51,8 @@ TEACHER = {
 }
 """Samplers and step counts at which the teacher is scored."""
 STUDENT_STEPS = (1, 2, 4)
+PATIENCE = 20
+"""Seconds to wait for jobs whose demo was killed."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +134,24 @@ def main(argv: Sequence[str]) -> int:
     from fewstep import metrics
 
     protocol = metrics.protocol("quick")
-    try:
-        jobs.run_jobs(make_jobs(demo, protocol), workers=jobs.cores())
-    except console.Stopped:
-        command = "fewstep demo --all" if demo.all else "fewstep demo"
-        console.out.print(f"stopped; to resume: {command} --out {demo.out}")
-        return 0
-    write_results(demo, protocol)
+    with lock_folder(demo.out):
+        _wait_for_orphans(demo)
+        try:
+            jobs.run_jobs(make_jobs(demo, protocol), workers=jobs.cores())
+        except console.Stopped:
+            words = ["fewstep", "demo", *["--all"] * demo.all, "--out", str(demo.out)]
+            console.out.print(f"stopped; to resume: {shlex.join(words)}")
+            return 0
+        write_results(demo, protocol)
     return 0
+
+
+def _wait_for_orphans(demo: Demo) -> None:
+    """Wait for the jobs of a demo that was killed, which end at their next progress report."""
+    deadline = time.monotonic() + PATIENCE
+    folders = [demo.out / name for name in ("teacher", *demo.students, "pairs", "rings")]
+    while any(map(lock_owner, folders)) and time.monotonic() < deadline:
+        time.sleep(jobs.INTERVAL)
 
 
 def make_jobs(demo: Demo, protocol: "EvalProtocol") -> list[jobs.Job]:
@@ -195,7 +211,7 @@ def _record(
 
 
 def _measure(demo: Demo, name: str, protocol: "EvalProtocol", update: console.Update) -> None:
-    from fewstep.comparison import load_run
+    from fewstep.loading import load_run
 
     _scores(demo, load_run(demo.out / name), _evaluator(demo, protocol), update)
 
@@ -238,7 +254,8 @@ def write_results(demo: Demo, protocol: "EvalProtocol") -> None:
     """Write results.json and report.html, and print the table of scores."""
     import torch
 
-    from fewstep.comparison import load_run, make_exhibit
+    from fewstep.comparison import make_exhibit
+    from fewstep.loading import load_run
     from fewstep.report import write_report
 
     torch.set_num_threads(1)  # times per image are measured with one thread, like the scores
@@ -251,7 +268,8 @@ def write_results(demo: Demo, protocol: "EvalProtocol") -> None:
         is_teacher = name == "teacher"
         exhibits.append(make_exhibit(run, scores, baseline=is_teacher, commands=commands))
     tables = {e.name: [score.table() for score in e.scores] for e in exhibits}
-    (demo.out / "results.json").write_text(json.dumps(tables, indent=2) + "\n")
+    with atomic_write(demo.out / "results.json") as file:
+        file.write(json.dumps(tables, indent=2).encode() + b"\n")
     title, notes = "fewstep demo: handwritten digits", [] if demo.all else [NOTE]
     report = demo.out / "report.html"
     write_report(report, exhibits, title=title, notes=notes, evaluator=evaluator)

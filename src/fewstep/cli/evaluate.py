@@ -64,7 +64,7 @@ class Options(ProtocolOptions):
         str | None,
         console.data_option(
             "Real images to compare with, resized to the run's size, by default the run's training "
-            "set; required for checkpoints of other projects"
+            "set; required for checkpoints of other projects, and for a run whose images have moved"
         ),
     ] = None
     guidance: NonNegative = 1.0
@@ -88,10 +88,11 @@ def main(argv: Sequence[str]) -> int:
     from fewstep.distributed import check_equal, device, first_rank, run_together
     from fewstep.evaluation import Evaluator
     from fewstep.generator import convert_step
+    from fewstep.loading import load_run, reference_images
 
     counts = console.numbers("--steps", options.steps, int, SamplingSteps)
     protocol = options.evaluation_protocol()
-    run = run_together(lambda: comparison.load_run(options.run, weights=options.weights))
+    run = run_together(lambda: load_run(options.run, weights=options.weights))
     recipe = run.recipe and run.recipe.table()
     generator = with_guidance(run.generator, options.guidance, recipe)
     if options.sampler:
@@ -99,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     generator = generator.with_precision(options.precision).to(device())
     if options.straightness:
         return _straightness(generator, options) if first_rank() else 0
-    images = run_together(lambda: comparison.reference_images(run, options.data))
+    images = run_together(lambda: reference_images(run, options.data))
     check_equal(
         {
             "the hash of the weights": runs.weights_hash(generator),

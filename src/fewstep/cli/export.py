@@ -47,6 +47,13 @@ class Options:
     score: bool = False
     """Score the weights before and after they are rounded, against the set that the run was trained
     on."""
+    data: Annotated[
+        str | None,
+        console.data_option(
+            "The images for --score, by default those that the run was trained on; required if "
+            "they have moved"
+        ),
+    ] = None
     license: str = ""
     """Licence of the weights, for the files' metadata, such as MIT or CC-BY-4.0."""
     teacher: Annotated[str | None, console.run_option("browser: a generator to show beside it")] = (
@@ -123,10 +130,12 @@ def _with_scores(options: Options, source: "Source") -> "Source":
     """The source with scores of its weights before they are rounded, and after."""
     from fewstep import comparison, metrics
     from fewstep.export.source import check_scorable
+    from fewstep.loading import load_run
 
     check_scorable(source)
-    run = comparison.load_run(options.run, weights=options.weights)
-    evaluator = comparison.make_evaluators([run], metrics.protocol("quick"), bar=console.bar)[0]
+    run = load_run(options.run, weights=options.weights)
+    protocol = metrics.protocol("quick")
+    evaluator = comparison.make_evaluators([run], protocol, options.data, bar=console.bar)[0]
     exact = _source(options, options.run, "f32").generator
     scores = [
         comparison.measure(evaluator, exact, options.run, n, bar=console.bar).table()

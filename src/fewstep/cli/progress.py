@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 def write_csv(lines: Sequence[Mapping[str, Any]], path: Path | None) -> None:
     """Write the log as CSV, one row per line, to `path` or, if it is None, to stdout."""
+    from fewstep.files import atomic_write
     from fewstep.trackers import flat
 
     rows = [{key: _cell(value) for key, value in flat(line).items()} for line in lines]
@@ -71,8 +72,8 @@ def write_csv(lines: Sequence[Mapping[str, Any]], path: Path | None) -> None:
         sys.stdout.write(text.getvalue())
         sys.stdout.flush()  # so that a broken pipe raises here and not at exit
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.getvalue(), encoding="utf-8", newline="")
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def _cell(value: object) -> object:

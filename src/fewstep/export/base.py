@@ -1,19 +1,23 @@
 """What all exports share: the folder, and the record of what was checked."""
 
+import glob
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar
 
 from fewstep.checksums import read_checked_json, with_check
 from fewstep.errors import InputError
 from fewstep.export.source import Source
+from fewstep.files import TEMPORARY, atomic_write, try_lock
 
 RECORD = "export.json"
 
@@ -64,15 +68,43 @@ def _replaced(out: Path) -> Generator[Path]:
     target = Path(os.path.realpath(out))  # not a symbolic link, which cannot be made as a folder
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=_existing(target)))
-        try:
-            yield folder
-            _move_files(folder, target, earlier)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        _remove_leftovers(target)
+        folder = _existing(target) / f".{target.name}-{secrets.token_hex(4)}{TEMPORARY}"
+        folder.mkdir()
+        with _locked(folder):  # which tells others that it is no leftover
+            try:
+                yield folder
+                if target.exists():
+                    _move_files(folder, target, earlier)
+                else:
+                    folder.rename(target)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         problem = error.strerror or str(error)
         raise InputError(f"cannot write {out}: {problem}; give another --out") from error
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove the folders of killed exports."""
+    for place in (target, target.parent):
+        for folder in place.glob(f".{glob.escape(target.name)}-????????{TEMPORARY}"):
+            with _locked(folder) as is_leftover:
+                if is_leftover:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[bool]:
+    """Lock a folder itself. The value is whether that succeeded; Windows cannot do it."""
+    if sys.platform == "win32":
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield bool(try_lock(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def _existing(target: Path) -> Path:
@@ -85,7 +117,8 @@ def _earlier_files(out: Path) -> set[Path]:
 
     Raises: InputError for a folder with contents that is no earlier export.
     """
-    if not out.is_dir() or not any(out.iterdir()):
+    leftover = f".{out.name}-*{TEMPORARY}"
+    if not out.is_dir() or all(fnmatch(path.name, leftover) for path in out.iterdir()):
         return set()
     try:
         names = read_checked_json(out / RECORD, "give another --out")["files"]
@@ -110,12 +143,19 @@ def _move_files(folder: Path, target: Path, earlier: set[Path]) -> None:
                 f"{target / file} is not of an earlier export, and would be overwritten: move it, "
                 "or give another --out"
             )
-    for file in earlier:
+    # a kill from here on leaves a folder that the next export accepts
+    record = with_check({"files": [file.as_posix() for file in {*earlier, *new}]})
+    with atomic_write(target / RECORD) as content:
+        content.write(json.dumps(record).encode())
+    for file in new:
+        if file != Path(RECORD):
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).replace(target / file)
+    obsolete = earlier - {*new}
+    for file in obsolete:
         (target / file).unlink(missing_ok=True)
-    below = {parent for file in earlier for parent in file.parents} - {Path()}
+    below = {parent for file in obsolete for parent in file.parents} - {Path()}
     for parent in sorted(below, reverse=True):  # the inner ones first
         with suppress(OSError):  # it has other files
             (target / parent).rmdir()
-    for file in new:
-        (target / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).replace(target / file)
+    (folder / RECORD).replace(target / RECORD)  # last: it says that the export is whole

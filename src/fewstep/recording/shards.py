@@ -4,6 +4,7 @@ from collections import abc
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from fewstep.plugins import name_of, names, resolve
 from fewstep.recording.settings import Recording, make_schema, shard_rows
 from fewstep.recording.tiles import Tiles
 from fewstep.store import Address
+from fewstep.store.folder import LocalFolder
+from fewstep.store.manifest import MANIFEST
 from fewstep.tables import to_table
 from fewstep.value_range import ValueRange, stored_range, sum_ranges
 
@@ -46,13 +49,28 @@ def record(
     and rank 0 finishes the store. `batch` is the largest number of rows between two yields, by
     default that of a `Tiles` tile; it changes neither the store nor the speed.
 
-    Raises: InputError for a stochastic sampler, a folder with other data, images with NaN, and too
+    Raises: InputError for a stochastic sampler, a folder with other data or that another process
+    records into, images with NaN, and too
     many values out of range. Those of the first tile are checked before anything is written, those
     of all images of this call before the last shard is written.
     """
     _check_sampler(generator, recording)
     if batch is not None and batch < 1:
         raise InputError(f"cannot record in batches of {batch}: give at least 1")
+    with distributed.lock_together(_unfinished_folder(folder)):
+        return (yield from _record(generator, folder, recording, teacher, batch))
+
+
+def _unfinished_folder(address: Address) -> Path | None:
+    """The local folder of a store that is not finished; None for another one."""
+    folder = store.open_folder(address)
+    is_local = isinstance(folder, LocalFolder)
+    return folder.root if is_local and MANIFEST not in folder.sizes() else None
+
+
+def _record(
+    generator: Generator, folder: Address, recording: Recording, teacher: str, batch: int | None
+) -> abc.Generator[Progress, None, ValueRange]:
     rank, ranks = distributed.world()
     tiles = Tiles(generator, recording)
     distributed.check_equal(

@@ -13,9 +13,10 @@ import torch
 from markupsafe import Markup
 
 from fewstep import __version__
-from fewstep.comparison import Exhibit, load_run, make_exhibit
+from fewstep.comparison import Exhibit, make_exhibit
 from fewstep.evaluation import Evaluator
 from fewstep.files import atomic_write
+from fewstep.loading import load_run
 from fewstep.report import charts, pictures, results
 from fewstep.report.exhibits import StyledExhibit, style_exhibits
 from fewstep.report.ranking import Ranking, rank
