@@ -32,7 +32,9 @@ def table(folder, *rows, header="file_name,label", name="metadata.csv", encoding
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_tables_of_many_programs_are_understood(tmp_path, text, encoding):
-    build(tmp_path, *PETS, MetaData__CSV=text.encode(encoding))
+    build(tmp_path, *PETS)
+    name = "metadata.tsv" if "\t" in text else "MetaData.CSV"
+    (tmp_path / name).write_bytes(text.encode(encoding))
     images, message = read(tmp_path)
     assert by_name(images) == PETS and not message
     assert [*images.columns] == ["file_name"]

@@ -54,7 +54,14 @@ def test_splits_may_hold_unlabelled_images_or_label_files(tmp_path):
         (["train/a/0.png"], "test", "has no split 'test', but train"),
         (["train/test/0.png", "val/0.png"], "train", "the folder of a split and holds others"),
         (["cat/train/0.png", "cat/test/0.png", "dog/train/1.png"], "train", "inside a class"),
-        (["bottle/train/0.png", "cable/test/0.png"], "train", "bottle holds folders of splits"),
+        (
+            ["bottle/train/0.png", "cable/test/0.png"],
+            "train",
+            "of a split inside a class (bottle/tr",
+        ),
+        (["a/0.png", "a/test/1.png", "b/2.png"], "train", "as in test/a, or rename the folder"),
+        (["a/0.png", "b/x/Val/2.png"], "train", "inside a class (b/x/Val/2.png)"),
+        (["train/a/0.png", "train/b/test/1.png"], "train", "inside a class (b/test/1.png)"),
         (["train/0.png", "1.png"], "train", "holds both images (1.png, ...) and folders of images"),
     ],
 )

@@ -85,6 +85,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else _escape(c) for c in text)
 
 
+def as_text(name: str) -> str:
+    """The name of a file as text, with escapes for bytes that are not UTF-8."""
+    return "".join(_escape(c) if "\ud800" <= c <= "\udfff" else c for c in name)
+
+
 def _escape(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # Python's stand-in for a byte of a name that is not UTF-8

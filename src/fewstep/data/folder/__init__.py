@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fewstep.data.account import FileAccount, name_list, printable
+from fewstep.data.account import FileAccount, as_text, name_list, printable
 from fewstep.data.folder.accounting import account_for
 from fewstep.data.folder.decoding import decode_all
 from fewstep.data.folder.files import find_files
@@ -56,7 +56,7 @@ def read_folder(
     selection, account = _select(folder, split)
     paths = [folder.joinpath(*file.parts) for file in selection.files]
     images, several = decode_all(paths, size)
-    names = tuple(printable(file.name) for file in selection.files)
+    names = tuple(as_text(file.name) for file in selection.files)
     if several:
         note = f"Only the first frame is read of {len(several):,} images with several"
         note += f" ({name_list([names[number] for number in several])})"

@@ -15,7 +15,7 @@ from fewstep.errors import InputError
 
 Kind = Literal["image", "label file", "extra", "other"]
 
-LABEL_FILES = ("metadata.csv", "metadata.jsonl", "dataset.json")
+LABEL_FILES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "dataset.json")
 """Names of label files, in lower case."""
 SYSTEM_FILES = frozenset(
     {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "lost+found"}

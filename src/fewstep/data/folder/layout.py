@@ -143,18 +143,14 @@ def check_classes(place: Place, path: Path) -> None:
     """Raise InputError for sub-folders that are probably no classes: shards, or around splits."""
     depth = len(place.parts)
     images = [file for file in place.files if file.kind == "image"]
-    inner: dict[str, set[str | None]] = {}
+    own = split_of(place.parts[-1]) if place.has_splits else None
     for file in images:
-        is_nested = len(file.parts) > depth + 2
-        split = split_of(file.parts[depth + 1]) if is_nested else None
-        inner.setdefault(file.parts[depth], set()).add(split)
-    for name, splits in inner.items():
-        if None not in splits:
+        splits = [name for name in file.parts[depth + 1 : -1] if split_of(name) not in (None, own)]
+        if splits:
             raise InputError(
-                f"{printable(str(path / name))} holds folders of splits "
-                f"({', '.join(sorted(map(str, splits)))}) inside a class: move the splits above "
-                "the classes, as in train/CLASS, or list the images in a metadata.csv with the "
-                "columns file_name, label and split"
+                f"{printable(str(path))} holds the folder of a split inside a class "
+                f"({printable('/'.join(file.parts[depth:]))}): move the splits above the classes, "
+                f"as in {splits[0]}/{printable(file.parts[depth])}, or rename the folder"
             )
     if _are_shards(place, images):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Read label files: `metadata.csv`, `metadata.jsonl` and the `dataset.json` of StyleGAN and EDM."""
+"""Read label files: `metadata.csv`, `.tsv` or `.jsonl`, and StyleGAN's and EDM's `dataset.json`."""
 
 import codecs
 import csv
@@ -47,7 +47,7 @@ def read_table(path: Path) -> list[Row] | None:
     Raises: InputError with the line of what cannot be understood.
     """
     kind, text, name = path.name.lower(), _read_text(path), printable(str(path))
-    if kind == "metadata.csv":
+    if kind in ("metadata.csv", "metadata.tsv"):
         return _from_columns(name, *_read_csv(name, text))
     if kind == "metadata.jsonl":
         return _from_columns(name, *_read_jsonl(name, text))
