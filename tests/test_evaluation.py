@@ -155,10 +155,16 @@ def test_classes_of_another_set_are_asked_for_in_turn_and_not_counted_as_hits(di
         "nameless": (digits.images, digits.labels, ()),
     }
     protocol = metrics.protocol("quick").with_settings(samples=40)
-    scores = {
-        name: Evaluator(data.ImageSet(name, *columns), protocol).score(made, steps=1)
-        for name, columns in sets.items()
-    }
+    with pytest.warns(UserWarning) as warned:
+        scores = {
+            name: Evaluator(data.ImageSet(name, *columns), protocol).score(made, steps=1)
+            for name, columns in sets.items()
+        }
+    text = "the classes of the generator and of {} differ ({}): samples take them in turn, without "
+    assert [str(warning.message) for warning in warned] == [
+        text.format("three", "there are 10 and 3") + "an accuracy",
+        text.format("named", "class 0 is '0' and 'a'") + "an accuracy",
+    ]
     accuracies = {name: score.accuracy is not None for name, score in scores.items()}
     assert accuracies == {
         "none": False, "three": False, "named": False, "same": True, "nameless": True,

@@ -4,6 +4,7 @@ import math
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from collections.abc import Generator as Pull
 from dataclasses import replace
@@ -216,7 +217,12 @@ def _same_classes(spec: SampleSpec, images: ImageSet) -> bool:
             f"the generator and the reference set {images.name} have the same classes in another "
             f"order: {difference}; order them alike"
         )
-    return spec.classes > 0 and spec.classes == images.classes and not difference
+    same = spec.classes > 0 and spec.classes == images.classes and not difference
+    if spec.classes and images.classes and not same:
+        text = difference or f"there are {spec.classes} and {images.classes}"
+        text = f"the classes of the generator and of {images.name} differ ({text})"
+        warnings.warn(f"{text}: samples take them in turn, without an accuracy", stacklevel=3)
+    return same
 
 
 Done = TypeVar("Done")
