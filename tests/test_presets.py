@@ -37,11 +37,10 @@ from fewstep.schema import preset_names
 
 CPU = torch.device("cpu")
 CLASSES = 4
-# one of each kind: process, network, method, loss, optimiser, precision, phases, warm-ups
+# those that together have most kinds of process, network, loss, optimiser, phases and warm-ups; the
+# others are slow tests
 VARIED = {
-    "cifar10-edm", "cifar10-ddpm", "cifar10-ict", "cifar10-meanflow", "cifar10-ect", "cifar10-sida",
-    "cifar10-dmd2", "digits-circuit", "digits-residual-sum", "ddpm-cd",
-    "small-student-four-step", "digits-scm",
+    "cifar10-edm", "cifar10-ect", "cifar10-sida", "ddpm-cd", "digits-residual-sum", "digits-scm",
 }  # fmt: skip
 PRESETS = [
     pytest.param(name, marks=[] if name in VARIED else pytest.mark.slow) for name in preset_names()
