@@ -51,13 +51,20 @@ def test_options_and_words_come_in_any_order(verb):
         ("sample", ["R", "-o", "x.png", "S"], "S"),
         ("evaluate", ["R", "--steps", "1", "S"], "S"),
         ("train", ["--out", "X"], "RECIPE"),
+        ("sample", ["R", "--steps", "x"], "parsing --steps: no INT: ['x']"),
+        ("sample", ["R", "--stepz", "3", "-o", "x.png"], "--stepz, 3"),
+        ("sample", ["R", "-o"], "Missing value for argument '-o/--out'"),
+        ("sample", ["R", "--weights", "last"], "invalid choice 'last' for argument '--weights'"),
+        ("sample", [], "RUN"),
+        ("list", ["a", "b", "c"], "b, c"),
+        ("export", ["R", "--to"], "--to"),
     ],
 )
 def test_what_does_not_fit_is_an_error(verb, argv, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        parse(verb, argv)
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    assert main([verb, *argv]) == 2
+    line = capsys.readouterr().err
+    assert message in line and line.startswith("fewstep: ") and line.count("\n") == 1
+    assert line.endswith(f"; see fewstep {verb} --help\n")
 
 
 @pytest.mark.parametrize("verb", VERBS)

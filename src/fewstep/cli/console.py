@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fewstep import plugins
+from fewstep.cli.parsing import parse
 from fewstep.errors import InputError
 from fewstep.models import model_addresses
 from fewstep.paths import expand_home
@@ -51,20 +52,22 @@ out = make_console()
 def options(
     kind: type[Options], verb: str, argv: Sequence[str], *, negations: bool = False
 ) -> Options:
-    """Parse the command line into `kind`, a dataclass; exits with code 2 if that fails.
+    """Parse the command line into `kind`, a dataclass.
 
     Options and positional arguments may be in any order. `negations` adds an option `--no-flag` for
     each flag.
+
+    Raises: InputError for arguments that do not fit, or are out of range.
     """
     warnings.showwarning = _print_warning
     config = [tyro.conf.DisallowNone] + ([] if negations else [tyro.conf.FlagCreatePairsOff])
     settings: dict[str, Any] = {"prog": f"fewstep {verb}", "args": list(argv), "config": config}
-    parsed, rest = tyro.cli(kind, return_unknown_args=True, **settings)
+    parsed, rest = parse(kind, {**settings, "return_unknown_args": True})
     if not rest:
         return _checked(parsed)
     name = _variadic_field(kind)
     if name is None or any(word.startswith("-") for word in rest):
-        return tyro.cli(kind, **settings)  # prints the unknown arguments, and exits
+        return parse(kind, settings)  # raises InputError with the unknown arguments
     # tyro reads only one group of positional arguments; `rest` are those after a later option
     dataclass: Any = parsed
     return _checked(replace(dataclass, **{name: (*getattr(parsed, name), *rest)}))

@@ -1,9 +1,8 @@
 """`fewstep train RECIPE [key=value ...] [--out DIR] [--extend] [--track TRACKER]`."""
 
-import io
 import shlex
 from collections.abc import Sequence
-from contextlib import closing, redirect_stderr, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -137,7 +136,7 @@ def train(
 def _options_beside_help(argv: Sequence[str], verb: str) -> Options | None:
     """The options without `--help`, if they name a recipe; then the help is about the recipe."""
     if HELP & set(argv):
-        with suppress(SystemExit), redirect_stderr(io.StringIO()):
+        with suppress(InputError):
             return console.options(Options, verb, [word for word in argv if word not in HELP])
     return None
 
