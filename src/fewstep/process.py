@@ -267,9 +267,18 @@ class Table(Process):
 class LinearBetas(Process):
     """DDPM's table: betas increase linearly over the steps.  Ho et al. 2020, arXiv:2006.11239."""
 
-    steps: Annotated[int, Ge(2), Le(100_000)] = 1000
+    steps: Annotated[int, Ge(2), Le(10_000)] = 1000
     beta_0: PositiveFraction = 1e-4
     beta_1: PositiveFraction = 0.02
+
+    def __post_init__(self) -> None:
+        try:
+            _ = self.table
+        except ValueError as error:
+            raise ValueError(
+                f"with {self.steps} steps of betas from {self.beta_0:g} to {self.beta_1:g}, alpha "
+                "does not decrease within (0, 1): lower beta_1 or steps"
+            ) from error
 
     @cached_property
     def table(self) -> Table:
