@@ -102,7 +102,7 @@ WRONG = [
     ("digits-flow", "student.backbone.freq_shift=inf", "freq_shift is inf"),
     ("digits-flow", "student.process={name=\"ve\",sigma_max=-1}", "process.sigma_max is -1"),
     ("digits-flow", "student.process={name=\"vp\",beta_0=nan}", "process.beta_0 is nan"),
-    ("digits-flow", 'student.process={name="linear-betas",beta_1=0.9}', "does not decrease within"),
+    ("digits-flow", 'student.process={name="linear-betas",beta_1=1.0}', "does not decrease within"),
     ("digits-flow", "method.density={name=\"lognormal\",std=1e9}", "density.std is 1000000000.0"),
     ("digits-flow", "method.sampler={name=\"renoise\",share=2}", "sampler.share is 2"),
     ("digits-flow", "method.grid={name=\"fixed\",times=[[]]}", "a fixed grid has 1 lists"),
