@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
 def test_an_empty_class_folder_is_said(tmp_path):
     build(tmp_path, "a/0.png", "b/0.png")
     (tmp_path / "c").mkdir()
-    assert "1 that is an empty folder (c)" in read(tmp_path)[1]
+    assert "1 without any file in it (c)" in read(tmp_path)[1]
 
 
 def png_of(width, height, content=b""):

@@ -1,6 +1,7 @@
 """Label files: what is written is what is trained on, or a line of the file is refused."""
 
 import json
+import os
 
 import pytest
 
@@ -187,6 +188,8 @@ WRONG = [
     ("0.png,cat\n1.png,dog\n", "no column file_name, which must name the images; its columns are"),
     ("file_name,label,split\n0.png,a,train\n1.png,a,fold 2\n", "line 3: the split is 'fold 2'"),
     ("file_name,label,split\n0.png,a,val\n", "no image of the split 'train', but of valid"),
+    ("file_name,label,subset\n0.png,a,train\n1.png,a,Test\n", "subset holds names of splits"),
+    ("file_name,Partition\n0.png,dev\n1.png,eval\n2.png,test\n", "holds names of splits (test"),
     ("file_name,label\n0.png,caf\xe9\n", "line 2: the byte 0xe9 is not UTF-8"),
     ("f\0i\0l\0e\0", "contains zero bytes, as text in UTF-16 does"),
 ]
@@ -233,10 +236,10 @@ def test_wrong_json_is_refused_with_its_line(tmp_path, name, text, words):
         (["metadata.csv", "Metadata.csv"], "keep one of these label files"),
         (
             ["cat/metadata.csv", "dog/metadata.csv"],
-            "is a label file in a place where it is not read",
+            "cat/metadata.csv is in a place where it is not",
         ),
-        (["metadata.csv", "cat/dataset.json"], "cat/dataset.json is a label file in a place"),
-        (["labels/metadata.jsonl"], "labels/metadata.jsonl is a label file in a place"),
+        (["metadata.csv", "cat/dataset.json"], "cat/dataset.json is in a place where"),
+        (["labels/metadata.jsonl"], "labels/metadata.jsonl is in a place"),
     ],
 )
 def test_label_files_that_would_not_be_read_are_refused(tmp_path, names, words):
@@ -245,6 +248,19 @@ def test_label_files_that_would_not_be_read_are_refused(tmp_path, names, words):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("file_name,label\ncat/0.png,cat\n")
     assert words in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "Metadata.JSONL", "dataset.json"])
+@pytest.mark.parametrize("kind", ["pipe", "broken link", "folder above", "device"])
+def test_label_files_that_cannot_be_opened_are_refused(tmp_path, name, kind):
+    build(tmp_path, "cat/0.png", "dog/1.png")
+    if kind == "pipe":
+        os.mkfifo(tmp_path / name)
+    else:
+        targets = {"broken link": "nothing", "folder above": ".", "device": "/dev/zero"}
+        (tmp_path / name).symlink_to(targets[kind])
+    message = refusal(tmp_path)
+    assert f"{name} is " in message and kind.split()[-1] in message
 
 
 @pytest.mark.parametrize("name", ["labels.txt", "annotations.json", "0.txt", "train.csv", "a.xml"])

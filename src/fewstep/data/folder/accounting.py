@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fewstep.data.account import FileAccount, printable
-from fewstep.data.folder.files import FolderFile
+from fewstep.data.folder.files import LABEL_FILES, FolderFile
 from fewstep.data.folder.layout import Place
 from fewstep.data.folder.selection import Selection
 from fewstep.errors import InputError
@@ -61,11 +61,12 @@ def account_for(
     not_listed = f"not listed in {label_file.parts[-1]}" if label_file else REPEATED
     identities = {file.identity for file in selection.files}
     for file in groups.remaining.values():
-        if file.kind == "label file" and file != label_file:
+        if file.parts[-1].lower() in LABEL_FILES and file != label_file:
             where = printable(str(folder.joinpath(*place.parts)))
+            problem = file.reason or "in a place where it is not read"
             raise InputError(
-                f"{printable(str(folder.joinpath(*file.parts)))} is a label file in a place where "
-                f"it is not read: merge it into one label file in {where}, or move it away"
+                f"the label file {printable(str(folder.joinpath(*file.parts)))} is {problem}: "
+                f"write one label file into {where}, or move it away"
             )
         groups.add(file, REPEATED if file.identity in identities else not_listed)
     has_unread = (

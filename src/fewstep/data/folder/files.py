@@ -90,7 +90,7 @@ def find_files(folder: Path) -> list[FolderFile]:
         parts, above = stack.pop()
         entries = [*_scan(folder, parts)]
         if parts and not entries:
-            files.append(FolderFile(parts, "other", "that is an empty folder"))
+            files.append(FolderFile(parts, "other", "without any file in it"))
         for entry in entries:
             place = (*parts, entry.name)
             file, identity = _classify(entry, place, above)

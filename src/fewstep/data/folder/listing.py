@@ -121,6 +121,14 @@ def _splits(
                     f"{', '.join(SPLITS)}, or rename the column if it has another meaning"
                 )
         return [split_of(row.split or "") for row in rows]
+    for name in rows[0].texts:
+        values = {split_of(row.texts[name].strip()) for row in rows}
+        if None not in values and len(values) > 1:
+            raise InputError(
+                f"{printable(str(table))}: the column {printable(name)} holds names of splits "
+                f"({', '.join(sorted(map(str, values)))}): rename it to split if that is what it "
+                "means, or remove it"
+            )
     depth = len(place.parts)
     tops = [file.parts[depth] if len(file.parts) > depth + 1 else "" for file in files]
     splits = [None if place.has_splits else split_of(top) for top in tops]
