@@ -12,6 +12,7 @@ from typing import Any
 from fewstep.cli import main
 
 SECONDS = 20
+TYPES = "Type-check error whilst checking"
 HOSTILE = [
     None, True, 0, -1, 1, 3, 2**31, 10**12, -(10**30), 0.0, -0.5, 1e308, -1e308, float("nan"),
     float("inf"), "", "x", "\0", "a" * 3000, "../../x", "/etc/passwd", "os:system", "é\u2028\n<b>",
@@ -121,7 +122,8 @@ def run_command(words: list[str], capsys: Any) -> tuple[int | None, str]:
     lines = capsys.readouterr().err.strip().splitlines()
     if code not in (0, 2):
         return code, f"exit code {code}"
-    if code == 2 and words[0] != "doctor":
+    # these two list what is damaged; and the suite's checks of types have messages of several lines
+    if code == 2 and "doctor" not in words and "--verify" not in words and TYPES not in str(lines):
         last = lines[-1] if lines else ""
         if not last.startswith("fewstep: ") or len(last) > 2000:
             return code, f"no line that says why: {lines[-3:]}"

@@ -1,6 +1,7 @@
 """What a path on this machine holds: for error messages that tell common mix-ups apart, and to read
 files of unknown origin within bounds."""
 
+import errno
 import os
 import stat
 import tempfile
@@ -128,8 +129,10 @@ def open_regular(path: str | Path) -> BufferedReader:
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
-    except OSError:
+    except OSError as error:
         check_regular(path)  # a socket cannot be opened at all
+        if error.errno == errno.ELOOP:
+            raise InputError(f"{path} is a link that leads to itself: replace it") from error
         raise
     try:
         _check_mode(path, os.fstat(descriptor).st_mode)

@@ -18,6 +18,7 @@ from fewstep.errors import InputError
 from fewstep.optimizers import FitConfig
 from fewstep.recipe import Recipe
 from fewstep.run_folder import Run, flatten
+from fewstep.trainer import Training
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 """The tensors and JSON object of a saved state."""
@@ -89,6 +90,17 @@ def find_start(
     if note["step"] < note["total"] or "fit.steps" in changes:
         messages += _rounding(note["hardware"], hardware, changes)
     return Start(state, changes, messages=tuple(messages))
+
+
+def restore(training: Training, state: State, run: Run) -> None:
+    """Set a training to the saved state of its run.  Raises: InputError if it does not fit."""
+    try:
+        training.restore(*state)
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(
+            f"{run.state_file} does not fit this training ({problem}): give another --out"
+        ) from error
 
 
 def check_changes(run: Run, recipe: Recipe, *, extend: bool = False) -> Changes:

@@ -11,6 +11,7 @@ Fréchet distance. `state/` contains the training state with the raw (not averag
 Every file is written whole or not at all, and the state after all that belongs to its step.
 """
 
+import reprlib
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -183,7 +184,9 @@ class Run:
         remedy = "copy it again from where it is intact, or train into another --out"
         if self.model_file.exists():
             remedy += f", from its averaged weights with student.init={self.folder}"
-        return read_weights_file(self.state_file, remedy=remedy)
+        tensors, note = read_weights_file(self.state_file, remedy=remedy)
+        _check_state(note, self.state_file)
+        return tensors, note
 
     def raw_generator(self, *, allow_code: Collection[str] = ()) -> Generator:
         """The student with the raw (not averaged) weights of the last step."""
@@ -194,6 +197,35 @@ class Run:
         prefix = "method.student."
         raw = {f"denoiser.{k.removeprefix(prefix)}": v for k, v in tensors.items() if prefix in k}
         return build_generator(note, raw, self.state_file, allow_code)
+
+
+_STATE: dict[str, tuple[Any, Any]] = {
+    "step": (int, None),
+    "total": (int, None),
+    "players": (list, str),
+    "skips": (dict, list),
+    "pins": (dict, str),
+    "files": (list, str),
+    "unscored": (bool, None),
+    "latest": (dict, int | float),
+    "norm": (int | float, None),
+    "growth": (int | float, None),
+    "hardware": (str, None),
+}
+"""Types of the values in the JSON object of a state, and of their items."""
+
+
+def _check_state(note: Mapping[str, Any], path: Path) -> None:
+    """Raise InputError for a state that another version wrote, or one that was made by hand."""
+    for key, (kind, item_kind) in _STATE.items():
+        value = note.get(key)
+        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        items: Any = value.values() if isinstance(value, dict) else value
+        if not fits or (item_kind and not all(isinstance(item, item_kind) for item in items)):
+            raise InputError(
+                f"{path} is no state of this version of fewstep: its {key} is "
+                f"{reprlib.repr(value)}; train into another --out"
+            )
 
 
 def _replace(path: Path, content: bytes) -> None:

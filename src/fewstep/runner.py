@@ -30,7 +30,7 @@ from fewstep.generator import Generator
 from fewstep.images import save_grid
 from fewstep.methods.checks import training_warnings
 from fewstep.recipe import Recipe
-from fewstep.resuming import MAX_GROWTH, Start, check_changes, find_start
+from fewstep.resuming import MAX_GROWTH, Start, check_changes, find_start, restore
 from fewstep.run_folder import Run, flatten
 from fewstep.scores import Score, score_from
 from fewstep.trainer import NonFiniteLoss, Progress, Training
@@ -77,7 +77,7 @@ def _train(writer: "RunWriter", assembly: Assembly, start: Start) -> Pull[Progre
             warnings.warn(message, stacklevel=2)
     for training in assembly.trainings(writer.recipe.fit, start.step if start.state else None):
         if start.state and start.state[1]["players"] == list(training.method.players):
-            training.restore(*start.state)
+            restore(training, start.state, writer.run)
             writer.complete(training, start.state[1])
         writer.prepare(training)
         try:

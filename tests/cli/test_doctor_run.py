@@ -21,7 +21,9 @@ def whole(tmp_path_factory):
     run = Run(tmp_path_factory.mktemp("doctor") / "run")
     generator, table = unet_generator(), recipe.read("digits-flow").table()
     run.claim(table)
-    note = {"step": 20, "total": 20, "files": ["model.safetensors"], "unscored": []}
+    note = {"step": 20, "total": 20, "files": ["model.safetensors"], "unscored": False}
+    note |= {"players": ["student"], "skips": {}, "pins": {"data": "x"}, "latest": {}}
+    note |= {"norm": 1.0, "growth": 1.0, "hardware": "1 CPU thread"}
     write_weights_file(run.state_file, generator.state_dict(), note)
     for file, step in ((run.model_file, None), (run.best_file, 10)):
         runs.save_generator(file, generator, table, {"data": "x"}, step=step)

@@ -22,6 +22,7 @@ MANIFEST = "manifest.json"
 SHARD_FILE = re.compile(r"shard-\d{5,}\.zst")
 DAMAGE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 MAX_TENSORS = 1000
+LONGEST = 300  # characters of a value in a message
 MAX_RANK = 8  # dimensions of a tensor
 MAX_RECORDS = 10**12  # more than a folder can hold, less than a range can count
 
@@ -156,8 +157,16 @@ def differences(old: Plan, new: Plan) -> list[str]:
     keys = stored | current
     pairs = {key: (stored.get(key, "absent"), current.get(key, "absent")) for key in keys}
     return [
-        f"{key} is {a!r} there and {b!r} here" for key, (a, b) in sorted(pairs.items()) if a != b
+        f"{key[:LONGEST]} is {_short(a)} there and {_short(b)} here"
+        for key, (a, b) in sorted(pairs.items())
+        if a != b
     ]
+
+
+def _short(value: object) -> str:
+    """The value as in Python, cut off if it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -188,13 +197,13 @@ def _read(folder: Folder, name: str, parse: Callable[[dict[str, Any]], Document]
     except InputError as error:
         raise InputError(f"{folder}/{name}: {error}") from None
     except DAMAGE_ERRORS as error:
-        raise InputError(f"{folder}/{name} is damaged: {error}") from None
+        raise InputError(f"{folder}/{name} is damaged: {str(error)[:LONGEST]}") from None
 
 
 def _plan_from(content: dict[str, Any]) -> Plan:
     if content["format"] != FORMAT:
         raise InputError(
-            f"it has format {content['format']}; this fewstep reads {FORMAT}: upgrade fewstep"
+            f"it has format {_short(content['format'])}; this fewstep reads {FORMAT}: upgrade fewstep"
         )
     plan = Plan(
         schema={name: codec_from(entry) for name, entry in content["schema"].items()},
