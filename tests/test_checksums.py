@@ -113,7 +113,7 @@ def test_the_recipe_of_a_run_has_a_checksum(tmp_path):
     recipe = read("digits-flow", ["fit.steps=7"])
     run.claim(recipe.table())
     size = run.recipe_file.stat().st_size
-    read_back = lambda: run.check_recipe(recipe.table())  # noqa: E731
+    read_back = run.recipe
     positions = [*random.Random(0).sample(range(size), 30), *range(size - 12, size)]
     missed = unnoticed(run.recipe_file, read_back, positions, (0x01, 0x20))
     assert missed == []
@@ -143,3 +143,19 @@ def test_what_a_tracker_remembers_is_checked(tmp_path):
     path.write_text('{"step": 9}')
     with pytest.raises(InputError, match="sent.json is damaged.*: delete it, and the run is sent"):
         read_back()
+
+
+def test_a_recipe_of_a_run_is_checked_when_it_is_trained_again(tmp_path):
+    run = Run(tmp_path)
+    run.claim(read("digits-flow").table())
+    assert read(str(run.recipe_file)).toml() == read("digits-flow").toml()
+    text = run.recipe_file.read_text()
+    edited = text.replace("seed = 0", "seed = 1", 1)
+    assert edited != text
+    run.recipe_file.write_text(edited)
+    with pytest.raises(InputError, match=r"recipe\.toml was changed or is damaged"):
+        read(str(run.recipe_file))
+    (tmp_path / "mine.toml").write_text(edited)  # a copy is the user's
+    run.recipe_file.write_text(edited.rpartition("#")[0])  # and so is one without the checksum
+    for name in ("mine.toml", "recipe.toml"):
+        assert read(str(tmp_path / name)).fit.seed == 1

@@ -1,7 +1,13 @@
-import numpy as np
-import torch
+import io
 
-from fewstep.images import from_uint8, grid, save_grid, to_uint8
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from damage import unnoticed
+from fewstep.errors import InputError
+from fewstep.images import from_uint8, grid, read_picture, save_grid, to_uint8
 
 
 def test_to_uint8_inverts_from_uint8():
@@ -22,3 +28,17 @@ def test_each_tile_of_a_grid_is_its_image(tmp_path):
         assert np.array_equal(tile, image.permute(1, 2, 0).numpy())
     save_grid(images[:, :1], tmp_path / "new" / "grid.png")
     assert (tmp_path / "new" / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+    path = tmp_path / "x.png"
+    save_grid(torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8), path)
+    positions = range(path.stat().st_size)
+    assert (
+        unnoticed(path, lambda: Image.open(io.BytesIO(read_picture(path))).tobytes(), positions)
+        == []
+    )
+    for content in (b"", b"x", path.read_bytes()[:-5], path.read_bytes() + b"x"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"x\.png is damaged \(.*\): delete it$"):
+            read_picture(path)

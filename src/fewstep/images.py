@@ -1,5 +1,6 @@
 """Convert images between [-1, 1] and uint8, and arrange them in grids."""
 
+import io
 from pathlib import Path
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
-from fewstep.paths import PICTURES
+from fewstep.paths import PICTURES, read_regular
+
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def to_uint8(images: Float[Tensor, "b *shape"]) -> UInt8[Tensor, "b *shape"]:
@@ -54,3 +57,20 @@ def save_grid(images: UInt8[Tensor, "n c h w"], path: Path, *, columns: int | No
     """Write `grid(images)` to `path`, in the format that its suffix names in `PICTURES`."""
     with atomic_write(path) as file:
         grid(images, columns=columns).save(file, **PICTURES[path.suffix.lower()])
+
+
+def read_picture(path: Path) -> bytes:
+    """The content of a PNG file, compared with its checksums.
+
+    Raises: InputError for a damaged file.
+    """
+    content = read_regular(path)
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+            picture.verify()
+        whole = content.endswith(PNG_END)  # beyond which nothing is compared
+    except Exception as error:  # Pillow raises errors of many types for damaged files
+        raise InputError(f"{path} is damaged ({error}): delete it") from error
+    if not whole:
+        raise InputError(f"{path} is damaged (it does not end as a PNG file): delete it")
+    return content

@@ -66,7 +66,7 @@ class Run:
 
     def grids(self) -> list[Path]:
         """The sample grids saved during training, oldest first."""
-        return sorted(self.samples.glob("step-*.png"))
+        return sorted(path for path in self.samples.glob("step-*.png") if path.stem[5:].isdecimal())
 
     @property
     def report_file(self) -> Path:

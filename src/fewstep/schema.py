@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from fewstep import plugins
+from fewstep.checksums import check_toml
 from fewstep.errors import InputError, did_you_mean
 from fewstep.overrides import apply_override, parse_toml
 from fewstep.paths import check_kind, read_text
 
 Table = Mapping[str, Any]
+RUN_RECIPE = "recipe.toml"
+"""Name of the recipe in a run folder."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ def read_table(name: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
         if not path.exists():
             raise InputError(f"no such recipe file: {name}; give a TOML file or a preset's name")
         text = read_text(path)
+        # the recipe in a run folder; a copy of another name may be edited
+        if path.name == RUN_RECIPE and check_toml(text) is False:
+            raise InputError(
+                f"{name} was changed or is damaged: its last line does not have the checksum of "
+                "the others: remove that line to use the recipe as it is"
+            )
     elif name in preset_names():
         text = (resources.files("fewstep") / "presets" / f"{name}.toml").read_text("utf-8")
     else:

@@ -6,8 +6,9 @@ from pathlib import Path
 from fewstep import runs
 from fewstep.errors import InputError
 from fewstep.formatting import quantity
+from fewstep.images import read_picture
 from fewstep.models import find_model
-from fewstep.paths import check_regular, identify
+from fewstep.paths import identify
 from fewstep.run_folder import Run
 from fewstep.scores import score_from
 from fewstep.weights_file import read_weights_file
@@ -95,14 +96,7 @@ def _scores(run: Run) -> str:
 
 
 def _picture(file: Path) -> str:
-    from PIL import Image
-
-    check_regular(file)
-    try:
-        with Image.open(file) as picture:
-            picture.verify()
-    except Exception as error:  # Pillow raises errors of many types for damaged files
-        raise InputError(f"{file} is damaged: {error}: delete it") from error
+    read_picture(file)
     return "intact"
 
 

@@ -17,7 +17,7 @@ from fewstep.errors import InputError, errors_about
 from fewstep.evaluation import Evaluator
 from fewstep.formatting import quantity
 from fewstep.generator import SampleSpec, convert_step
-from fewstep.images import to_uint8
+from fewstep.images import read_picture, to_uint8
 from fewstep.metrics.accumulator import COPY_ROWS
 from fewstep.noise import noise_from_seeds
 from fewstep.plugins import name_of
@@ -200,7 +200,7 @@ def before_and_after(entries: Sequence[StyledExhibit]) -> Markup:
         for path in (grids[0], grids[-1]) if len(grids) > 1 else ():
             step = int(path.stem.rpartition("-")[2])
             when = f"after {quantity(step, 'step')}" if step else "before training"
-            pictures.append((entry, when, data_uri(path.read_bytes())))
+            pictures.append((entry, when, data_uri(read_picture(path))))
     return render("before_and_after.html.j2", pictures=pictures) if pictures else Markup()
 
 
