@@ -68,9 +68,8 @@ def read_picture(path: Path) -> bytes:
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
             picture.verify()
-        whole = content.endswith(PNG_END)  # beyond which nothing is compared
     except Exception as error:  # Pillow raises errors of many types for damaged files
         raise InputError(f"{path} is damaged ({error}): delete it") from error
-    if not whole:
+    if not content.endswith(PNG_END):  # beyond which Pillow compares nothing
         raise InputError(f"{path} is damaged (it does not end as a PNG file): delete it")
     return content
