@@ -203,7 +203,7 @@ def _read(folder: Folder, name: str, parse: Callable[[dict[str, Any]], Document]
 def _plan_from(content: dict[str, Any]) -> Plan:
     if content["format"] != FORMAT:
         raise InputError(
-            f"it has format {_short(content['format'])}, and this version reads {FORMAT}: upgrade"
+            f"it has format {_short(content['format'])}; this version reads {FORMAT}: upgrade"
         )
     plan = Plan(
         schema={name: codec_from(entry) for name, entry in content["schema"].items()},
