@@ -15,7 +15,7 @@ ROOT = Path(fewstep.__file__).parent
 LAYERS = [
     ["errors", "allocator", "formatting", "noise", "precision", "ranges", "web"],
     ["compiler", "overrides", "paths", "plugins"],
-    ["checksums", "files"],
+    ["utf8_paths", "checksums", "files"],
     ["images", "locks"],
     ["tensor_file", "schema", "tables", "models"],
     ["download"],
@@ -65,6 +65,7 @@ TENSORS_ONLY = {
         "files",
         "images",
         "download",
+        "utf8_paths",
         "paths",
         "plugins",
         "precision",
@@ -126,7 +127,7 @@ def test_the_library_brings_no_diffusers_sklearn_or_streamlit():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("name", "most"), [("load", 28), ("Generator", 19)])
+@pytest.mark.parametrize(("name", "most"), [("load", 29), ("Generator", 19)])
 def test_the_front_doors_are_light(name, most):
     """What is loaded needs no trainer, no store and no metrics."""
     code = (

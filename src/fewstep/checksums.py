@@ -96,7 +96,7 @@ def check_toml(text: str) -> bool | None:
 
 
 def _check(text: str) -> str:
-    return f"{zlib.crc32(text.encode()):08x}"
+    return f"{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}"
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

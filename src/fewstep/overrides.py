@@ -31,9 +31,10 @@ def apply_override(table: dict[str, Any], override: str, is_text: IsText) -> Non
         raise InputError(
             f"{override!r} does not set a key of the recipe; write key=value, such as fit.steps=100"
         )
-    if not right.strip():
+    text = is_text(table, key)
+    if not (right if text else right.strip()):
         raise InputError(f"{override} sets {key} to nothing: write a value after the =")
-    value = _text(right) if is_text(table, key) else _value(key, right)
+    value = _text(right) if text else _value(key, right)
     *parents, last = key.split(".")
     inner: Any = table
     for i, parent in enumerate(parents, 1):

@@ -104,7 +104,7 @@ class Run:
     def claim(self, recipe: Mapping[str, Any]) -> None:
         """Write the recipe's table into this folder, unless it is there."""
         if self.recipe() != recipe:
-            _replace(self.recipe_file, toml_with_check(tomli_w.dumps(recipe)).encode())
+            _replace(self.recipe_file, _toml_bytes(recipe))
 
     def clear_leftovers(self) -> None:
         """Remove temporary files of killed processes. Only the owner of the folder may do this."""
@@ -228,6 +228,11 @@ def _check_state(note: Mapping[str, Any], path: Path) -> None:
             )
 
 
+def _toml_bytes(recipe: Mapping[str, Any]) -> bytes:
+    # a path that is not UTF-8 is written as its bytes
+    return toml_with_check(tomli_w.dumps(recipe)).encode("utf-8", "surrogateescape")
+
+
 def _replace(path: Path, content: bytes) -> None:
     with atomic_write(path) as file:
         file.write(content)
@@ -236,7 +241,7 @@ def _replace(path: Path, content: bytes) -> None:
 def _read_toml(path: Path) -> dict[str, Any]:
     remedy = "copy it again from where it is intact, or give another --out"
     try:
-        text = read_regular(path).decode()
+        text = read_regular(path).decode("utf-8", "surrogateescape")
         table = tomllib.loads(text)
     except ValueError as error:  # of the encoding, or of TOML
         raise InputError(f"{path} is damaged: {error}: {remedy}") from error

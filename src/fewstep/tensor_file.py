@@ -18,6 +18,7 @@ from torch import Tensor
 from fewstep.errors import InputError
 from fewstep.files import atomic_replace, tensor_digest
 from fewstep.paths import open_regular
+from fewstep.utf8_paths import utf8_source, utf8_target
 
 # a single metadata key: safetensors writes several in random order, so equal weights would not
 # give equal files
@@ -42,8 +43,8 @@ def write_tensor_file(path: Path, tensors: Mapping[str, Tensor], note: Mapping[s
     text = _sealed_text(note, tensor_digest(contents))
     # safetensors replaces the file, by one that only its owner can read, and does not flush it;
     # `safetensors.torch.save` would copy all weights in memory
-    with atomic_replace(path) as file:
-        save_file(contents, file, metadata={KEY: text})
+    with atomic_replace(path) as file, utf8_target(file) as name:
+        save_file(contents, name, metadata={KEY: text})
 
 
 def read_tensor_file(
@@ -58,7 +59,7 @@ def read_tensor_file(
     """
     check_header(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with utf8_source(path) as name, safe_open(name, framework="pt") as file:
             note = _parse(file.metadata(), path, verify, remedy)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
@@ -75,7 +76,7 @@ def read_note(path: Path) -> dict[str, Any]:
     """
     check_header(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with utf8_source(path) as name, safe_open(name, framework="pt") as file:
             return _without_digests(_parse(file.metadata(), path, True, REMEDY))
     except (SafetensorError, OSError) as error:
         raise Unreadable(str(error)) from error

@@ -22,6 +22,7 @@ from fewstep.errors import InputError
 from fewstep.paths import check_kind, open_regular
 from fewstep.pretrained.pickles import NetworkObject, read_pickle, unsafe_name
 from fewstep.tensor_file import Unreadable, check_header
+from fewstep.utf8_paths import utf8_source
 
 Format = Literal["safetensors file", "PyTorch archive", "PyTorch file", "pickle", "unknown file"]
 TORCH_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
@@ -95,7 +96,8 @@ def read_weights(path: Path) -> Any:
         case "safetensors file":
             try:
                 check_header(path)
-                return load_file(path)
+                with utf8_source(path) as name:
+                    return load_file(name)
             except (SafetensorError, OSError, Unreadable) as error:
                 raise InputError(f"{path} is a damaged safetensors file: {error}") from error
         case "pickle":

@@ -65,7 +65,7 @@ def write_report(
         sections={name: body for name, body in sections.items() if body},
     )
     with atomic_write(path) as file:
-        file.write(html.encode())
+        file.write(html.encode("utf-8", "backslashreplace"))  # names of files may not be UTF-8
 
 
 def report_run(folder: Path | str, command: str) -> None:

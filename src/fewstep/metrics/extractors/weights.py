@@ -17,6 +17,7 @@ from fewstep.download import fetch, home
 from fewstep.errors import InputError
 from fewstep.files import tensor_digest
 from fewstep.paths import check_regular, open_regular
+from fewstep.utf8_paths import utf8_source
 
 _TORCH = "https://download.pytorch.org/models/"
 _LPIPS = (
@@ -114,7 +115,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     check_regular(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            with utf8_source(path) as name:
+                return load_file(name)
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)  # training checkpoints hold more than weights
         return {key.removeprefix("module."): value for key, value in state.items()}
