@@ -1,5 +1,6 @@
 """Every file in a folder of images is accounted for: in the set, expected beside it, left out."""
 
+import gzip
 import json
 import os
 import socket
@@ -13,9 +14,11 @@ import torch
 from PIL import Image
 
 from fewstep.cli import main
+from fewstep.data import load, mnist
 from fewstep.data.account import FileAccount, printable
 from fewstep.data.folder import files as folder_files
 from fewstep.data.folder.files import image_formats
+from fewstep.errors import InputError
 from fewstep.recipe import parse
 from fewstep.runner import run_recipe
 from image_folders import build, by_name, picture, read, refusal
@@ -87,16 +90,16 @@ def test_links_are_followed_and_cycles_are_not(tmp_path):
     build(tmp_path / "set", "cat/0.png", "cow/x.txt")
     links = {"dog": "../elsewhere/dogs", "cow/a.png": "../../elsewhere/cow.png"}
     links |= {"cat/loop": "..", "dogs": "../elsewhere/dogs/2.png", "cat/self": "self"}
-    links |= {"cat/broken.png": "nothing.png"}
+    links |= {"cat/broken.png": "nothing.png", "root": "/", "cow/up": "../.."}
     for name, target in links.items():
         (tmp_path / "set" / name).symlink_to(target)
     images, message = read(tmp_path / "set")
     assert by_name(images) == {
         "cat/0.png": "cat", "cow/a.png": "cow", "dog/0.png": "dog", "dog/1.png": "dog",
     }  # fmt: skip
-    assert "5 of 9 files are left out" in message
+    assert "7 of 11 files are left out" in message
     assert "3 behind a broken link (cat/broken.png, cat/self, dogs)" in message
-    assert "1 linked to a folder above (cat/loop)" in message
+    assert "3 linked to a folder above (cat/loop, cow/up, root)" in message
     assert "1 with the suffix .txt (cow/x.txt)" in message
 
 
@@ -250,6 +253,8 @@ def test_a_folder_of_no_images_says_what_is_there(tmp_path):
     assert "1 with the suffix .heic (b.heic)" in message
     (tmp_path / "empty").mkdir()
     assert "it is empty" in refusal(tmp_path / "empty")
+    (tmp_path / "empty" / ".a.png").touch()
+    assert "1 file: 0 in the set, 1 hidden" in refusal(tmp_path / "empty")
     assert "is a file" in refusal(tmp_path / "a.txt")
 
 
@@ -301,3 +306,23 @@ def test_the_training_log_has_the_account(tmp_path):
             pass
     line = json.loads((tmp_path / "run" / "progress.jsonl").read_text().splitlines()[0])
     assert line["data"] == "6 files: 5 in the set, 1 left out (1 with the suffix .txt)"
+
+
+@pytest.mark.parametrize("name", ["img_align_celeba/000001.jpg", "list_eval_partition.txt"])
+def test_pipes_among_the_files_of_celeba_are_refused(tmp_path, name):
+    build(tmp_path, "img_align_celeba/000001.jpg", list_eval_partition__txt="000001.jpg 0\n")
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name} is .*a named pipe"):
+        load("celeba", path=tmp_path, size=8)
+
+
+def test_pipes_and_files_that_unpack_to_gigabytes_are_refused_as_mnist(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.gz")
+    with pytest.raises(InputError, match="pipe.gz is a named pipe"):
+        mnist.read_idx(tmp_path / "pipe.gz", dimensions=1)
+    monkeypatch.setattr(mnist, "MAX_BYTES", 1000)
+    header = bytes([0, 0, 8, 1]) + (100_000).to_bytes(4, "big")
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(header + bytes(100_000)))
+    with pytest.raises(InputError, match="declares 100000 values, but it has 992"):
+        mnist.read_idx(tmp_path / "bomb.gz", dimensions=1)

@@ -44,7 +44,8 @@ class FileAccount:
     def summary(self) -> str:
         """The account in one line without names, for the training log."""
         reasons = [f"{len(names):,} {reason}" for reason, names in self.left_out.items()]
-        return f"{self.total:,} files: {', '.join(self._counts())}" + (
+        noun = "file" if self.total == 1 else "files"
+        return f"{self.total:,} {noun}: {', '.join(self._counts())}" + (
             f" ({', '.join(reasons)})" if reasons else ""
         )
 

@@ -25,6 +25,7 @@ from fewstep.data.imageset import ImageSet, check_split, resize_to_square
 from fewstep.download import cache, home
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
+from fewstep.paths import open_regular, read_text
 
 IMAGES, PARTITION = "img_align_celeba", "list_eval_partition.txt"
 SPLITS = {"train": "0", "valid": "1", "test": "2"}
@@ -68,7 +69,7 @@ def _list_files(folder: Path, split: str) -> tuple[list[str], str]:
     for required in (folder / IMAGES, folder / PARTITION):
         if not required.exists():
             raise InputError(f"{required} does not exist; {_INSTRUCTION}")
-    rows = [line.split() for line in (folder / PARTITION).read_text().splitlines() if line.strip()]
+    rows = [line.split() for line in read_text(folder / PARTITION).splitlines() if line.strip()]
     names = [row[0] for row in rows if row[1:] == [SPLITS[split]]]
     if not names or any(len(row) != 2 or row[1] not in SPLITS.values() for row in rows):
         raise InputError(
@@ -113,7 +114,7 @@ def _read(paths: Sequence[Path], size: int) -> Pixels:
 
 def _face(path: Path, side: int) -> UInt8[np.ndarray, "size size 3"]:
     try:
-        with Image.open(path, formats=["JPEG", "PNG"]) as image:
+        with open_regular(path) as file, Image.open(file, formats=["JPEG", "PNG"]) as image:
             size = image.size  # before it is decoded, which takes long if it is huge
             face = image.convert("RGB") if size == SHAPE else None
     # Pillow raises many kinds of exceptions for damaged files

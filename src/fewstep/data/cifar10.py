@@ -12,6 +12,7 @@ from fewstep.data.imageset import ImageSet, check_split
 from fewstep.download import fetch, home
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
+from fewstep.paths import read_text
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MEGABYTES = 170
@@ -74,8 +75,7 @@ def _records(path: Path) -> np.ndarray:
 
 
 def _file_names(table: Path, labels: np.ndarray) -> tuple[str, ...]:
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if len(row) == 2]
+    rows = [row for row in csv.reader(read_text(table).splitlines()) if len(row) == 2]
     if [label for label, _ in rows] != [str(label) for label in labels]:
         raise InputError(
             f"{table} does not list these images (label, file name): its labels differ from those "

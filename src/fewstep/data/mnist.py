@@ -12,6 +12,7 @@ import torch
 from fewstep.data.imageset import ImageSet, check_split
 from fewstep.download import fetch, home
 from fewstep.errors import InputError
+from fewstep.paths import open_regular
 
 
 class Source(NamedTuple):
@@ -25,6 +26,8 @@ class Source(NamedTuple):
     """Size of all files in 10⁶ bytes."""
 
 
+MAX_BYTES = 1 << 28
+"""Largest size of an unpacked file; the largest published one has 47 MB."""
 SOURCES = {
     "mnist": Source(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -111,7 +114,8 @@ def read_idx(path: Path, *, dimensions: int) -> np.ndarray:
     Raises: InputError if it is damaged.
     """
     try:
-        content = gzip.decompress(path.read_bytes())
+        with open_regular(path) as packed, gzip.GzipFile(fileobj=packed) as file:
+            content = file.read(MAX_BYTES)  # a few bytes may unpack to many
     except (OSError, EOFError, zlib.error) as error:
         raise _damage_error(path, str(error)) from error
     header = 4 + 4 * dimensions

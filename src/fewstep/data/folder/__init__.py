@@ -93,6 +93,6 @@ def _select(folder: Path, split: str) -> tuple[Selection, FileAccount]:
         selection = select_by_folder(place, path)
     account = account_for(folder, all_files, place, selection)
     if not selection.files:
-        other = account.warning() or "it is empty"
+        other = account.warning() or (account.summary() if account.total else "it is empty")
         raise InputError(f"{printable(str(folder))} holds no images, such as .png files: {other}")
     return selection, account

@@ -2,7 +2,8 @@
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -81,11 +82,13 @@ def find_files(folder: Path) -> list[FolderFile]:
 
     Raises: InputError for a folder that cannot be read, and for links that multiply without end.
     """
-    top = folder.stat()
-    visited = {(top.st_dev, top.st_ino)}
+    # a link to a folder above this one would lead here again, after everything else in it
+    top = folder.resolve()
+    above = frozenset(_identities((top, *top.parents)))
+    visited = {*above}
     repeats = 0
     files: list[FolderFile] = []
-    stack: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset(visited))]
+    stack: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), above)]
     while stack:
         parts, above = stack.pop()
         entries = [*_scan(folder, parts)]
@@ -106,6 +109,13 @@ def find_files(folder: Path) -> list[FolderFile]:
                 )
             stack.append((place, above | {identity}))
     return sorted(files, key=lambda file: file.parts)
+
+
+def _identities(paths: Iterable[Path]) -> Iterator[tuple[int, int]]:
+    for path in paths:
+        with suppress(OSError):  # a folder far above may be forbidden
+            status = path.stat()
+            yield status.st_dev, status.st_ino
 
 
 def _scan(folder: Path, parts: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:

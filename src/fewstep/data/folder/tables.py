@@ -12,6 +12,7 @@ from typing import Any
 
 from fewstep.data.account import name_list, printable
 from fewstep.errors import InputError
+from fewstep.paths import read_regular
 
 FILE_COLUMNS = frozenset(
     "file_name filename file image path file_path filepath image_path img img_path image_file "
@@ -57,9 +58,7 @@ def read_table(path: Path) -> list[Row] | None:
 def _read_text(path: Path) -> str:
     table = printable(str(path))
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{table} has more than {MAX_BYTES >> 30} GiB: is it a label file?")
-        content = path.read_bytes()
+        content = read_regular(path, limit=MAX_BYTES)
     except OSError as error:
         raise InputError(f"{table} cannot be read ({error.strerror}); make it readable") from error
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
