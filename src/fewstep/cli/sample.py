@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Sample images, and save them as a grid in a PNG file, as single PNG files, or as a NumPy
+    """Sample images, and save them as a grid in a picture, as single PNG files, or as a NumPy
     archive."""
 
     run: Annotated[str, tyro.conf.Positional, console.run_option()]
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None
-    """The PNG file to write, with all images in a grid."""
+    """The picture to write, with all images in a grid, as .png, .jpg, .webp, .bmp or .tif."""
     each: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """A new folder for single images, 000000.png and so on, for tools that compute FID."""
     npz: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None

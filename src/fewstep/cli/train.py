@@ -35,7 +35,7 @@ class Options:
     overrides: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[KEY=VALUE ...]")
     ] = field(default=())
-    """Overrides of the recipe, such as fit.steps=100; the value is TOML."""
+    """Overrides of the recipe, such as fit.steps=100; the value is TOML, or text as it stands."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The run folder; by default runs/RECIPE."""
     extend: bool = False
