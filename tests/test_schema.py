@@ -124,3 +124,11 @@ def test_help_and_mistakes_do_not_wait_for_torch(argv):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_values_that_are_no_json_are_explained_as_text():
+    rows = dict(
+        (key, value)
+        for key, value, _ in schema.explain(schema.read_table("digits-flow", ["fit.lr=07:32:00"]))
+    )
+    assert rows["fit.lr"] == '"07:32:00"'

@@ -111,7 +111,7 @@ def explain(table: Table) -> Iterator[tuple[str, str, str]]:
             default = _text(field.default) if section in table or section in _REQUIRED else ""
             yield (
                 f"{section}.{key}",
-                json.dumps(present[key]) if key in present else default,
+                json.dumps(present[key], default=str) if key in present else default,
                 field.doc,
             )
 

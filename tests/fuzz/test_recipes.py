@@ -10,7 +10,7 @@ import pytest
 from fewstep import recipe
 from fewstep.cli import main
 from fewstep.errors import InputError
-from fewstep.schema import explain, preset_names
+from fewstep.schema import explain, preset_names, read_table
 
 TINY = """
 [data]
@@ -157,7 +157,7 @@ def test_mutated_recipes_are_read_or_explained(tmp_path, capsys, monkeypatch):
     for number in range(5000):
         content, path = mutated(number), tmp_path / "r.toml"
         path.write_bytes(content)
-        result = outcome(content, lambda path=path: recipe.read(str(path)))
+        result = outcome(content, lambda path=path: read_and_explain(path))
         counts[result] += 1
         small = result == "taken" and number % 2 and number % 10 == 1 and is_small(path)
         if small:
@@ -166,6 +166,12 @@ def test_mutated_recipes_are_read_or_explained(tmp_path, capsys, monkeypatch):
             counts["refused" if outcome(content, work) == "line" else "trained"] += 1
     print(counts)
     assert min(counts.values()) > 50
+
+
+def read_and_explain(path):
+    """What `fewstep train RECIPE` reads, and what its `--help` prints."""
+    list(explain(read_table(str(path))))
+    recipe.read(str(path))
 
 
 def is_small(path):
@@ -181,4 +187,4 @@ def test_some_mutated_recipes(tmp_path):
     for number in range(1, 120):
         content = mutated(number)
         path.write_bytes(content)
-        outcome(content, lambda: recipe.read(str(path)))
+        outcome(content, lambda: read_and_explain(path))
