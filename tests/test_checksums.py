@@ -114,7 +114,7 @@ def test_the_recipe_of_a_run_has_a_checksum(tmp_path):
     run.claim(recipe.table())
     size = run.recipe_file.stat().st_size
     read_back = run.recipe
-    positions = [*random.Random(0).sample(range(size), 30), *range(size - 12, size)]
+    positions = [*random.Random(0).sample(range(size), 12), *range(size - 12, size, 3)]
     missed = unnoticed(run.recipe_file, read_back, positions, (0x01, 0x20))
     assert missed == []
     flip(run.recipe_file, size // 2, 0x01)

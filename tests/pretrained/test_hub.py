@@ -288,3 +288,12 @@ def test_a_flipped_byte_in_the_release_is_found(weights, monkeypatch):
     content = packed.getvalue()
     release(monkeypatch, content.replace(b"weights", b"weighty"))
     assert "damaged archive" in refusal(EMA) and not list(weights.iterdir())
+
+
+def test_a_release_of_any_size_is_refused_before_it_is_unpacked(weights, monkeypatch):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in GOOD:
+            file.writestr(name, bytes(2 * 10**7))
+    release(monkeypatch, packed.getvalue())
+    assert "claims 80,000,000 bytes" in refusal(EMA) and not list(weights.iterdir())

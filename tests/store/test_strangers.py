@@ -157,7 +157,7 @@ def test_samples_of_circuits_are_bounded(tmp_path, kind):
         path.touch()
         os.truncate(path, 2**41)
     elif kind == "bomb":
-        path.write_bytes(bomb(2**31, level=1))
+        path.write_bytes(bomb(2**30 + 2**20, level=1))
     else:
         path.write_bytes(b"\x28\xb5\x2f\xfd\x00\xa8" + bytes(100))  # 2 GiB of window
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from fewstep.download import fetch, home
 from fewstep.errors import InputError
-from fewstep.paths import expand_home
+from fewstep.paths import MAX_TEXT, expand_home
 from fewstep.pretrained.folder import (
     CONFIG,
     FORMS,
@@ -136,6 +136,9 @@ def _unpack(archive: Path, folder: Path) -> None:
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
         with zipfile.ZipFile(archive) as archive_file:
+            claim = sum(member.file_size for member in archive_file.infolist())
+            if claim > 8 * archive.stat().st_size + MAX_TEXT:  # weights hardly shrink
+                raise InputError(f"{EMA_URL} is no archive of weights: it claims {claim:,} bytes")
             for member in archive_file.infolist():
                 path = PurePosixPath(member.filename)
                 if path.name not in (CONFIG, SCHEDULER) and not _is_weights(path):
