@@ -13,6 +13,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+EXPORT_RECORD = "export.json"
+"""File in a folder that `fewstep export` wrote, with the SHA-256 of each of its files."""
 TEMPORARY = ".tmp"
 """Suffix of files that are still being written."""
 LOCK = ".lock"
@@ -148,6 +150,12 @@ else:
         except OSError:
             return None
         return True
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensor_digest(tensors: Mapping[str, Tensor], *, header: str = "") -> str:

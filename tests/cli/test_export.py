@@ -1,6 +1,7 @@
 """`fewstep export`: the folder, its record, and everything that is refused in one line."""
 
 import errno
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ def test_a_folder_with_its_record(weights, tmp_path, capsys):
     assert record["class_names"] == ["zero", "one", "<b>two</b>"]
     assert (record["license"], record["dtype"], record["pins"]) == ("MIT", "f32", {"data": "abc"})
     assert record["files"] == {"sub/note.txt": len("weights.safetensors")}
+    assert record["sha256"] == {"sub/note.txt": hashlib.sha256(b"weights.safetensors").hexdigest()}
     # an export takes the place of an earlier one, but of nothing else
     (out / "old.txt").touch()
     assert run(weights, "--to", f"{HERE}Note", "--out", out, "--steps", "3", "--dtype", "f16") == 0

@@ -7,8 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from damage import flip
 from ddpm_folders import edit, inputs, network
+from fewstep.checksums import with_check
 from fewstep.errors import InputError
+from fewstep.files import file_digest
 from fewstep.parametrization import Eps, V, Velocity
 from fewstep.pretrained.diffusers import read_diffusers
 from fewstep.pretrained.hub import EMA
@@ -269,3 +272,21 @@ class Spoiler:
 
     def __reduce__(self):
         return (pytest.fail, ("it ran",))
+
+
+def test_files_that_changed_since_their_export_are_named(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+    record = folder / "export.json"
+    record.write_text(json.dumps(with_check({"files": {}, "sha256": digests})))
+    assert gap(read_diffusers(str(folder)), network()) < 1e-5
+    for name in ("unet/config.json", "scheduler/scheduler_config.json", f"unet/{NAME}.safetensors"):
+        size = (folder / name).stat().st_size
+        for position in (size // 3, size // 2, size - 2):
+            flip(folder / name, position, 0x01)
+            assert "has changed since it was exported: export again, or del" in refusal(folder)
+            flip(folder / name, position, 0x01)
+    flip(record, 30, 0x01)
+    assert "export.json is damaged" in refusal(folder)
+    record.write_text(json.dumps(with_check({"files": {}})))  # of another version
+    assert read_diffusers(str(folder))

@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 from fewstep.checksums import read_checked_json, with_check
 from fewstep.errors import InputError
 from fewstep.export.source import Source
-from fewstep.files import TEMPORARY, atomic_write, try_lock
+from fewstep.files import EXPORT_RECORD, TEMPORARY, atomic_write, file_digest, try_lock
 
-RECORD = "export.json"
+RECORD = EXPORT_RECORD
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,11 @@ def export(exporter: Exporter, source: Source, out: Path, *, target: str) -> dic
     with _replaced(out) as folder:
         checks = exporter.write(source, folder)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+        names = [path.relative_to(folder).as_posix() for path in files]
+        sizes = {name: path.stat().st_size for name, path in zip(names, files, strict=True)}
+        digests = {name: file_digest(path) for name, path in zip(names, files, strict=True)}
         record = {"target": target, **source.about(), "checks": checks, "files": sizes}
+        record["sha256"] = digests
         text = json.dumps(with_check(record), indent=2) + "\n"
         (folder / RECORD).write_text(text, encoding="utf-8")
     return record

@@ -16,7 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
+from fewstep.checksums import read_checked_json
 from fewstep.errors import InputError
+from fewstep.files import EXPORT_RECORD, file_digest
 from fewstep.paths import check_kind, identify, read_regular
 from fewstep.pretrained.files import read_weights, state_dict
 
@@ -87,7 +89,22 @@ def find_files(folder: Path) -> Files:
         root / inner / SCHEDULER for root in _roots(folder) for inner in ("scheduler", "")
     ]
     scheduler = next((path for path in candidates if path.is_file()), None)
-    return Files(config, _find_weights(config.parent), scheduler)
+    files = Files(config, _find_weights(config.parent), scheduler)
+    _check_export(folder, [config, *files.weights, *([scheduler] if scheduler else [])])
+    return files
+
+
+def _check_export(folder: Path, files: list[Path]) -> None:
+    """Raise InputError for a file that has changed since fewstep exported this folder."""
+    record = folder / EXPORT_RECORD
+    if not record.is_file():
+        return
+    remedy = f"export again, or delete {record} to use the folder as it is"
+    digests = read_checked_json(record, remedy).get("sha256", {})
+    for file in files:
+        name = file.relative_to(folder).as_posix() if file.is_relative_to(folder) else ""
+        if digests.get(name, "") not in ("", file_digest(file)):
+            raise InputError(f"{file} has changed since it was exported: {remedy}")
 
 
 def _roots(folder: Path) -> list[Path]:
