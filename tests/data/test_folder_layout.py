@@ -150,6 +150,13 @@ def test_shards_are_no_classes(tmp_path, names, are_shards):
     assert images.labels is None and len(images) == len(names) and not message
 
 
+@pytest.mark.parametrize("names", [("train", "test"), ("Val", "x"), ("dev",)], ids="-".join)
+def test_a_label_file_without_a_list_mixes_no_splits(tmp_path, names):
+    build(tmp_path, *(f"{name}/0.png" for name in names), dataset__json='{"labels": null}')
+    assert "would be mixed: put a copy of it into each" in refusal(tmp_path)
+    assert "has no split 'test'" in refusal(tmp_path, split="test")
+
+
 def test_splits_inside_a_listed_folder_are_read_one_at_a_time(tmp_path):
     build(tmp_path, "train/0.png", "train/1.png", "test/0.png", "val/0.png")
     rows = "train/1.png,b\ntrain/0.png,a\ntest/0.png,c\nval/0.png,a\n"

@@ -24,7 +24,7 @@ def select_listed(place: Place, path: Path, label_file: FolderFile, split: str) 
     table = path / label_file.parts[-1]
     rows = read_table(table)
     if rows is None:
-        return select_unlabelled(place)
+        return _select_without_list(place, table, split)
     if not rows:
         raise InputError(f"{printable(str(path))} holds no images: {table.name} lists none")
     files = _find_all(rows, place, path)
@@ -53,6 +53,19 @@ def select_listed(place: Place, path: Path, label_file: FolderFile, split: str) 
         {name: part for name, part in others.items() if part and name != split},
         notes,
     )
+
+
+def _select_without_list(place: Place, table: Path, split: str) -> Selection:
+    """All images of a place whose label file lists none."""
+    if not place.has_splits:
+        check_split("folder", split, ["train"])
+        splits = [name for name in place.folders if split_of(name)]
+        if splits:
+            raise InputError(
+                f"{printable(str(table))} lists no images, so that those of all splits "
+                f"({name_list(splits)}) would be mixed: put a copy of it into each of them"
+            )
+    return select_unlabelled(place)
 
 
 def _labels(rows: Sequence[Row]) -> tuple[Sequence[int] | None, tuple[str, ...]]:
