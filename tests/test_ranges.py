@@ -104,6 +104,8 @@ WRONG = [
     ("digits-flow", "student.process={name=\"vp\",beta_0=nan}", "process.beta_0 is nan"),
     ("digits-flow", 'student.process={name="linear-betas",beta_1=1.0}', "does not decrease within"),
     ("digits-flow", "method.density={name=\"lognormal\",std=1e9}", "density.std is 1000000000.0"),
+    ("digits-flow", 'student.backbone={name="edm-unet",level_width=3}', "an even integer from 4"),
+    ("digits-flow", 'student.backbone={name="edm-unet",level_width=2}', "level_width is 2"),
     ("digits-flow", "method.sampler={name=\"renoise\",share=2}", "sampler.share is 2"),
     ("digits-flow", "method.grid={name=\"fixed\",times=[[]]}", "a fixed grid has 1 lists"),
     ("digits-flow", "method.grid={name=\"fixed\",times=[[1.5]]}", "grid.times.0.0 is 1.5"),

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import BaseMetadata, Ge, Gt, Le, Lt, MaxLen, MinLen
+from annotated_types import BaseMetadata, Ge, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
 
 Finite = Annotated[float, Ge(-1e30), Le(1e30)]
 """Any number that float32 can hold with room for arithmetic."""
@@ -35,6 +35,8 @@ Samples = Annotated[int, Ge(2), Le(2**31 - 1)]
 Port = Annotated[int, Ge(0), Le(65_535)]
 Channels = Annotated[int, Ge(1), Le(65_536)]
 """Channels or features of one layer."""
+EvenWidth = Annotated[int, Ge(4), Le(65_536), MultipleOf(2)]
+"""Features of an embedding, half of which are sines."""
 Depth = Annotated[int, Ge(1), Le(1000)]
 """Number of layers, one after the other."""
 DepthOrZero = Annotated[int, Ge(0), Le(1000)]
@@ -64,6 +66,8 @@ def describe(kind: Any) -> str:
         return _list_words(inner, limits)
     if bare in (int, float):
         noun = "an integer" if bare is int else "a number"
+        if any(isinstance(limit, MultipleOf) for limit in limits):
+            noun = "an even integer"
         words = _range_words(limits)
         return " ".join(filter(None, (noun, words)))
     return {bool: "true or false", str: "text"}.get(bare, "a table of settings")

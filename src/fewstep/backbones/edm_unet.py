@@ -32,6 +32,7 @@ from fewstep.ranges import (
     NONEMPTY,
     Channels,
     Depth,
+    EvenWidth,
     Integer,
     NonNegative,
     Pixels,
@@ -58,7 +59,7 @@ class EDMUNetConfig(BackboneConfig):
     """Attention heads, alternatively to `head_dim`; None for both means one head."""
     head_dim: Channels | None = None
     """Channels per attention head."""
-    level_width: Channels = 128
+    level_width: EvenWidth = 128
     """Width of the level's features; must be even."""
     embedding: Channels = 512
     """Width of the embedding that the layers receive."""

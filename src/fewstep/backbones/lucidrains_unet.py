@@ -29,7 +29,7 @@ from fewstep.backbones.blocks import (
 from fewstep.backbones.embedding import LevelEmbedding, Sinusoid, embed
 from fewstep.condition import Condition
 from fewstep.errors import InputError
-from fewstep.ranges import NONEMPTY, Channels, DepthOrZero, Positive, ProbabilityBelowOne
+from fewstep.ranges import NONEMPTY, Channels, DepthOrZero, EvenWidth, Positive, ProbabilityBelowOne
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LucidrainsUNetConfig(BackboneConfig):
     channels: Annotated[tuple[Channels, ...], NONEMPTY] = (64, 64, 128, 256, 512)
     """Channels of the first convolution, then those that each size hands to the next. The first
     size is the image's, and each next one is half as large."""
-    width: Channels = 64
+    width: EvenWidth = 64
     """Width of the level's embedding; a quarter of the width of the network that follows it."""
     full_attention: tuple[bool, ...] = (False, False, False, True)
     """For each size, whether its attention is full; otherwise it is linear attention."""
