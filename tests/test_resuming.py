@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 from contextlib import closing
 
 import jaxtyping
@@ -11,9 +12,11 @@ from torch import nn
 
 from fewstep.cli import main
 from fewstep.errors import InputError
+from fewstep.evaluation import Evaluator
 from fewstep.files import LOCK
 from fewstep.locks import lock_folder
 from fewstep.recipe import read
+from fewstep.resuming import check_changes, length_settings
 from fewstep.run_folder import Run
 from fewstep.runner import is_finished, run_recipe
 
@@ -316,3 +319,128 @@ def test_the_printed_command_works(tmp_path, capsys, monkeypatch, failing):
     assert command[-1] == "fit.lr=0.0003"
     assert main(command) == 0
     assert Run(out).state()[1]["step"] == 6 and (out / "report.html").exists()
+
+
+# --- more steps
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["fit.warmup=2"], ["fit.nonfinite=skip"], ["fit.ema_rampup=0"], ["fit.adapt=3"]]
+)
+@pytest.mark.parametrize("until", [None, 3])
+def test_an_extended_run_is_one_of_this_length(tmp_path, more, until):
+    train(tmp_path / "run", *more, until=until)
+    longer = [*more, "fit.steps=9"]
+    assert not is_finished(recipe(*longer), tmp_path / "run", extend=True)
+    train(tmp_path / "run", *longer, extend=True)
+    train(tmp_path / "new", *longer)
+    assert equal(tensors(tmp_path / "run"), tensors(tmp_path / "new"))
+    model = "model.safetensors"
+    assert (tmp_path / "run" / model).read_bytes() == (tmp_path / "new" / model).read_bytes()
+    assert is_finished(recipe(*longer), tmp_path / "run", extend=True)
+    assert is_finished(recipe(*longer), tmp_path / "run")
+
+
+def test_without_the_option_more_steps_are_refused_and_fewer_always(stopped):
+    with pytest.raises(InputError, match=r"another recipe: fit\.steps is 6 .* and 9 .*--extend"):
+        train(stopped, "fit.steps=9")
+    with pytest.raises(InputError, match=r"fit\.steps is 4 here but 6 in"):
+        train(stopped, "fit.steps=4", extend=True)
+    with pytest.raises(InputError, match="another recipe: fit.batch"):
+        train(stopped, "fit.steps=9", "fit.batch=4", extend=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ("fit.schedule=cosine", "fit.schedule"),
+        ("fit.players.student.schedule=linear", "fit.players.student.schedule"),
+        ("fit.warmup=0.1", "fit.warmup"),
+        ("fit.ema_halflife=[16, 0.05]", "fit.ema_halflife"),
+        ("method={name='consistency'}", "method.levels"),
+        ("method={name='scm', source='data', warmup=0.5}", "method.warmup"),
+    ],
+)
+def test_what_follows_the_number_of_steps_cannot_be_extended(tmp_path, setting, name):
+    Run(tmp_path / "run").claim(recipe(setting).table())
+    Run(tmp_path / "run").model_file.touch()
+    with pytest.raises(InputError, match=rf"{name} follows .* by student\.init={tmp_path}/run "):
+        check_changes(Run(tmp_path / "run"), recipe(setting, "fit.steps=9"), extend=True)
+
+
+def test_settings_that_do_not_follow_the_number_of_steps():
+    names = {
+        "digits-dmd2": [],
+        "digits-progressive": ["method.phases"],
+        "digits-consistency": ["method.levels"],
+        "digits-scm": ["method.warmup"],
+        "digits-circuit": ["method.phases"],
+        "digits-meanflow": [],
+        "digits-regress": [],
+        "digits-sid": [],
+    }
+    for name, expected in names.items():
+        settings = list(length_settings(read(name)))
+        assert [key for key in settings if key.startswith("method.")] == expected, name
+    cd = read("digits-cd", ["method.levels={name='ladder', growth='fixed'}"])
+    assert not [key for key in length_settings(cd) if key.startswith("method.")]
+
+
+# --- all that a step owes
+
+
+OWED = ["evaluate={every=2, steps=[1], samples=10, extractor='pixels'}"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "samples/step-0000006.png", "report.html"])
+def test_a_finished_run_makes_a_missing_file_again(undisturbed, tmp_path, name):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    argv = ["train", "digits-flow", *TINY, "fit.steps=6", "--out", str(tmp_path / "run")]
+    assert main(argv) == 0
+    before = content(tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    assert Run(tmp_path / "run").missing() == [name]
+    assert main(argv) == 0
+    assert content(tmp_path / "run") == before and Run(tmp_path / "run").missing() == []
+
+
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_an_interrupted_evaluation_is_made_again(tmp_path, monkeypatch, step):
+    run = Run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        real, calls = Evaluator.score, []
+
+        def score(*arguments, **settings):
+            calls.append(1)
+            if 2 * len(calls) == step:
+                raise KeyboardInterrupt
+            return real(*arguments, **settings)
+
+        patch.setattr(Evaluator, "score", score)
+        with pytest.raises(KeyboardInterrupt):
+            train(run.folder, *OWED)
+    assert run.state()[1]["step"] == step and "scores" in run.missing()
+    assert not is_finished(recipe(*OWED), run.folder)
+    train(run.folder, *OWED)
+    train(tmp_path / "new", *OWED)
+    scores = [line["step"] for line in run.progress() if "score" in line]
+    assert scores == [2, 4, 6] and run.missing() == ["report.html"]
+    for name in ("best.safetensors", "model.safetensors", "state/state.safetensors"):
+        assert (run.folder / name).read_bytes() == (tmp_path / "new" / name).read_bytes()
+
+
+def test_log_lines_after_a_resume_are_those_of_an_undisturbed_run(tmp_path):
+    """The numbers of steps 4 and 5 are in the line of step 6, also if the run stopped at 5."""
+
+    def lines(folder):
+        varying = ("seconds", "memory")
+        rows = [line for line in Run(folder).progress() if "seconds" in line]
+        return [{k: v for k, v in row.items() if k not in varying} for row in rows]
+
+    for name, stop in (("new", None), ("run", 5)):
+        for _ in range(2):
+            with closing(run_recipe(recipe(), tmp_path / name, log_every=3)) as training:
+                for progress in training:
+                    if progress.step == stop:
+                        break
+    assert lines(tmp_path / "run") == lines(tmp_path / "new")

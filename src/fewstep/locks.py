@@ -68,6 +68,14 @@ def lock_owner(folder: Path) -> str | None:
         return "another process"
 
 
+def remove_leftover_lock(folder: Path) -> None:
+    """Remove the file of a process that was killed; that of a running one stays."""
+    path = folder / LOCK
+    with suppress(OSError), path.open("rb") as file:
+        if try_lock(file.fileno()) and is_open_file(path, file.fileno()):
+            path.unlink()
+
+
 def _acquire(path: Path) -> int | None:
     """The locked file; None if another process holds its lock."""
     for _ in range(ATTEMPTS):

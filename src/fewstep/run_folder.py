@@ -107,7 +107,7 @@ class Run:
             _replace(self.recipe_file, _toml_bytes(recipe))
 
     def clear_leftovers(self) -> None:
-        """Remove temporary files of killed processes. Only the owner of the folder may do this."""
+        """Remove temporary files of killed processes. Not while another one trains."""
         for folder in (self.folder, self.samples, self.state_file.parent):
             # the second pattern is that of safetensors
             for pattern in (f"*{TEMPORARY}", ".tmp??????"):

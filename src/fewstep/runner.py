@@ -28,6 +28,7 @@ from fewstep.errors import InputError, SharedError
 from fewstep.finite import NonFiniteImages
 from fewstep.generator import Generator
 from fewstep.images import save_grid
+from fewstep.locks import remove_leftover_lock
 from fewstep.methods.checks import training_warnings
 from fewstep.recipe import Recipe
 from fewstep.resuming import MAX_GROWTH, Start, check_changes, find_start, restore
@@ -121,12 +122,18 @@ def check_ranks(recipe: Recipe, run: Run, pins: Mapping[str, str]) -> None:
 
 def is_finished(recipe: Recipe, folder: Path | str, *, extend: bool = False) -> bool:
     """Whether the recipe has been trained to its last step in this folder, and all files of this
-    step are there but the report."""
+    step are there but the report. Then what is left of a killed process is removed."""
     run = Run(folder)
     changes, state = check_changes(run, recipe, extend=extend), run.state()
     if state is None or "fit.steps" in changes or state[1]["step"] < state[1]["total"]:
         return False
-    return not {*run.missing()} - {run.report_file.name}
+    if {*run.missing()} - {run.report_file.name}:
+        return False
+    if run.owner() is None:
+        remove_leftover_lock(run.folder)
+        with suppress(OSError):  # it may be read-only
+            run.clear_leftovers()
+    return True
 
 
 class RunWriter:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fewstep import __version__, distributed, store, threads
 from fewstep.errors import InputError
 from fewstep.generator import Generator
+from fewstep.locks import remove_leftover_lock
 from fewstep.plugins import name_of, names, resolve
 from fewstep.recording.settings import Recording, make_schema, shard_rows
 from fewstep.recording.tiles import Tiles
@@ -64,8 +65,12 @@ def record(
 def _unfinished_folder(address: Address) -> Path | None:
     """The local folder of a store that is not finished; None for another one."""
     folder = store.open_folder(address)
-    is_local = isinstance(folder, LocalFolder)
-    return folder.root if is_local and MANIFEST not in folder.sizes() else None
+    if not isinstance(folder, LocalFolder):
+        return None
+    if MANIFEST not in folder.sizes():
+        return folder.root
+    remove_leftover_lock(folder.root)
+    return None
 
 
 def _record(

@@ -1,0 +1,41 @@
+"""What a crash at any file operation leaves is completed by the same command.
+
+Slow: all operations. Here: a few of each command, in one process for all of them.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "crashing.py"
+
+
+def sweep(folder, **counts):
+    words = [f"{name}={count}" for name, count in counts.items()]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder / "sweep"), *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_after_a_crash_the_same_command_ends_with_the_same_files(tmp_path):
+    for name, result in sweep(tmp_path, train=4, record=2, evaluate=2, compare=1, demo=1).items():
+        assert result["bad"] == [], name
+        assert result["tried"] <= result["points"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ["train", "record", "evaluate", "compare", "demo"])
+def test_after_a_crash_at_any_operation(tmp_path, name):
+    result = sweep(tmp_path, **{name: 0})[name]
+    print(name, result)
+    assert result["bad"] == [] and result["tried"] == result["points"] >= 5
