@@ -55,6 +55,17 @@ def test_values_of_another_type_are_damage(weights, tmp_path, key):
         runs.load(edited(weights, tmp_path, **{key: 3}))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("pins", {"data": {}}), ("pins", {"data": None}), ("scores", [3]), ("scores", [{}, "x"]),
+     ("step", "x"), ("step", True), ("step", 1.5)],
+)  # fmt: skip
+def test_items_of_another_type_are_damage(weights, tmp_path, key, value):
+    for use in (runs.load, runs.describe):
+        with pytest.raises(InputError, match=f"is damaged: {key} in its metadata is "):
+            use(edited(weights, tmp_path, **{key: value}))
+
+
 def newer_descriptions():
     table = unet_generator().describe()
     backbone, spec = table["backbone"], table["spec"]

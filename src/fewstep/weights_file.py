@@ -33,8 +33,11 @@ _TYPES: dict[str, Any] = {
     "pins": dict,
     "scores": list,
     "license": str,
+    "step": int,
 }
 """Types of the values in the JSON object."""
+_ITEM_TYPES: dict[str, Any] = {"pins": str, "scores": dict}
+"""Types of the items of these values."""
 
 
 def write_weights_file(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
@@ -89,7 +92,12 @@ def _explained(path: Path) -> Pull[None]:
 
 def _check_types(note: dict[str, Any], path: Path) -> dict[str, Any]:
     for key, kind in _TYPES.items():
-        if key in note and not isinstance(note[key], kind):
+        value, item_kind = note.get(key), _ITEM_TYPES.get(key, object)
+        items: Any = value.values() if isinstance(value, dict) else value
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+        if item_kind is not object:
+            fits = fits and all(isinstance(item, item_kind) for item in items)
+        if key in note and not fits:
             problem = f"{key} in its metadata is {reprlib.repr(note[key])}"
             raise InputError(f"{path} is damaged: {problem}{_newer_version(note)}")
     return note
