@@ -19,7 +19,7 @@ class SharedError(InputError):
 
 @contextmanager
 def errors_about(name: str) -> Generator[None]:
-    """Put `name: ` before the message of an InputError that the block raises."""
+    """Put the name and a colon before the message of an InputError that the block raises."""
     try:
         yield
     except InputError as error:
