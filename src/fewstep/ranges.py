@@ -32,7 +32,7 @@ RowsOrZero = Annotated[int, Ge(0), Le(2**20)]
 SamplingSteps = Annotated[int, Ge(1), Le(100_000)]
 Samples = Annotated[int, Ge(2), Le(2**31 - 1)]
 """Images of a score, whose covariance needs two."""
-Port = Annotated[int, Ge(0), Le(65_535)]
+Port = Annotated[int, Ge(1), Le(65_535)]
 Channels = Annotated[int, Ge(1), Le(65_536)]
 """Channels or features of one layer."""
 EvenWidth = Annotated[int, Ge(4), Le(65_536), MultipleOf(2)]

@@ -235,7 +235,7 @@ def test_a_picture_has_the_format_of_its_suffix(tmp_path, capsys, name, format):
         (["compare", DIGITS, "--steps", "1e3"], "--steps 1e3 is not a list of numbers"),
         (["record", DIGITS, "--out", "x", "--batch", "0"], "--batch is 0"),
         (["record", DIGITS, "--out", "x", "--clip", "inf"], "--clip is inf"),
-        (["studio", "--port", "70000"], "--port is 70000; it must be an integer from 0 to 65,535"),
+        (["studio", "--port", "70000"], "--port is 70000; it must be an integer from 1 to 65,535"),
     ],
 )
 def test_options_have_ranges(never, capsys, argv, message):

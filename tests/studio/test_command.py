@@ -37,7 +37,7 @@ def test_a_taken_port(refusal, folder):
 
 @pytest.mark.parametrize("port", [0, -1, 65536])
 def test_a_port_that_is_none(refusal, folder, port):
-    assert "out of range" in refusal(folder, f"--port={port}")
+    assert "it must be an integer from 1 to 65,535" in refusal(folder, f"--port={port}")
 
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid", ""])

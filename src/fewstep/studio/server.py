@@ -67,8 +67,6 @@ def settings(host: str, port: int) -> dict[str, object]:
 
 def check_free(host: str, port: int) -> None:
     """Raise InputError unless this machine can listen at `host` and `port`."""
-    if not 1 <= port <= 65535:
-        raise InputError(f"--port {port} is out of range; choose one from 1 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
