@@ -15,7 +15,7 @@ import fewstep.comparison  # noqa: F401  so that it does not import what tests r
 import fewstep.runner  # noqa: F401
 from fewstep import runs
 from fewstep.cli import main
-from fewstep.cli.faults import explain
+from fewstep.cli.faults import as_input_error, explain
 from fewstep.cli.jobs import Job, run_jobs
 from fewstep.errors import InputError
 
@@ -122,6 +122,13 @@ def fill_the_disk(update):
     raise OSError(errno.ENOSPC, "No space left on device", "x.png")
 
 
+def test_a_fault_becomes_an_input_error_and_a_bug_does_not():
+    assert isinstance(as_input_error(MemoryError()), InputError)
+    for error in (InputError("x"), ValueError("y")):
+        assert as_input_error(error) is error
+
+
+@pytest.mark.slow
 def test_a_fault_in_a_process_of_its_own_is_explained():
     with pytest.raises(InputError, match="a job: x.png: No space left on device: make room"):
         run_jobs([Job("a job", 1, fill_the_disk)], workers=1)
