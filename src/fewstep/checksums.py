@@ -7,6 +7,7 @@ changed byte. People can read the files; a line of JSON has it as its last key.
 import json
 import os
 import re
+import shlex
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -117,7 +118,7 @@ def _table(line: bytes, path: Path, number: int) -> dict[str, Any]:
     if table is None:
         raise InputError(
             f"line {number} of {path} is damaged: its checksum does not match: copy the file again "
-            f"from where it is intact, or remove the line: sed -i {number}d {path}"
+            f"from where it is intact, or remove the line: sed -i {number}d {shlex.quote(str(path))}"
         )
     return table
 
