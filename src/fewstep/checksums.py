@@ -118,7 +118,8 @@ def _table(line: bytes, path: Path, number: int) -> dict[str, Any]:
     if table is None:
         raise InputError(
             f"line {number} of {path} is damaged: its checksum does not match: copy the file again "
-            f"from where it is intact, or remove the line: sed -i {number}d {shlex.quote(str(path))}"
+            "from where it is intact, or remove the line: "
+            f"sed -i {number}d {shlex.quote(str(path))}"
         )
     return table
 
