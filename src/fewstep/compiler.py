@@ -10,7 +10,7 @@ def check_compiler(setting: str) -> None:
 
     try:
         get_cpp_compiler()
-    except InvalidCxxCompiler as error:
+    except (InvalidCxxCompiler, OSError) as error:
         raise InputError(
             f"{setting} needs a C++ compiler such as g++, which was not found: install one, or "
             f"leave out {setting}"

@@ -245,5 +245,6 @@ def test_a_picture_has_the_format_of_its_suffix(tmp_path, capsys, name, format):
         (["studio", "--port", "70000"], "--port is 70000; it must be an integer from 1 to 65,535"),
     ],
 )
-def test_options_have_ranges(never, capsys, argv, message):
+def test_options_have_ranges(never, tmp_path, monkeypatch, capsys, argv, message):
+    monkeypatch.chdir(tmp_path)
     assert message in fails(capsys, *argv)

@@ -127,10 +127,10 @@ class Demo(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Run `fewstep demo`. Returns the exit code."""
     options = console.options(Options, "demo", argv)
-    jobs.preload(["fewstep.cli.demo", "fewstep.runner", "fewstep.comparison"])
     folder = Path("runs/demo-all" if options.all else "runs/demo")
+    check_writable_folder(options.out or folder, "--out")
+    jobs.preload(["fewstep.cli.demo", "fewstep.runner", "fewstep.comparison"])
     demo = Demo(options.out or folder, options.all)
-    check_writable_folder(demo.out, "--out")
     from fewstep import metrics
 
     protocol = metrics.protocol("quick")
