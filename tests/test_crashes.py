@@ -11,19 +11,22 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent / "crashing.py"
 
-
-def sweep(folder, **counts):
-    words = [f"{name}={count}" for name, count in counts.items()]
+def run(script, *words):
+    """The JSON that a script in this folder prints."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder / "sweep"), *words],
+        [sys.executable, str(Path(__file__).parent / script), *words],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def sweep(folder, **counts):
+    words = [f"{name}={count}" for name, count in counts.items()]
+    return run("crashing.py", str(folder / "sweep"), *words)
 
 
 def test_after_a_crash_the_same_command_ends_with_the_same_files(tmp_path):
@@ -39,3 +42,11 @@ def test_after_a_crash_at_any_operation(tmp_path, name):
     result = sweep(tmp_path, **{name: 0})[name]
     print(name, result)
     assert result["bad"] == [] and result["tried"] == result["points"] >= 5
+
+
+@pytest.mark.slow
+def test_of_two_trainings_in_one_folder_one_is_refused(tmp_path):
+    result = run("rivals.py", str(tmp_path), "50")
+    print(result)
+    assert result["bad"] == []
+    assert result["ends"]["0, 2"] >= 25 and sum(result["ends"].values()) == 50
