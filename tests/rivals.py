@@ -25,7 +25,7 @@ from fewstep.recipe import read
 from fewstep.run_folder import Run
 from fewstep.runner import run_recipe
 
-STEPS = 12
+STEPS = 100
 TRAINED, REFUSED, FINISHED, FAILED = 0, 2, 3, 1
 
 
@@ -53,9 +53,12 @@ def rivals(root, count):
     torch.set_num_threads(1)
     data.load("digits")
     import_module("torch._dynamo")  # what each of the processes would import again
-    start = time.monotonic()
-    assert exit_code(train(root / "alone")) == TRAINED
-    length = time.monotonic() - start
+    lengths: list[float] = []
+    for name in ("alone", "again", "once more"):  # the first is slow
+        start = time.monotonic()
+        assert exit_code(train(root / name)) == TRAINED
+        lengths.append(time.monotonic() - start)
+    length = min(lengths)
     dice, ends, bad = random.Random(0), Counter(), []
     weights = (root / "alone" / "model.safetensors").read_bytes()
     for number in range(count):
