@@ -1,6 +1,5 @@
 """`fewstep studio`: what it cannot open or listen at is one line and exit code 2."""
 
-import json
 import socket
 import sys
 
@@ -12,6 +11,7 @@ from fewstep.models import model_addresses
 from fewstep.studio import server
 from fewstep.studio.catalogue import Catalogue, default_addresses
 from fewstep.studio.workshop import Workshop
+from fewstep.tensor_file import read_tensor_file, write_tensor_file
 
 
 @pytest.fixture
@@ -73,18 +73,11 @@ def test_without_arguments_the_models_of_the_package_are_offered(tmp_path, monke
 
 
 def test_a_run_of_a_newer_version_is_one_line(folder, tmp_path):
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    file = folder / "cm" / "model.safetensors"
-    with safe_open(file, framework="pt") as old:
-        note = json.loads(old.metadata()["fewstep"])
-        tensors = {name: old.get_tensor(name) for name in old.keys()}  # noqa: SIM118
+    tensors, note = read_tensor_file(folder / "cm" / "model.safetensors")
     note["version"] = "99.0"
     note["description"]["process"] = {"name": "wormhole"}
     (tmp_path / "new").mkdir()
-    new = tmp_path / "new" / "model.safetensors"
-    save_file(tensors, new, metadata={"fewstep": json.dumps(note)})
+    write_tensor_file(tmp_path / "new" / "model.safetensors", tensors, note)
     with pytest.raises(InputError, match="wormhole") as error:
         Workshop(Catalogue([str(tmp_path)])).load("new")
     assert "\n" not in str(error.value)
