@@ -1,5 +1,7 @@
 """Single image files and archives contain exactly the generator's images."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,9 @@ def grey(tmp_path_factory):
     path = tmp_path_factory.mktemp("files") / "grey.safetensors"
     runs.save_generator(path, unet_generator(classes=3), None, {})
     return path
+
+
+ONE = [(range(1), torch.zeros(1, 1, 4, 4, dtype=torch.uint8))]
 
 
 def images(run, count, **options):
@@ -76,12 +81,29 @@ def test_a_stopped_work_leaves_nothing(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             list(work)
     assert not list(tmp_path.iterdir())
-    # what a killed process leaves is cleared
-    (tmp_path / "a.tmp").mkdir()
-    (tmp_path / "a.tmp" / "000009.png").touch()
-    rows = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
-    assert list(save_each([(range(1), rows)], tmp_path / "a")) == [1]
-    assert [path.name for path in tmp_path.rglob("*")] == ["a", "000000.png"]
+    # what a killed process leaves is cleared; a user's folder is not
+    for leftover in (".a-0123abcd.tmp", "a/.a-0123abcd.tmp", "a.tmp"):
+        (tmp_path / leftover).mkdir(parents=True)
+        (tmp_path / leftover / "000009.png").touch()
+    assert list(save_each(ONE, tmp_path / "a")) == [1]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    names = {path.relative_to(tmp_path).as_posix() for path in files}
+    assert names == {"a/000000.png", "a.tmp/000009.png"}
+
+
+@pytest.mark.parametrize("out", [".", "../here", "link", "new/../deep/each", "é [a], b"])
+def test_any_empty_folder_is_filled(out, tmp_path, monkeypatch):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    if out == "link":
+        (tmp_path / "target").mkdir()
+        Path("link").symlink_to(tmp_path / "target")
+    elif "new" in out:
+        Path("new").mkdir()
+    assert list(save_each(ONE, Path(out))) == [1]
+    assert [path.name for path in Path(out).iterdir() if path.name != "new"] == ["000000.png"]
+    assert Path("link").is_symlink() == (out == "link")
 
 
 @pytest.mark.parametrize("channels", [2, 4])

@@ -16,7 +16,7 @@ LAYERS = [
     ["errors", "allocator", "formatting", "noise", "precision", "ranges", "web"],
     ["compiler", "overrides", "paths", "plugins"],
     ["utf8_paths", "checksums", "files"],
-    ["images", "locks"],
+    ["images", "locks", "temporary_folder"],
     ["tensor_file", "schema", "tables", "models"],
     ["download"],
     ["condition"],

@@ -1,6 +1,6 @@
 """Write generated images for other tools: one PNG file each, or one NumPy archive."""
 
-import shutil
+import os
 import zipfile
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.files import TEMPORARY, atomic_write
+from fewstep.files import atomic_write
+from fewstep.temporary_folder import is_empty, temporary_folder
 
 Batches = Iterable[tuple[range, Tensor]]
 """Images as uint8 (b, c, h, w) with their row numbers, as `drawing.generate` yields them."""
@@ -19,7 +20,8 @@ Batches = Iterable[tuple[range, Tensor]]
 
 def check_image_folder(folder: Path) -> None:
     """Raise InputError unless `folder` is new or empty."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    target = Path(os.path.realpath(folder))
+    if target.exists() and not (target.is_dir() and is_empty(target)):
         raise InputError(
             f"{folder} is not an empty folder, and tools that read it would take what it contains "
             "for samples: name a new folder"
@@ -37,22 +39,22 @@ def check_channels(shape: tuple[int, ...]) -> None:
 
 @contextmanager
 def _new_folder(folder: Path) -> Generator[Path]:
-    """A temporary folder, which is renamed to `folder` when the block succeeds."""
+    """A temporary folder, which becomes `folder` when the block succeeds."""
     check_image_folder(folder)
-    temporary = folder.with_name(folder.name + TEMPORARY)
-    shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have left it
-    temporary.mkdir(parents=True)
-    try:
+    target = Path(os.path.realpath(folder))
+    with temporary_folder(target) as temporary:
         yield temporary
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not target.exists():
+            temporary.rename(target)
+        else:  # it may be the working directory or a disk, which cannot be replaced
+            for file in sorted(temporary.iterdir()):
+                file.rename(target / file.name)
 
 
 def save_each(batches: Batches, folder: Path) -> Iterator[int]:
     """Write images as `folder`/000000.png, 000001.png, ... Yields the number of images so far.
 
-    The folder appears when all images are written, so that no tool reads a part of them.
+    The files appear when all images are written, so that no tool reads a part of them.
 
     Raises: InputError if it exists and is not empty, or for images that are not grey or RGB.
     """

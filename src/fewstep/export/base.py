@@ -1,23 +1,19 @@
 """What all exports share: the folder, and the record of what was checked."""
 
-import glob
 import json
 import os
-import secrets
-import shutil
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar
 
 from fewstep.checksums import read_checked_json, with_check
 from fewstep.errors import InputError
 from fewstep.export.source import Source
-from fewstep.files import EXPORT_RECORD, TEMPORARY, atomic_write, file_digest, try_lock
+from fewstep.files import EXPORT_RECORD, atomic_write, file_digest
+from fewstep.temporary_folder import is_empty, temporary_folder
 
 RECORD = EXPORT_RECORD
 
@@ -67,61 +63,28 @@ def _replaced(out: Path) -> Generator[Path]:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
-    earlier = _earlier_files(out)
-    target = Path(os.path.realpath(out))  # not a symbolic link, which cannot be made as a folder
+    # not a symbolic link, which cannot be made as a folder; a name also for .
+    target = Path(os.path.realpath(out))
+    earlier = _earlier_files(out, target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
-        folder = _existing(target) / f".{target.name}-{secrets.token_hex(4)}{TEMPORARY}"
-        folder.mkdir()
-        with _locked(folder):  # which tells others that it is no leftover
-            try:
-                yield folder
-                if target.exists():
-                    _move_files(folder, target, earlier)
-                else:
-                    folder.rename(target)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+        with temporary_folder(target) as folder:
+            yield folder
+            if target.exists():
+                _move_files(folder, target, earlier)
+            else:
+                folder.rename(target)
     except OSError as error:
         problem = error.strerror or str(error)
         raise InputError(f"cannot write {out}: {problem}; give another --out") from error
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Remove the folders of killed exports."""
-    for place in (target, target.parent):
-        for folder in place.glob(f".{glob.escape(target.name)}-????????{TEMPORARY}"):
-            with _locked(folder) as is_leftover:
-                if is_leftover:
-                    shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Generator[bool]:
-    """Lock a folder itself. The value is whether that succeeded; Windows cannot do it."""
-    if sys.platform == "win32":
-        yield False
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield bool(try_lock(descriptor))
-    finally:
-        os.close(descriptor)
-
-
-def _existing(target: Path) -> Path:
-    """The folder itself if it exists, which may be a disk of its own; else its parent."""
-    return target if target.is_dir() else target.parent
-
-
-def _earlier_files(out: Path) -> set[Path]:
-    """Files of an earlier export in `out`, relative to it. Users' own files are not among them.
+def _earlier_files(out: Path, target: Path) -> set[Path]:
+    """Files of an earlier export in `out`, whose real path is `target`, relative to it. Users' own
+    files are not among them.
 
     Raises: InputError for a folder with contents that is no earlier export.
     """
-    leftover = f".{out.name}-*{TEMPORARY}"
-    if not out.is_dir() or all(fnmatch(path.name, leftover) for path in out.iterdir()):
+    if not target.is_dir() or is_empty(target):
         return set()
     try:
         names = read_checked_json(out / RECORD, "give another --out")["files"]
@@ -131,9 +94,8 @@ def _earlier_files(out: Path) -> set[Path]:
             f"--out {out} is not empty and is no earlier export: it has no {RECORD} with a list of "
             "its files; give another"
         ) from error
-    root = out.resolve()
-    paths = {file: (out / file).resolve() for file in files}
-    own = {file for file, path in paths.items() if path.is_file() and path.is_relative_to(root)}
+    paths = {file: (target / file).resolve() for file in files}
+    own = {file for file, path in paths.items() if path.is_file() and path.is_relative_to(target)}
     return {*own, Path(RECORD)}
 
 
