@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep import __version__, plugins
+from fewstep.backbones.outline import without_memory
 from fewstep.errors import InputError
 from fewstep.generator import Generator, from_description
 from fewstep.guidance import unguided
@@ -175,8 +176,7 @@ def check_loadable(generator: Generator) -> dict[str, Any]:
                 f"the {noun} {part!r} is not equal to the one built from its fields, so it cannot "
                 "be saved: keep all its settings in fields"
             )
-    # only names and shapes of the weights are compared, so they need no memory
-    with torch.device("meta"):
+    with without_memory():  # only names and shapes of the weights are compared
         again = backbone.config.build(shape=backbone.shape, classes=backbone.classes)
     if _shapes(again) != _shapes(backbone):
         name = plugins.name_of("backbone", type(backbone.config))

@@ -5,7 +5,7 @@ tensors in the file before it is built.
 """
 
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
@@ -13,10 +13,16 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from fewstep.backbones.base import Backbone, BackboneConfig
 from fewstep.errors import InputError
 
+RANDOM = frozenset(
+    {"normal_", "uniform_", "trunc_normal_", "bernoulli_", "orthogonal_", "sparse_"}
+    | {"kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "xavier_uniform_"}
+)
+"""Functions that draw initial values."""
 LARGEST = 1 << 16
 """Largest integer in settings, unless a file has more tensors than that."""
 
@@ -35,7 +41,7 @@ def outline(
             raise InputError(
                 f"a setting of the network is {number}, and at most {limit} is allowed here"
             )
-    with torch.device("meta"), _limited(2 * tensors + 64, tensors):
+    with without_memory(), _limited(2 * tensors + 64, tensors):
         return config.build(shape=shape, classes=classes)
 
 
@@ -54,6 +60,31 @@ def find_misfit(network: nn.Module, shapes: Mapping[str, torch.Size], prefix: st
 
 def _text(shape: torch.Size | None) -> str:
     return "missing" if shape is None else str(tuple(shape))
+
+
+@contextmanager
+def without_memory() -> Generator[None]:
+    """Build networks on the device `meta` in the block: their weights have shapes and no values."""
+    with torch.device("meta"), _NoInitialValues():
+        yield
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Leaves out random initial values, which have no meaning on the device `meta`.
+
+    There, PyTorch imports its compiler to draw them, which takes seconds.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func.__name__ in RANDOM:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
