@@ -252,7 +252,14 @@ def explode(folder, *more):
 
 @pytest.mark.parametrize(
     "setting",
-    ["fit.lr=1e-3", "fit.players.student.lr=1e-4", "fit.optimizer=adam", "fit.clip=1.0"],
+    [
+        "fit.lr=1e-3",
+        "fit.players.student.lr=1e-4",
+        *(
+            pytest.param(setting, marks=pytest.mark.slow)
+            for setting in ("fit.optimizer=adam", "fit.clip=1.0")
+        ),
+    ],
 )
 def test_the_advice_after_an_infinite_loss_works_without_a_state(tmp_path, setting):
     assert "it starts from the beginning" in explode(tmp_path / "run", "fit.save_every=100")
@@ -265,7 +272,13 @@ def test_the_advice_after_an_infinite_loss_works_without_a_state(tmp_path, setti
 
 @pytest.mark.parametrize(
     "more",
-    [[], ["evaluate={every=1, extractor='pixels', samples=10, steps=[1]}"]],
+    [
+        [],
+        pytest.param(
+            ["evaluate={every=1, extractor='pixels', samples=10, steps=[1]}"],
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_a_state_that_has_diverged_already_is_not_resumed(tmp_path, more):
     assert "it starts from the" in explode(tmp_path / "run", "fit.save_every=1", *more)
@@ -306,7 +319,9 @@ def test_a_sound_state_is_resumed_with_another_rate(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:from step . on, fit.lr is 0.0003 instead of 0.003:UserWarning")
-@pytest.mark.parametrize("failing", [1, 2, 3, 6])
+@pytest.mark.parametrize(
+    "failing", [1, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 3, 6))]
+)
 def test_the_printed_command_works(tmp_path, capsys, monkeypatch, failing):
     out = tmp_path / "my runs" / "a, b"
     norms = iter([1.0] * (failing - 1) + [torch.nan])
@@ -325,9 +340,19 @@ def test_the_printed_command_works(tmp_path, capsys, monkeypatch, failing):
 
 
 @pytest.mark.parametrize(
-    "more", [[], ["fit.warmup=2"], ["fit.nonfinite=skip"], ["fit.ema_rampup=0"], ["fit.adapt=3"]]
+    ("more", "until"),
+    [
+        ([], None),
+        (["fit.adapt=3"], 3),
+        *(
+            pytest.param(more, until, marks=pytest.mark.slow)
+            for more in (["fit.warmup=2"], ["fit.nonfinite=skip"], ["fit.ema_rampup=0"])
+            for until in (None, 3)
+        ),
+        pytest.param([], 3, marks=pytest.mark.slow),
+        pytest.param(["fit.adapt=3"], None, marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("until", [None, 3])
 def test_an_extended_run_is_one_of_this_length(tmp_path, more, until):
     train(tmp_path / "run", *more, until=until)
     longer = [*more, "fit.steps=9"]
@@ -404,7 +429,9 @@ def test_a_finished_run_makes_a_missing_file_again(undisturbed, tmp_path, name):
     assert content(tmp_path / "run") == before and Run(tmp_path / "run").missing() == []
 
 
-@pytest.mark.parametrize("step", [2, 4, 6])
+@pytest.mark.parametrize(
+    "step", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 6))]
+)
 def test_an_interrupted_evaluation_is_made_again(tmp_path, monkeypatch, step):
     run = Run(tmp_path / "run")
     with monkeypatch.context() as patch:

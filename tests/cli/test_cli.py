@@ -333,6 +333,7 @@ def undisturbed(folder):
     return (out / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_a_killed_run_end_in_the_same_bytes(folder, undisturbed):
     """Stopped by Ctrl-C, then killed in mid-training, and started again after each."""
     out = folder / "stopped"
