@@ -198,6 +198,8 @@ def test_the_weight_of_meanflow_stays_finite(setting):
         ("digits-flow", "student.process.sigma_max=2", r"sigma_max \(flow has no settings\)"),
         ("digits-flow", "student.process={name=3}", "process.name is 3; choose one of flow"),
         ("digits-flow", "student.process=3", "student.process is 3; it must be a table"),
+        ("digits-flow", "student.backbone={channels=3}", "^student.backbone lacks a name; choose"),
+        ("digits-flow", "data={name='folder', path=''}", "data.path is empty; it must be a path"),
         ("digits-flow", 'student.process="cosin"', "unknown process 'cosin'; did you mean cosine"),
         ("digits-flow", "method.sampler.clip=-1", "sampler.clip is -1; .* above 0"),
         ("digits-flow", "method.sampler.share=0.1", r"sampler.share \(transfer has clip\)"),

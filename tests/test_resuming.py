@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from fewstep import run_folder
 from fewstep.cli import main
 from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
 from fewstep.files import LOCK
 from fewstep.locks import lock_folder
 from fewstep.recipe import read
-from fewstep.resuming import check_changes, length_settings
+from fewstep.resuming import check_changes, find_start, length_settings
 from fewstep.run_folder import Run
 from fewstep.runner import is_finished, run_recipe
 
@@ -222,6 +223,14 @@ def test_settings_of_the_result_may_not_change(stopped, setting):
     assert content(stopped) == before
 
 
+def test_weights_that_were_used_may_not_be_left_out(stopped):
+    pins = Run(stopped).state()[1]["pins"]
+    assert find_start(Run(stopped), recipe(), pins, "").step == 3
+    for other in ({}, {**pins, "pairs": "abc"}, {**pins, "data": "abc"}):
+        with pytest.raises(InputError, match="was trained with another (data|pairs) than this"):
+            find_start(Run(stopped), recipe(), other, "")
+
+
 @pytest.mark.parametrize("setting", ["fit.micro_batch=4", "fit.channels_last=true"])
 def test_settings_that_round_differently_are_announced(stopped, setting):
     with pytest.warns(UserWarning, match=f"{setting.partition('=')[0]} is .* rounds differently"):
@@ -364,6 +373,30 @@ def test_an_extended_run_is_one_of_this_length(tmp_path, more, until):
     assert (tmp_path / "run" / model).read_bytes() == (tmp_path / "new" / model).read_bytes()
     assert is_finished(recipe(*longer), tmp_path / "run", extend=True)
     assert is_finished(recipe(*longer), tmp_path / "run")
+
+
+def test_an_extended_run_that_is_killed_before_its_first_save_is_not_finished(
+    undisturbed, tmp_path
+):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    with closing(run_recipe(recipe("fit.steps=9"), tmp_path / "run", extend=True)) as steps:
+        next(steps)
+        shutil.copytree(tmp_path / "run", tmp_path / "killed")
+    assert not is_finished(recipe("fit.steps=9"), tmp_path / "killed")
+    train(tmp_path / "killed", "fit.steps=9")
+    train(tmp_path / "run", "fit.steps=9")
+    assert equal(tensors(tmp_path / "killed"), tensors(tmp_path / "run"))
+
+
+def test_a_training_reads_the_tensors_of_its_state_once(stopped, monkeypatch):
+    reads, read_file = [], run_folder.read_weights_file
+    monkeypatch.setattr(
+        run_folder, "read_weights_file", lambda *a, **k: reads.append(a) or read_file(*a, **k)
+    )
+    assert not is_finished(recipe(), stopped)
+    train(stopped)
+    assert len(reads) == 1
+    assert is_finished(recipe(), stopped) and len(reads) == 1
 
 
 def test_without_the_option_more_steps_are_refused_and_fewer_always(stopped):

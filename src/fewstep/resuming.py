@@ -183,8 +183,8 @@ def _players(fit: FitConfig) -> Iterator[tuple[str, FitConfig]]:
 
 
 def _check_pins(run: Run, old: Mapping[str, str], new: Mapping[str, str]) -> None:
-    for name, value in new.items():
-        if old.get(name) != value:
+    for name in (*new, *old):
+        if old.get(name) != new.get(name):
             raise InputError(
                 f"{run.folder} was trained with another {name} than this recipe loads now: the "
                 "hashes differ; give another --out, or restore the earlier one"

@@ -31,7 +31,12 @@ from fewstep.errors import InputError
 from fewstep.files import LOCK, TEMPORARY, atomic_write
 from fewstep.generator import Generator
 from fewstep.paths import read_regular
-from fewstep.weights_file import build_generator, read_weights_file, write_weights_file
+from fewstep.weights_file import (
+    build_generator,
+    read_description,
+    read_weights_file,
+    write_weights_file,
+)
 
 
 class Run:
@@ -126,10 +131,9 @@ class Run:
 
         The same training command completes it.
         """
-        state = self.state()
-        if state is None:
+        note = self.state_note()
+        if note is None:
             return []
-        note = state[1]
         names = [name for name in note["files"] if not (self.folder / name).exists()]
         names += ["scores"] if note["unscored"] else []
         is_finished = note["step"] == note["total"]
@@ -181,12 +185,24 @@ class Run:
         """The tensors and JSON object that `save_state` wrote; None if there is no state yet."""
         if not self.state_file.exists():
             return None
+        tensors, note = read_weights_file(self.state_file, remedy=self._state_remedy())
+        _check_state(note, self.state_file)
+        return tensors, note
+
+    def state_note(self) -> dict[str, Any] | None:
+        """The JSON object of `state` alone, whose tensors are not read."""
+        if not self.state_file.exists():
+            return None
+        note = read_description(self.state_file, remedy=self._state_remedy())
+        _check_state(note, self.state_file)
+        return note
+
+    def _state_remedy(self) -> str:
+        """What to do about a damaged state."""
         remedy = "copy it again from where it is intact, or train into another --out"
         if self.model_file.exists():
             remedy += f", from its averaged weights with student.init={self.folder}"
-        tensors, note = read_weights_file(self.state_file, remedy=remedy)
-        _check_state(note, self.state_file)
-        return tensors, note
+        return remedy
 
     def raw_generator(self, *, allow_code: Collection[str] = ()) -> Generator:
         """The student with the raw (not averaged) weights of the last step."""

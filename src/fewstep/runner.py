@@ -105,7 +105,7 @@ def check_ranks(recipe: Recipe, run: Run, pins: Mapping[str, str]) -> None:
             f"fit.batch is {recipe.fit.batch}, too few for {ranks} processes, of which each trains "
             "on a part of the batch: raise it, or start fewer processes"
         )
-    state = run.state()
+    note = run.state_note()
     table = flatten(recipe.table())
     for path in ("data.path", "teacher.load", "pairs.load"):  # machines may have other paths
         table.pop(path, None)
@@ -114,7 +114,7 @@ def check_ranks(recipe: Recipe, run: Run, pins: Mapping[str, str]) -> None:
             "the version of fewstep": __version__,
             "the version of torch": torch.__version__,
             **{f"the hash of {name}": digest for name, digest in pins.items()},
-            f"the saved step in {run.folder}": state and state[1]["step"],
+            f"the saved step in {run.folder}": note and note["step"],
             **table,
         }
     )
@@ -124,8 +124,8 @@ def is_finished(recipe: Recipe, folder: Path | str, *, extend: bool = False) -> 
     """Whether the recipe has been trained to its last step in this folder, and all files of this
     step are there but the report. Then what is left of a killed process is removed."""
     run = Run(folder)
-    changes, state = check_changes(run, recipe, extend=extend), run.state()
-    if state is None or "fit.steps" in changes or state[1]["step"] < state[1]["total"]:
+    changes, note = check_changes(run, recipe, extend=extend), run.state_note()
+    if note is None or "fit.steps" in changes or note["step"] < note["total"]:
         return False
     if {*run.missing()} - {run.report_file.name}:
         return False
@@ -209,6 +209,9 @@ class RunWriter:
         run, start = self.run, self.start
         if start.clears:
             run.clear()
+        if start.state and start.state[1]["total"] != self.total:
+            # before the recipe: a kill between them must not leave a run that looks finished
+            run.save_state(start.state[0], {**start.state[1], "total": self.total})
         if start.changes_result and run.best_file.exists():
             if runs.describe(run.folder, weights="best")["step"] > start.step:
                 run.best_file.unlink()  # of a step that will not be repeated

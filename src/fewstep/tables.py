@@ -90,7 +90,11 @@ def check(kind: Any, value: Any, table_key: str) -> Any:
         return _json_table(cast(Mapping[str, Any], value), table_key)
     if bare is str and isinstance(value, str):
         # pydantic refuses paths that are not UTF-8
-        return expand_home(value) if kind is Address else value
+        if kind is not Address:
+            return value
+        if not value:  # which would be the current folder
+            raise InputError(f"{table_key} is empty; it must be a path or an address")
+        return expand_home(value)
     if get_origin(bare) is tuple and isinstance(value, tuple):
         # its items are checked one by one, so that an error names the first wrong one
         pydantic_kind = Annotated[tuple[Any, ...], *(limits or (MinLen(0),))]
@@ -156,9 +160,7 @@ def resolve_name(noun: str, table: Any, table_key: str, allow_code: Collection[s
     table = _mapping(table, table_key)
     name = table.get("name")
     if not isinstance(name, str):
-        problem = (
-            f"{table_key}.name is {name!r}" if "name" in table else f"{table_key} lacks a name"
-        )
+        problem = f".name is {name!r}" if "name" in table else " lacks a name"
         raise InputError(f"{table_key}{problem}; choose one of {', '.join(plugins.names(noun))}")
     return plugins.resolve(noun, name, allow_code=allow_code)
 

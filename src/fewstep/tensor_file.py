@@ -69,7 +69,7 @@ def read_tensor_file(
     return tensors, _without_digests(note)
 
 
-def read_note(path: Path) -> dict[str, Any]:
+def read_note(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
     """The JSON object of such a file, without the digests; its tensors are not read.
 
     Raises: as `read_tensor_file`.
@@ -77,7 +77,7 @@ def read_note(path: Path) -> dict[str, Any]:
     check_header(path)
     try:
         with utf8_source(path) as name, safe_open(name, framework="pt") as file:
-            return _without_digests(_parse(file.metadata(), path, True, REMEDY))
+            return _without_digests(_parse(file.metadata(), path, True, remedy))
     except (SafetensorError, OSError) as error:
         raise Unreadable(str(error)) from error
 

@@ -60,13 +60,13 @@ def read_weights_file(
     return tensors, _check_types(note, path)
 
 
-def read_description(path: Path) -> dict[str, Any]:
+def read_description(path: Path, *, remedy: str = REMEDY) -> dict[str, Any]:
     """The JSON object of a weights file, whose tensors are not read.
 
-    Raises: InputError as `read_weights_file`.
+    `remedy` ends error messages.  Raises: InputError as `read_weights_file`.
     """
     with _explained(path):
-        note = read_note(path)
+        note = read_note(path, remedy)
     return _check_types(note, path)
 
 

@@ -35,7 +35,8 @@ def describe_run(path: Path) -> Iterator[Line]:
     yield "run", str(run.folder)
     yield "lock", run.owner() or "free: no process trains it"
     yield _check("recipe", run.recipe_file, lambda: _recipe(run))
-    yield _check("state", run.state_file, lambda: _state(run))
+    state = _check("state", run.state_file, lambda: _state(run))
+    yield state
     for name, file in (("model", run.model_file), ("best", run.best_file)):
         yield _check(name, file, lambda file=file: _weights(file))
     yield _check("log", run.progress_file, lambda: _log(run))
@@ -44,7 +45,7 @@ def describe_run(path: Path) -> Iterator[Line]:
         if (line := _check("samples", file, lambda file=file: _picture(file)))[0] == DAMAGED:
             yield line
     yield "samples", quantity(len(run.grids()), "picture")
-    yield "owes", _owes(run)
+    yield "owes", _owes(run, state)
 
 
 def _check(name: str, file: Path, describe: Callable[[], str]) -> Line:
@@ -100,11 +101,10 @@ def _picture(file: Path) -> str:
     return "intact"
 
 
-def _owes(run: Run) -> str:
-    try:
-        names = run.missing()
-    except InputError:
+def _owes(run: Run, state: Line) -> str:
+    if state[0] == DAMAGED:
         return "unknown, because the state is damaged"
+    names = run.missing()
     if not names:
         return "nothing" if run.state_file.exists() else "unknown, because there is no state"
     return f"{', '.join(names)}: the same `fewstep train` command writes what is missing"

@@ -38,14 +38,15 @@ def _status(run: Run, recipe: Recipe, extend: bool) -> str:
     owner = run.owner()
     if owner:
         raise InputError(f"{run.folder} is in use by {owner}")
-    changes, state = check_changes(run, recipe, extend=extend), run.state()
-    if state is None:
+    changes, note = check_changes(run, recipe, extend=extend), run.state_note()
+    if note is None:
         return "new" if run.recipe() is None else "starts again, because nothing has been saved"
-    note, texts = state[1], [f"{key} = {new}" for key, (_, new) in changes.items()]
+    texts = [f"{key} = {new}" for key, (_, new) in changes.items()]
     changed = f", with {', '.join(texts)}" * bool(texts)
     if note["step"] < note["total"] or "fit.steps" in changes:
         return f"resumes after step {note['step']:,}{changed}"
-    return f"finished{changed}; lacks {listing(run.missing())}" if run.missing() else "finished"
+    missing = run.missing()
+    return f"finished{changed}; lacks {listing(missing)}" if missing else "finished"
 
 
 def lines(plan: Plan) -> Iterator[tuple[str, str]]:
