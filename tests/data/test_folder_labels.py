@@ -28,6 +28,7 @@ def table(folder, *rows, header="file_name,label", name="metadata.csv", encoding
         ",path,label\n0,0.png,cat\n1,1.png,dog\n2,2.png,dog\n",
         "file_name,label,,\n0.png,cat,,\n1.png,dog,,\n2.png,dog,,\n,,,\n",
         "image_path,class_name\r./0.png,cat\r./1.png,dog\rx/../2.png,dog\r",
+        '"file_name", "label"\n"0.png", "cat"\n"1.png", "dog"\n"2.png", "dog"\n',
         'label,file_name\ncat,0.png\n"dog",1.png\ndog,".\\2.png"\n',
     ],
 )
@@ -112,8 +113,11 @@ NO_LABELS = [
     ("-1 0 1", 2, "labels range from -1 to 1, but no image has label 2"),
     ("0 1 3", 4, "labels range from 0 to 3, but no image has label 2"),
     ("1 2 3", 4, "labels range from 1 to 3, but no image has label 0"),
-    ("cat Cat dog", 0, "differ only in case or spaces"),
-    ("hot\u00a0dog hot\u2009dog x", 0, "differ only in case or spaces"),
+    ("cat Cat dog", 0, "differ only in case, spaces or the"),
+    ("hot\u00a0dog hot\u2009dog x", 0, "differ only in case, spaces or the"),
+    ("cat cat\u200b dog", 0, "differ only in case, spaces or the"),
+    ("0 1 1|2", 4, "the label '1|2' may be several numbers"),
+    ("0;0 1;0 2;0", 2, "the label '0;0' may be several numbers"),
     ("a\x1bb c d", 2, "not text in UTF-8 without control characters"),
 ]
 
@@ -176,6 +180,7 @@ WRONG = [
         "file_name,label\nsub/0.png,x\nb,y\nc,z\n",
         "as are those of 2 other rows (did you mean 0.png",
     ),
+    ("file_name,label\n0,x\n1,y\n", "as is that of another row (did you mean 0.png?)"),
     ("file_name,image\n0.png,1.png\n", "2 columns of images, file_name and image"),
     ("file_name,label,Category\n0.png,1,2\n", "2 columns of labels, label and Category"),
     ("file_name,label,label\n0.png,1,2\n", "2 columns of labels, label and label"),
@@ -280,6 +285,20 @@ def test_a_table_of_images_in_folders_without_labels_has_a_note(tmp_path):
     images, message = read(tmp_path)
     assert images.labels is None and images.columns["text"] == ("a", "b")
     assert "metadata.csv has no column of labels" in message and "(cat, dog)" in message
+
+
+@pytest.mark.parametrize(
+    ("header", "columns"),
+    [("file_name,breed", "breed"), ("file_name,cat,dog", "cat, dog"), ("path,text,Kind", "Kind")],
+)
+def test_columns_that_may_be_labels_have_a_note(tmp_path, header, columns):
+    rows = [f"{i}.png" + header.count(",") * f",{i}" for i in range(3)]
+    images, message = read(table(tmp_path, *rows, header=header))
+    assert images.labels is None
+    assert (
+        f"has no column of labels, so that the images have none; its other columns ({columns})"
+        in message
+    )
 
 
 def test_files_of_any_name_may_be_listed(tmp_path):

@@ -62,6 +62,15 @@ def test_splits_may_hold_unlabelled_images_or_label_files(tmp_path):
         (["a/0.png", "a/test/1.png", "b/2.png"], "train", "as in test/a, or rename the folder"),
         (["a/0.png", "b/x/Val/2.png"], "train", "inside a class (b/x/Val/2.png)"),
         (["train/a/0.png", "train/b/test/1.png"], "train", "inside a class (b/test/1.png)"),
+        (["train2017/0.png", "val2017/0.png"], "train", "train2017, val2017, whose names seem to"),
+        (["training_set/a/0.png", "test_set/a/0.png"], "train", "whose names seem to mean splits"),
+        (["trainA/0.png", "trainB/0.png", "testA/0.png", "testB/0.png"], "train", "testA, testB, "),
+        (["x/trainset/a/0.png", "x/TestImages/a/0.png"], "train", "TestImages, trainset, whose"),
+        (
+            ["seg_train/0.png", "seg_test/0.png", "pred/0.png"],
+            "test",
+            "rename splits to train, val",
+        ),
         (["train/0.png", "1.png"], "train", "holds both images (1.png, ...) and folders of images"),
     ],
 )
@@ -86,6 +95,11 @@ def test_classes_called_train_and_test_can_be_listed(tmp_path):
         (["dog/0.png"], []),
         (["set/set/a/0.png", "set/set/b/deep/0.png"], ["a", "b"]),
         (["a/x/0.png", "b/y/0.png"], ["a", "b"]),
+        (["test_tube/0.png", "testbed/0.png"], ["test_tube", "testbed"]),
+        (
+            ["bullet_train/0.png", "bus/0.png", "car/0.png", "test_tube/0.png"],
+            ["bullet_train", "bus", "car", "test_tube"],
+        ),
         (["1/0.png", "2/0.png", "10/0.png"], ["1", "2", "10"]),
         (["01/0.png", "2/0.png", "10/0.png"], ["01", "2", "10"]),
         (["a/0.png", "A/0.png", "１/0.png"], ["A", "a", "１"]),
@@ -101,9 +115,11 @@ def test_folders_around_all_images_are_no_classes(tmp_path, names, expected):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["Cat/0.png", "cat/0.png"], "differ only in case or spaces"),
-        (["cat/0.png", "cat /0.png"], "differ only in case or spaces"),
-        (["caf\u00e9/0.png", "cafe\u0301/0.png"], "differ only in case or spaces"),
+        (["Cat/0.png", "cat/0.png"], "differ only in case, spaces or the"),
+        (["cat/0.png", "cat /0.png"], "differ only in case, spaces or the"),
+        (["caf\u00e9/0.png", "cafe\u0301/0.png"], "differ only in case, spaces or the"),
+        (["1/0.png", "１/0.png"], "differ only in case, spaces or the encoding of letters"),
+        (["cat/0.png", "cat\u200b/0.png"], "differ only in case, spaces or the"),
         (["1/0.png", "01/0.png"], "are the same number"),
         (["a/0.png", "b\n/0.png"], "not text in UTF-8 without control characters"),
     ],

@@ -9,6 +9,7 @@ from fewstep.data.account import printable
 from fewstep.errors import InputError
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,9})?", re.IGNORECASE)
+WITH_COMMAS = re.compile(r"[+-]?[0-9]+([\s,;|]+[+-]?[0-9]+)+")
 MISSING = frozenset(
     {"nan", "-nan", "null", "n/a", "NaN", "-NaN", "NAN", "NULL", "N/A", "NA", "#N/A", "#NA"}
     | {"<NA>", "None", "inf", "-inf", "Infinity", "-Infinity"}
@@ -79,13 +80,16 @@ def _numbered(labels: Sequence[str], names: Sequence[str]) -> Numbered:
 
 def _check_label(label: str, place: str) -> None:
     if not label:
-        raise InputError(
-            f"{place}: a label is empty; label every image, or remove the column of labels"
-        )
+        raise InputError(f"{place}: a label is empty; label all images, or none")
     if label in MISSING:
         raise InputError(
             f"{place}: the label {label!r} is a missing value; label every image, or rename the "
             "class if this is its name"
+        )
+    if WITH_COMMAS.fullmatch(label):
+        raise InputError(
+            f"{place}: the label {label!r} may be several numbers, or one with a separator; "
+            "write one number, or use names"
         )
     _check_unicode(label, f"{place}: the label {printable(label)}")
 
@@ -108,15 +112,17 @@ def _is_bytes(name: str) -> bool:
 
 
 def _check_alike(names: Sequence[str], describe: Callable[[str], str]) -> None:
-    """Raise InputError for two names that differ only in case or spaces; single letters may."""
+    """Raise InputError for two names that differ only in case, spaces or other characters for the
+    same letters; the case of single letters may differ."""
     alike: dict[str, str] = {}
     for name in names:
-        key = " ".join(unicodedata.normalize("NFC", name).split())
+        visible = (c for c in name if unicodedata.category(c) != "Cf")  # no zero-width spaces
+        key = " ".join(unicodedata.normalize("NFKC", "".join(visible)).split())
         other = alike.setdefault(key.casefold() if len(key) > 1 else key, name)
         if other != name:
             raise InputError(
-                f"{describe(name)} and {describe(other)} differ only in case or spaces: spell them "
-                "alike if they are one class, else more distinctly"
+                f"{describe(name)} and {describe(other)} differ only in case, spaces or the "
+                "encoding of letters: spell them alike if they are one class, else more distinctly"
             )
 
 

@@ -20,6 +20,8 @@ ADVICE = (
     "and split"
 )
 SHARD = re.compile(r"[0-9]{5,}")
+WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+NOUN = re.compile(r"(?<=.)(set|data|images?|imgs?)$")
 LAST_NUMBER = re.compile(r"([0-9]+)[^0-9]*$")
 
 
@@ -81,6 +83,7 @@ def find_place(folder: Path, files: Sequence[FolderFile], split: str) -> Place:
         elif len(folders) == 1:
             name = folders[0]
         else:
+            _check_split_words(path, folders)
             return place
         parts, files = (*parts, name), _below(files, depth)[name]
 
@@ -124,6 +127,25 @@ def _splits(path: Path, folders: Sequence[str]) -> dict[str, str]:
             f"set, {ADVICE}"
         )
     return splits
+
+
+def _check_split_words(path: Path, folders: Sequence[str]) -> None:
+    """Raise InputError for folders that are probably splits, such as train2017 and val2017."""
+    splits = {name: _split_in(name) for name in folders}
+    suspects = [name for name, split in splits.items() if split]
+    if len({*splits.values()} - {None}) > 1 and 2 * len(suspects) > len(folders):
+        raise InputError(
+            f"{printable(str(path))} holds the folders {name_list(suspects)}, whose names seem to "
+            "mean splits: rename splits to train, valid and test; if they are classes, list the "
+            "images in a metadata.csv with the columns file_name and label"
+        )
+
+
+def _split_in(name: str) -> str | None:
+    """The split that a word in the name of a folder means."""
+    words = [word.lower() for word in WORD.findall(name)]
+    splits = (split_of(word) or split_of(NOUN.sub("", word)) for word in words)
+    return next(filter(None, splits), None)
 
 
 def _no_split(path: Path, split: str, splits: Mapping[str, str], has_splits: bool) -> str:

@@ -15,6 +15,9 @@ from fewstep.data.folder.tables import Row, read_table
 from fewstep.data.imageset import check_split
 from fewstep.errors import InputError
 
+CAPTIONS = frozenset("text texts caption captions prompt description additional_feature".split())
+"""Names of columns, in lower case, that hold captions and not labels."""
+
 
 def select_listed(place: Place, path: Path, label_file: FolderFile, split: str) -> Selection:
     """The images of `split` that the label file in the folder `path` lists.
@@ -44,7 +47,7 @@ def select_listed(place: Place, path: Path, label_file: FolderFile, split: str) 
     others = {name: [files[i] for i in first if splits[i] == name] for name in SPLITS}
     notes = _repetition_note(table, rows, repeated)
     if labels is None:
-        notes += _no_labels_note(table, [files[i] for i in indices], place)
+        notes += _no_labels_note(table, [files[i] for i in indices], place, [*rows[0].texts])
     return Selection(
         [files[i] for i in indices],
         None if labels is None else [labels[i] for i in indices],
@@ -91,7 +94,9 @@ def _find_all(rows: Sequence[Row], place: Place, path: Path) -> list[FolderFile]
         else:
             files.append(file)
     if missing:
-        more = f", as are those of {len(missing) - 1:,} other rows" if len(missing) > 1 else ""
+        others = len(missing) - 1
+        noun = "that of another row" if others == 1 else f"those of {others:,} other rows"
+        more = f", as {'is' if others == 1 else 'are'} {noun}" if others else ""
         raise InputError(
             f"{missing[0].place}: {printable(missing[0].file)} is missing in "
             f"{printable(str(path))}{more}{_hint(missing[0], by_name)}; correct or remove the row"
@@ -116,9 +121,10 @@ def _candidates(row: Row) -> list[str]:
 
 
 def _hint(row: Row, by_name: dict[str, FolderFile]) -> str:
-    """The only other image of the same name, whatever its folder and case."""
+    """The only other file of the same name, whatever its folder, suffix and case."""
     base = _candidates(row)[-1].rpartition("/")[2].casefold()
-    near = [name for name in by_name if name.rpartition("/")[2].casefold() == base]
+    bases = {name: name.rpartition("/")[2].casefold() for name in by_name}
+    near = [name for name in bases if base in (bases[name], bases[name].rpartition(".")[0])]
     return f" (did you mean {printable(near[0])}?)" if len(near) == 1 else ""
 
 
@@ -195,7 +201,16 @@ def _repetition_note(table: Path, rows: Sequence[Row], repeated: Sequence[int]) 
     return (f"{len(lines):,} {noun} others of {table.name} ({name_list(lines)})",)
 
 
-def _no_labels_note(table: Path, files: Sequence[FolderFile], place: Place) -> tuple[str, ...]:
+def _no_labels_note(
+    table: Path, files: Sequence[FolderFile], place: Place, columns: Sequence[str]
+) -> tuple[str, ...]:
+    """A note if folders or columns, other than one of captions, may be meant as labels."""
+    columns = [name for name in columns if name.strip().lower() not in CAPTIONS]
+    if columns:
+        return (
+            f"{table.name} has no column of labels, so that the images have none; its other "
+            f"columns ({name_list(columns)}) are texts",
+        )
     depth = len(place.parts)
     folders = dict.fromkeys(file.parts[depth] for file in files if len(file.parts) > depth + 1)
     if len(folders) < 2:

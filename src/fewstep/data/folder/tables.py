@@ -106,7 +106,10 @@ def _separator(table: str, text: str) -> str:
 
 def _csv_rows(table: str, text: str, separator: str) -> Iterator[Cells]:
     """The lines that are not empty, each with its place."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
+    # quotes count after a space too
+    reader = csv.reader(
+        io.StringIO(text, newline=""), strict=True, delimiter=separator, skipinitialspace=True
+    )
     line = 1
     try:
         for cells in reader:
