@@ -126,7 +126,8 @@ DOORS = [
     (STORE, ["record", "--info", "{path}"]),
     (STORE, [*TAUGHT, "teacher.load={run}", "pairs.load={path}"]),
     (SET, ["doctor", "folder:{path}"]),
-    (SET, ["doctor", "{path}"]),
+    # runs are described too
+    ({kind: SET[kind] for kind in SET if kind != "run"}, ["doctor", "{path}"]),
     (SET, ["evaluate", "{run}", "--data", "folder:{path}"]),
     (SET, ["compare", "{run}", "--data", "{path}", "--out", "{out}.html"]),
     (SET, ["train", "digits-flow", "data.name=folder", "data.path={path}", "--out", "{out}"]),

@@ -110,13 +110,14 @@ def read_weights(path: Path) -> Any:
 
 def file_format(path: Path) -> Format:
     """The format of a file, from its first bytes.  Raises: InputError if it is missing."""
+    if path.is_dir():
+        check_kind(path, "checkpoint")
     try:
         with open_regular(path) as file:
             start = file.read(64)
             file.seek(-min(1, file.seek(0, os.SEEK_END)), os.SEEK_END)
             end = file.read()
     except OSError as error:
-        check_kind(path, "checkpoint")
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     # the length of a safetensors header comes first, and its bytes can be those of a pickle
     if start[4:9] == b"\0\0\0\0{":

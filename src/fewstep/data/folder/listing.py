@@ -15,8 +15,8 @@ from fewstep.data.folder.tables import Row, read_table
 from fewstep.data.imageset import check_split
 from fewstep.errors import InputError
 
-CAPTIONS = frozenset("text texts caption captions prompt description additional_feature".split())
-"""Names of columns, in lower case, that hold captions and not labels."""
+TEXTS = frozenset("text texts caption captions prompt description group".split())
+"""Names of columns, in lower case, that do not hold labels."""
 
 
 def select_listed(place: Place, path: Path, label_file: FolderFile, split: str) -> Selection:
@@ -204,8 +204,8 @@ def _repetition_note(table: Path, rows: Sequence[Row], repeated: Sequence[int]) 
 def _no_labels_note(
     table: Path, files: Sequence[FolderFile], place: Place, columns: Sequence[str]
 ) -> tuple[str, ...]:
-    """A note if folders or columns, other than one of captions, may be meant as labels."""
-    columns = [name for name in columns if name.strip().lower() not in CAPTIONS]
+    """A note if folders or columns, other than one of texts, may be meant as labels."""
+    columns = [name for name in columns if name.strip().lower() not in TEXTS]
     if columns:
         return (
             f"{table.name} has no column of labels, so that the images have none; its other "
