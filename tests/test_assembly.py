@@ -108,10 +108,10 @@ def test_a_start_is_where_students_begin(ddpm, setting, start):
 
 def test_starts_out_of_range_are_refused(ddpm):
     for setting, problem in {
-        "start=0": "must be above 0",
+        "start=0": "must be a number above 0",
         "start=1.5": "at most 1",
-        "start={snr=0.0}": "must be above 0",
-        "start.snr=-1.0": "must be above 0",
+        "start={snr=0.0}": "must be a number above 0",
+        "start.snr=-1.0": "must be a number above 0",
         "start={snr=1e9}": "student.start.snr is 1e.09, which is t = 0, .* only for times in",
         "start=soon": "student.start",
         "start={ratio=2.0}": "student.start",

@@ -116,6 +116,8 @@ def run(tmp_path_factory):
         "evaluate {run} --straightness --samples 20",
         "compare {run} --data digits --steps 1 --samples 20 --extractor pixels --out {out}/x.html",
         "record {run} --out {out}/pairs --count 4 --steps 2",
+        # whose message of a loss would advise to lower the learning rate
+        "distill digits-regress teacher.load={run} data.size=8 data.labels=false --out {out}/x",
     ],
 )
 def test_every_verb_says_so_in_one_line(run, command, tmp_path, capsys):

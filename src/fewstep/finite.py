@@ -46,13 +46,18 @@ def count_nonfinite(images: Tensor) -> int:
     return int((~images.isfinite()).flatten(1).any(1).sum())
 
 
+def nonfinite_weight(generator: Generator) -> str | None:
+    """The name of the first weight with NaN or infinite values; None if all are finite."""
+    weights = generator.state_dict().items()
+    return next((name for name, weight in weights if not bool(weight.isfinite().all())), None)
+
+
 def _remedy(generator: Generator) -> str:
-    for name, weight in generator.state_dict().items():
-        if not bool(weight.isfinite().all()):
-            return (
-                f"its weight {name} contains some, so its file is damaged or its training diverged;"
-                " use other weights"
-            )
+    if name := nonfinite_weight(generator):
+        return (
+            f"its weight {name} contains some, so its file is damaged or its training diverged; "
+            "use other weights"
+        )
     precision = generator.denoiser.precision
     if precision != "f32":
         return f"the network computes in {precision}; use --precision f32"

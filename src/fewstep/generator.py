@@ -64,8 +64,12 @@ class SampleSpec:
         if not (self.class_names and other.class_names):
             return ""
         names = zip_longest(self.class_names, other.class_names)
-        pairs = ((number, a, b) for number, (a, b) in enumerate(names) if a != b)
-        return next((f"class {number} is {a!r} and {b!r}" for number, a, b in pairs), "")
+        for number, (a, b) in enumerate(names):
+            if None in (a, b):
+                return f"only one of them has class {number}, {(a or b)!r}"
+            if a != b:
+                return f"class {number} is {a!r} and {b!r}"
+        return ""
 
 
 class Generator(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from fewstep import backbones, runs
 from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
 from fewstep.errors import InputError
+from fewstep.finite import nonfinite_weight
 from fewstep.generator import Generator, SampleSpec
 from fewstep.guidance import unguided
 from fewstep.parametrization import Mixed, Native, Parametrization
@@ -16,7 +17,13 @@ from fewstep.recipe import Recipe, Snr, StudentConfig
 
 
 def check_spec(generator: Generator, noun: str, recipe: Recipe, spec: SampleSpec) -> None:
-    """Raise InputError for a generator of images of another shape or classes than the data's."""
+    """Raise InputError for a generator of images of another shape or classes than the data's, or
+    with weights that are not finite."""
+    if name := nonfinite_weight(generator):
+        raise InputError(
+            f"{noun} cannot be trained from: its weight {name} contains NaN or infinite values, so "
+            "its file is damaged or its training diverged; use other weights"
+        )
     own = generator.spec
     if (own.shape, own.classes) == (spec.shape, spec.classes):
         if difference := own.class_difference(spec):

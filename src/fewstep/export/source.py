@@ -10,6 +10,7 @@ from fewstep.abilities import with_guidance
 from fewstep.backbones import without_augmentation
 from fewstep.errors import InputError
 from fewstep.export.precision import Dtype, round_weights, rounding_error
+from fewstep.finite import nonfinite_weight
 from fewstep.generator import Generator, convert_step
 from fewstep.guidance import guidance_weight, unguided
 from fewstep.run_folder import Run
@@ -140,12 +141,11 @@ def _without_augmentation(generator: Generator) -> Generator:
 
 
 def _check_finite(generator: Generator) -> None:
-    for name, weight in generator.named_parameters():
-        if not weight.isfinite().all():
-            raise InputError(
-                f"{name} has weights that are infinite or not numbers, as after training that "
-                "diverged: export other --weights, or train again"
-            )
+    if name := nonfinite_weight(generator):
+        raise InputError(
+            f"{name} has weights that are infinite or not numbers, as after training that "
+            "diverged: export other --weights, or train again"
+        )
 
 
 def _scores(address: str | Path, note: Mapping[str, Any], hash: str) -> list[dict[str, Any]]:
