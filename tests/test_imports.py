@@ -57,7 +57,7 @@ LAYERS = [
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 TENSORS_ONLY = {
     "backbones": {"errors", "condition", "plugins", "ranges"},
-    "data": {"errors", "files", "download", "paths", "plugins"},
+    "data": {"errors", "files", "formatting", "download", "paths", "plugins"},
     "store": {"errors", "files", "images", "paths"},
     "metrics": {
         "errors",

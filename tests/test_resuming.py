@@ -424,6 +424,11 @@ def test_what_follows_the_number_of_steps_cannot_be_extended(tmp_path, setting, 
     Run(tmp_path / "run").model_file.touch()
     with pytest.raises(InputError, match=rf"{name} follows .* by student\.init={tmp_path}/run "):
         check_changes(Run(tmp_path / "run"), recipe(setting, "fit.steps=9"), extend=True)
+    with pytest.raises(
+        InputError, match=rf"9 in this recipe; .* student\.init={tmp_path}/run "
+    ) as e:
+        check_changes(Run(tmp_path / "run"), recipe(setting, "fit.steps=9"))
+    assert "--extend" not in str(e.value)
 
 
 def test_settings_that_do_not_follow_the_number_of_steps():

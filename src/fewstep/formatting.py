@@ -50,3 +50,24 @@ def listing(names: Sequence[str], *, limit: int = 3) -> str:
     """Join names by commas and "and"; those beyond `limit` are counted: "a, b, c and 2 more"."""
     items = [*names[:limit], *([f"{len(names) - limit} more"] if len(names) > limit else [])]
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def printable(text: str) -> str:
+    """The text in one line, with escapes such as \\n and \\xe9 for what cannot be printed."""
+    return "".join(c if c.isprintable() else escape(c) for c in text)
+
+
+def escape(character: str) -> str:
+    """The character as in Python's text, such as \\n."""
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # Python's stand-in for a byte of a name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def one_line(text: str, *, limit: int = 4000) -> str:
+    """A message in one printable line: names in files of unknown origin may hold anything, such as
+    megabytes of text, or what changes a terminal. The middle of a longer one is left out."""
+    line = printable(" ".join(text.split()))
+    half = limit // 2
+    return line if len(line) <= limit else f"{line[:half]} … {line[-half:]}"

@@ -127,7 +127,7 @@ def check_changes(run: Run, recipe: Recipe, *, extend: bool = False) -> Changes:
         if key == "fit.steps" and extend:
             _check_longer(run, recipe, *changes[key])
             continue
-        raise InputError(_refusal(run, key, *changes[key]))
+        raise InputError(_refusal(run, recipe, key, *changes[key]))
     return changes
 
 
@@ -136,9 +136,12 @@ def _keeps_result(key: str) -> bool:
     return key in PINS or bool(_NO_EFFECT.fullmatch(key) or _ROUNDING.fullmatch(key))
 
 
-def _refusal(run: Run, key: str, old: Any, new: Any) -> str:
-    longer = key == "fit.steps" and new > old
-    remedy = "add --extend to train this run further, or " if longer else ""
+def _refusal(run: Run, recipe: Recipe, key: str, old: Any, new: Any) -> str:
+    remedy = ""
+    if key == "fit.steps" and new > old:
+        can_grow = not any(length_settings(recipe))
+        remedy = "add --extend to train this run further" if can_grow else _further(run)
+        remedy += ", or "
     return (
         f"{run.folder} belongs to another recipe: {key} is {_text(old)} in its recipe.toml and "
         f"{_text(new)} in this recipe; {remedy}give another --out, or delete that folder"
@@ -157,9 +160,16 @@ def _check_longer(run: Run, recipe: Recipe, old: int, new: int) -> None:
         raise InputError(
             f"{run.folder} cannot be extended, because {', '.join(settings)} "
             f"follow{'s' * (len(settings) == 1)} the number of steps: {new:,} steps from the start "
-            "would be another training; train a new run that starts with its weights, by "
-            f"student.init={run.folder} without student.backbone and student.process"
+            f"would be another training; {_further(run)}"
         )
+
+
+def _further(run: Run) -> str:
+    """How to train on from a run that cannot be extended."""
+    return (
+        f"train a new run that starts with its weights, by student.init={run.folder} without "
+        "student.backbone and student.process"
+    )
 
 
 def length_settings(recipe: Recipe) -> Iterator[str]:

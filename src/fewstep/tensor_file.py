@@ -89,7 +89,8 @@ def check_header(path: Path) -> None:
     """
     try:
         with open_regular(path) as file:
-            length, size = file.read(8), os.fstat(file.fileno()).st_size
+            # some files of /proc have nothing to read yet
+            length, size = file.read(8) or b"", os.fstat(file.fileno()).st_size
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from error
     header = int.from_bytes(length, "little")

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+import warnings
 
 import numpy as np
 import pytest
@@ -72,6 +73,7 @@ FAULTS = [
     (lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "out of memory"),
     (lambda: RuntimeError("CUDA error: out of memory"), "out of memory"),
     (lambda: b"\xff\xfea".decode(), "not UTF-8 text"),
+    (lambda: RuntimeError("Symlink loop from '/x'"), "Too many levels .* lead in a circle"),
     (lambda: module("wandb"), r"wandb is not installed: pip install 'fewstep\[trackers\]'"),
     (lambda: module("onnx.helper"), r"onnx is not installed: pip install 'fewstep\[export\]'"),
 ]
@@ -89,6 +91,25 @@ def test_a_fault_of_the_machine_is_explained(monkeypatch, capsys, work, message)
 
     monkeypatch.setattr(runs, "load", load)
     assert re.search(message, fails(capsys, "sample", DIGITS, "-o", "/tmp/never.png"))
+
+
+@pytest.mark.filterwarnings("default:a warning of:UserWarning")
+@pytest.mark.parametrize(
+    "name",
+    ["\x1b[2Jx", "y" * 3_000_000, "a\nfewstep: b\rc\x08", "\x1b]0;title\x07", "\u202ea", "\udce9"],
+    ids=lambda name: ascii(name[:9]),
+)
+def test_what_strangers_name_is_one_printable_line(monkeypatch, capsys, name):
+    def load(*args, **settings):
+        warnings.warn(f"a warning of {name}", stacklevel=1)
+        raise InputError(f"a.safetensors has {name}: give another")
+
+    monkeypatch.setattr(runs, "load", load)
+    assert main(["sample", DIGITS, "-o", "/tmp/never.png"]) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.isprintable() and warning.startswith("fewstep: a warning of ")
+    assert error.isprintable() and len(error) < 5000
+    assert re.fullmatch("fewstep: a.safetensors has .*: give another", error)
 
 
 class CompilerError(Exception):

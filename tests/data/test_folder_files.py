@@ -15,10 +15,11 @@ from PIL import Image
 
 from fewstep.cli import main
 from fewstep.data import load, mnist
-from fewstep.data.account import FileAccount, printable
+from fewstep.data.account import FileAccount
 from fewstep.data.folder import files as folder_files
 from fewstep.data.folder.files import image_formats
 from fewstep.errors import InputError
+from fewstep.formatting import printable
 from fewstep.recipe import parse
 from fewstep.runner import run_recipe
 from image_folders import build, by_name, picture, read, refusal

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from fewstep import __version__, plugins
 from fewstep.errors import InputError, SharedError, did_you_mean
+from fewstep.formatting import one_line
 
 VERBS = {
     "demo": "train a teacher and one-step students of digits, with a report, in minutes",
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_error(message: object) -> None:
-    print(f"fewstep: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"fewstep: {one_line(str(message))}", file=sys.stderr)
 
 
 def _print_any_text() -> None:

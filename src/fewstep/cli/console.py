@@ -29,6 +29,7 @@ from rich.text import Text
 from fewstep import plugins
 from fewstep.cli.parsing import parse
 from fewstep.errors import InputError
+from fewstep.formatting import one_line
 from fewstep.models import model_addresses
 from fewstep.paths import expand_home
 from fewstep.tables import field_types, from_table
@@ -251,4 +252,4 @@ def _print_warning(
     line: str | None = None,
 ) -> None:
     if not QUIET:
-        print(f"fewstep: {message}", file=sys.stderr)
+        print(f"fewstep: {one_line(str(message))}", file=sys.stderr)

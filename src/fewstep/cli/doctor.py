@@ -17,7 +17,7 @@ import tyro
 
 from fewstep import __version__
 from fewstep.cli import console
-from fewstep.formatting import listing, quantity
+from fewstep.formatting import listing, one_line, printable, quantity
 from fewstep.ranges import Pixels
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     options = console.options(Options, "doctor", argv)
     code = 0
     for name, status in _lines(options):
-        print(f"{name:<17} {status}", flush=True)
+        print(f"{name:<17} {one_line(status)}", flush=True)
         code = 2 if name == "damaged" else code
     return code
 
@@ -77,7 +77,6 @@ def _lines(options: Options) -> Iterator[tuple[str, str]]:
 def describe(address: str, split: str, size: int | None) -> Iterator[tuple[str, str]]:
     """Lines about a data set, as (name, text).  Raises: InputError if it cannot be read."""
     from fewstep import data
-    from fewstep.data.account import printable
 
     name, path = data.split_path(address)
     images = data.load(name, split=split, size=size, path=path)

@@ -78,6 +78,8 @@ def explain(error: BaseException) -> str | None:
     if kind.__name__ == "SafetensorError":
         match = re.search(r"\(os error (\d+)\)", str(error))
         return _system_error(OSError(int(match[1]), os.strerror(int(match[1])))) if match else None
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib
+        return _system_error(OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
     if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):
         return _out_of_memory()
     return None

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fewstep.formatting import escape, printable
+
 NAMES = 3
 """Number of files that a line names for each reason; the others are counted."""
 
@@ -81,18 +83,6 @@ def name_list(names: Sequence[str]) -> str:
     return ", ".join([*map(printable, names[:NAMES]), *more])
 
 
-def printable(text: str) -> str:
-    """The text in one line, with escapes such as \\n and \\xe9 for what cannot be printed."""
-    return "".join(c if c.isprintable() else _escape(c) for c in text)
-
-
 def as_text(name: str) -> str:
     """The name of a file as text, with escapes for bytes that are not UTF-8."""
-    return "".join(_escape(c) if "\ud800" <= c <= "\udfff" else c for c in name)
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # Python's stand-in for a byte of a name that is not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode()
+    return "".join(escape(c) if "\ud800" <= c <= "\udfff" else c for c in name)

@@ -280,7 +280,7 @@ def _unknown(path: Path) -> str:
 def describe_text(path: Path) -> str:
     """What a file is that a download left in place of weights; "" for any other."""
     with open_regular(path) as file:
-        start = file.read(256).lstrip().lower()
+        start = (file.read(256) or b"").lstrip().lower()
     if not start:
         return "an empty file"
     if start.startswith(b"version https://git-lfs"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fewstep.data.account import FileAccount, as_text, name_list, printable
+from fewstep.data.account import FileAccount, as_text, name_list
 from fewstep.data.folder.accounting import account_for
 from fewstep.data.folder.decoding import decode_all
 from fewstep.data.folder.files import find_files
@@ -18,6 +18,7 @@ from fewstep.data.folder.listing import select_listed
 from fewstep.data.folder.selection import Selection, select_by_folder
 from fewstep.data.imageset import ImageSet, check_split
 from fewstep.errors import InputError
+from fewstep.formatting import printable
 from fewstep.paths import check_kind
 
 

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fewstep.data.account import FileAccount, printable
+from fewstep.data.account import FileAccount
 from fewstep.data.folder.files import LABEL_FILES, FolderFile
 from fewstep.data.folder.layout import Place
 from fewstep.data.folder.selection import Selection
 from fewstep.errors import InputError
+from fewstep.formatting import printable
 
 REPEATED = "twice in the folder (the same file by another name)"
 LABELS_NOTE = (

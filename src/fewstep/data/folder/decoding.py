@@ -13,10 +13,11 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fewstep.data.account import name_list, printable
+from fewstep.data.account import name_list
 from fewstep.data.folder.files import formats_of
 from fewstep.data.imageset import resize_to_square
 from fewstep.errors import InputError
+from fewstep.formatting import printable
 
 MAX_PIXELS = 1 << 27
 """Largest number of pixels of an image; larger ones are refused before they are decoded."""

@@ -11,8 +11,8 @@ from typing import Literal
 
 from PIL import Image
 
-from fewstep.data.account import printable
 from fewstep.errors import InputError
+from fewstep.formatting import printable
 
 Kind = Literal["image", "label file", "extra", "other"]
 

@@ -5,8 +5,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 
-from fewstep.data.account import printable
 from fewstep.errors import InputError
+from fewstep.formatting import printable
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,9})?", re.IGNORECASE)
 WITH_COMMAS = re.compile(r"[+-]?[0-9]+([\s,;|]+[+-]?[0-9]+)+")

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewstep.data.account import name_list, printable
+from fewstep.data.account import name_list
 from fewstep.data.folder.files import FolderFile
 from fewstep.errors import InputError
+from fewstep.formatting import printable
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training", "trn"),

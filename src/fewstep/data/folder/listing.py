@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
-from fewstep.data.account import name_list, printable
+from fewstep.data.account import name_list
 from fewstep.data.folder.files import FolderFile
 from fewstep.data.folder.labels import number_labels
 from fewstep.data.folder.layout import SPLITS, Place, split_of
@@ -14,6 +14,7 @@ from fewstep.data.folder.selection import Selection, select_unlabelled
 from fewstep.data.folder.tables import Row, read_table
 from fewstep.data.imageset import check_split
 from fewstep.errors import InputError
+from fewstep.formatting import printable
 
 TEXTS = frozenset("text texts caption captions prompt description group".split())
 """Names of columns, in lower case, that do not hold labels."""

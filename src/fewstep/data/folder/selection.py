@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fewstep.data.account import printable
 from fewstep.data.folder.files import FolderFile
 from fewstep.data.folder.labels import number_folders
 from fewstep.data.folder.layout import Place, check_classes
 from fewstep.errors import InputError
+from fewstep.formatting import printable
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fewstep.data.account import name_list, printable
+from fewstep.data.account import name_list
 from fewstep.errors import InputError
+from fewstep.formatting import printable
 from fewstep.paths import read_regular
 
 FILE_COLUMNS = frozenset(
