@@ -204,7 +204,7 @@ def test_networks_that_cannot_take_the_labels_are_refused(teacher, tmp_path):
         with pytest.raises(InputError, match=message):
             assemble(read(name, [*settings, "data.augment=0.12"]), CPU)
     for value in ("-0.1", "1.5"):
-        with pytest.raises(InputError, match="it is a probability, from 0 to 1"):
+        with pytest.raises(InputError, match="it must be a number from 0 to 1"):
             read("digits-flow", [f"data.augment={value}"])
     with pytest.raises(InputError, match="augment_kinds"):
         read("digits-flow", ["data.augment_kinds=['twirl']"])
