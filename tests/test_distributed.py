@@ -1,4 +1,4 @@
-"""Two processes train as one: same rows, same noise, averaged gradients."""
+"""Processes that wait for each other, and the peak of memory. test_ranks.py has their work."""
 
 import mmap
 import os
@@ -8,51 +8,8 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from fewstep.distributed import peak_memory, reset_peak_memory
-
-TRAIN = """
-import json, pathlib, sys, torch
-from fewstep import distributed, recipe
-from fewstep.assembly import assemble
-from fewstep.runner import run_recipe
-torch.set_num_threads(1)
-told = recipe.read("digits-flow", [
-    "student.backbone.channels=[8]", "student.backbone.attention=[]", "student.backbone.groups=4",
-    "fit.steps=4", "fit.batch=10", "fit.lr=1e-3",
-    "evaluate.every=4", "evaluate.steps=[1]", "evaluate.samples=110", "evaluate.extractor=pixels"])
-for _ in run_recipe(told, sys.argv[1], device=torch.device("cpu"), log_every=1):
-    pass
-
-# untrained weights are equal in any number of processes
-built = assemble(told, torch.device("cpu"))
-score = built.evaluator.score(built.method.generator(), steps=2, batch=16, shared=True)
-table = {**score.table(), "seconds_per_image": 0, "device": ""}
-file = pathlib.Path(sys.argv[1]) / f"score-{distributed.world()[0]}.json"
-file.write_text(json.dumps(table))
-"""
-
-
-def train(tmp_path, name, *launcher):
-    script = tmp_path / "train.py"
-    script.write_text(TRAIN)
-    out = tmp_path / name
-    subprocess.run([sys.executable, *launcher, str(script), str(out)], check=True, timeout=200)
-    scores = [path.read_text() for path in sorted(out.glob("score-*.json"))]
-    lines = (out / "progress.jsonl").read_text().count("\n")
-    return load_file(out / "model.safetensors"), lines, scores
-
-
-def test_two_ranks_give_the_weights_and_scores_of_one(tmp_path):
-    one, lines, scores = train(tmp_path, "one")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    two, lines_of_two, scores_of_two = train(tmp_path, "two", *torchrun)
-    assert lines == lines_of_two == 6  # the hardware, four steps and a score
-    # 7 batches, of which the last has 14 rows and no counterpart
-    assert scores_of_two == 2 * scores
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux tells it")

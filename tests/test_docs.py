@@ -192,7 +192,13 @@ def test_code_may_be_followed_by_a_letter():
     assert escape("`Record`s of x_t, `f()`, a*b") == "``Record``\\ s of x\\_t, ``f()``, a\\*b"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+EXAMPLES = [
+    pytest.param(path, marks=[] if path.stem == "digits" else pytest.mark.slow, id=path.name)
+    for path in sorted((ROOT / "examples").glob("*.py"))
+]
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_examples_run(path, tmp_path, monkeypatch):
     monkeypatch.setenv("SCALE", SCALE)
     monkeypatch.setenv("MPLBACKEND", "agg")

@@ -1,4 +1,4 @@
-"""Processes of `torchrun` that disagree say so in one line, before the first step."""
+"""Two processes of `torchrun` work as one; if they disagree, one line says so first."""
 
 import json
 import os
@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from fewstep.cli import main
 from fewstep.run_folder import Run
@@ -66,9 +68,16 @@ def results(tmp_path_factory):
         for i in range(9):
             Image.new("L", (8, 8), i + 9 * (name == "b")).save(folder / name / f"{i}.png")
     images = f"train digits-flow {SMALL} data.name=folder data.path"
-    evaluate = f"evaluate {run} --extractor pixels --samples 40 --steps 1"
+    evaluate = f"evaluate {run} --extractor pixels --samples 1100 --steps 1"
     record = f"record {run} --out {home}/pairs --steps 2 -n 4"
+    scores = "evaluate={every=4, steps=[1], samples=600, extractor='pixels'}"
+    together = f"{train} fit.steps=4 fit.batch=10 {scores.replace(' ', '')} --out {home}"
+    assert main(f"{together}/one".split()) == 0
+    recorded = f"record {run} --steps 1 -n 1100 --allow-out-of-range --out {home}"
+    assert main(f"{recorded}/store-of-one".split()) == 0
     pairs = {
+        "train": (f"{together}/two",) * 2,
+        "record": (f"{recorded}/store-of-two",) * 2,
         "seed": (f"{two}/seed fit.seed=1", f"{two}/seed fit.seed=2"),
         "lr": (f"{two}/lr", f"{two}/lr fit.lr=0.002"),
         "missing data": (f"{images}={folder} --out {home}/d", f"{images}={home}/no --out {home}/d"),
@@ -83,6 +92,29 @@ def results(tmp_path_factory):
         "again": (evaluate,) * 2,
     }
     return home, dict(zip(pairs, run_ranks(*pairs.values()), strict=True))
+
+
+def test_two_ranks_give_the_weights_and_scores_of_one(results):
+    home, outcomes = results
+    assert [code for code, *_ in outcomes["train"]] == [0, 0]
+    one, two = (load_file(home / name / "model.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-5)
+    lines = [Run(home / name).progress() for name in ("one", "two")]
+    assert [[*line] for line in lines[0]] == [[*line] for line in lines[1]]
+    scores = [line["score"]["frechet"] for log in lines for line in log if "score" in line]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-3) and len(scores) == 2
+
+
+def test_two_ranks_record_the_store_of_one(results):
+    home, outcomes = results
+    assert [code for code, *_ in outcomes["record"]] == [0, 0]
+    assert sum(output.count("1100 pairs") for _, _, output in outcomes["record"]) == 1
+    one, two = (
+        {path.name: path.read_bytes() for path in (home / name).iterdir()}
+        for name in ("store-of-one", "store-of-two")
+    )
+    assert one == two and len(one) > 2
 
 
 @pytest.mark.parametrize(
@@ -122,7 +154,7 @@ def test_processes_share_an_evaluation_and_keep_one_score(results, capsys):
     assert (code, other_code, other_output) == (0, 0, "")
     assert len(Run(home / "run").scores()) == 1  # two evaluations, the second from the first
     (score,) = json.loads(output)
-    evaluate = f"evaluate {home}/run --extractor pixels --samples 40 --steps 1 --json"
+    evaluate = f"evaluate {home}/run --extractor pixels --samples 1100 --steps 1 --json"
     (home / "run" / "scores.jsonl").unlink()
     assert main(evaluate.split()) == 0
     (alone,) = json.loads(capsys.readouterr().out)

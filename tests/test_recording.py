@@ -126,7 +126,8 @@ def kills(folder, number, ranks, seed):
     return json.loads(told.stdout)
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_recordings_lose_nothing_that_was_whole(tmp_path, ranks):
     seen = kills(tmp_path, 10, ranks, seed=0)
     assert seen["kills"] >= 10 and seen["partial"] >= 1 and seen["stores"] >= 1

@@ -294,6 +294,7 @@ def test_a_flipped_bit_is_refused_or_changes_no_value(tmp_path, checksum):
     assert found > 0.6 * len(content)
 
 
+@pytest.mark.slow
 def test_flips_inside_the_zip_are_refused_or_change_no_value(tmp_path):
     tiny = values_of(0, image=(1, 2, 2), state=(1, 2, 2), chunks=2)
     arrays, path = arrays_of(tiny), tmp_path / "sample_00000000.zst"

@@ -46,7 +46,13 @@ def test_it_resumes_after_a_failure_and_ends_in_a_report(short, tmp_path, monkey
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
     assert main(["demo", "--out", str(out)]) == 0  # nothing is done again
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
-    # the same bytes side by side, in processes of one thread, as by hand one after the other
+
+
+@pytest.mark.slow
+def test_its_processes_train_what_the_commands_train_by_hand(short, tmp_path):
+    """The same bytes side by side, in processes of one thread, as one after the other."""
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out)]) == 0
     setup, alone = demo.Demo(out, all=False), tmp_path / "alone"
     for name in ("teacher", "meanflow"):
         words = ["train", setup.preset(name), *setup.overrides(name), "--out", str(alone / name)]

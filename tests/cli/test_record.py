@@ -57,6 +57,7 @@ def command(*argv, processes=1):
     return [sys.executable, *(launch if processes > 1 else []), "-m", "fewstep", "record", *argv]
 
 
+@pytest.mark.slow
 def test_two_processes_under_torchrun_record_the_store_of_one(teacher, recorded, tmp_path):
     out = tmp_path / "p"
     words = command(teacher, "--out", str(out), *WANTED, processes=2)

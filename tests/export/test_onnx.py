@@ -90,6 +90,7 @@ def check_example(model, generator, folder):
     assert not imports & {"torch", "fewstep"}
 
 
+@pytest.mark.slow
 def test_a_graph_holds_each_weight_once_and_no_notes():
     guided = unet_generator(step=Multistep(), config=TINY).with_guidance(1.5)
     generator = round_weights(guided, "f16")
