@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from collections.abc import Generator as Pull
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from fewstep.distributed import first_rank, gather, hardware, world
 from fewstep.download import cache
 from fewstep.drawing import generate, start_noise
 from fewstep.errors import InputError
+from fewstep.finite import check_finite
 from fewstep.generator import Generator, SampleSpec
 from fewstep.guidance import Guided, guidance_weight
 from fewstep.metrics import EvalProtocol, Measures
@@ -255,7 +256,7 @@ def straightness(
     divided by the squared length of the lines. It is measured under `Flow`, whatever the process of
     the network, with `steps` Euler steps, whose mean velocity is x_1 − x_0.
 
-    Raises: InputError if it is not finite.
+    Raises: InputError if the paths contain NaN or infinite values.
     """
     flow = Generator(generator.denoiser.under(Flow()), generator.spec)
     times = flow.grid(steps, flow.denoiser).tolist()
@@ -268,15 +269,10 @@ def straightness(
         for x, rate in zip(path, rates, strict=True):
             velocity = (x - before) / rate
             mean, square, before = mean + velocity / steps, square + velocity**2 / steps, x
+        check_finite(flow, before, partial(flow.path, noise, steps=steps, cond=cond))
         bend += float((square - mean.square()).sum())
         chord += float(mean.square().sum())
-    score = bend / chord
-    if not math.isfinite(score):
-        raise InputError(
-            "the straightness is not finite: the paths contain NaN or infinite values, so the "
-            "weights are damaged or the training diverged"
-        )
-    return score
+    return bend / chord
 
 
 @torch.inference_mode()
