@@ -44,7 +44,26 @@ def test_a_kill_releases_the_lock(tmp_path):
     assert os.listdir(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"process": 1}', b"\xff"])
+@pytest.mark.parametrize("kind", ["link", "broken link", "pipe", "folder"])
+def test_what_is_no_file_is_no_lock(tmp_path, kind):
+    lock, other = tmp_path / "run" / LOCK, tmp_path / "thesis.txt"
+    lock.parent.mkdir()
+    other.write_text("precious")
+    match kind:
+        case "pipe":
+            os.mkfifo(lock)
+        case "folder":
+            lock.mkdir()
+        case _:
+            lock.symlink_to(other if kind == "link" else "nowhere")
+    with pytest.raises(InputError, match="is no lock of fewstep"), lock_folder(lock.parent):
+        pass
+    assert lock_owner(lock.parent) is None and other.read_text() == "precious"
+    assert os.listdir(lock.parent) == [LOCK]
+    locks.remove_leftover_lock(lock.parent)  # does not wait for a pipe either
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 10**5, b"[]", b'{"process": 1}', b"\xff"])
 def test_an_owner_that_is_not_readable_is_another_process(tmp_path, content):
     with lock_folder(tmp_path):
         (tmp_path / LOCK).write_bytes(content)

@@ -83,6 +83,8 @@ def results(tmp_path_factory):
         "missing data": (f"{images}={folder} --out {home}/d", f"{images}={home}/no --out {home}/d"),
         "other data": (f"{images}={folder} --out {home}/d", f"{images}={folder}/a --out {home}/d"),
         "batch": (f"{two}/batch fit.batch=1",) * 2,
+        "value": (f"{two}/value fit.lr=-1",) * 2,
+        "loss": (f"{two}/diverged fit.lr=1e30 fit.clip=0 fit.warmup=0 fit.save_every=9",) * 2,
         "folder": (f"{train} fit.steps=3 --out {home}/x", f"{train} fit.steps=3 --out {run}"),
         "recording": (f"{record} --seed 3", f"{record} --seed 4"),
         "samples": (f"{evaluate} --seed 5", f"{evaluate} --seed 6"),
@@ -125,6 +127,7 @@ def test_two_ranks_record_the_store_of_one(results):
         "missing data": "process 1 of 2: the folder",
         "other data": "the hash of data is",
         "batch": "fit.batch is 1, too few for 2 processes",
+        "value": "fit.lr is -1; it must be a number above 0",
         "recording": "seed is 3 in process 0 and 4 in process 1",
         "samples": "seed is 5 in process 0 and 6 in process 1",
         "absent run": "process 1 of 2: ",
@@ -136,6 +139,13 @@ def test_the_first_process_says_what_differs(results, case, message):
     assert (code, other_code, other_errors) == (2, 2, "")
     assert errors.startswith("fewstep: ") and errors.count("\n") == 1 and message in errors
     assert not (home / case).exists() and not (home / "pairs").exists()
+
+
+def test_the_first_process_says_that_a_loss_is_infinite(results):
+    (code, errors, _), (other_code, other_errors, _) = results[1]["loss"]
+    assert (code, other_code, other_errors) == (2, 2, "")
+    (line,) = [line for line in errors.splitlines() if line.startswith("fewstep: ")]
+    assert "run the same command with a lower fit.lr (now 1e+30)" in line
 
 
 def test_a_view_of_the_run_folder_that_differs(results):

@@ -7,6 +7,7 @@ in the folder. The file also names its process, for error messages.
 import json
 import os
 import socket
+import stat
 import time
 import warnings
 from collections.abc import Generator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from fewstep.errors import InputError
 from fewstep.files import LOCK, is_open_file, try_lock
+from fewstep.paths import open_regular
 
 ATTEMPTS = 5
 PAUSE = 0.05
@@ -55,31 +57,42 @@ def lock_owner(folder: Path) -> str | None:
     """The process that uses a folder, such as "process 71 on host"; None if there is none."""
     path = folder / LOCK
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if try_lock(file.fileno()) is not False or not is_open_file(path, file.fileno()):
                 return None
             text = file.read()
-    except OSError:
+    except (OSError, InputError):
         return None
     try:
         owner = json.loads(text)
         return f"process {owner['process']} on {owner['host']}"
-    except (ValueError, TypeError, KeyError):  # it is only just being written
+    except (ValueError, TypeError, KeyError, RecursionError):  # it is only just being written
         return "another process"
 
 
 def remove_leftover_lock(folder: Path) -> None:
     """Remove the file of a process that was killed; that of a running one stays."""
     path = folder / LOCK
-    with suppress(OSError), path.open("rb") as file:
+    with suppress(OSError, InputError), open_regular(path) as file:
         if try_lock(file.fileno()) and is_open_file(path, file.fileno()):
             path.unlink()
+
+
+def _check_file(path: Path) -> None:
+    """Raise InputError for a link, whose target would be overwritten, or anything but a file."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is no lock of fewstep, which is a file: remove it")
 
 
 def _acquire(path: Path) -> int | None:
     """The locked file; None if another process holds its lock."""
     for _ in range(ATTEMPTS):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _check_file(path)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # the last user of the folder has just removed it

@@ -24,7 +24,7 @@ from fewstep.distributed import (
     run_together,
 )
 from fewstep.drawing import generate
-from fewstep.errors import InputError, SharedError
+from fewstep.errors import SharedError
 from fewstep.finite import NonFiniteImages
 from fewstep.generator import Generator
 from fewstep.images import save_grid
@@ -37,8 +37,8 @@ from fewstep.scores import Score, score_from
 from fewstep.trainer import NonFiniteLoss, Progress, Training
 
 
-class Diverged(InputError):
-    """Raised if a loss is not finite; `setting` is a lower learning rate, as an override."""
+class Diverged(SharedError):
+    """Raised on all ranks if a loss is not finite; `setting` is an override: a lower rate."""
 
     def __init__(self, text: str, setting: str) -> None:
         super().__init__(text)

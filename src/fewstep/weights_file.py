@@ -55,7 +55,7 @@ def read_weights_file(
 
     Raises: InputError for a file that does not exist, is damaged, or was not written by fewstep.
     """
-    with _explained(path):
+    with _explained(path, remedy):
         tensors, note = read_tensor_file(path, verify=verify, remedy=remedy)
     return tensors, _check_types(note, path)
 
@@ -65,13 +65,13 @@ def read_description(path: Path, *, remedy: str = REMEDY) -> dict[str, Any]:
 
     `remedy` ends error messages.  Raises: InputError as `read_weights_file`.
     """
-    with _explained(path):
+    with _explained(path, remedy):
         note = read_note(path, remedy)
     return _check_types(note, path)
 
 
 @contextmanager
-def _explained(path: Path) -> Pull[None]:
+def _explained(path: Path, remedy: str) -> Pull[None]:
     """Raise InputError for a file that is missing or not ours, with what it is and what to do."""
     check_regular(path)
     if not path.is_file():
@@ -87,7 +87,8 @@ def _explained(path: Path) -> Pull[None]:
 
         if path.suffix == ".safetensors" and isinstance(error, Unreadable):
             problem = describe_text(path) or error
-            raise InputError(f"{path} is damaged or not a safetensors file: {problem}") from error
+            problem = f"{path} is damaged or not a safetensors file: {problem}"
+            raise InputError(f"{problem}: {remedy}") from error
         raise InputError(describe_file(path)) from error
 
 

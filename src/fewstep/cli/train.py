@@ -11,7 +11,7 @@ import tyro
 
 from fewstep.allocator import keep_freed_memory
 from fewstep.cli import console
-from fewstep.errors import InputError
+from fewstep.errors import InputError, SharedError
 from fewstep.paths import check_writable_folder
 from fewstep.schema import explain, read_table
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     from fewstep.recipe import parse
     from fewstep.runner import Diverged, is_finished
 
-    recipe = parse(table)
+    recipe = run_together(lambda: parse(table))
     folder = options.out or Path("runs") / Path(options.recipe).stem
     if options.dry_run:
         from fewstep.cli.dry_run import print_plan
@@ -84,7 +84,7 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
         console.out.print(f"stopped; to resume: {command}")
         return 0
     except Diverged as error:
-        raise InputError(f"{error}. For example: {command} {error.setting}") from error
+        raise SharedError(f"{error}. For example: {command} {error.setting}") from error
     _report(folder, command)
     console.out.print(f"{folder}: model.safetensors and report.html")
     return 0
