@@ -18,7 +18,7 @@ from fewstep.data.folder.listing import select_listed
 from fewstep.data.folder.selection import Selection, select_by_folder
 from fewstep.data.imageset import ImageSet, check_split
 from fewstep.errors import InputError
-from fewstep.formatting import printable
+from fewstep.formatting import printable, quantity
 from fewstep.paths import check_kind
 
 
@@ -59,7 +59,7 @@ def read_folder(
     images, several = decode_all(paths, size)
     names = tuple(as_text(file.name) for file in selection.files)
     if several:
-        note = f"Only the first frame is read of {len(several):,} images with several"
+        note = f"Only the first frame is read of {quantity(len(several), 'image')} with several"
         note += f" ({name_list([names[number] for number in several])})"
         account = replace(account, notes=(*account.notes, note))
     if message := account.warning():
