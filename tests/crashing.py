@@ -41,6 +41,9 @@ TINY = [
     "student.backbone.groups=2",
     "fit.batch=4",
     "fit.save_every=2",
+    "fit.schedule=constant",  # so that the training can be extended
+    "fit.warmup=0",
+    "fit.ema_halflife=16",
     "evaluate={every=3, steps=[1, 2], best=1, samples=10, extractor='pixels'}",
 ]
 MATCHING = [
@@ -76,6 +79,13 @@ def student():
     train("digits-dmd2", load, *MATCHING, "--out", "run", log_every=3)
 
 
+def extend():
+    longer = [*TINY, "fit.steps=7"]
+    for _ in run_recipe(read("digits-flow", longer), "run", log_every=2, extend=True):
+        pass
+    command("train", "digits-flow", *longer, "--extend", "--out", "run")
+
+
 def record():
     options = ["-n", "300", "--steps", "2", "--allow-out-of-range"]
     command("record", "../../before/teacher", "--out", "pairs", *options)
@@ -104,12 +114,13 @@ def short_demo():
 
 SCENARIOS = {
     "train": student,
+    "extend": extend,
     "record": record,
     "evaluate": evaluate,
     "compare": compare,
     "demo": short_demo,
 }
-COPIES = {"evaluate": ["teacher"], "compare": ["a", "b"]}
+COPIES = {"extend": ["run"], "evaluate": ["teacher"], "compare": ["a", "b"]}
 """Names under which the teacher is in the folder at the start."""
 
 

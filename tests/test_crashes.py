@@ -37,7 +37,7 @@ def test_after_a_crash_the_same_command_ends_with_the_same_files(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", ["train", "record", "evaluate", "compare", "demo"])
+@pytest.mark.parametrize("name", ["train", "extend", "record", "evaluate", "compare", "demo"])
 def test_after_a_crash_at_any_operation(tmp_path, name):
     result = sweep(tmp_path, **{name: 0})[name]
     print(name, result)
