@@ -144,7 +144,11 @@ def test_the_default_adaptation_is_a_tenth_of_the_steps_and_can_be_off(ddpm):
 
 
 @pytest.mark.parametrize(
-    ("stop", "layout"), [(3, "false"), (5, "false"), (7, "false"), (8, "false"), (7, "true")]
+    ("stop", "layout"),
+    [
+        (7, "true"),
+        *(pytest.param(stop, "false", marks=pytest.mark.slow) for stop in (3, 5, 7, 8)),
+    ],
 )
 def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bytes(ddpm, tmp_path, stop, layout):
     """Steps 1 to 5 adapt, 6 to 9 train; the average of consistency starts from adapted weights."""

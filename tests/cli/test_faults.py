@@ -172,10 +172,13 @@ def test_files_that_cannot_be_written_to_their_end_are_named(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_compiler_is_told_before_there_is_a_run(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+def test_no_compiler_is_told_before_there_is_a_run(capsys, tmp_path):
+    from torch._inductor import config, cpp_builder
+
     out = tmp_path / "run"
-    line = fails(capsys, "train", "digits-flow", *TINY, "fit.compile=true", "--out", out)
+    cpp_builder.cpp_compiler_search.cache_clear()
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        line = fails(capsys, "train", "digits-flow", *TINY, "fit.compile=true", "--out", out)
     assert "fit.compile=true needs a C++ compiler such as g++" in line and not out.exists()
 
 
