@@ -37,11 +37,8 @@ from fewstep.schema import preset_names
 
 CPU = torch.device("cpu")
 CLASSES = 4
-# those that together have most kinds of process, network, loss, optimiser, phases and warm-ups; the
-# others are slow tests
-VARIED = {
-    "cifar10-edm", "cifar10-ect", "cifar10-sida", "ddpm-cd", "digits-residual-sum", "digits-scm",
-}  # fmt: skip
+# a teacher, a student of two more players, and a circuit; the others are slow tests
+VARIED = {"cifar10-edm", "cifar10-sida", "digits-residual-sum"}
 PRESETS = [
     pytest.param(name, marks=[] if name in VARIED else pytest.mark.slow) for name in preset_names()
 ]
