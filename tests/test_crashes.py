@@ -45,6 +45,7 @@ def test_after_a_crash_at_any_operation(tmp_path, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_of_two_trainings_in_one_folder_one_is_refused(tmp_path):
     result = run("rivals.py", str(tmp_path), "50")
     print(result)
