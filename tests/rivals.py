@@ -39,7 +39,8 @@ def train(folder):
         recipe = read("digits-flow", [*TINY[:5], "evaluate.steps=[1]", f"fit.steps={STEPS}"])
         code = TRAINED if list(run_recipe(recipe, folder, log_every=1)) else FINISHED
     except InputError as error:
-        code = REFUSED if "is in use by process" in str(error) else FAILED
+        code = REFUSED if "is in use by" in str(error) else FAILED
+        print(error, file=sys.stderr, flush=True)
     finally:
         os._exit(code)
 

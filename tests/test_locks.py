@@ -104,3 +104,10 @@ def test_many_processes_take_turns(tmp_path):
     children = [forked(count) for _ in range(4)]
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
     assert number.read_text() == "40"
+
+
+def test_a_lock_that_has_just_become_free_is_taken(tmp_path, monkeypatch):
+    real, results = locks._acquire, [None]
+    monkeypatch.setattr(locks, "_acquire", lambda path: results.pop() if results else real(path))
+    with lock_folder(tmp_path):
+        assert lock_owner(tmp_path).startswith(f"process {os.getpid()} on ")

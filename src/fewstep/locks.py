@@ -34,6 +34,8 @@ def lock_folder(folder: Path) -> Generator[None]:
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     path = folder / LOCK
     descriptor = _acquire(path)
+    if descriptor is None and lock_owner(folder) is None:
+        descriptor = _acquire(path)  # the other process has just ended
     if descriptor is None:
         owner = lock_owner(folder) or "another process"
         raise InputError(
