@@ -2,12 +2,12 @@
 
 import random
 import re
-import signal
 
 import pytest
 from PIL import Image
 
 from fewstep.cli import VERBS, main
+from mutating import time_limit
 
 DIGITS = "fewstep:digits"
 LINES = [
@@ -108,23 +108,15 @@ def is_quick(words):
     return verb not in ("sample", "record", "evaluate") or any(word in words for word in counts)
 
 
-def too_slow(*_):
-    raise TimeoutError("more than 20 s")
-
-
 def outcome(words, capsys):
     """The exit code of a command line; raises AssertionError for a traceback, or a hang."""
-    handler = signal.signal(signal.SIGALRM, too_slow)
-    signal.alarm(20)
     try:
-        code = main(words)
+        with time_limit():
+            code = main(words)
     except SystemExit as stop:
         code = stop.code or 0
     except BaseException as error:
         raise AssertionError(f"{type(error).__name__}: {error}\n{words!r}") from error
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
     captured = capsys.readouterr()
     assert code in (0, 1, 2) and "Traceback" not in captured.err, words
     assert code != 1 or words[:1] == ["doctor"], words

@@ -6,10 +6,8 @@ import json
 import os
 import random
 import shutil
-import signal
 import struct
 import traceback
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +18,9 @@ from fewstep.data.folder.files import SYSTEM_FILES
 from fewstep.data.folder.layout import SPLITS, split_of
 from fewstep.errors import InputError
 from image_folders import by_name, picture, read
+from mutating import time_limit
 
 SEED = 20_19
-SECONDS = 20
 ODD_NAMES = (
     *("train", "test", "val", "Valid", "dev", "00000", "00001", "0", "10", "01", "-1", "１", "é"),
     *("e\u0301", "\udce9", "a\nb", " ", "a ", "A", "a", ".h", "__MACOSX", "x,y", 'x"y', "x;y", "#"),
@@ -401,20 +399,6 @@ def check_labels(folder, images):
         if written is None or written == label:
             continue
         assert float(written) == float(label), (name, label, written)
-
-
-@contextmanager
-def time_limit():
-    def stop(*_):
-        raise TimeoutError(f"took more than {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def attempt(path, number):

@@ -2,7 +2,6 @@
 
 import random
 import re
-import signal
 import tomllib
 
 import pytest
@@ -11,6 +10,7 @@ from fewstep import recipe
 from fewstep.cli import main
 from fewstep.errors import InputError
 from fewstep.schema import explain, preset_names, read_table
+from mutating import time_limit
 
 TINY = """
 [data]
@@ -119,24 +119,16 @@ def set_key(text, rng):
     )
 
 
-def too_slow(*_):
-    raise TimeoutError("more than 20 s")
-
-
 def outcome(content, work):
     """ "line" or "taken" by what `work` did; raises AssertionError for anything else."""
-    handler = signal.signal(signal.SIGALRM, too_slow)
-    signal.alarm(20)
     try:
-        work()
+        with time_limit():
+            work()
     except InputError as error:
         assert len(str(error)) < 2000, content
         return "line"
     except BaseException as error:
         raise AssertionError(f"{type(error).__name__}: {error}\n{content!r}") from error
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
     return "taken"
 
 

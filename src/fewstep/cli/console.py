@@ -125,6 +125,14 @@ def data_option(text: str, *, metavar: str = "DATA") -> Any:
     )
 
 
+def score_data_option() -> Any:
+    """Settings of the option that says where the images of --score are."""
+    return data_option(
+        "The images for --score, by default those that the run was trained on; required if they "
+        "have moved"
+    )
+
+
 def _variadic_field(kind: type[Any]) -> str | None:
     """The field that takes any number of positional arguments."""
     for name, hint in get_type_hints(kind, include_extras=True).items():

@@ -34,13 +34,7 @@ class Options:
     score: bool = False
     """Measure the weights in the file against the set that the run was trained on, by the protocol
     quick. By default, scores in the run's folder are taken along if they are of these weights."""
-    data: Annotated[
-        str | None,
-        console.data_option(
-            "The images for --score, by default those that the run was trained on; required if "
-            "they have moved"
-        ),
-    ] = None
+    data: Annotated[str | None, console.score_data_option()] = None
     steps: str | None = None
     """Numbers of sampling steps at which --score measures, separated by commas; by default those
     that the run supports. If it supports any, 1, 2 and 4 for a student and 16 for a teacher."""

@@ -47,13 +47,7 @@ class Options:
     score: bool = False
     """Score the weights before and after they are rounded, against the set that the run was trained
     on."""
-    data: Annotated[
-        str | None,
-        console.data_option(
-            "The images for --score, by default those that the run was trained on; required if "
-            "they have moved"
-        ),
-    ] = None
+    data: Annotated[str | None, console.score_data_option()] = None
     license: str = ""
     """Licence of the weights, for the files' metadata, such as MIT or CC-BY-4.0."""
     teacher: Annotated[str | None, console.run_option("browser: a generator to show beside it")] = (
