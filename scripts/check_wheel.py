@@ -87,6 +87,7 @@ def use() -> None:
     assert Path(sys.prefix) in Path(fewstep.__file__).parents
     check_isolation()
     fewstep_command("list", "models")
+    fewstep_command("doctor", "emoji")
     fewstep_command("sample", "fewstep:digits", "--label", "3", "--steps", "1", "-o", "three.png")
     assert Path("three.png").stat().st_size > 500
     for target, (out, files) in EXPORTS.items():

@@ -95,6 +95,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "fashion-mnist": "fewstep.data.mnist:read_fashion_mnist",
         "cifar10": "fewstep.data.cifar10:read_cifar10",
         "celeba": "fewstep.data.celeba:read_celeba",
+        "emoji": "fewstep.data.emoji:read_emoji",
         "folder": "fewstep.data.folder:read_folder",
     },
     "extractor": {

@@ -115,3 +115,24 @@ def test_grey_and_colour_are_converted_as_pillow_does():
         "the images of c have shape (3, 5, 6), and 4 channels are needed; only grey and RGB images "
         "are converted into each other"
     )
+
+
+def test_captions_are_one_tuple_for_each_image():
+    images = random_images(2)
+    with pytest.raises(InputError) as refusal:
+        ImageSet("a", images, captions=(("x",),))
+    assert str(refusal.value) == (
+        "a has 2 images, but captions of 1: list one tuple of captions for each image"
+    )
+    assert ImageSet("a", images, captions=((), ("x", "y"))).resize(3).captions == ((), ("x", "y"))
+
+
+def test_fingerprint_sees_captions_and_whose_they_are():
+    images = random_images(2)
+    captions = [(), (("x",), ()), ((), ("x",)), (("x", "y"), ()), (("x",), ("y",)), (("xy",), ())]
+    sets = [ImageSet("a", images, captions=each) for each in captions]
+    assert len({one.fingerprint for one in sets}) == len(sets)
+    content = b"(2, 3, 6, 6) labelled=False" + images.numpy().tobytes()
+    content += b'[["\\ud83d\\ude00", "\\u732b"], []]'
+    emoji = ImageSet("a", images, captions=(("😀", "猫"), ()))
+    assert emoji.fingerprint == hashlib.sha256(content).hexdigest()

@@ -85,6 +85,8 @@ def describe(address: str, split: str, size: int | None) -> Iterator[tuple[str, 
     yield "images", f"{len(images):,}"
     yield "shape", " x ".join(map(str, images.shape)) + " (channels, height, width)"
     yield "classes", _classes(images)
+    if images.captions:
+        yield "captions", _captions(images)
     for column in images.columns:
         yield "column", column
     if images.files:
@@ -105,6 +107,16 @@ def _classes(images: "ImageSet") -> str:
     names = images.class_names or [str(label) for label in range(images.classes)]
     texts = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)]
     return f"{images.classes}: {listing(texts, limit=100)}"
+
+
+def _captions(images: "ImageSet") -> str:
+    """Number of images with captions, and of captions."""
+    captions = [caption for own in images.captions for caption in own]
+    count = sum(map(bool, images.captions))
+    return (
+        f"{quantity(len(captions), 'caption')}, {len(set(captions)):,} different, of {count:,} of "
+        f"{quantity(len(images), 'image')}"
+    )
 
 
 def _problems(images: "ImageSet") -> Iterator[str]:
@@ -162,6 +174,7 @@ def report() -> Iterator[tuple[str, str]]:
     yield "threads", f"{torch.get_num_threads()} of {cores} cores"
     yield "home", f"{home()} ($FEWSTEP_HOME), {_free(home())} free"
     yield "digits", "with scikit-learn"
+    yield "emoji", "with fewstep"
     for name in ("mnist", "fashion-mnist", "cifar10"):
         published = find_published(name)
         assert published

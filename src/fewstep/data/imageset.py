@@ -1,6 +1,7 @@
 """`ImageSet`: images, labels and captions in memory, and how they are resized."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from fewstep.errors import InputError
 class ImageSet:
     """Images, with optional class labels and columns of text, one string per image.
 
-    `class_names[i]` is the name of label i. We use the columns `text`, `file_name` and `group`.
+    `class_names[i]` is the name of label i. We use the columns `file_name`, `base` and `tone`.
     """
 
     name: str
@@ -29,8 +30,15 @@ class ImageSet:
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     files: FileAccount | None = None
     """What became of every file in the folder that the images were read from."""
+    captions: tuple[tuple[str, ...], ...] = ()
+    """The captions of each image, which may have none or several; empty for a set without any."""
 
     def __post_init__(self) -> None:
+        if self.captions and len(self.captions) != len(self.images):
+            raise InputError(
+                f"{self.name} has {len(self.images):,} images, but captions of "
+                f"{len(self.captions):,}: list one tuple of captions for each image"
+            )
         if self.labels is None or not self.class_names:
             return
         low, high = int(self.labels.min()), int(self.labels.max())
@@ -59,12 +67,14 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of shape, pixels and labels. It identifies the real images of a score."""
+        """SHA-256 of shape, pixels, labels and captions. It identifies the images of a score."""
         labelled = self.labels is not None
         digest = hashlib.sha256(f"{tuple(self.images.shape)} labelled={labelled}".encode())
         digest.update(np.ascontiguousarray(self.images.numpy()).data)
         if self.labels is not None:
             digest.update(self.labels.numpy().astype("<i8").data)
+        if self.captions:
+            digest.update(json.dumps(self.captions).encode())
         return digest.hexdigest()
 
     def resize(self, size: int) -> "ImageSet":
