@@ -269,7 +269,10 @@ def test_pairs_without_labels_are_refused_for_students_with_classes(tmp_path):
 
 
 def test_guidance_of_a_teacher_trained_with_labels_only_is_refused(tmp_path):
-    run(read("digits-flow", [*SMALL, "method.label_dropout=0.0", "fit.steps=1"]), tmp_path / "run")
+    run(
+        read("digits-flow", [*SMALL, "method.condition_dropout=0.0", "fit.steps=1"]),
+        tmp_path / "run",
+    )
     settings = [*FEW, f"teacher.load={tmp_path / 'run'}", "teacher.guidance=2.0"]
     with pytest.raises(InputError, match="but its method, denoise, trained it with labels only"):
         assemble(read("digits-progressive", settings), DEVICE)

@@ -53,5 +53,5 @@ def test_a_generator_can_be_guided_anew():
     twice = generator.with_guidance(2.0).with_guidance(3.0)
     assert twice.denoiser.backbone.weight == 3.0
     assert twice.denoiser.backbone.backbone is generator.denoiser.backbone
-    with pytest.raises(InputError, match="no classes"):
+    with pytest.raises(InputError, match="needs classes or prompts"):
         Generator(Denoiser(Labelled(), Flow(), Velocity()), SampleSpec((2,))).with_guidance(2.0)

@@ -10,7 +10,7 @@ from analytic import Exact, as_flow_map, exact
 from fewstep import store
 from fewstep.backbones import UNetConfig
 from fewstep.denoiser import Denoiser
-from fewstep.drawing import class_labels
+from fewstep.drawing import conditions
 from fewstep.errors import InputError
 from fewstep.evaluation import exhaust
 from fewstep.generator import Generator, SampleSpec
@@ -305,6 +305,6 @@ def test_samples_that_are_no_numbers_are_refused(tmp_path, monkeypatch):
 
 
 def test_labels_come_in_turn():
-    assert class_labels(3, range(2, 7)).label.tolist() == [2, 0, 1, 2, 0]
-    assert class_labels(3, range(1, 4), labels=[2, 0]).label.tolist() == [0, 2, 0]
-    assert class_labels(0, range(3)) is None
+    assert conditions(SampleSpec(IMAGES, 3), range(2, 7)).label.tolist() == [2, 0, 1, 2, 0]
+    assert conditions(SampleSpec(IMAGES, 3), range(1, 4), labels=[2, 0]).label.tolist() == [0, 2, 0]
+    assert conditions(SampleSpec(IMAGES), range(3)) is None

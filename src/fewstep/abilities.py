@@ -44,7 +44,7 @@ def why_not_guidable(generator: Generator, recipe: Mapping[str, Any] | None) -> 
         return "it has no classes"
     if recipe is None or not method_name(recipe):
         return "it is not known whether it was trained without labels too"
-    if not _label_dropout(recipe["method"]):
+    if not _condition_dropout(recipe["method"]):
         return f"its method, {method_name(recipe)}, trained it with labels only"
     return ""
 
@@ -66,14 +66,14 @@ def with_guidance(
     if reason:
         raise InputError(
             f"guidance compares with the output without class, but {reason}: set the weight of "
-            "guidance to 1, or train with method.label_dropout=0.1"
+            "guidance to 1, or train with method.condition_dropout=0.1"
         )
     return guided
 
 
-def _label_dropout(settings: Mapping[str, Any]) -> float:
+def _condition_dropout(settings: Mapping[str, Any]) -> float:
     try:  # the name may be the address of foreign code, which a weights file must not import
         kind = plugins.resolve("method", settings["name"], allow_code=())
     except InputError:
-        return settings.get("label_dropout", 0.0)
-    return kind.label_dropout(settings)
+        return settings.get("condition_dropout", 0.0)
+    return kind.condition_dropout(settings)

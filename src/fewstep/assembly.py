@@ -11,6 +11,7 @@ from fewstep import data, metrics, plugins, runs, store
 from fewstep.abilities import with_guidance
 from fewstep.batching import Batches, ImageStream, Stream
 from fewstep.compiler import check_compiler
+from fewstep.conditions import caption_table, data_spec, prompts
 from fewstep.data import ImageSet
 from fewstep.download import cache
 from fewstep.errors import InputError
@@ -84,13 +85,6 @@ def allow_code(recipe: Recipe) -> None:
     plugins.allow(address.partition(":")[0].partition(".")[0] for address in code)
 
 
-def data_spec(recipe: Recipe, images: ImageSet) -> SampleSpec:
-    """Shape and classes of what a recipe trains a network to generate."""
-    if not recipe.data.labels or images.labels is None:
-        return SampleSpec(images.shape)
-    return SampleSpec(images.shape, images.classes, images.class_names)
-
-
 def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     """Build the objects that a recipe describes, and check that they fit together."""
     allow_code(recipe)
@@ -98,19 +92,18 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         check_compiler("fit.compile=true")
     evaluation = recipe.evaluate
     images = read_data(recipe)
-    spec = data_spec(recipe, images)
     pins = {"data": images.fingerprint}
-    teacher = None
-    if recipe.teacher:
-        address = recipe.teacher.load
-        trained_by = runs.describe(address).get("recipe")
-        teacher = guide_teacher(recipe, spec, runs.load(address), trained_by)
-        pins["teacher"] = runs.weights_hash(teacher)
-    method_class = plugins.resolve("method", recipe.method_name)
+    teacher = runs.load(recipe.teacher.load) if recipe.teacher else None
     initial = None
     if recipe.student.init not in ("teacher", "scratch"):
         initial = runs.load(recipe.student.init)
         pins["student.init"] = runs.network_hash(initial)
+    spec = data_spec(recipe, images, teacher, initial)
+    if recipe.teacher and teacher:
+        trained_by = runs.describe(recipe.teacher.load).get("recipe")
+        teacher = guide_teacher(recipe, spec, teacher, trained_by)
+        pins["teacher"] = runs.weights_hash(teacher)
+    method_class = plugins.resolve("method", recipe.method_name)
     student, original = build_student(recipe, spec, teacher, initial)
     config = bind_classifier(recipe.method, lambda: _classifier(images))
     loss_hash = perceptual_hash(config, spec.shape)
@@ -130,26 +123,28 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     if "images" in method.reads:
         streams["images"] = _image_stream(recipe, images, spec)
     fit, augmentation = recipe.fit, recipe.data.augmentation
-    batches = Batches(
-        streams, spec, batch=fit.batch, seed=fit.seed, device=device, augmentation=augmentation
-    )
+    settings: Any = {
+        "batch": fit.batch,
+        "device": device,
+        "augmentation": augmentation,
+        "prompts": prompts(recipe, images, spec),
+    }
+    batches = Batches(streams, spec, seed=fit.seed, **settings)
     adaptation = None
     if original and method.uses_first_image and adapt_steps(recipe.fit):
         task = Task(student, spec, original, adapt_steps(recipe.fit))
         adapt = Adapt(AdaptConfig(), task).to(device)
         seed = derive_seed(recipe.fit.seed, "adapt")
         rows = {"images": _image_stream(recipe, images, spec)}
-        adapt_batches = Batches(
-            rows, spec, batch=fit.batch, seed=seed, device=device, augmentation=augmentation
-        )
-        adaptation = adapt, adapt_batches
+        adaptation = adapt, Batches(rows, spec, seed=seed, **settings)
     data_files = images.files.summary() if images.files else ""
     return Assembly(method, batches, pins, evaluator, adaptation, build, data_files)
 
 
 def _image_stream(recipe: Recipe, images: ImageSet, spec: SampleSpec) -> ImageStream:
     labels = images.labels if spec.classes else None
-    return ImageStream(images.images, labels, flip=recipe.data.flip)
+    captions = caption_table(images, spec)
+    return ImageStream(images.images, labels, captions=captions, flip=recipe.data.flip)
 
 
 def _classifier(images: ImageSet) -> Path:

@@ -17,7 +17,15 @@ from fewstep.condition import Condition, with_augment_labels
 from fewstep.data.augment import RANDOM_NUMBERS, Augmentation
 from fewstep.generator import SampleSpec
 from fewstep.images import from_uint8
-from fewstep.methods.batch import Batch, ImageBatch, PairBatch, RingBatch, derive_seed
+from fewstep.methods.batch import (
+    Batch,
+    ImageBatch,
+    PairBatch,
+    PromptSource,
+    RingBatch,
+    derive_seed,
+)
+from fewstep.text.captions import CaptionTable
 
 
 @runtime_checkable
@@ -39,23 +47,52 @@ class Stream(Protocol):
 class ImageStream:
     """Real images, uint8 (n, c, h, w), which are mapped to [-1, 1]; or points (n, d), unchanged."""
 
-    def __init__(self, images: Tensor, labels: Tensor | None, *, flip: bool = False) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        *,
+        captions: CaptionTable | None = None,
+        flip: bool = False,
+    ) -> None:
         self.images = images
         self.labels = labels
+        self.captions = captions
         self.flip = flip
 
     def __len__(self) -> int:
         return len(self.images)
 
     def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> ImageBatch:
-        """The rows selected by `index`. With `flip`, those with `coin` below ½ are mirrored."""
+        """The rows selected by `index`. With `flip`, those with `coin` below ½ are mirrored.
+
+        An image with several captions has one of them, drawn again each time.
+        """
         x0 = self.images[index].to(device)
         if x0.dtype == torch.uint8:
             x0 = from_uint8(x0)
         if self.flip:
             x0 = torch.where((coin < 0.5).view(-1, 1, 1, 1).to(device), x0.flip(-1), x0)
-        cond = None if self.labels is None else Condition(self.labels[index].to(device))
-        return ImageBatch(x0, cond)
+        label = None if self.labels is None else self.labels[index]
+        # twice the coin without its integer part does not depend on whether the coin is below ½
+        text = self.captions and self.captions.draw(index, (2 * coin).frac())
+        if label is None and text is None:
+            return ImageBatch(x0, None)
+        return ImageBatch(x0, Condition(label, text=text).to(device))
+
+
+class Prompts:
+    """Captions of a data set with the classes of their images, from which batches draw."""
+
+    def __init__(self, captions: CaptionTable, labels: Tensor | None) -> None:
+        self.captions = captions
+        self.labels = labels
+
+    def draw(self, uniform: Tensor) -> Condition:
+        """A condition for each of the `uniform` numbers in [0, 1), on their device."""
+        images, text = self.captions.draw_any(uniform.cpu())
+        label = None if self.labels is None else self.labels[images]
+        return Condition(label, text=text).to(uniform.device)
 
 
 class Batches:
@@ -73,6 +110,7 @@ class Batches:
         seed: int,
         device: torch.device | str = "cpu",
         augmentation: Augmentation | None = None,
+        prompts: PromptSource | None = None,
     ) -> None:
         self.streams = streams
         self.spec = spec
@@ -80,6 +118,7 @@ class Batches:
         self.seed = seed
         self.device = torch.device(device)
         self.augmentation = augmentation
+        self.prompts = prompts
         self._orders: dict[str, tuple[int, Tensor]] = {}
         self._readers = threads.workers(self.AHEAD)
         self._pending: dict[tuple[int, int], Future[list[Batch]]] = {}
@@ -113,6 +152,7 @@ class Batches:
             self.device,
             streams,
             augmentation=self.augmentation,
+            prompts=self.prompts,
         )
 
     def _rows(

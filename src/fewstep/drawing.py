@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.condition import Condition
+from fewstep.condition import Condition, Text
 from fewstep.errors import InputError
 from fewstep.finite import check_finite
-from fewstep.generator import Generator
+from fewstep.generator import Generator, SampleSpec
 from fewstep.images import to_uint8
 from fewstep.noise import noise_from_seeds
 
@@ -24,18 +24,20 @@ def generate(
     seed: int = 0,
     batch: int = 500,
     labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[range, Tensor]]:
     """Yield `count` images as uint8 (b, *shape) on the CPU, batch by batch with their row numbers.
 
-    Row i starts from noise seed `seed·2³² + i` and has the class `labels[i % len(labels)]`; by
-    default the classes take turns. With `share` = (k, n), only every n-th batch is generated, from
-    batch k.
+    Row i starts from noise seed `seed·2³² + i` and has the class `labels[i % len(labels)]` and the
+    prompt `prompts[i % len(prompts)]`; see `conditions` for the defaults. With `share` = (k, n),
+    only every n-th batch is generated, from batch k.
 
     Raises: InputError for a count below 1, a seed out of range, or images with NaN or infinite
     values.
     """
-    starts = start_noise(generator, count, seed=seed, batch=batch, labels=labels, share=share)
+    settings: Any = {"seed": seed, "batch": batch, "labels": labels, "prompts": prompts}
+    starts = start_noise(generator, count, **settings, share=share)
     for rows, images in _sample(generator, starts, steps, seed):
         yield rows, to_uint8(images).cpu()
 
@@ -49,9 +51,11 @@ def generate_values(
     seed: int = 0,
     batch: int = 500,
     labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Iterator[tuple[range, Tensor]]:
     """Like `generate`, but yield the generator's own images, about [-1, 1], on its device."""
-    starts = start_noise(generator, count, seed=seed, batch=batch, labels=labels)
+    settings: Any = {"seed": seed, "batch": batch, "labels": labels, "prompts": prompts}
+    starts = start_noise(generator, count, **settings)
     yield from _sample(generator, starts, steps, seed)
 
 
@@ -74,9 +78,10 @@ def start_noise(
     seed: int,
     batch: int,
     labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Start]:
-    """Yield (row numbers, starting noise (b, *shape), classes) for each batch; see `generate`."""
+    """Yield (row numbers, noise (b, *shape), conditions) for each batch; see `generate`."""
     if count < 1 or seed < 0:
         raise InputError(
             f"cannot generate {count} images from seed {seed}: give a count of at least 1 and a "
@@ -86,7 +91,8 @@ def start_noise(
         rows = range(first, min(first + batch, count))
         device = generator.device
         noise = noise_from_seeds(seeds(seed, rows), generator.spec.shape, device=device)
-        yield rows, noise, class_labels(generator.spec.classes, rows, device, labels=labels)
+        cond = conditions(generator.spec, rows, device, labels=labels, prompts=prompts)
+        yield rows, noise, cond
 
 
 def seeds(seed: int, rows: range, *, first: int = 0) -> list[int]:
@@ -99,18 +105,33 @@ def seeds(seed: int, rows: range, *, first: int = 0) -> list[int]:
     return [first + (seed << 32) + row for row in rows]
 
 
-def class_labels(
-    classes: int,
-    rows: range,
+def conditions(
+    spec: SampleSpec,
+    rows: Sequence[int],
     device: torch.device | str = "cpu",
     *,
     labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Condition | None:
-    """The class of each row: `labels[row % len(labels)]`, by default with all classes as labels.
+    """The condition of each row: the class `labels[row % len(labels)]`, and a prompt likewise.
 
-    None if there are no classes.
+    By default the classes take turns, and so do `spec.prompts`. None if the generator has neither
+    classes nor text.
+
+    Raises: InputError for prompts and a generator without text.
     """
-    labels = labels or range(classes)
-    if not labels:
+    if prompts and spec.text is None:
+        raise InputError("this generator takes no text: leave out the prompts")
+    labels = labels or range(spec.classes)
+    label = torch.tensor([labels[row % len(labels)] for row in rows]) if labels else None
+    text = None
+    if spec.text is not None:
+        prompts = prompts or spec.prompts or ("",)
+        used = [prompts[row % len(prompts)] for row in rows]
+        numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(used))}
+        encoded = spec.text.encode([*numbers])
+        index = torch.tensor([numbers[prompt] for prompt in used])
+        text = Text(encoded.tokens[index], encoded.mask[index])
+    if label is None and text is None:
         return None
-    return Condition(torch.tensor([labels[row % len(labels)] for row in rows], device=device))
+    return Condition(label, text=text).to(device)

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import zip_longest
 from typing import Annotated, Any, cast
 
@@ -12,7 +12,7 @@ from annotated_types import Ge, Le, MaxLen
 from torch import Tensor, nn
 
 from fewstep import plugins, tables
-from fewstep.backbones import BackboneConfig
+from fewstep.backbones import BackboneConfig, build_backbone
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
@@ -22,17 +22,19 @@ from fewstep.precision import Precision, float32_products
 from fewstep.process import Process
 from fewstep.ranges import NONEMPTY, Channels, NonNegative, Probability
 from fewstep.sampling import Step, Transfer, path, sample
+from fewstep.text.base import TextEncoder
 from fewstep.times import Grid, UniformGrid
 
 MAX_VALUES = 1 << 28
 """Largest number of values of a sample, as of an image of 9,459 x 9,459 pixels."""
 MAX_CLASSES = 1 << 20
 MAX_GUIDANCE = 1000.0
+MAX_PROMPTS = 64
 
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """Shape and classes of what a generator generates."""
+    """Shape and conditions of what a generator generates."""
 
     shape: Annotated[tuple[Channels, ...], NONEMPTY, MaxLen(3)]
     """Shape of one sample: (channels, height, width), or (d,) for points."""
@@ -40,6 +42,10 @@ class SampleSpec:
     """Number of classes; 0 for an unconditional generator."""
     class_names: tuple[str, ...] = ()
     """One name for each class, or none at all."""
+    text: TextEncoder | None = None
+    """The encoder of prompts; None for a generator without text."""
+    prompts: Annotated[tuple[str, ...], MaxLen(MAX_PROMPTS)] = ()
+    """Captions of the training set: prompts to use where the caller gives none."""
 
     def __post_init__(self) -> None:
         sizes = 1 <= len(self.shape) <= 8 and all(size >= 1 for size in self.shape)
@@ -55,6 +61,11 @@ class SampleSpec:
                 f"there are {len(self.class_names)} class_names and {self.classes} classes: give "
                 "one name for each class, or none"
             )
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether there are classes or prompts."""
+        return self.classes > 0 or self.text is not None
 
     def class_difference(self, other: "SampleSpec") -> str:
         """The first class whose names differ, such as "class 0 is 'cat' and 'ant'".
@@ -140,8 +151,7 @@ class Generator(nn.Module):
                 f"noise has shape {tuple(noise.shape)}; this generator takes "
                 f"(n, {', '.join(map(str, self.spec.shape))})"
             )
-        if cond is not None and cond.label is not None:
-            self.check_labels(cond.label)
+        self.check_condition(cond)
 
     @property
     def device(self) -> torch.device:
@@ -161,6 +171,15 @@ class Generator(nn.Module):
             )
             warnings.warn(message, stacklevel=3)
         return nearest
+
+    def check_condition(self, cond: Condition | None) -> None:
+        """Raise InputError for labels out of range, and prompts for a generator without text."""
+        if cond is None:
+            return
+        if cond.text is not None and self.spec.text is None:
+            raise InputError("this generator takes no text: leave out the prompts")
+        if cond.label is not None:
+            self.check_labels(cond.label)
 
     def check_labels(self, label: Tensor) -> None:
         """Raise InputError for a label that is not a class number or -1, which means no class."""
@@ -187,12 +206,11 @@ class Generator(nn.Module):
     def with_guidance(self, weight: float) -> "Generator":
         """The same weights under classifier-free guidance.
 
-        Raises: InputError for a generator without classes, or a weight outside [0, 1000].
+        Raises: InputError for a generator without classes and text, or a weight outside
+        [0, 1000].
         """
-        if not self.spec.classes:
-            raise InputError(
-                "guidance needs a class-conditional generator; this one has no classes"
-            )
+        if not self.spec.is_conditional:
+            raise InputError("guidance needs classes or prompts, and this generator has neither")
         check_guidance(weight)
         backbone = Guided(unguided(self.denoiser.backbone), weight)
         guided = self.denoiser.replace(backbone=backbone)
@@ -211,7 +229,7 @@ class Generator(nn.Module):
         """
         backbone = self.denoiser.backbone
         description = {
-            "spec": asdict(self.spec),
+            "spec": tables.to_table(self.spec),
             "backbone": tables.to_table(backbone.config),
             "guidance": guidance_weight(backbone),
             "process": tables.to_table(self.denoiser.process),
@@ -302,7 +320,7 @@ def from_description(
     check_guidance(fields.guidance)
     if shapes is not None:
         _check_weights(fields, shapes)
-    backbone = fields.backbone.build(shape=fields.spec.shape, classes=fields.spec.classes)
+    backbone = build_backbone(fields.backbone, **_inputs(fields.spec))
     denoiser = Denoiser(
         backbone,
         fields.process,
@@ -314,14 +332,22 @@ def from_description(
     return generator if fields.guidance == 1.0 else generator.with_guidance(fields.guidance)
 
 
+def _inputs(spec: SampleSpec) -> dict[str, Any]:
+    """What a network for `spec` receives, as arguments of `build_backbone`."""
+    return {
+        "shape": spec.shape,
+        "classes": spec.classes,
+        "text": None if spec.text is None else spec.text.input,
+    }
+
+
 def _check_weights(fields: _Description, shapes: Mapping[str, torch.Size]) -> None:
     """Raise InputError, without using memory, for a network whose weights are not of `shapes`."""
     from fewstep.backbones.outline import find_misfit, outline
 
     network = outline(
         fields.backbone,
-        shape=fields.spec.shape,
-        classes=fields.spec.classes,
+        **_inputs(fields.spec),
         tensors=len(shapes),
     )
     prefix = "denoiser.backbone." + "backbone." * (fields.guidance != 1.0)

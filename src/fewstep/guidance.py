@@ -20,6 +20,7 @@ class Guided(Backbone):
         self.config = backbone.config
         self.shape = backbone.shape
         self.classes = backbone.classes
+        self.text = backbone.text
         self.level_scale = backbone.level_scale
 
     def forward(

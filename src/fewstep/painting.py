@@ -41,8 +41,7 @@ def paint(
             f"image and noise have the shapes {shapes[0]} and {shapes[1]}; this "
             f"generator takes (n, {', '.join(map(str, generator.spec.shape))}) for both"
         )
-    if cond is not None and cond.label is not None:
-        generator.check_labels(cond.label)
+    generator.check_condition(cond)
     times = paint_times(generator, freedom, steps)
     settings: Any = {"step": generator.step, "cond": cond, "seed": seed, "image": image}
     images = sample(generator.denoiser, noise, times, **settings)

@@ -121,6 +121,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "diffusers": "fewstep.export.diffusers:DiffusersExport",
         "browser": "fewstep.export.browser:BrowserExport",
     },
+    "text-encoder": {"learned": "fewstep.text.learned:LearnedText"},
     "tracker": {
         "tensorboard": "fewstep.trackers:TensorBoard",
         "wandb": "fewstep.trackers:WandB",

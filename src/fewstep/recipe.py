@@ -35,6 +35,7 @@ from fewstep.ranges import (
 )
 from fewstep.schema import read_table
 from fewstep.tables import from_table, resolve_name, to_table
+from fewstep.text.base import TextEncoder
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,12 @@ class DataConfig:
     augment_kinds: tuple[AugmentKind, ...] = ALL_KINDS
     """Which kinds there are; MeanFlow's authors leave out y-flip and rotation."""
     labels: bool = True
-    """Train a class-conditional model; false trains an unconditional one."""
+    """Train a class-conditional model, if the images have classes."""
+    captions: bool = True
+    """Train on captions, if there is a text encoder: that of [text], or that of the teacher."""
+    prompts: Address | None = None
+    """Text file with a prompt on each line, for methods that generate images; by default they
+    generate from the captions of the data."""
 
     @property
     def augmentation(self) -> Augmentation | None:
@@ -197,6 +203,7 @@ class Recipe:
     about: About = field(default_factory=About)
     teacher: TeacherConfig | None = None
     pairs: PairsConfig | None = None
+    text: TextEncoder | None = None
     student: StudentConfig = field(default_factory=StudentConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -217,6 +224,7 @@ _SECTIONS: dict[str, Any] = {
     "data": DataConfig,
     "teacher": TeacherConfig,
     "pairs": PairsConfig,
+    "text": TextEncoder,
     "student": StudentConfig,
     "fit": FitConfig,
     "evaluate": EvaluateConfig,

@@ -25,6 +25,7 @@ def check_spec(generator: Generator, noun: str, recipe: Recipe, spec: SampleSpec
             "its file is damaged or its training diverged; use other weights"
         )
     own = generator.spec
+    check_encoders(noun, own, spec)
     if (own.shape, own.classes) == (spec.shape, spec.classes):
         if difference := own.class_difference(spec):
             raise InputError(
@@ -43,6 +44,25 @@ def check_spec(generator: Generator, noun: str, recipe: Recipe, spec: SampleSpec
         f"{noun} generates images of shape {own.shape} with {own.classes} classes, but those of "
         f"data.name={recipe.data.name} have shape {spec.shape} and {spec.classes} classes"
         + (f"; {' and '.join(remedies)}" if remedies else "")
+    )
+
+
+def check_encoders(noun: str, own: SampleSpec, spec: SampleSpec) -> None:
+    """Raise InputError if a generator reads prompts in another way than `spec` asks for."""
+    if own.text == spec.text:
+        return
+    if own.text is None:
+        raise InputError(
+            f"{noun} reads no prompts, and the recipe trains on captions: remove [text], or use a "
+            "network that was trained on captions"
+        )
+    if spec.text is None:
+        raise InputError(
+            f"{noun} reads prompts, and data.captions=false trains without them: remove that key"
+        )
+    raise InputError(
+        f"{noun} was trained with another text encoder than the recipe's: remove [text] from the "
+        "recipe to use the former"
     )
 
 
@@ -138,7 +158,10 @@ def _new_student(recipe: Recipe, spec: SampleSpec, teacher: Generator | None) ->
         settings = replace(settings, augmented=True)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.fit.seed)
-        backbone = settings.build(shape=spec.shape, classes=spec.classes)
+        text = None if spec.text is None else spec.text.input
+        backbone = backbones.build_backbone(
+            settings, shape=spec.shape, classes=spec.classes, text=text
+        )
     student = Denoiser(backbone, process, parametrization)
     backbone.load_teacher(teacher and unguided(teacher.denoiser.backbone))
     return student

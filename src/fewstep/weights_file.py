@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep import __version__, plugins
+from fewstep.backbones import build_backbone
 from fewstep.backbones.outline import without_memory
 from fewstep.errors import InputError
 from fewstep.generator import Generator, from_description
@@ -170,6 +171,8 @@ def check_loadable(generator: Generator) -> dict[str, Any]:
         "sampler": generator.step,
         "grid": generator.grid,
     }
+    if generator.spec.text is not None:
+        parts["text-encoder"] = generator.spec.text
     for noun, part in parts.items():
         plugins.check_importable(noun, type(part))
         if from_table(type(part), to_table(part), noun) != part:
@@ -178,7 +181,9 @@ def check_loadable(generator: Generator) -> dict[str, Any]:
                 "be saved: keep all its settings in fields"
             )
     with without_memory():  # only names and shapes of the weights are compared
-        again = backbone.config.build(shape=backbone.shape, classes=backbone.classes)
+        again = build_backbone(
+            backbone.config, shape=backbone.shape, classes=backbone.classes, text=backbone.text
+        )
     if _shapes(again) != _shapes(backbone):
         name = plugins.name_of("backbone", type(backbone.config))
         raise InputError(

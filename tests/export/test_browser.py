@@ -45,7 +45,7 @@ SHAPE, CLASSES, TOLERANCE = (1, 8, 8), 3, 2
 TINY = UNetConfig(channels=(8,), layers=1, attention=(), middle_attention=False, groups=4)
 PRIVATE = "/home/me/my-pictures"
 RECIPE = {
-    "method": {"name": "denoise", "label_dropout": 0.1},
+    "method": {"name": "denoise", "condition_dropout": 0.1},
     "data": {"name": "digits", "path": PRIVATE},
 }
 

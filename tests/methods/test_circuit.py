@@ -250,7 +250,7 @@ def test_labels_are_dropped_where_asked(monkeypatch):
     monkeypatch.setattr(Circuit, "encode", spy)
     for share in (0.0, 0.3):
         student = Denoiser(circuit(classes=3), Flow(), Velocity())
-        config = CircuitMethodConfig(steps=4, label_dropout=share)
+        config = CircuitMethodConfig(steps=4, condition_dropout=share)
         seen.clear()
         told.begin("student", 0)
         CircuitMethod(config, Task(student, spec)).student_loss(told)

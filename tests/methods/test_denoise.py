@@ -12,7 +12,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.evaluation import count_evaluations
 from fewstep.generator import SampleSpec, from_description
-from fewstep.methods.base import Task, check_label_dropout
+from fewstep.methods.base import Task, check_condition_dropout
 from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.methods.meanflow import Meanflow, MeanflowConfig
 from fewstep.parametrization import EDM
@@ -44,39 +44,39 @@ def test_the_recipe_names_the_sampler_of_the_teacher():
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
 @pytest.mark.parametrize("name", METHODS)
-def test_label_dropout_is_a_fraction(name, share):
-    with pytest.raises(InputError, match="label_dropout"):
-        plugins.resolve("method", name).Config(label_dropout=share)
+def test_condition_dropout_is_a_fraction(name, share):
+    with pytest.raises(InputError, match="condition_dropout"):
+        plugins.resolve("method", name).Config(condition_dropout=share)
 
 
 def test_classes_that_would_not_be_trained_are_refused():
     """Of any method with this setting, by the base class."""
     for kind in (Denoise, Meanflow):
-        method = kind.Config(label_dropout=1.0)
+        method = kind.Config(condition_dropout=1.0)
         with pytest.raises(InputError, match=r"1.0, which leaves the 3 classes.*data.labels=false"):
             kind(method, task())
         kind(method, task(classes=0))
     with pytest.raises(InputError, match="leaves the 10 classes untrained"):
-        check_label_dropout(1, 10)
-    with pytest.raises(InputError, match="label_dropout = 0.0 does not train: set it to 0.1"):
-        Meanflow(MeanflowConfig(guidance=2.0, label_dropout=0.0), task())
+        check_condition_dropout(1, SampleSpec((1, 8, 8), 10))
+    with pytest.raises(InputError, match="condition_dropout = 0.0 does not train: set it to 0.1"):
+        Meanflow(MeanflowConfig(guidance=2.0, condition_dropout=0.0), task())
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "guidable"),
     [
-        ("denoise", {"label_dropout": 0.1}, True),
-        ("denoise", {"label_dropout": 0.0}, False),
-        ("meanflow", {"label_dropout": 0.1, "guidance": 2.0, "kappa": 0.0}, True),
-        ("meanflow", {"label_dropout": 0.1, "guidance": 1.0, "kappa": 0.5}, True),
+        ("denoise", {"condition_dropout": 0.1}, True),
+        ("denoise", {"condition_dropout": 0.0}, False),
+        ("meanflow", {"condition_dropout": 0.1, "guidance": 2.0, "kappa": 0.0}, True),
+        ("meanflow", {"condition_dropout": 0.1, "guidance": 1.0, "kappa": 0.5}, True),
         # without guidance, MeanFlow drops no label
-        ("meanflow", {"label_dropout": 0.1, "guidance": 1.0, "kappa": 0.0}, False),
+        ("meanflow", {"condition_dropout": 0.1, "guidance": 1.0, "kappa": 0.0}, False),
         ("dmd", {}, False),
         # code of others is not imported: its setting of the same name counts
-        ("other.package:Method", {"label_dropout": 0.1}, True),
+        ("other.package:Method", {"condition_dropout": 0.1}, True),
     ],
 )
-def test_guidance_needs_label_dropout(name, settings, guidable):
+def test_guidance_needs_condition_dropout(name, settings, guidable):
     generator = Denoise(DenoiseConfig(), task()).generator()
     table = {"method": {"name": name, **settings}}
     assert (why_not_guidable(generator, table) == "") == guidable

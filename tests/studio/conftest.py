@@ -17,7 +17,7 @@ NAMES = ("zero", "<b>one</b>", "![two](http://example.org/x.png)")
 UNET = UNetConfig(channels=(8,), layers=1, attention=(), middle_attention=False, groups=4)
 
 
-def save_run(folder, method, *, seed, config=UNET, spec=None, grid=None, label_dropout=0.0):
+def save_run(folder, method, *, seed, config=UNET, spec=None, grid=None, condition_dropout=0.0):
     """A run folder with random weights that says it was trained by `method`."""
     spec = spec or SampleSpec(SHAPE, len(NAMES), NAMES)
     with torch.random.fork_rng():
@@ -26,7 +26,10 @@ def save_run(folder, method, *, seed, config=UNET, spec=None, grid=None, label_d
         for weights in network.parameters():
             weights.data.normal_(std=0.15)
     generator = Generator(Denoiser(network, Flow(), Velocity()), spec, grid=grid)
-    recipe = {"method": {"name": method, "label_dropout": label_dropout}, "fit": {"steps": 200}}
+    recipe = {
+        "method": {"name": method, "condition_dropout": condition_dropout},
+        "fit": {"steps": 200},
+    }
     runs.save_generator(folder / "model.safetensors", generator, recipe, {})
     (folder / "recipe.toml").write_text("[fit]\nsteps = 200\n")
     return generator
@@ -42,7 +45,7 @@ def save_run_fixture():
 def folder(tmp_path_factory):
     """Runs `teacher`, `one-step`, `cm` of one kind, `toy` of points, and `new` without weights."""
     folder = tmp_path_factory.mktemp("studio") / "runs"
-    save_run(folder / "teacher", "denoise", seed=0, label_dropout=0.1)
+    save_run(folder / "teacher", "denoise", seed=0, condition_dropout=0.1)
     save_run(folder / "one-step", "dmd", seed=1, grid=FixedGrid(((1.0,),)))
     save_run(folder / "cm", "consistency", seed=2)
     save_run(folder / "toy", "denoise", seed=3, config=MLPConfig(width=16), spec=SampleSpec((2,)))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fewstep.backbones.base import (
     Backbone,
     BackboneConfig,
+    build_backbone,
     check_augmentable,
     set_dropout,
     set_pace,
@@ -42,6 +43,7 @@ __all__ = [
     "MLPConfig",
     "UNet",
     "UNetConfig",
+    "build_backbone",
     "check_augmentable",
     "set_dropout",
     "set_pace",

@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from copy import deepcopy
 from dataclasses import replace
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.condition import Condition
+from fewstep.condition import Condition, TextInput
 from fewstep.errors import InputError
 from fewstep.plugins import name_of
 
@@ -23,6 +24,7 @@ class BackboneConfig(ABC):
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "Backbone":
         """Build a network for images of `shape` in [-1, 1].
 
+        An architecture that reads prompts takes a third argument, `text: TextInput | None = None`.
         Initial weights come from torch's default generator.
 
         Raises: InputError if the settings do not fit each other or `shape`.
@@ -42,7 +44,9 @@ class Backbone(nn.Module, ABC):
     shape: tuple[int, ...]
     """Shape of one sample: (3, 32, 32) for images, or (2,) for points."""
     classes: int
-    """Number of classes; 0 for a network without a condition."""
+    """Number of classes; 0 for a network without classes."""
+    text: TextInput | None = None
+    """The prompts that the network was built for; None for a network without text."""
     level_scale: float
     """Factor for logarithmic levels (EDM's `ln(sigma) / 4`, about -1.55 to 1.1). It makes them span
     a large part of the embedding's range, 0 to 1000."""
@@ -84,6 +88,22 @@ class Backbone(nn.Module, ABC):
         cond: Condition | None = None,
     ) -> list[Float[Tensor, "b ..."]]:
         """Intermediate activations, for adversarial heads. Their number and channels are fixed."""
+
+
+def build_backbone(
+    config: BackboneConfig, *, shape: tuple[int, ...], classes: int, text: TextInput | None
+) -> Backbone:
+    """Build the network of these settings, for prompts if there is `text`.
+
+    Raises: InputError as `config.build`, or for prompts and an architecture that reads none.
+    """
+    if text is None:
+        return config.build(shape=shape, classes=classes)
+    build: Any = config.build
+    if "text" not in signature(build).parameters:
+        name = name_of("backbone", type(config))
+        raise InputError(f"the backbone {name} reads no prompts: use a unet or a dit")
+    return build(shape=shape, classes=classes, text=text)
 
 
 def with_two_times(backbone: Backbone) -> Backbone:
@@ -143,7 +163,9 @@ def _with_input(backbone: Backbone, field: str) -> Backbone:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = replace(backbone.config, **{field: True})
-        network = config.build(shape=backbone.shape, classes=backbone.classes)
+        network = build_backbone(
+            config, shape=backbone.shape, classes=backbone.classes, text=backbone.text
+        )
     state = backbone.state_dict()
     network.load_state_dict({**network.state_dict(), **state})
     return network.to(next(iter(state.values())).device)

@@ -6,28 +6,26 @@ reads the weights and biases of its layers and never calls the layers; add adapt
 with `torch.nn.utils.parametrize`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional
 
+from fewstep.backbones.attention import (
+    Images,
+    attention,
+    contiguous_for_jvp,
+    images,
+    pointwise,
+    tokens,
+)
+from fewstep.backbones.text import CrossAttention, TextContext, TextTransformer
 from fewstep.errors import InputError
 
-Images = Float[Tensor, "b _ _ _"]
 Embedding = Float[Tensor, "b e"]
-
-
-def forward_mode() -> bool:
-    """Whether a forward-mode derivative (`torch.func.jvp`) is being computed.
-
-    torch has no public function for this, and the tensors' tangents are not a reliable sign,
-    because an inner `torch.func.grad` hides them.
-    """
-    return forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,8 @@ class BlockOptions:
     dropout: float
     head_dim: int | None
     padding: int
+    text_width: int = field(default=0, kw_only=True)
+    """Width of the tokens of prompts; 0 for a network without text."""
 
     def norm(self, width: int) -> "Norm":
         return Norm(self.groups, width, self.eps)
@@ -50,24 +50,13 @@ class BlockOptions:
             Attention(width, self) if attends else nn.Identity() for _ in range(count)
         )
 
-
-def channels_last_on_cpu(x: Images) -> Images:
-    """The memory format in which a network computes: channels-last on CPUs, unchanged elsewhere.
-
-    On CPUs convolutions are faster in channels-last, and attention needs no transposition. GPUs
-    would copy at every normalisation, and so would `Norm` in forward mode.
-    """
-    if x.is_cpu and not forward_mode():
-        return x.contiguous(memory_format=torch.channels_last)
-    return x
-
-
-def contiguous_for_jvp(x: Images) -> Images:
-    """Make the input of a group normalisation contiguous while `torch.func.jvp` is computed.
-
-    For the tangent, torch takes a view that other memory formats do not allow.
-    """
-    return x.contiguous() if forward_mode() else x
+    def cross_attentions(self, width: int, count: int, *, reads: bool) -> nn.ModuleList | None:
+        """Attention to prompts for each of `count` layers of a block; None unless it `reads`."""
+        if not reads:
+            return None
+        return nn.ModuleList(
+            CrossAttention(width, self.text_width, self.norm(width)) for _ in range(count)
+        )
 
 
 class Norm(nn.GroupNorm):
@@ -142,32 +131,11 @@ class Attention(nn.Module):
         return self.to_q, self.to_k, self.to_v, cast(nn.Linear, self.to_out[0])
 
 
-def pointwise(x: Images, weight: Float[Tensor, "o c"], bias: Float[Tensor, " o"]) -> Images:
-    """Linear layer on the channels, as a convolution: on CPUs up to twice as fast as a matmul."""
-    return functional.conv2d(x, weight[:, :, None, None], bias)
-
-
-def tokens(x: Images, heads: int) -> Float[Tensor, "b heads n d"]:
-    """Pixels as a sequence, with channels split into heads. It is a view if x is channels-last."""
-    b, c, h, w = x.shape
-    return x.permute(0, 2, 3, 1).reshape(b, h * w, heads, c // heads).transpose(1, 2)
-
-
-def images(x: Float[Tensor, "b heads n d"], *, like: Images) -> Images:
-    """Inverse of `tokens`; the height and width are those of `like`."""
-    b, _, h, w = like.shape
-    return x.transpose(1, 2).reshape(b, h, w, -1).permute(0, 3, 1, 2)
-
-
-def attention(
-    q: Float[Tensor, "b heads n d"],
-    k: Float[Tensor, "b heads m d"],
-    v: Float[Tensor, "b heads m d"],
-) -> Float[Tensor, "b heads n d"]:
-    """Scaled dot-product attention."""
-    if forward_mode():  # the fused kernels have no forward-mode derivative
-        return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
-    return functional.scaled_dot_product_attention(q, k, v)
+def read_prompt(
+    layers: nn.ModuleList | None, index: int, x: Images, context: TextContext | None
+) -> Images:
+    """The output of layer `index` of attention to prompts; `x` if there are no such layers."""
+    return x if layers is None else layers[index](x, context)
 
 
 class Downsample(nn.Module):
@@ -217,17 +185,27 @@ class DownBlock(nn.Module):
     """
 
     def __init__(
-        self, widths_in: list[int], width: int, options: BlockOptions, *, attends: bool, last: bool
+        self,
+        widths_in: list[int],
+        width: int,
+        options: BlockOptions,
+        *,
+        attends: bool,
+        last: bool,
+        reads: bool = False,
     ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(Resnet(width_in, width, options) for width_in in widths_in)
         self.attentions = options.attentions(width, len(widths_in), attends=attends)
+        self.cross_attentions = options.cross_attentions(width, len(widths_in), reads=reads)
         self.downsamplers = nn.ModuleList([] if last else [Downsample(width, options)])
 
-    def forward(self, x: Images, emb: Embedding) -> list[Images]:
+    def forward(
+        self, x: Images, emb: Embedding, context: TextContext | None = None
+    ) -> list[Images]:
         outputs: list[Tensor] = []
-        for resnet, attend in zip(self.resnets, self.attentions, strict=True):
-            x = attend(resnet(x, emb))
+        for i, (resnet, attend) in enumerate(zip(self.resnets, self.attentions, strict=True)):
+            x = read_prompt(self.cross_attentions, i, attend(resnet(x, emb)), context)
             outputs.append(x)
         return outputs + [downsample(x) for downsample in self.downsamplers]
 
@@ -235,29 +213,48 @@ class DownBlock(nn.Module):
 class MidBlock(nn.Module):
     """The bottleneck: two layers, with attention between them."""
 
-    def __init__(self, width: int, options: BlockOptions, *, attends: bool) -> None:
+    def __init__(
+        self, width: int, options: BlockOptions, *, attends: bool, reads: bool = False
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(Resnet(width, width, options) for _ in range(2))
         self.attentions = options.attentions(width, 1, attends=attends)
+        self.cross_attentions = options.cross_attentions(width, 1, reads=reads)
 
-    def forward(self, x: Images, emb: Embedding) -> Images:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, emb)), emb)
+    def forward(self, x: Images, emb: Embedding, context: TextContext | None = None) -> Images:
+        x = self.attentions[0](self.resnets[0](x, emb))
+        return self.resnets[1](read_prompt(self.cross_attentions, 0, x, context), emb)
 
 
 class UpBlock(nn.Module):
     """Decoder layers at one size, each with a skip connection from the encoder."""
 
     def __init__(
-        self, widths_in: list[int], width: int, options: BlockOptions, *, attends: bool, last: bool
+        self,
+        widths_in: list[int],
+        width: int,
+        options: BlockOptions,
+        *,
+        attends: bool,
+        last: bool,
+        reads: bool = False,
     ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(Resnet(width_in, width, options) for width_in in widths_in)
         self.attentions = options.attentions(width, len(widths_in), attends=attends)
+        self.cross_attentions = options.cross_attentions(width, len(widths_in), reads=reads)
         self.upsamplers = nn.ModuleList([] if last else [Upsample(width)])
 
-    def forward(self, x: Images, skips: list[Images], emb: Embedding) -> Images:
-        for resnet, attend in zip(self.resnets, self.attentions, strict=True):
+    def forward(
+        self,
+        x: Images,
+        skips: list[Images],
+        emb: Embedding,
+        context: TextContext | None = None,
+    ) -> Images:
+        for i, (resnet, attend) in enumerate(zip(self.resnets, self.attentions, strict=True)):
             x = attend(resnet(torch.cat([x, skips.pop()], dim=1), emb))
+            x = read_prompt(self.cross_attentions, i, x, context)
         for upsample in self.upsamplers:
             x = upsample(x)
         return x
@@ -285,13 +282,13 @@ def image_heights(
     return [shape[1] >> i for i in range(count + 1)]
 
 
-def check_attention(attention: tuple[int, ...], heights: list[int]) -> None:
-    """Raise InputError for a height in `attention` that no image in the encoder has."""
-    for height in attention:
+def check_attention(setting: str, attends: tuple[int, ...], heights: list[int]) -> None:
+    """Raise InputError for a height in `attends` that no image in the encoder has."""
+    for height in attends:
         if height not in heights:
             raise InputError(
-                f"attention is at height {height}, but the images in the encoder have heights "
-                f"{heights}: choose from these, or set attention = []"
+                f"{setting} is at height {height}, but the images in the encoder have heights "
+                f"{heights}: choose from these, or set {setting} = []"
             )
 
 
@@ -314,6 +311,10 @@ def initialise(net: nn.Module, residual: type[nn.Module]) -> None:
             zero_layers.append(module.get_submodule("conv2"))
         elif isinstance(module, Attention):
             zero_layers.append(module.to_out[0])
+        elif isinstance(module, CrossAttention):
+            zero_layers.append(module.to_out)
+        elif isinstance(module, TextTransformer):
+            module.initialise()
     if getattr(net, "augment_embedding", None) is not None:
         nn.init.normal_(net.get_parameter("augment_embedding.weight"))
     for module in zero_layers:

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from fewstep.backbones.blocks import forward_mode
+from fewstep.backbones.attention import forward_mode
 
 
 def value_and_tangent(

@@ -13,13 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.backbones.attention import Images, channels_last_on_cpu
 from fewstep.backbones.base import Backbone, BackboneConfig
 from fewstep.backbones.blocks import (
     Downsample,
     Embedding,
-    Images,
     Upsample,
-    channels_last_on_cpu,
     check_attention,
     image_heights,
     initialise,
@@ -297,7 +296,7 @@ class EDMUNet(Backbone):
 def _encoder_heights(config: EDMUNetConfig, shape: tuple[int, ...]) -> list[int]:
     """Image heights in the encoder, largest first.  Raises: InputError if it cannot be built."""
     heights = image_heights(config.channels, shape)
-    check_attention(config.attention, heights)
+    check_attention("attention", config.attention, heights)
     for width in {config.width, *config.channels}:
         groups = min(config.groups, width // config.min_group)
         if groups == 0 or width % groups:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.condition import AUGMENT_LABELS, NO_LABEL, Condition
+from fewstep.condition import AUGMENT_LABELS, NO_LABEL, Condition, TextInput
 
 PERIOD = 10_000  # longest wavelength / 2π
 
@@ -95,6 +95,7 @@ class EmbeddingModules(Protocol):
     """Modules of a network that `embed` uses; the names are those of diffusers."""
 
     classes: int
+    text: TextInput | None
     sinusoid: Callable[[Tensor], Tensor]
     time_embedding: LevelEmbedding
     time_embedding_s: LevelEmbedding | None
@@ -124,12 +125,14 @@ def embed(
     features = net.sinusoid(level)
     label = None if cond is None else cond.label
     labels = None if cond is None else cond.augment_labels
+    if net.text is None and cond is not None and cond.text is not None:
+        raise ValueError("this network reads no prompts: build it with text")
     augment_vector = None if labels is None else _embed_labels(net, labels)
     if augment_vector is not None and augment_first:
         features, augment_vector = features + augment_vector, None
     if net.class_embedding is None:
         if label is not None:
-            raise ValueError("this network has no classes and takes no cond: build it with classes")
+            raise ValueError("this network has no classes: build it with classes")
         total = net.time_embedding(features)
     else:
         class_vector = net.class_embedding(class_indices(net.classes, level, cond))

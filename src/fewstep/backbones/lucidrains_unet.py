@@ -14,17 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.backbones.attention import Images, attention, channels_last_on_cpu, images, tokens
 from fewstep.backbones.base import Backbone, BackboneConfig
 from fewstep.backbones.blocks import (
     Embedding,
-    Images,
     Norm,
     Upsample,
-    attention,
-    channels_last_on_cpu,
     image_heights,
-    images,
-    tokens,
 )
 from fewstep.backbones.embedding import LevelEmbedding, Sinusoid, embed
 from fewstep.condition import Condition

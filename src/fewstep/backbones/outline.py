@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from fewstep.backbones.base import Backbone, BackboneConfig
+from fewstep.backbones.base import Backbone, BackboneConfig, build_backbone
+from fewstep.condition import TextInput
 from fewstep.errors import InputError
 
 RANDOM = frozenset(
@@ -28,7 +29,12 @@ LARGEST = 1 << 16
 
 
 def outline(
-    config: BackboneConfig, *, shape: tuple[int, ...], classes: int, tensors: int
+    config: BackboneConfig,
+    *,
+    shape: tuple[int, ...],
+    classes: int,
+    text: TextInput | None,
+    tensors: int,
 ) -> Backbone:
     """The network of these settings on the device `meta`, for a file of so many `tensors`.
 
@@ -42,7 +48,7 @@ def outline(
                 f"a setting of the network is {number}, and at most {limit} is allowed here"
             )
     with without_memory(), _limited(2 * tensors + 64, tensors):
-        return config.build(shape=shape, classes=classes)
+        return build_backbone(config, shape=shape, classes=classes, text=text)
 
 
 def find_misfit(network: nn.Module, shapes: Mapping[str, torch.Size], prefix: str = "") -> str:

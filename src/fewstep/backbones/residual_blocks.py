@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.backbones.blocks import Attention, BlockOptions, Embedding, Images, Norm
+from fewstep.backbones.attention import Images
+from fewstep.backbones.blocks import Attention, BlockOptions, Embedding, Norm
 
 Direction = Literal["up", "down"]
 

@@ -18,27 +18,28 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.backbones.attention import Images, channels_last_on_cpu
 from fewstep.backbones.base import Backbone, BackboneConfig
 from fewstep.backbones.blocks import (
     BlockOptions,
     DownBlock,
     Embedding,
-    Images,
     MidBlock,
     Resnet,
     UpBlock,
-    channels_last_on_cpu,
     check_attention,
     image_heights,
     initialise,
 )
 from fewstep.backbones.embedding import LevelEmbedding, Sinusoid, augment_embedding, embed
-from fewstep.condition import Condition
+from fewstep.backbones.text import TextContext, TextTransformer
+from fewstep.condition import Condition, TextInput
 from fewstep.errors import InputError
 from fewstep.ranges import (
     NONEMPTY,
     Channels,
     Depth,
+    EvenWidth,
     NonNegative,
     Pixels,
     Positive,
@@ -59,6 +60,13 @@ class UNetConfig(BackboneConfig):
     """Residual layers per size in the encoder; the decoder has one more."""
     attention: tuple[Pixels, ...] = (16,)
     """Image heights in pixels at which the layers have attention, such as (16, 8)."""
+    cross_attention: tuple[Pixels, ...] = ()
+    """Image heights in pixels at which the layers have attention to the tokens of a prompt, such as
+    (16, 8). Only networks with text have it; all of them add the whole prompt to the embedding."""
+    text_width: EvenWidth = 128
+    """Width of the transformer that reads prompts."""
+    text_layers: Depth = 2
+    """Number of layers of the transformer that reads prompts."""
     middle_attention: bool = True
     """Whether the bottleneck has attention."""
     head_dim: Channels | None = None
@@ -88,14 +96,16 @@ class UNetConfig(BackboneConfig):
     network's derivative along time small, as MeanFlow and sCM need. None is 0.004 for logarithmic
     levels (EDM's) and 1 for others."""
 
-    def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "UNet":
-        """Build a network for images of `shape` in [-1, 1].
+    def build(
+        self, *, shape: tuple[int, ...], classes: int = 0, text: TextInput | None = None
+    ) -> "UNet":
+        """Build a network for images of `shape` in [-1, 1], and prompts if there is `text`.
 
         Initial weights come from torch's default generator.
 
         Raises: InputError if the settings do not fit each other or `shape`.
         """
-        return UNet(self, shape=shape, classes=classes)
+        return UNet(self, shape=shape, classes=classes, text=text)
 
 
 class UNet(Backbone):
@@ -106,10 +116,17 @@ class UNet(Backbone):
     shortcut, and the output is zero.
     """
 
-    def __init__(self, config: UNetConfig, *, shape: tuple[int, ...], classes: int = 0) -> None:
+    def __init__(
+        self,
+        config: UNetConfig,
+        *,
+        shape: tuple[int, ...],
+        classes: int = 0,
+        text: TextInput | None = None,
+    ) -> None:
         super().__init__()
         heights = encoder_heights(config, shape)
-        self.config, self.shape, self.classes = config, shape, classes
+        self.config, self.shape, self.classes, self.text = config, shape, classes, text
         self.level_scale = config.level_scale
         widths = config.channels
         embedding = 4 * widths[0]
@@ -118,6 +135,10 @@ class UNet(Backbone):
         self.time_embedding_s = LevelEmbedding(widths[0], embedding) if config.two_times else None
         self.class_embedding = nn.Embedding(classes + 1, embedding) if classes else None
         self.augment_embedding = augment_embedding(embedding) if config.augmented else None
+        self.text_transformer: TextTransformer | None = None
+        if text is not None:
+            self.text_transformer = TextTransformer(text, config.text_width, config.text_layers)
+            self.text_proj = nn.Linear(config.text_width, embedding)
         options = BlockOptions(
             embedding,
             groups=config.groups,
@@ -125,12 +146,16 @@ class UNet(Backbone):
             dropout=config.dropout,
             head_dim=config.head_dim,
             padding=config.downsample_padding,
+            text_width=config.text_width,
         )
         self.conv_in: nn.Module = nn.Conv2d(shape[0], widths[0], 3, padding=1)
         attends = [height in config.attention for height in heights]
-        self.down_blocks = down_blocks(widths, config.layers, attends, options)
-        self.mid_block = MidBlock(widths[-1], options, attends=config.middle_attention)
-        self.up_blocks = up_blocks(widths, config.layers, attends, options)
+        reads = [text is not None and height in config.cross_attention for height in heights]
+        self.down_blocks = down_blocks(widths, config.layers, attends, options, reads)
+        self.mid_block = MidBlock(
+            widths[-1], options, attends=config.middle_attention, reads=reads[-1]
+        )
+        self.up_blocks = up_blocks(widths, config.layers, attends, options, reads)
         self.conv_norm_out: nn.Module = options.norm(widths[0])
         self.conv_out: nn.Module = nn.Conv2d(widths[0], shape[0], 3, padding=1)
         initialise(self, Resnet)
@@ -143,8 +168,7 @@ class UNet(Backbone):
         level_s: Float[Tensor, " b"] | None = None,
         cond: Condition | None = None,
     ) -> Float[Tensor, "b _ h w"]:
-        emb = functional.silu(embed(self, level, level_s, cond))
-        *_, hidden = self._decode(x, emb)
+        *_, hidden = self._decode(x, *self._condition(x, level, level_s, cond))
         return self.conv_out(functional.silu(self.conv_norm_out(hidden))).contiguous()
 
     def decoder_features(
@@ -155,8 +179,8 @@ class UNet(Backbone):
         Their channels are `decoder_widths`. Each height is twice the one before, and the last is
         that of `x`.
         """
-        emb = functional.silu(embed(self, level, None, cond))
-        last = {output.shape[-1]: output for output in self._decode(x, emb)}
+        decoded = self._decode(x, *self._condition(x, level, None, cond))
+        last = {output.shape[-1]: output for output in decoded}
         return [*last.values()]
 
     @property
@@ -175,41 +199,61 @@ class UNet(Backbone):
 
         Their channels are `config.channels`, with the last number repeated for the bottleneck.
         """
-        emb = functional.silu(embed(self, level, None, cond))
-        _, *blocks = self._encode(x, emb)
+        emb, context = self._condition(x, level, None, cond)
+        _, *blocks = self._encode(x, emb, context)
         last = [outputs[self.config.layers - 1] for outputs in blocks]
-        return [*last, self.mid_block(blocks[-1][-1], emb)]
+        return [*last, self.mid_block(blocks[-1][-1], emb, context)]
 
-    def _decode(self, x: Images, emb: Embedding) -> list[Images]:
+    def _condition(
+        self, x: Images, level: Tensor, level_s: Tensor | None, cond: Condition | None
+    ) -> tuple[Embedding, TextContext | None]:
+        """The embedding that all blocks receive, and the prompts that some of them read."""
+        emb = embed(self, level, level_s, cond)
+        if self.text_transformer is None:
+            return functional.silu(emb), None
+        context: TextContext = self.text_transformer(cond and cond.text, x)
+        return functional.silu(emb + self.text_proj(context.pooled)), context
+
+    def _decode(self, x: Images, emb: Embedding, context: TextContext | None) -> list[Images]:
         """The output of each block of the decoder."""
-        skips = list(chain.from_iterable(self._encode(x, emb)))
-        outputs = [self.mid_block(skips[-1], emb)]
+        skips = list(chain.from_iterable(self._encode(x, emb, context)))
+        outputs = [self.mid_block(skips[-1], emb, context)]
         for block in self.up_blocks:
-            outputs.append(block(outputs[-1], skips, emb))
+            outputs.append(block(outputs[-1], skips, emb, context))
         return outputs[1:]
 
-    def _encode(self, x: Images, emb: Embedding) -> list[list[Images]]:
+    def _encode(self, x: Images, emb: Embedding, context: TextContext | None) -> list[list[Images]]:
         """The output of the first convolution, then the outputs of each block's layers."""
         outputs = [[channels_last_on_cpu(self.conv_in(x))]]
         for block in self.down_blocks:
-            outputs.append(block(outputs[-1][-1], emb))
+            outputs.append(block(outputs[-1][-1], emb, context))
         return outputs
 
 
 def down_blocks(
-    widths: tuple[int, ...], layers: int, attends: list[bool], options: BlockOptions
+    widths: tuple[int, ...],
+    layers: int,
+    attends: list[bool],
+    options: BlockOptions,
+    reads: list[bool],
 ) -> nn.ModuleList:
     """Encoder blocks, one per size."""
     blocks = nn.ModuleList()
     for i, width in enumerate(widths):
         widths_in = [widths[max(i - 1, 0)]] + [width] * (layers - 1)
         last = i == len(widths) - 1
-        blocks.append(DownBlock(widths_in, width, options, attends=attends[i], last=last))
+        blocks.append(
+            DownBlock(widths_in, width, options, attends=attends[i], last=last, reads=reads[i])
+        )
     return blocks
 
 
 def up_blocks(
-    widths: tuple[int, ...], layers: int, attends: list[bool], options: BlockOptions
+    widths: tuple[int, ...],
+    layers: int,
+    attends: list[bool],
+    options: BlockOptions,
+    reads: list[bool],
 ) -> nn.ModuleList:
     """Decoder blocks; the input of each layer is concatenated with an output of the encoder."""
     blocks = nn.ModuleList()
@@ -218,7 +262,9 @@ def up_blocks(
         skips = [widths[i]] * layers + [widths[max(i - 1, 0)]]
         inputs = [below] + [widths[i]] * layers
         widths_in = [a + b for a, b in zip(inputs, skips, strict=True)]
-        blocks.append(UpBlock(widths_in, widths[i], options, attends=attends[i], last=i == 0))
+        blocks.append(
+            UpBlock(widths_in, widths[i], options, attends=attends[i], last=i == 0, reads=reads[i])
+        )
         below = widths[i]
     return blocks
 
@@ -229,7 +275,8 @@ def encoder_heights(config: UNetConfig, shape: tuple[int, ...]) -> list[int]:
     Raises: InputError if the network cannot be built.
     """
     heights = image_heights(config.channels, shape)
-    check_attention(config.attention, heights)
+    check_attention("attention", config.attention, heights)
+    check_attention("cross_attention", config.cross_attention, heights)
     for width in config.channels:
         if width % config.groups or width % 2:
             raise InputError(

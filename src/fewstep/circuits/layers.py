@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.backbones.blocks import Images, contiguous_for_jvp
+from fewstep.backbones.attention import Images, contiguous_for_jvp
 from fewstep.backbones.embedding import LevelEmbedding, Sinusoid
 
 State = Float[Tensor, "b state _ _"]

@@ -23,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.backbones.attention import Images, contiguous_for_jvp
 from fewstep.backbones.base import Backbone, BackboneConfig
-from fewstep.backbones.blocks import Images, contiguous_for_jvp
 from fewstep.backbones.embedding import Sinusoid
 from fewstep.backbones.unet import UNet, UNetConfig
 from fewstep.circuits.layers import Adapter, Gate, Level, Readout, State

@@ -22,8 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.backbones.attention import Images
 from fewstep.backbones.base import Backbone, BackboneConfig
-from fewstep.backbones.blocks import Images, Norm
+from fewstep.backbones.blocks import Norm
 from fewstep.backbones.unet import UNet, UNetConfig
 from fewstep.circuits.layers import Level, Readout, State, group_count
 from fewstep.circuits.lora import freeze

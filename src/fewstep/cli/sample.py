@@ -101,7 +101,7 @@ def _save(options: Options, generator: "Generator", steps: int, labels: Sequence
     """Sample and write what the options request; says if values are cut off."""
     import torch
 
-    from fewstep.drawing import class_labels, generate_values
+    from fewstep.drawing import conditions, generate_values
     from fewstep.image_files import check_channels, check_image_folder, save_archive, save_each
     from fewstep.images import save_grid, to_uint8
     from fewstep.value_range import MAX_SHARE, ValueRange
@@ -126,7 +126,7 @@ def _save(options: Options, generator: "Generator", steps: int, labels: Sequence
         columns = len(labels) or generator.spec.classes or None
         save_grid(images, options.out, columns=columns if options.count >= 10 else None)
     else:
-        cond = class_labels(generator.spec.classes, range(options.count), labels=labels or None)
+        cond = conditions(generator.spec, range(options.count), labels=labels or None)
         numbers = None if cond is None or cond.label is None else cond.label.numpy()
         if options.each:
             work, name = save_each(batches(), options.each), options.each.name

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.condition import Condition
+from fewstep.drawing import conditions
 from fewstep.generator import Generator
 from fewstep.noise import noise_from_seeds
 from fewstep.weights_file import to_float16
@@ -99,8 +100,7 @@ def _correct_biases(original: Generator, rounded: Generator) -> None:
 
 def _example(generator: Generator, count: int = 64) -> tuple[Tensor, Condition | None]:
     """Noise and classes of 64 samples."""
-    classes = generator.spec.classes
-    cond = Condition(torch.arange(count) % classes) if classes else None
+    cond = conditions(generator.spec, range(count))
     return noise_from_seeds(range(count), generator.spec.shape), cond
 
 

@@ -68,8 +68,8 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
     method only computes losses: it calls no `.backward()` and has no optimiser, device, log or
     file.
 
-    Raises: InputError if it needs a teacher and the task has none, or if a setting `label_dropout`
-    would leave the classes untrained.
+    Raises: InputError if it needs a teacher and the task has none, or if a setting
+    `condition_dropout` would leave the classes or prompts untrained.
     """
 
     Config: ClassVar[type]
@@ -109,7 +109,7 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
                 "set teacher.load to a run or a pretrained network"
             )
         check_fields(config, "method")
-        check_label_dropout(getattr(config, "label_dropout", 0.0), task.spec.classes)
+        check_condition_dropout(getattr(config, "condition_dropout", 0.0), task.spec)
         self.config = config
         self.student = task.student
         self.spec = task.spec
@@ -117,13 +117,13 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
         self.steps = task.steps
 
     @classmethod
-    def label_dropout(cls, settings: Mapping[str, Any]) -> float:
-        """Fraction of rows that a training with these `settings` trains without their label.
+    def condition_dropout(cls, settings: Mapping[str, Any]) -> float:
+        """Fraction of rows that a training with these `settings` trains without their condition.
 
         `settings` is the table [method] of a recipe with all defaults. A network can be guided if
         it is above 0.
         """
-        return settings.get("label_dropout", 0.0)
+        return settings.get("condition_dropout", 0.0)
 
     @classmethod
     def length_settings(cls, config: ConfigT) -> list[str]:
@@ -164,12 +164,14 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
         """The student with the sampler and grid of times that it is trained for."""
 
 
-def check_label_dropout(share: float, classes: int) -> None:
-    """Raise InputError if `share` is 1 and there are `classes`, which would not be trained."""
-    if share == 1 and classes:
+def check_condition_dropout(share: float, spec: SampleSpec) -> None:
+    """Raise InputError if `share` is 1 and there are conditions, which would not be trained."""
+    if share == 1 and spec.is_conditional:
+        kind = f"{spec.classes} classes" if spec.classes else "prompts"
+        without = "data.labels=false" if spec.classes else "data.captions=false"
         raise InputError(
-            f"method.label_dropout is {share}, which leaves the {classes} classes untrained: set "
-            "data.labels=false to train without classes, or a smaller fraction"
+            f"method.condition_dropout is {share}, which leaves the {kind} untrained: set "
+            f"{without} to train without them, or a smaller fraction"
         )
 
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -48,6 +48,15 @@ class RingBatch:
     cond: Condition | None
 
 
+@runtime_checkable
+class PromptSource(Protocol):
+    """Conditions of a data set, from which batches draw."""
+
+    def draw(self, uniform: Tensor) -> Condition:
+        """One condition for each of the `uniform` numbers in [0, 1), on their device."""
+        ...
+
+
 def derive_seed(*key: int | str) -> int:
     """Hash a key to a 63-bit seed. All randomness of training is a function of such keys."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
@@ -76,6 +85,8 @@ class Batch:
     """Detached, row-aligned tensors that one turn leaves for the next turns of the same step."""
     augmentation: Augmentation | None = None
     """That of the real images, which have it already."""
+    prompts: PromptSource | None = None
+    """Prompts to generate; None for a student without text."""
 
     _turn: tuple[int | str, ...] = ()
     _draws: int = 0
@@ -120,7 +131,13 @@ class Batch:
         return self.randn_like(torch.empty(self.rows, *self.spec.shape, device="meta").float())
 
     def cond(self) -> Condition | None:
-        """Random classes to generate, uniformly distributed; None if the data have no classes."""
+        """Random conditions to generate; None if the images have none.
+
+        Classes are uniformly distributed. Prompts are captions of the data set, each equally
+        likely; if there are classes too, they are those of the captions' images.
+        """
+        if self.prompts is not None:
+            return self.prompts.draw(self.rand())
         if not self.spec.classes:
             return None
         return Condition((self.rand() * self.spec.classes).long())

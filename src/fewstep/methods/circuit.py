@@ -67,7 +67,7 @@ class CircuitMethodConfig:
     """λ_chain, the weight of the squared error of the states z_k in the loss."""
     image: NonNegative = 1.0
     """λ_image, the weight of the squared error of the X0out images in the loss."""
-    label_dropout: Probability = 0.0
+    condition_dropout: Probability = 0.0
     """Fraction of rows, 0 to below 1, trained without label, for guidance; a ring has none."""
     joint: bool = False
     """Whether the losses of the updates also train the encoder, as published. It then learns states
@@ -156,7 +156,7 @@ class CircuitMethod(Method[CircuitMethodConfig]):
         return depth, min(max(config.length, depth), config.steps // stride), stride
 
     def _cond(self, batch: Batch) -> Condition | None:
-        cond, rate = batch.images.cond, self.config.label_dropout
+        cond, rate = batch.images.cond, self.config.condition_dropout
         return cond.drop(batch.rand() < rate) if cond is not None and rate else cond
 
     def _time(self, index: Tensor) -> Tensor:

@@ -38,8 +38,9 @@ class DenoiseConfig:
     `min-snr` is min(SNR, gamma) on the error of x0."""
     gamma: Positive = 5.0
     """Largest weight under `min-snr`; published: 5 (Hang et al. 2023, arXiv:2303.09556)."""
-    label_dropout: Probability = 0.1
-    """Fraction of rows, 0 to below 1, trained without their label, for classifier-free guidance."""
+    condition_dropout: Probability = 0.1
+    """Fraction of rows, 0 to below 1, trained without their class or prompt, for classifier-free
+    guidance."""
     sampler: Step = field(default_factory=Transfer)
     """Sampler of the trained network: `transfer` (Euler, or DDIM), `heun` (2N − 1 network calls in
     N steps, published for EDM), `multistep`, `ancestral` (DDPM's), `renoise` or `corrector`."""
@@ -70,8 +71,8 @@ class Denoise(Method[DenoiseConfig]):
         x0, cond = batch.images.x0, batch.images.cond
         t = self.config.density.times(batch.rand(), self.student)
         eps = batch.randn_like(x0)
-        if cond is not None and self.config.label_dropout > 0:
-            cond = cond.drop(batch.rand() < self.config.label_dropout)
+        if cond is not None and self.config.condition_dropout > 0:
+            cond = cond.drop(batch.rand() < self.config.condition_dropout)
         prediction = self.student(self.student.process.add_noise(x0, eps, t), t, cond=cond)
         error = squared_error(prediction.output, prediction.target(x0, eps))
         return Loss((self.weight(prediction) * error).mean())

@@ -136,7 +136,7 @@ class FakeScore(nn.Module):
 def student_images(
     student: Denoiser, times: Sequence[float], batch: Batch
 ) -> tuple[Tensor, Condition | None]:
-    """Generate images of random classes in the student's turn, and put a copy in `batch.carry`.
+    """Generate images in the student's turn, and put a copy in `batch.carry`.
 
     With dropout there is no copy: the fake score trains on images as they are sampled, without
     dropout, as in SiD.
@@ -146,8 +146,7 @@ def student_images(
     if any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in student.modules()):
         return x, cond
     batch.carry["x"] = x.detach()
-    if cond is not None and cond.label is not None:
-        batch.carry["label"] = cond.label
+    batch.carry |= cond.tensors() if cond is not None else {}
     return x, cond
 
 
@@ -158,8 +157,7 @@ def cached_images(
     if "x" not in batch.carry:
         with torch.no_grad():
             return student_images(student, times, batch)
-    label = batch.carry.get("label")
-    return batch.carry["x"], None if label is None else Condition(label)
+    return batch.carry["x"], Condition.from_tensors(batch.carry)
 
 
 def rollout(

@@ -57,8 +57,9 @@ class MeanflowConfig:
     """Weight of the student's own velocity in the guided velocity, from 0 to below 1."""
     interval: tuple[Probability, Probability] = (0.0, 1.0)
     """The lowest and highest time at which the velocity is guided."""
-    label_dropout: Probability = 0.1
-    """Fraction of rows, between 0 and 1, trained without their label; used only with guidance."""
+    condition_dropout: Probability = 0.1
+    """Fraction of rows, between 0 and 1, trained without their class or prompt; used only with
+    guidance."""
     grid: Grid = field(default_factory=UniformGrid)
     """Times at which the student is sampled."""
 
@@ -90,9 +91,9 @@ class Meanflow(Method[MeanflowConfig]):
             check_spans(self.student, require_teacher(task).denoiser.under(Flow()))
 
     @classmethod
-    def label_dropout(cls, settings: Mapping[str, Any]) -> float:
+    def condition_dropout(cls, settings: Mapping[str, Any]) -> float:
         guided = settings.get("guidance", 1.0) != 1 or settings.get("kappa", 0.0) > 0
-        return super().label_dropout(settings) if guided else 0.0
+        return super().condition_dropout(settings) if guided else 0.0
 
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)
@@ -104,7 +105,7 @@ class Meanflow(Method[MeanflowConfig]):
         x_t = self.student.process.add_noise(x0, eps, t)
         if self.config.learns_guidance:
             assert cond is not None
-            cond = cond.drop(batch.rand() < self.config.label_dropout)
+            cond = cond.drop(batch.rand() < self.config.condition_dropout)
         with torch.no_grad():
             v = self.velocity(eps - x0, x_t, t, cond)
         parts: list[Tensor] = []
@@ -162,20 +163,20 @@ class Meanflow(Method[MeanflowConfig]):
             guided = omega·v + kappa·u(x_t, t, t | cond) + (1 − omega − kappa)·u(x_t, t, t),
             omega = guidance·(1 − kappa)
 
-        Rows without a label and times outside the interval are not guided.
+        Rows without class and prompt, and times outside the interval are not guided.
         """
         if self.config.source == "teacher":
             assert self.teacher
             return self.teacher.denoiser.under(Flow())(x_t, t, cond=cond).velocity
         if not self.config.learns_guidance:
             return plain
-        assert cond is not None and cond.label is not None
+        assert cond is not None
         kappa = self.config.kappa
         omega = self.config.guidance * (1 - kappa)
         conditional = self.student(x_t, t, s=t, cond=cond).velocity
         unconditional = self.student(x_t, t, s=t, cond=cond.null()).velocity
         guided = omega * plain + kappa * conditional + (1 - omega - kappa) * unconditional
-        inside = (cond.label >= 0) & (t >= self.config.interval[0]) & (t <= self.config.interval[1])
+        inside = cond.is_present() & (t >= self.config.interval[0]) & (t <= self.config.interval[1])
         return torch.where(broadcast_to(inside, plain) > 0, guided, plain)
 
     def generator(self) -> Generator:
@@ -190,13 +191,13 @@ def _check(config: MeanflowConfig, spec: SampleSpec) -> None:
             "method.guidance and method.kappa guide the velocity of the data, but method.source is "
             '"teacher": remove them and set teacher.guidance'
         )
-    if not spec.classes:
+    if not spec.is_conditional:
         raise InputError(
-            "method.guidance and method.kappa need class labels, and these images have none: "
+            "method.guidance and method.kappa need classes or prompts, and these images have none: "
             "remove them from the recipe"
         )
-    if config.label_dropout == 0:
+    if config.condition_dropout == 0:
         raise InputError(
-            "method.guidance and method.kappa compare with the velocity without label, which "
-            "method.label_dropout = 0.0 does not train: set it to 0.1"
+            "method.guidance and method.kappa compare with the velocity without condition, which "
+            "method.condition_dropout = 0.0 does not train: set it to 0.1"
         )

@@ -103,8 +103,7 @@ class Sfd(Method[SfdConfig]):
     def student_loss(self, batch: Batch, *, count: int, interval: int) -> Loss:
         if interval == 0:
             self.start_trajectories(batch, count)
-        label = batch.carry.get("label")
-        cond = None if label is None else Condition(label)
+        cond = Condition.from_tensors(batch.carry)
         t, s = [*self.times[count], None][interval : interval + 2]
         assert t is not None
         # the same step as the sampler takes at inference
@@ -119,15 +118,14 @@ class Sfd(Method[SfdConfig]):
 
     @torch.no_grad()
     def start_trajectories(self, batch: Batch, count: int) -> None:
-        """Sample the teacher; put noise, classes and the teacher's points in `batch.carry`."""
+        """Sample the teacher; put noise, conditions and the teacher's points in `batch.carry`."""
         assert self.teacher
         noise, cond = batch.noise(), batch.cond()
         teacher = self.teacher.denoiser.under(self.student.process)
         states = list(path(teacher, noise, self.teacher_times(count), step=self.solver, cond=cond))
         batch.carry["state"], *points = states[:: self.config.between + 1]
         batch.carry["points"] = torch.stack(points, dim=1)
-        if cond is not None and cond.label is not None:
-            batch.carry["label"] = cond.label
+        batch.carry |= cond.tensors() if cond is not None else {}
 
     def generator(self) -> Generator:
         rows = tuple(tuple(times) for times in self.times.values())

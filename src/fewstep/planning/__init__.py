@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.assembly import allow_code, data_spec, open_stores
+from fewstep.assembly import allow_code, open_stores
+from fewstep.conditions import data_spec
 from fewstep.data import ImageSet
 from fewstep.distributed import device
 from fewstep.errors import InputError
@@ -76,6 +77,11 @@ def plan_recipe(recipe: Recipe) -> Plan:
     return plan
 
 
+def _describe_samples(plan: Plan, *networks: Generator | None) -> None:
+    if plan.images is not None:
+        plan.spec = data_spec(plan.recipe, plan.images, *networks)
+
+
 def _fill(plan: Plan) -> None:
     recipe = plan.recipe
     allow_code(recipe)
@@ -83,7 +89,7 @@ def _fill(plan: Plan) -> None:
     with _collect(plan):
         requirement, images = find_data(recipe)
         plan.requirements.append(requirement)
-        plan.images, plan.spec = images, data_spec(recipe, images)
+        plan.images = images
         plan.requirements += find_networks(recipe, images, is_blank=bool(requirement.missing))
     teacher = None
     for noun, address in generator_addresses(recipe).items():
@@ -93,6 +99,8 @@ def _fill(plan: Plan) -> None:
             if noun == "teacher" and not requirement.missing:
                 teacher = networks[noun]
     method = None
+    with _collect(plan):
+        _describe_samples(plan, *networks.values())
     if plan.spec and not plan.problems and None not in networks.values():
         with _collect(plan):
             method, is_adapted = build_method(recipe, plan.spec, **networks)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.backbones import Backbone
-from fewstep.condition import AUGMENT_LABELS, Condition
+from fewstep.condition import AUGMENT_LABELS, Condition, Text, with_augment_labels
 from fewstep.generator import SampleSpec
 from fewstep.guidance import Guided
 from fewstep.methods.base import Method, Turn
@@ -142,13 +142,36 @@ def _batch(
     method: Method[Any], spec: SampleSpec, rows: int, step: int, augmented: bool
 ) -> ShapeBatch:
     x = torch.empty(rows, *spec.shape, device=META)
-    label = torch.empty(rows, dtype=torch.int64, device=META) if spec.classes else None
-    labels = torch.empty(rows, AUGMENT_LABELS, device=META) if augmented else None
-    plain = None if label is None else Condition(label)
-    cond = Condition(label, labels) if augmented else plain
+    plain = _condition(spec, rows)
+    labels = torch.empty(rows, AUGMENT_LABELS, device=META)
+    cond = with_augment_labels(plain, labels) if augmented else plain
     streams = {"images": ImageBatch(x, cond), "pairs": PairBatch(x, x, plain)}
     read = {name: rows for name, rows in streams.items() if name in method.reads}
-    return ShapeBatch(0, step, 0, rows, rows, spec, META, read)
+    prompts = _ShapePrompts(spec) if spec.text else None
+    return ShapeBatch(0, step, 0, rows, rows, spec, META, read, prompts=prompts)
+
+
+def _condition(spec: SampleSpec, rows: int) -> Condition | None:
+    """Conditions without values for `rows` rows."""
+    label = torch.empty(rows, dtype=torch.int64, device=META) if spec.classes else None
+    text = None
+    if spec.text:
+        size, features = (rows, spec.text.input.length), spec.text.input.features
+        tokens = torch.empty(*size, features) if features else torch.empty(size, dtype=torch.int64)
+        text = Text(tokens.to(META), torch.empty(size, dtype=torch.bool, device=META))
+    return None if label is None and text is None else Condition(label, text=text)
+
+
+class _ShapePrompts:
+    """Prompts without values."""
+
+    def __init__(self, spec: SampleSpec) -> None:
+        self.spec = spec
+
+    def draw(self, uniform: Tensor) -> Condition:
+        cond = _condition(self.spec, len(uniform))
+        assert cond
+        return cond
 
 
 @contextmanager

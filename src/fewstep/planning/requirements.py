@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fewstep import metrics, plugins, runs, store
-from fewstep.assembly import data_spec, guide_teacher, pairs_address, read_data
+from fewstep.assembly import guide_teacher, pairs_address, read_data
 from fewstep.backbones import UNetConfig
+from fewstep.conditions import data_spec
 from fewstep.data import ImageSet
 from fewstep.data.published import blank_images, find_published
 from fewstep.denoiser import Denoiser
@@ -153,11 +154,12 @@ def _weights(noun: str, name: str, images: ImageSet, is_blank: bool) -> Requirem
 def stand_in(recipe: Recipe) -> Generator | None:
     """The generator that a recipe trains, untrained; None if its teacher's network is not known."""
     _, images = find_data(recipe)
-    spec, networks = data_spec(recipe, images), {}
+    networks: dict[str, Any] = {}
     for noun, address in generator_addresses(recipe).items():
         _, networks[noun] = find_generator(noun, address)
         if networks[noun] is None:
             return None
+    spec = data_spec(recipe, images, *networks.values())
     return build_method(recipe, spec, **networks)[0].generator()
 
 

@@ -33,7 +33,7 @@ def build_backbone(
         check_fields(config, "the network")
         SampleSpec(shape, classes)
         # without memory, and without draws from torch's generator
-        backbone = outline(config, shape=shape, classes=classes, tensors=len(state))
+        backbone = outline(config, shape=shape, classes=classes, text=None, tensors=len(state))
     except InputError as error:
         raise InputError(f"{path}: our network does not support these weights: {error}") from error
     misfit = find_misfit(backbone, {name: value.shape for name, value in state.items()})

@@ -10,7 +10,7 @@ from torch import Tensor
 from fewstep.circuits.rings import ring_records
 from fewstep.circuits.view import Circuit
 from fewstep.condition import row_labels
-from fewstep.drawing import class_labels, seeds
+from fewstep.drawing import conditions, seeds
 from fewstep.errors import InputError
 from fewstep.finite import check_finite
 from fewstep.formatting import quantity
@@ -75,7 +75,7 @@ class Tiles:
         generator, recording = self.generator, self.recording
         row_seeds = seeds(recording.seed, rows, first=FIRST_SEED)
         noise = noise_from_seeds(row_seeds, generator.spec.shape, device=generator.device)
-        cond = class_labels(generator.spec.classes, rows, generator.device)
+        cond = conditions(generator.spec, rows, generator.device)
         label = row_labels(cond, len(rows)).cpu()
         settings: Any = {"steps": recording.steps, "cond": cond}
         if recording.chunks:
