@@ -94,6 +94,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "mnist": "fewstep.data.mnist:read_mnist",
         "fashion-mnist": "fewstep.data.mnist:read_fashion_mnist",
         "cifar10": "fewstep.data.cifar10:read_cifar10",
+        "cifar10-captions": "fewstep.data.cifar10:read_cifar10_captions",
         "celeba": "fewstep.data.celeba:read_celeba",
         "emoji": "fewstep.data.emoji:read_emoji",
         "folder": "fewstep.data.folder:read_folder",

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fewstep.data import cifar10, load
+from fewstep.data.published import blank_images, find_published
 from fewstep.download import home
 from fewstep.errors import InputError
 
@@ -80,6 +81,30 @@ def test_file_names_of_other_images_are_refused(folder, table):
         load("cifar10", split="test")
 
 
+def test_captions_are_the_nouns_of_file_names(folder):
+    names = ["tabby_cat_s_000123.png", "coupe_s_000001.png", "s_s_s_7.png", "st._bernard_s_1.png"]
+    (folder / "test.csv").write_text("".join(f"{i},{name}\n" for i, name in enumerate(names)))
+    images = load("cifar10-captions", split="test")
+    assert images.captions == (("tabby cat",), ("coupe",), ("s s",), ("st. bernard",))
+    plain = load("cifar10", split="test")
+    assert torch.equal(images.images, plain.images) and plain.captions == ()
+    assert images.name == "cifar10-captions" and images.fingerprint != plain.fingerprint
+
+
+def test_captions_without_file_names_are_those_of_classes(folder):
+    with pytest.warns(UserWarning, match=r"captions are the names of classes.* has no test\.csv"):
+        images = load("cifar10-captions", split="test")
+    assert images.captions == (("airplane",), ("automobile",), ("bird",), ("cat",))
+
+
+def test_black_images_have_captions(home):
+    published = find_published("cifar10-captions")
+    images = blank_images(published, "cifar10-captions", "test", None)
+    assert len(published.missing("test")) == 1 and images.labels.tolist()[:2] == [0, 1]
+    assert images.captions[:2] == (("airplane",), ("automobile",)) and len(images) == 10_000
+    assert blank_images(find_published("cifar10"), "cifar10", "test", None).captions == ()
+
+
 def test_unpacking_takes_the_batches_and_nothing_else(tmp_path):
     archive = tmp_path / "a.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
@@ -114,3 +139,6 @@ def test_cifar10_is_the_published_set():
     assert test.class_names[test.labels[0]] == "cat"
     if "file_name" in test.columns:
         assert test.columns["file_name"][0] == "domestic_cat_s_000907.png"
+        captions = load("cifar10-captions", split="test").captions
+        assert captions[:3] == (("domestic cat",), ("hydrofoil",), ("sea boat",))
+        assert all(caption.replace(" ", "").isalpha() for (caption,) in captions)

@@ -89,13 +89,14 @@ def test_a_table_gives_labels_and_columns_in_the_order_of_names(tmp_path):
         writer.writerow(['a "quoted", café', "sub/c.png", "dog", "1999"])
         writer.writerow(["", "a.png", "cat", ""])
         writer.writerow(["second", "b.png", "dog", "2001"])
-    with pytest.warns(UserWarning, match=r"1 not listed in metadata.csv \(unlisted.png\)"):
+    with pytest.warns(UserWarning, match=r"1 not listed in metadata.csv \(unlisted.png\)") as note:
         images = load("folder", path=tmp_path)
     assert images.columns == {
         "file_name": ("a.png", "b.png", "sub/c.png"),
-        "text": ("", "second", 'a "quoted", café'),
         "year": ("", "2001", "1999"),
     }
+    assert "1 of 3 images has no caption (a.png)" in str(note[0].message)
+    assert images.captions == ((), ("second",), ('a "quoted", café',))
     assert images.class_names == ("cat", "dog")
     assert images.labels.tolist() == [0, 1, 1]
     assert colours(images.images) == [(0, 0, 0), (1, 1, 1), (2, 2, 2)]
@@ -223,9 +224,9 @@ def test_noto_emoji():
     emoji = load("folder", path=EMOJI)
     assert emoji.images.shape == (3414, 3, 32, 32)
     assert emoji.labels is None
-    assert set(emoji.columns) == {"file_name", "text", "group"}
+    assert set(emoji.columns) == {"file_name", "group"}
     row = emoji.columns["file_name"].index("emoji_u0023_20e3.png")
-    assert emoji.columns["text"][row] == "keycap #"
+    assert emoji.captions[row] == ("keycap #",)
     with Image.open(EMOJI / "emoji_u0023_20e3.png") as image:
         rgba = np.asarray(image).astype(np.int64)
     alpha = rgba[..., 3:]

@@ -22,8 +22,8 @@ class FileAccount:
     """Files that are neither images of the set nor extras, by reason. A reason follows their
     number in a sentence: "with the suffix .txt", "behind a broken link"."""
     extras: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Number of files that belong beside images, by kind: hidden, label file, readme or licence,
-    system file."""
+    """Number of files that belong beside images, by kind: of captions, hidden, label file, readme
+    or licence, of the operating system."""
     other_splits: Mapping[str, int] = field(default_factory=dict[str, int])
     """Number of files of each split that was not read."""
     notes: tuple[str, ...] = ()

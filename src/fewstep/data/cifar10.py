@@ -2,7 +2,10 @@
 
 import csv
 import os
+import re
 import tarfile
+import warnings
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -62,6 +65,31 @@ def read_cifar10(split: str) -> ImageSet:
     columns = {"file_name": _file_names(table, labels)} if table.exists() else {}
     pixels, numbers = torch.from_numpy(images), torch.from_numpy(labels)
     return ImageSet("cifar10", pixels, numbers, CLASS_NAMES, columns)
+
+
+def read_cifar10_captions(split: str) -> ImageSet:
+    """CIFAR-10 with a caption for each image: the noun in its file name, such as "tabby cat".
+
+    Without the file names, captions are the names of classes, and a warning says so.
+    """
+    images = read_cifar10(split)
+    assert images.labels is not None
+    if "file_name" in images.columns:
+        nouns = map(_noun, images.columns["file_name"])
+    else:
+        warnings.warn(
+            f"captions are the names of classes, because {home() / 'data' / FOLDER} has no "
+            f"{split}.csv with a label and a file name for each image",
+            stacklevel=2,
+        )
+        nouns = (CLASS_NAMES[label] for label in images.labels.tolist())
+    captions = tuple((noun,) for noun in nouns)
+    return replace(images, name="cifar10-captions", captions=captions)
+
+
+def _noun(file_name: str) -> str:
+    """ "tabby cat" from "tabby_cat_s_000123.png"."""
+    return re.sub(r"(_s_[0-9]+)?\.png$", "", file_name).replace("_", " ")
 
 
 def _records(path: Path) -> np.ndarray:

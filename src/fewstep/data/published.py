@@ -1,7 +1,7 @@
 """What is known of published data sets, and of their files, before they are downloaded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -49,7 +49,7 @@ def find_published(name: str, path: str | Path | None = None) -> PublishedSet | 
             {"train": (first, second), "test": (third, fourth)},
             source.megabytes,
         )
-    if name == "cifar10":
+    if name in ("cifar10", "cifar10-captions"):
         images = {split: len(files) * cifar10.RECORDS for split, files in cifar10.FILES.items()}
         folder = folder / cifar10.FOLDER
         return PublishedSet(
@@ -63,7 +63,8 @@ def find_published(name: str, path: str | Path | None = None) -> PublishedSet | 
 
 
 def blank_images(published: PublishedSet, name: str, split: str, size: int | None) -> ImageSet:
-    """Black images in place of those of a published set, with as many rows and labels.
+    """Black images in place of those of a published set, with as many rows and labels; and with
+    names of classes as captions, if it has captions.
 
     Raises: InputError for an unknown split, or CelebA without `size`.
     """
@@ -74,4 +75,8 @@ def blank_images(published: PublishedSet, name: str, split: str, size: int | Non
     count, classes = published.images[split], len(published.class_names)
     pixels = torch.zeros(1, channels, size or height, size or width, dtype=torch.uint8)
     labels = torch.arange(count) % classes if classes else None
-    return ImageSet(name, pixels.expand(count, -1, -1, -1), labels, published.class_names)
+    images = ImageSet(name, pixels.expand(count, -1, -1, -1), labels, published.class_names)
+    if name != "cifar10-captions":
+        return images
+    captions = [(class_name,) for class_name in published.class_names]
+    return replace(images, captions=tuple(captions[row % classes] for row in range(count)))

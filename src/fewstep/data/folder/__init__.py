@@ -11,6 +11,7 @@ import torch
 
 from fewstep.data.account import FileAccount, as_text, name_list
 from fewstep.data.folder.accounting import account_for
+from fewstep.data.folder.captions import add_captions
 from fewstep.data.folder.decoding import decode_all
 from fewstep.data.folder.files import find_files
 from fewstep.data.folder.layout import SPLITS, find_place, split_of
@@ -28,8 +29,10 @@ def read_folder(
     """Read the images of the folder `path` as RGB, sorted by relative name.
 
     - With a `metadata.csv`, `metadata.jsonl` or `dataset.json`, it lists the images and their
-      labels: class names, or numbers from 0. Its other columns become text columns of the set.
+      labels: class names, or numbers from 0. Its column `text` or `caption` has their captions;
+      other columns become text columns of the set.
     - Without one, each sub-folder is a class; or all images are in one folder, without labels.
+    - A .txt file beside an image of the same name has its captions, one a line.
     - If folders are named train, valid and test, `split` selects one of them.
 
     Transparent images get a white background. Class names are sorted as numbers if all are
@@ -71,6 +74,7 @@ def read_folder(
         selection.class_names,
         {"file_name": names, **selection.columns},
         account,
+        tuple(selection.captions or ()),
     )
 
 
@@ -92,7 +96,9 @@ def _select(folder: Path, split: str) -> tuple[Selection, FileAccount]:
         if not place.has_splits:
             check_split("folder", canonical, ["train"])
         selection = select_by_folder(place, path)
-    account = account_for(folder, all_files, place, selection)
+    table = place.label_file.parts[-1] if place.label_file else None
+    selection, caption_files = add_captions(selection, folder, place.files, table)
+    account = account_for(folder, all_files, place, selection, caption_files)
     if not selection.files:
         other = account.warning() or (account.summary() if account.total else "it is empty")
         raise InputError(f"{printable(str(folder))} holds no images, such as .png files: {other}")

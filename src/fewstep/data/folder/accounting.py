@@ -46,7 +46,11 @@ class _Groups:
 
 
 def account_for(
-    folder: Path, all_files: Sequence[FolderFile], place: Place, selection: Selection
+    folder: Path,
+    all_files: Sequence[FolderFile],
+    place: Place,
+    selection: Selection,
+    caption_files: Sequence[FolderFile],
 ) -> FileAccount:
     """The account of `all_files`, of which the selection was made.
 
@@ -58,6 +62,8 @@ def account_for(
     for splits in (selection.other_splits, place.other_splits):
         for name, files in splits.items():
             other_splits[name] = other_splits.get(name, 0) + groups.take(files)
+    if caption_files:
+        groups.extras["of captions"] = groups.take(caption_files)
     label_file = place.label_file
     not_listed = f"not listed in {label_file.parts[-1]}" if label_file else REPEATED
     identities = {file.identity for file in selection.files}

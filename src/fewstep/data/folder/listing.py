@@ -16,7 +16,7 @@ from fewstep.data.imageset import check_split
 from fewstep.errors import InputError
 from fewstep.formatting import printable
 
-TEXTS = frozenset("text texts caption captions prompt description group".split())
+TEXTS = frozenset("prompt description group".split())
 """Names of columns, in lower case, that do not hold labels."""
 
 
@@ -35,6 +35,7 @@ def select_listed(place: Place, path: Path, label_file: FolderFile, split: str) 
     labels, class_names = _labels(rows)
     splits = _splits(rows, files, place, table)
     first, repeated = _first_rows(rows, files, labels, splits)
+    captions = _merge_captions(rows, files)
     indices = [i for i in first if splits[i] in (None, split)]
     if not indices:
         names = Counter(name for name in splits if name)
@@ -54,6 +55,7 @@ def select_listed(place: Place, path: Path, label_file: FolderFile, split: str) 
         None if labels is None else [labels[i] for i in indices],
         class_names,
         {name: tuple(rows[i].texts[name] for i in indices) for name in rows[0].texts},
+        None if rows[0].captions is None else [captions[files[i].identity] for i in indices],
         {name: part for name, part in others.items() if part and name != split},
         notes,
     )
@@ -168,14 +170,18 @@ def _first_rows(
     labels: Sequence[int] | None,
     splits: Sequence[str | None],
 ) -> tuple[list[int], list[int]]:
-    """Numbers of the rows of different files, and of those that repeat another.
+    """Numbers of the rows of different files, and of those that repeat others.
 
-    Raises: InputError if two rows of one file differ.
+    Raises: InputError if two rows of one file differ, other than by their captions.
     """
     first: dict[tuple[int, int], int] = {}
+    captions: dict[tuple[int, int], set[str]] = {}
     repeated: list[int] = []
     for i, (row, file) in enumerate(zip(rows, files, strict=True)):
         j = first.setdefault(file.identity, i)
+        own = captions.setdefault(file.identity, set())
+        is_repeated = own.issuperset(row.captions or ())
+        own.update(row.captions or ())
         if j == i:
             continue
         if labels is not None and labels[i] != labels[j]:
@@ -183,15 +189,26 @@ def _first_rows(
         elif splits[i] != splits[j]:
             difference = f"the splits {splits[j]} and {splits[i]}"
         elif row.texts != rows[j].texts:
-            difference = "different texts"
+            names = [name for name, text in row.texts.items() if text != rows[j].texts[name]]
+            difference = f"different texts in the column {names[0]}"
         else:
-            repeated.append(i)
+            repeated += [i] if is_repeated else []
             continue
         raise InputError(
             f"{row.place}: {printable(row.file)} is the same image as {printable(rows[j].file)} in "
             f"{rows[j].place.rpartition(', ')[2]}, with {printable(difference)}: remove one of them"
         )
     return [*first.values()], repeated
+
+
+def _merge_captions(
+    rows: Sequence[Row], files: Sequence[FolderFile]
+) -> dict[tuple[int, int], tuple[str, ...]]:
+    """The different captions of each file, from all of its rows."""
+    captions: dict[tuple[int, int], dict[str, None]] = {}
+    for row, file in zip(rows, files, strict=True):
+        captions.setdefault(file.identity, {}).update(dict.fromkeys(row.captions or ()))
+    return {identity: tuple(own) for identity, own in captions.items()}
 
 
 def _repetition_note(table: Path, rows: Sequence[Row], repeated: Sequence[int]) -> tuple[str, ...]:

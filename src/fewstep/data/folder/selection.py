@@ -20,6 +20,8 @@ class Selection:
     class_names: tuple[str, ...] = ()
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     """Text columns, one value per image."""
+    captions: Sequence[tuple[str, ...]] | None = None
+    """The captions of each image; None if nothing has captions."""
     other_splits: Mapping[str, Sequence[FolderFile]] = field(
         default_factory=dict[str, Sequence[FolderFile]]
     )

@@ -1,6 +1,5 @@
 """Read label files: `metadata.csv`, `.tsv` or `.jsonl`, and StyleGAN's and EDM's `dataset.json`."""
 
-import codecs
 import csv
 import io
 import json
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.data.account import name_list
+from fewstep.data.folder.captions import split_captions
+from fewstep.data.folder.reading import read_text
 from fewstep.errors import InputError
 from fewstep.formatting import printable
-from fewstep.paths import read_regular
 
 FILE_COLUMNS = frozenset(
     "file_name filename file image path file_path filepath image_path img img_path image_file "
@@ -23,6 +23,7 @@ LABEL_COLUMNS = frozenset(
     "label labels class classes category target class_name class_label label_name class_id "
     "label_id category_id".split()
 )
+CAPTION_COLUMNS = frozenset("text texts caption captions".split())
 SPLIT_COLUMN = "split"
 SEPARATORS = (",", ";", "\t", "|")
 MAX_BYTES = 1 << 30
@@ -39,6 +40,8 @@ class Row:
     label: str | None = None
     """None without a column of labels."""
     split: str | None = None
+    captions: tuple[str, ...] | None = None
+    """None without a column of captions."""
     texts: Mapping[str, str] = field(default_factory=dict[str, str])
     """The values of all other columns."""
 
@@ -48,34 +51,13 @@ def read_table(path: Path) -> list[Row] | None:
 
     Raises: InputError with the line of what cannot be understood.
     """
-    kind, text, name = path.name.lower(), _read_text(path), printable(str(path))
+    kind, name = path.name.lower(), printable(str(path))
+    text = read_text(path, limit=MAX_BYTES)
     if kind in ("metadata.csv", "metadata.tsv"):
         return _from_columns(name, *_read_csv(name, text))
     if kind == "metadata.jsonl":
         return _from_columns(name, *_read_jsonl(name, text))
     return _read_dataset(name, text)
-
-
-def _read_text(path: Path) -> str:
-    table = printable(str(path))
-    try:
-        content = read_regular(path, limit=MAX_BYTES)
-    except OSError as error:
-        raise InputError(f"{table} cannot be read ({error.strerror}); make it readable") from error
-    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        # utf-8-sig, because spreadsheets write a byte-order mark
-        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        byte = content[error.start : error.start + 1].hex()
-        raise InputError(
-            f"{table}, line {line}: the byte 0x{byte} is not UTF-8, as text in Latin-1 or "
-            "Windows-1252 is not; save the file as UTF-8"
-        ) from error
-    if "\0" in text:
-        raise InputError(f"{table} contains zero bytes, as text in UTF-16 does; save it as UTF-8")
-    return text
 
 
 Cells = tuple[str, Sequence[str]]
@@ -179,7 +161,13 @@ def _text(value: Any, name: str, place: str) -> str:
     """A JSON value as a cell of CSV would have it."""
     if value is None:
         return ""
-    if isinstance(value, list | dict) and name.strip().lower() in FILE_COLUMNS | LABEL_COLUMNS:
+    column = name.strip().lower()
+    if column in CAPTION_COLUMNS and isinstance(value, list):
+        if not all(isinstance(caption, str) for caption in value):
+            raise InputError(f"{place}: {name} has more than texts in its list; write texts alone")
+        return "\n".join(value)
+    single = FILE_COLUMNS | LABEL_COLUMNS | CAPTION_COLUMNS
+    if isinstance(value, list | dict) and column in single:
         raise InputError(f"{place}: {name} is {json.dumps(value)[:40]}, but must be one value")
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -190,7 +178,8 @@ def _from_columns(table: str, names: list[str], rows: Iterator[Cells]) -> list[R
     split = _column(table, names, frozenset({SPLIT_COLUMN}), "splits")
     if file is None:
         raise InputError(f"{table} has no column file_name; it must name the images")
-    others = [i for i in range(len(names)) if i not in (file, label, split)]
+    caption = _column(table, names, CAPTION_COLUMNS, "captions")
+    others = [i for i in range(len(names)) if i not in (file, label, split, caption)]
     if len({names[i] for i in others}) < len(others):
         raise InputError(f"{table} has two columns of the same name; rename or remove one")
     images: list[Row] = []
@@ -199,8 +188,9 @@ def _from_columns(table: str, names: list[str], rows: Iterator[Cells]) -> list[R
             raise InputError(f"{place}, names no image in its column {printable(names[file])}")
         label_text = None if label is None else cells[label]
         split_text = None if split is None else cells[split].strip()
+        captions = None if caption is None else split_captions(cells[caption], place)
         texts = {names[i]: cells[i] for i in others}
-        images.append(Row(place, cells[file], label_text, split_text, texts))
+        images.append(Row(place, cells[file], label_text, split_text, captions, texts))
     return images
 
 
