@@ -27,9 +27,10 @@ from fewstep.export.program import Unrolled
 from fewstep.export.pytorch import StoredWeights
 from fewstep.export.source import Source, load_source
 from fewstep.export.tracing import quiet, trace
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
+from fewstep.sample_spec import SampleSpec
 
 TARGETS = ("onnx", "onnx f16", "onnx int8", "torch", "torch int8")
 COLOUR = UNetConfig(channels=(32, 64, 128), layers=1, attention=(8,), groups=8)

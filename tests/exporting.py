@@ -4,9 +4,10 @@ import torch
 
 from fewstep.backbones import MLPConfig, UNetConfig
 from fewstep.denoiser import Denoiser
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
+from fewstep.sample_spec import SampleSpec
 
 UNET = UNetConfig(channels=(8, 16), layers=1, attention=(4,), groups=4, pace=0.03)
 

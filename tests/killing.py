@@ -19,10 +19,11 @@ import torch
 
 from analytic import exact
 from fewstep import store
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
 from fewstep.recording import Recording, record
+from fewstep.sample_spec import SampleSpec
 
 SHAPE = (1, 4, 4)
 TOLD = Recording(count=230, steps=3, shard=10)

@@ -9,10 +9,10 @@ import torch
 from analytic import MEAN, SPREAD, Exact
 from fewstep.batching import Batches
 from fewstep.denoiser import Denoiser
-from fewstep.generator import SampleSpec
 from fewstep.methods.batch import PairBatch
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
+from fewstep.sample_spec import SampleSpec
 
 SHAPE = (2, 3)
 SPEC = SampleSpec(SHAPE)

@@ -21,10 +21,10 @@ from fewstep.condition import Condition
 from fewstep.data.augment import Augmentation
 from fewstep.errors import InputError
 from fewstep.export.source import load_source
-from fewstep.generator import SampleSpec
 from fewstep.planning import plan_recipe
 from fewstep.recipe import parse, read
 from fewstep.runner import run_recipe
+from fewstep.sample_spec import SampleSpec
 from fewstep.schema import read_table
 
 CPU = torch.device("cpu")

@@ -3,7 +3,7 @@ import torch
 
 from fewstep.batching import Batches, ImageStream
 from fewstep.errors import InputError
-from fewstep.generator import SampleSpec
+from fewstep.sample_spec import SampleSpec
 
 
 def make(n=10, batch=4, seed=0, **stream):

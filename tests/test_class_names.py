@@ -14,7 +14,7 @@ from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
 from fewstep.export.browser import _check_sources
 from fewstep.export.source import Source
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.loading import load_runs
 from fewstep.metrics import EvalProtocol
 from fewstep.parametrization import Velocity
@@ -22,6 +22,7 @@ from fewstep.process import Flow
 from fewstep.recipe import parse
 from fewstep.recording import Recording, record
 from fewstep.report.exhibits import style_exhibits
+from fewstep.sample_spec import SampleSpec
 from fewstep.streams import PairStream
 from fewstep.student import check_spec
 from fewstep.studio.workshop import Model

@@ -16,12 +16,13 @@ from fewstep.comparison import (
     make_exhibit,
 )
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.loading import LoadedRun, load_run, load_runs, reference_images
 from fewstep.metrics import EvalProtocol
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
 from fewstep.recipe import parse, read
+from fewstep.sample_spec import SampleSpec
 
 SHAPE = (1, 8, 8)
 PROTOCOL = EvalProtocol(20, "pixels")

@@ -17,12 +17,13 @@ from fewstep.evaluation import (
     seconds_per_image,
     straightness,
 )
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.images import to_uint8
 from fewstep.metrics import EvalProtocol, Measures
 from fewstep.noise import noise_from_seeds
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
+from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Corrector, Heun, Multistep, Renoise, Transfer
 from fewstep.scores import Score, append_score, score_from
 

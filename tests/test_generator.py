@@ -6,9 +6,10 @@ import torch
 from analytic import exact
 from fewstep.condition import Condition
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec, convert_step, from_description
+from fewstep.generator import Generator, convert_step, from_description
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
+from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Ancestral, Corrector, Heun, Multistep, Renoise, Transfer, sample
 from fewstep.times import FixedGrid, KarrasGrid, UniformGrid
 

@@ -5,10 +5,11 @@ from fewstep.backbones import Backbone
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.guidance import Guided
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VP, Flow
+from fewstep.sample_spec import SampleSpec
 
 
 class Labelled(Backbone):

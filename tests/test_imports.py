@@ -21,6 +21,7 @@ LAYERS = [
     ["download"],
     ["condition"],
     ["text"],
+    ["sample_spec"],
     ["process"],
     ["parametrization"],
     ["coefficients"],

@@ -10,13 +10,14 @@ from fewstep import metrics
 from fewstep.backbones import UNetConfig
 from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.methods.base import Task
 from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.optimizers import FitConfig
 from fewstep.parametrization import Velocity
 from fewstep.precision import bf16_is_slow, float32_products
 from fewstep.process import Flow
+from fewstep.sample_spec import SampleSpec
 from fewstep.trainer import Training
 
 SPEC = SampleSpec((1, 4, 4))

@@ -23,7 +23,7 @@ from fewstep.circuits.view import Ring
 from fewstep.data import ImageSet
 from fewstep.denoiser import Denoiser
 from fewstep.evaluation import Evaluator
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.losses import Features, Lpips, SquaredError
 from fewstep.metrics import protocol
 from fewstep.noise import noise_from_seeds
@@ -32,6 +32,7 @@ from fewstep.process import LinearBetas
 from fewstep.recipe import PairsConfig, read
 from fewstep.recording import Recording, record
 from fewstep.runner import run_recipe
+from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Transfer
 from fewstep.schema import preset_names
 

@@ -145,9 +145,9 @@ def test_a_weights_file_is_held_to_the_same_ranges(tiny_description):
 def tiny_description():
     from fewstep.backbones import MLPConfig
     from fewstep.denoiser import Denoiser
-    from fewstep.generator import SampleSpec
     from fewstep.parametrization import Velocity
     from fewstep.process import Flow
+    from fewstep.sample_spec import SampleSpec
 
     network = MLPConfig(width=8, depth=1).build(shape=(2,))
     return Generator(Denoiser(network, Flow(), Velocity()), SampleSpec((2,))).describe()

@@ -13,11 +13,12 @@ from fewstep.denoiser import Denoiser
 from fewstep.drawing import conditions
 from fewstep.errors import InputError
 from fewstep.evaluation import exhaust
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.noise import noise_from_seeds
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
 from fewstep.recording import FIRST_SEED, Recording, Tiles, record
+from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Ancestral, Heun
 from fewstep.streams import PairStream
 from fewstep.times import KarrasGrid

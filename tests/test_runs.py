@@ -11,10 +11,11 @@ from fewstep import recipe, runs
 from fewstep.backbones import UNetConfig
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.parametrization import EDM, V, Velocity
 from fewstep.process import VE, Flow
 from fewstep.run_folder import Run
+from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Heun
 from fewstep.times import FixedGrid, KarrasGrid, UniformGrid
 from fewstep.weights_file import write_weights_file

@@ -6,8 +6,8 @@ import torch
 from fewstep import store, streams
 from fewstep.batching import Batches
 from fewstep.errors import InputError
-from fewstep.generator import SampleSpec
 from fewstep.noise import noise_from_seeds
+from fewstep.sample_spec import SampleSpec
 from fewstep.streams import PairStream
 
 IMAGES = (1, 4, 4)

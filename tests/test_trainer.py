@@ -12,12 +12,13 @@ from fewstep.backbones import Backbone
 from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.losses import squared_error
 from fewstep.methods.base import Loss, Method, Task, Turn
 from fewstep.optimizers import FitConfig, PlayerConfig, learning_rate
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
+from fewstep.sample_spec import SampleSpec
 from fewstep.trainer import NonFiniteLoss, Training, fit
 
 SPEC = SampleSpec((2,))

@@ -18,9 +18,10 @@ from fewstep.circuits.network import CircuitConfig, StateConfig
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.export.source import load_source
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
+from fewstep.sample_spec import SampleSpec
 from fewstep.weights_file import read_weights_file, write_weights_file
 
 

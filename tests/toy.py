@@ -12,7 +12,6 @@ from fewstep.circuits.network import CircuitConfig, StateConfig
 from fewstep.circuits.one_step import ResidualsConfig
 from fewstep.data.toys import eight_gaussians
 from fewstep.denoiser import Denoiser
-from fewstep.generator import SampleSpec
 from fewstep.methods.base import Task
 from fewstep.methods.circuit import CircuitMethod, CircuitMethodConfig
 from fewstep.methods.denoise import Denoise, DenoiseConfig
@@ -21,6 +20,7 @@ from fewstep.optimizers import FitConfig
 from fewstep.parametrization import Clean, Velocity
 from fewstep.process import Flow
 from fewstep.recording import Recording, record
+from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Heun
 from fewstep.streams import PairStream, RingStream
 from fewstep.trainer import Training

@@ -23,7 +23,7 @@ _MODULES = {
     "Transfer": "sampling", "Ancestral": "sampling", "Renoise": "sampling", "Heun": "sampling",
     "Multistep": "sampling", "Corrector": "sampling",
     "Guided": "guidance", "Condition": "condition",
-    "Generator": "generator", "SampleSpec": "generator",
+    "Generator": "generator", "SampleSpec": "sample_spec",
     "Method": "methods.base", "Turn": "methods.base", "Loss": "methods.base",
     "Batch": "methods.batch", "Task": "methods.base", "Batches": "batching",
     "ImageStream": "batching",

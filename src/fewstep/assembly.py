@@ -16,7 +16,7 @@ from fewstep.data import ImageSet
 from fewstep.download import cache
 from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.guidance import unguided
 from fewstep.losses import bind_classifier, perceptual_hash
 from fewstep.methods.adapt import Adapt, AdaptConfig
@@ -25,6 +25,7 @@ from fewstep.methods.batch import derive_seed
 from fewstep.methods.checks import check_augmentation, check_start
 from fewstep.optimizers import FitConfig, adapt_config, adapt_steps, main_config
 from fewstep.recipe import Recipe
+from fewstep.sample_spec import SampleSpec
 from fewstep.streams import PairStream, RingStream
 from fewstep.student import build_student, check_spec
 from fewstep.tables import addresses

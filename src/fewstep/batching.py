@@ -15,7 +15,6 @@ from torch import Tensor
 from fewstep import distributed, threads
 from fewstep.condition import Condition, with_augment_labels
 from fewstep.data.augment import RANDOM_NUMBERS, Augmentation
-from fewstep.generator import SampleSpec
 from fewstep.images import from_uint8
 from fewstep.methods.batch import (
     Batch,
@@ -25,6 +24,7 @@ from fewstep.methods.batch import (
     RingBatch,
     derive_seed,
 )
+from fewstep.sample_spec import SampleSpec
 from fewstep.text.captions import CaptionTable
 
 

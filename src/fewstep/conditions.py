@@ -6,8 +6,9 @@ from pathlib import Path
 from fewstep.batching import Prompts
 from fewstep.data import ImageSet
 from fewstep.errors import InputError
-from fewstep.generator import MAX_PROMPTS, Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.recipe import Recipe
+from fewstep.sample_spec import MAX_PROMPTS, SampleSpec
 from fewstep.text.base import TextEncoder
 from fewstep.text.captions import CaptionTable
 

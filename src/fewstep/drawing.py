@@ -10,9 +10,10 @@ from torch import Tensor
 from fewstep.condition import Condition, Text
 from fewstep.errors import InputError
 from fewstep.finite import check_finite
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.images import to_uint8
 from fewstep.noise import noise_from_seeds
+from fewstep.sample_spec import SampleSpec
 
 
 @torch.inference_mode()

@@ -23,13 +23,14 @@ from fewstep.download import cache
 from fewstep.drawing import generate, start_noise
 from fewstep.errors import InputError
 from fewstep.finite import check_finite
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.guidance import Guided, guidance_weight
 from fewstep.metrics import EvalProtocol, Measures
 from fewstep.plugins import name_of
 from fewstep.process import Flow
 from fewstep.run_folder import Run
 from fewstep.runs import weights_hash
+from fewstep.sample_spec import SampleSpec
 from fewstep.scores import Score, score_from
 
 

@@ -10,10 +10,11 @@ from fewstep import backbones, runs
 from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
 from fewstep.errors import InputError
 from fewstep.finite import nonfinite_weight
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.guidance import unguided
 from fewstep.parametrization import Mixed, Native, Parametrization
 from fewstep.recipe import Recipe, Snr, StudentConfig
+from fewstep.sample_spec import SampleSpec
 
 
 def check_spec(generator: Generator, noun: str, recipe: Recipe, spec: SampleSpec) -> None:

@@ -10,10 +10,11 @@ from fewstep import runs, store
 from fewstep.backbones import UNetConfig
 from fewstep.cli import main
 from fewstep.denoiser import Denoiser
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.parametrization import Velocity
 from fewstep.paths import IMAGE_SUFFIXES, NAMES, check_kind, identify
 from fewstep.process import Flow
+from fewstep.sample_spec import SampleSpec
 
 
 @pytest.fixture(scope="module")

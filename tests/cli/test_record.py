@@ -18,9 +18,10 @@ from fewstep.backbones import UNetConfig
 from fewstep.circuits import sample_files
 from fewstep.cli import main
 from fewstep.denoiser import Denoiser
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
+from fewstep.sample_spec import SampleSpec
 
 WANTED = ["-n", "2100", "--steps", "2", "--sampler", "transfer", "--allow-out-of-range"]
 

@@ -13,13 +13,14 @@ from fewstep import plugins
 from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.methods.adapt import Adapt, AdaptConfig
 from fewstep.methods.base import Task
 from fewstep.methods.checks import check_start
 from fewstep.optimizers import FitConfig
 from fewstep.parametrization import EDM, Clean, Eps, Mixed, V, Velocity
 from fewstep.process import VP, Cosine, Flow, LinearBetas
+from fewstep.sample_spec import SampleSpec
 from fewstep.times import FixedGrid, Uniform
 from fewstep.trainer import Training
 

@@ -10,7 +10,7 @@ from torch import nn
 from fewstep.backbones import Backbone, EDMUNetConfig, LucidrainsUNetConfig, MLPConfig, UNetConfig
 from fewstep.circuits.network import CircuitConfig, StateConfig
 from fewstep.denoiser import Denoiser
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.methods.base import Task
 from fewstep.methods.checks import level_turn, training_warnings
 from fewstep.methods.consistency import Consistency, ConsistencyConfig
@@ -18,6 +18,7 @@ from fewstep.methods.meanflow import Meanflow, MeanflowConfig
 from fewstep.methods.scm import Scm, ScmConfig
 from fewstep.parametrization import EDM, V, Velocity
 from fewstep.process import VE, VP, Flow
+from fewstep.sample_spec import SampleSpec
 
 SMALL = UNetConfig(channels=(8, 16), layers=1, attention=(), groups=4)
 MLP_64 = MLPConfig(width=64, depth=2)

@@ -12,13 +12,14 @@ from fewstep.condition import NO_LABEL, Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.evaluation import count_evaluations
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.methods.base import Task
 from fewstep.methods.batch import Batch, ImageBatch
 from fewstep.methods.circuit import CircuitMethod, CircuitMethodConfig
 from fewstep.noise import noise_from_seeds
 from fewstep.parametrization import Eps, Velocity
 from fewstep.process import Flow, LinearBetas
+from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Transfer
 
 SPEC = SampleSpec((1, 8, 8))

@@ -13,7 +13,7 @@ from fewstep.backbones import Backbone, UNetConfig
 from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec, from_description
+from fewstep.generator import Generator, from_description
 from fewstep.levels import DiscreteLevels, EctLevels, Levels
 from fewstep.losses import SquaredError
 from fewstep.methods.base import Task
@@ -24,6 +24,7 @@ from fewstep.noise import RowNoise, noise_from_seeds
 from fewstep.optimizers import FitConfig
 from fewstep.parametrization import EDM, Clean, Velocity
 from fewstep.process import VE, VP, Flow
+from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Heun, StepContext, Transfer
 from fewstep.times import FixedGrid, Karras, LogNormal
 from fewstep.trainer import Training

@@ -11,12 +11,13 @@ from fewstep.circuits.view import Ring
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.evaluation import count_evaluations
-from fewstep.generator import SampleSpec, from_description
+from fewstep.generator import from_description
 from fewstep.methods.base import Task, check_condition_dropout
 from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.methods.meanflow import Meanflow, MeanflowConfig
 from fewstep.parametrization import EDM
 from fewstep.process import VE
+from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Heun, Transfer
 from fewstep.times import KarrasGrid
 

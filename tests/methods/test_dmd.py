@@ -10,7 +10,7 @@ from fewstep.batching import Batches, ImageStream
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.losses import SquaredError
 from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.base import Task
@@ -19,6 +19,7 @@ from fewstep.methods.dmd import Dmd, DmdConfig
 from fewstep.methods.fake_score import FakeConfig
 from fewstep.parametrization import EDM, Clean, Velocity
 from fewstep.process import VE, Flow
+from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Renoise
 from fewstep.times import FixedGrid
 

@@ -13,7 +13,7 @@ from fewstep.batching import Batches, ImageStream
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.fake_score import (
     FakeConfig,
@@ -25,6 +25,7 @@ from fewstep.methods.fake_score import (
 )
 from fewstep.parametrization import EDM, Eps, Velocity
 from fewstep.process import VE, VP, Flow
+from fewstep.sample_spec import SampleSpec
 
 SPEC = SampleSpec((2,), classes=3)
 

@@ -13,7 +13,7 @@ from fewstep.batching import Batches
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.losses import squared_error
 from fewstep.methods.base import Task
 from fewstep.methods.batch import ImageBatch
@@ -22,6 +22,7 @@ from fewstep.noise import noise_from_seeds
 from fewstep.optimizers import FitConfig
 from fewstep.parametrization import EDM, Clean, V, Velocity
 from fewstep.process import VE, VP, Flow
+from fewstep.sample_spec import SampleSpec
 from fewstep.times import LogNormal, Uniform
 from fewstep.trainer import Training
 

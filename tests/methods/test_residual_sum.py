@@ -15,7 +15,7 @@ from fewstep.circuits.one_step import ResidualsConfig
 from fewstep.circuits.view import Circuit, Ring
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.losses import PseudoHuber, SquaredError
 from fewstep.methods.base import Task
 from fewstep.methods.batch import Batch, RingBatch
@@ -24,6 +24,7 @@ from fewstep.noise import noise_from_seeds
 from fewstep.parametrization import Clean, Velocity
 from fewstep.process import Flow
 from fewstep.recording import Recording, Tiles, record
+from fewstep.sample_spec import SampleSpec
 from fewstep.streams import PairStream, RingStream
 
 NETWORK = UNetConfig(channels=(16, 32), layers=1, attention=(4,), groups=8)

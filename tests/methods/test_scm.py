@@ -12,11 +12,12 @@ from fewstep.backbones import UNetConfig
 from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec, from_description
+from fewstep.generator import Generator, from_description
 from fewstep.methods.base import Task
 from fewstep.methods.scm import Scm, ScmConfig
 from fewstep.parametrization import EDM, Clean, V, Velocity
 from fewstep.process import VE, VP, Cosine, Flow
+from fewstep.sample_spec import SampleSpec
 
 IMAGES = SampleSpec((2, 4, 4))
 SIGMA = 0.5

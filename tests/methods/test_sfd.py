@@ -13,7 +13,7 @@ from fewstep.batching import Batches
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.losses import SquaredError
 from fewstep.methods.base import Task
 from fewstep.methods.sfd import Sfd, SfdConfig
@@ -21,6 +21,7 @@ from fewstep.noise import noise_from_seeds
 from fewstep.optimizers import FitConfig
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
+from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Ancestral, Heun, Multistep, Transfer, sample
 from fewstep.times import KarrasGrid, UniformGrid
 from fewstep.trainer import Training

@@ -12,7 +12,7 @@ from fewstep.backbones import MLPConfig
 from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.base import Task
 from fewstep.methods.fake_score import FakeConfig, student_images
@@ -21,6 +21,7 @@ from fewstep.noise import noise_from_seeds
 from fewstep.parametrization import EDM, Clean, Velocity
 from fewstep.process import VE, Flow
 from fewstep.recipe import read
+from fewstep.sample_spec import SampleSpec
 from fewstep.times import FixedGrid
 
 SPEC = SampleSpec((2,))

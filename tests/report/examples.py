@@ -13,7 +13,7 @@ from torch import nn
 from fewstep import recipe
 from fewstep.backbones import Backbone
 from fewstep.denoiser import Denoiser
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.metrics import Measures
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
@@ -21,6 +21,7 @@ from fewstep.report import Exhibit, write_report
 from fewstep.report.exhibits import StyledExhibit
 from fewstep.report.pictures import gap
 from fewstep.report.svg import BASELINE
+from fewstep.sample_spec import SampleSpec
 from fewstep.scores import Score
 from fewstep.times import FixedGrid
 

@@ -7,9 +7,10 @@ from fewstep import runs, store
 from fewstep.backbones import MLPConfig, UNetConfig
 from fewstep.checksums import json_line
 from fewstep.denoiser import Denoiser
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
+from fewstep.sample_spec import SampleSpec
 from fewstep.times import FixedGrid
 
 SHAPE = (1, 8, 8)

@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from fewstep import store
 from fewstep.backbones import MLPConfig
-from fewstep.generator import SampleSpec
+from fewstep.sample_spec import SampleSpec
 from fewstep.studio.controls import code, plain
 from fewstep.studio.state import VIEWS
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import Denoiser
-from fewstep.generator import SampleSpec
 from fewstep.methods.schedule import check_steps
 from fewstep.ranges import Channels, NonNegative
+from fewstep.sample_spec import SampleSpec
 from fewstep.tables import check_fields
 
 R1_NOISE = 0.1

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.methods.batch import Batch
+from fewstep.sample_spec import SampleSpec
 from fewstep.tables import check_fields
 
 

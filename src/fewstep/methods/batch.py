@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.condition import Condition, with_augment_labels
 from fewstep.data.augment import RANDOM_NUMBERS, Augmentation
-from fewstep.generator import SampleSpec
+from fewstep.sample_spec import SampleSpec
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from torch.nn import functional
 from fewstep.backbones import set_dropout
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
-from fewstep.generator import SampleSpec
 from fewstep.guidance import unguided
 from fewstep.losses import squared_error
 from fewstep.methods.adversarial import R1_NOISE, AdversarialConfig, Head
@@ -23,6 +22,7 @@ from fewstep.methods.base import Loss
 from fewstep.methods.batch import Batch
 from fewstep.methods.schedule import check_steps
 from fewstep.ranges import NonNegative, ProbabilityBelowOne
+from fewstep.sample_spec import SampleSpec
 from fewstep.times import Density, Uniform
 
 

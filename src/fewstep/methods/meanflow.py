@@ -20,12 +20,13 @@ from torch import Tensor
 from fewstep.backbones.derivatives import value_and_tangent
 from fewstep.condition import Condition
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_regular, check_spans
 from fewstep.process import Flow, broadcast_to
 from fewstep.ranges import NonNegative, Positive, Probability, ProbabilityBelowOne
+from fewstep.sample_spec import SampleSpec
 from fewstep.tables import check_fields
 from fewstep.times import Density, Grid, LogNormal, UniformGrid
 

@@ -15,7 +15,7 @@ from fewstep.data import ImageSet
 from fewstep.distributed import device
 from fewstep.errors import InputError
 from fewstep.evaluation import count_parameters
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.methods.base import Method
 from fewstep.methods.checks import check_augmentation, check_start, training_warnings
 from fewstep.optimizers import adapt_config, adapt_steps, main_config
@@ -30,6 +30,7 @@ from fewstep.planning.requirements import (
     generator_addresses,
 )
 from fewstep.recipe import Recipe
+from fewstep.sample_spec import SampleSpec
 from fewstep.trainer import check_players, fit_problems
 
 __all__ = ["Plan", "Requirement", "plan_recipe"]

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from fewstep.backbones import Backbone
 from fewstep.condition import AUGMENT_LABELS, Condition, Text, with_augment_labels
-from fewstep.generator import SampleSpec
 from fewstep.guidance import Guided
 from fewstep.methods.base import Method, Turn
 from fewstep.methods.batch import Batch, ImageBatch, PairBatch
 from fewstep.optimizers import FitConfig
+from fewstep.sample_spec import SampleSpec
 
 META = torch.device("meta")
 PERIOD = 60

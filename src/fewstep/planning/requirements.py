@@ -18,7 +18,7 @@ from fewstep.data.published import blank_images, find_published
 from fewstep.denoiser import Denoiser
 from fewstep.download import cache, home
 from fewstep.formatting import listing
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.losses import Features, ImageDistance, Lpips, SquaredError
 from fewstep.methods.base import Method, Task
 from fewstep.metrics.extractors.trunks import TRUNK_FILES
@@ -30,6 +30,7 @@ from fewstep.pretrained.address import split_options
 from fewstep.pretrained.hub import AVERAGED, find_local
 from fewstep.process import LinearBetas
 from fewstep.recipe import Recipe, read
+from fewstep.sample_spec import SampleSpec
 from fewstep.schema import preset_names
 from fewstep.student import build_student
 

@@ -9,9 +9,10 @@ from fewstep.backbones import Backbone, BackboneConfig
 from fewstep.backbones.outline import find_misfit, outline
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, SampleSpec
+from fewstep.generator import Generator
 from fewstep.parametrization import Parametrization
 from fewstep.process import Process
+from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Step
 from fewstep.tables import check_fields
 from fewstep.times import Grid
