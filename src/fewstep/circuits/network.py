@@ -80,6 +80,12 @@ class StateConfig:
         return functional.group_norm(contiguous_for_jvp(z), self.groups, eps=1e-8)
 
 
+def check_patch(network: UNetConfig) -> None:
+    """Raise InputError for a U-Net whose decoder does not end at the size of the images."""
+    if network.patch != 1:
+        raise InputError(f"the U-Net of a circuit has patch = {network.patch}; it must be 1")
+
+
 @dataclass(frozen=True)
 class CircuitConfig(BackboneConfig):
     """Settings of a `CircuitNet`.
@@ -102,6 +108,7 @@ class CircuitConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         check_fields(self, "student.backbone")
+        check_patch(self.network)
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "CircuitNet":
         """Build a network with random weights."""

@@ -28,7 +28,7 @@ from fewstep.backbones.blocks import Norm
 from fewstep.backbones.unet import UNet, UNetConfig
 from fewstep.circuits.layers import Level, Readout, State, group_count
 from fewstep.circuits.lora import freeze
-from fewstep.circuits.network import CircuitNet, StateConfig
+from fewstep.circuits.network import CircuitNet, StateConfig, check_patch
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.ranges import CountOrZero, DepthOrZero
@@ -50,6 +50,7 @@ class ResidualsConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         check_fields(self, "student.backbone")
+        check_patch(self.network)
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "ResidualsNet":
         """Build a network with random weights."""

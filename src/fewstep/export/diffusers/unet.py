@@ -21,7 +21,7 @@ def unet_config(backbone: Backbone) -> dict[str, Any] | None:
     The factor `pace` is left out: it is applied to the levels.
     """
     config = backbone.config
-    if type(config) is not UNetConfig or config.two_times:
+    if type(config) is not UNetConfig or config.two_times or config.patch > 1 or backbone.text:
         return None
     heights = encoder_heights(config, backbone.shape)
     blocks = ["Attn" if height in config.attention else "" for height in heights]
