@@ -19,6 +19,7 @@ import contextlib, io, json, os, sys
 import torch
 torch.set_num_threads(1)
 from fewstep.cli import main
+from fewstep.distributed import exit_process
 rank, results = int(os.environ["RANK"]), []
 for commands in json.loads(sys.argv[1]):
     errors, output = io.StringIO(), io.StringIO()
@@ -26,6 +27,7 @@ for commands in json.loads(sys.argv[1]):
         code = main(commands[rank])
     results.append([code, errors.getvalue(), output.getvalue()])
 print(json.dumps(results))
+exit_process(0)
 """
 SMALL = (
     "student.backbone.channels=[8] student.backbone.attention=[] student.backbone.groups=4 "
@@ -42,7 +44,7 @@ def run_ranks(*commands):
     words = json.dumps([[command.split() for command in pair] for pair in commands])
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, words],
+            [sys.executable, "-X", "faulthandler", "-c", SCRIPT, words],
             env={**env, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             text=True,

@@ -1,7 +1,5 @@
 """`python -m fewstep`, the same as `fewstep`."""
 
-import sys
+from fewstep.cli import run
 
-from fewstep.cli import main
-
-sys.exit(main())
+run()

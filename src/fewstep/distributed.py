@@ -8,12 +8,13 @@ import atexit
 import os
 import platform
 import re
+import sys
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from textwrap import shorten
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -55,6 +56,19 @@ def _leave() -> None:
     # the group's threads would abort a process that exits while they run
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def exit_process(code: int) -> NoReturn:
+    """End a process of a group with an exit code, after the functions of `atexit`.
+
+    The interpreter's own shutdown and the destructors of the group race with the group's threads.
+    Now and then that aborts a process whose work is done, and `torchrun` then reports a failure.
+    """
+    atexit.unregister(_leave)
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def device() -> torch.device:

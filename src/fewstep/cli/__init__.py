@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from fewstep import __version__, plugins
 from fewstep.errors import InputError, SharedError, did_you_mean
@@ -45,6 +46,16 @@ def help_text() -> str:
         "--allow-code PACKAGE, after any verb, lets weights files import classes of PACKAGE.\n"
         "Start with: fewstep demo"
     )
+
+
+def run() -> NoReturn:
+    """Run the verb of the command line, and exit with its code."""
+    code = main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from fewstep.distributed import exit_process
+
+        exit_process(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
