@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from fewstep import recipe
+from fewstep.backbones import build_backbone
+from fewstep.condition import TextInput
 from fewstep.errors import InputError
 from fewstep.methods.denoise import DenoiseConfig
 from fewstep.methods.meanflow import Meanflow
@@ -74,7 +76,8 @@ def test_every_preset_has_the_average_and_warm_up_that_it_states(name):
         assert fit.ema_rampup == (0 if method in NO_RAMPUP else 0.05)
 
 
-SIDES = {"digits": (1, 8), "mnist": (1, 28), "fashion-mnist": (1, 28), "cifar10": (3, 32)}
+SIDES = {"digits": (1, 8), "mnist": (1, 28), "fashion-mnist": (1, 28)}
+SIDES |= {"cifar10": (3, 32), "emoji": (3, 32)}
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -85,7 +88,9 @@ def test_every_presets_network_takes_its_images(name):
     channels, side = SIDES.get(told.data.name, (3, 64))
     side = getattr(told.data, "size", None) or side
     with torch.device("meta"):
-        net = told.student.backbone.build(shape=(channels, side, side), classes=10)
+        text = TextInput(24, vocabulary=300) if told.text else None
+        shape = channels, side, side
+        net = build_backbone(told.student.backbone, shape=shape, classes=10, text=text)
         x, level = torch.zeros(2, channels, side, side), torch.zeros(2)
         assert net(x, level).shape == x.shape
 
