@@ -215,17 +215,18 @@ def _open_store(
     """A stream of the recipe's recorded pairs, and the hash of their store."""
     address = pairs_address(recipe)
     reader = store.Reader(address)
-    stream = kind(reader, classes=spec.classes)
+    stream = kind(reader, classes=spec.classes, encoder=spec.text)
     if stream.shape != spec.shape:
         raise InputError(
             f"the images in the store {address} have shape {stream.shape}, but those of "
             f"data.name={recipe.data.name} have {spec.shape}: record pairs of this size"
         )
-    if spec.classes and not stream.has_labels():
+    if spec.classes and not stream.conditions.has_labels():
         raise InputError(
             f"the pairs in {address} have no labels, so that the {spec.classes} classes "
             "would not be trained: record a class-conditional teacher, or set data.labels=false"
         )
+    _check_prompts(address, stream.conditions.has_prompts(), spec)
     # samples converted from other projects say neither their classes nor who recorded them
     recorded = reader.provenance.get("class_names")
     names = tuple(map(str, recorded)) if isinstance(recorded, list) else ()
@@ -244,3 +245,18 @@ def _open_store(
             "of this teacher, or set teacher.load to theirs"
         )
     return stream, reader.hash
+
+
+def _check_prompts(address: str, has_prompts: bool, spec: SampleSpec) -> None:
+    """Raise InputError for pairs without prompts and a network that reads them, or vice versa."""
+    if has_prompts == (spec.text is not None):
+        return
+    if has_prompts:
+        raise InputError(
+            f"the images in {address} were generated from prompts, and the recipe trains without: "
+            "train on captions, or record pairs of a teacher without text"
+        )
+    raise InputError(
+        f"the pairs in {address} have no prompts, and the recipe trains on captions: record a "
+        "teacher that reads prompts, or set data.captions=false"
+    )

@@ -1,12 +1,18 @@
 """The conditions that a recipe trains on: classes and captions of its data, prompts of a file."""
 
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from fewstep.batching import Prompts
+from fewstep.condition import NO_LABEL
 from fewstep.data import ImageSet
 from fewstep.errors import InputError
 from fewstep.generator import Generator
+from fewstep.paths import read_text
 from fewstep.recipe import Recipe
 from fewstep.sample_spec import MAX_PROMPTS, SampleSpec
 from fewstep.text.base import TextEncoder
@@ -88,15 +94,47 @@ def prompts(recipe: Recipe, images: ImageSet, spec: SampleSpec) -> Prompts | Non
     return Prompts(CaptionTable(spec.text, [[line] for line in lines]), None)
 
 
+class Turns(NamedTuple):
+    """Prompts, and as many class numbers, that rows have in turn."""
+
+    prompts: tuple[str, ...]
+    labels: tuple[int, ...]
+    """-1 for no class; () for a generator without classes."""
+
+
+def prompts_in_turn(prompts: Sequence[str], spec: SampleSpec) -> Turns:
+    """Prompts without classes."""
+    return Turns(tuple(prompts), (NO_LABEL,) * len(prompts) if spec.classes else ())
+
+
+def captions_in_turn(images: ImageSet, spec: SampleSpec, *, count: int | None = None) -> Turns:
+    """All captions of a set with the classes of their images, in a random order that is always the
+    same, so that any number of them is a sample of the set. At most `count` are returned.
+
+    An image without captions has "", which is no prompt.
+
+    Raises: InputError if the set has no captions.
+    """
+    if not any(images.captions):
+        raise InputError(
+            f"the run reads prompts, and {images.name} has no captions: name a set "
+            "with captions by --data, or a file by --prompts"
+        )
+    entries = [(caption, i) for i, each in enumerate(images.captions) for caption in each or ("",)]
+    order = torch.randperm(len(entries), generator=torch.Generator().manual_seed(0))
+    first = [entries[k] for k in order[:count].tolist()]
+    turns = prompts_in_turn([caption for caption, _ in first], spec)
+    if not spec.classes or images.labels is None:
+        return turns
+    return turns._replace(labels=tuple(int(images.labels[i]) for _, i in first))
+
+
 def read_prompts(path: Path) -> list[str]:
     """The lines of a text file, each a prompt; an empty line is the empty prompt.
 
-    Raises: InputError for a file without lines, or one that is not UTF-8.
+    Raises: InputError for a file without prompts, and as `paths.read_text`.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
+    lines = read_text(path).splitlines()
     if not any(line.strip() for line in lines):
         raise InputError(f"{path} has no prompts: write one on each line")
     return lines

@@ -13,6 +13,7 @@ from fewstep.guidance import unguided
 from fewstep.models import find_model
 from fewstep.paths import check_kind, expand_home
 from fewstep.run_folder import Run
+from fewstep.text.base import encoder_hash
 from fewstep.weights_file import (
     build_generator,
     check_loadable,
@@ -160,11 +161,14 @@ def network_hash(generator: Generator) -> str:
     """SHA-256 of a generator's network with its process and parametrization.
 
     Unlike `weights_hash`, it does not depend on sampler, grid, guidance and names of classes: the
-    same network has the same hash however it is sampled.
+    same network has the same hash however it is sampled. It covers the text encoder, whose tokens
+    the network was trained on.
     """
     description, backbone = generator.describe(), unguided(generator.denoiser.backbone)
     sampling = ("spec", "guidance", "step", "grid", "packages")
     parts = {key: value for key, value in description.items() if key not in sampling}
+    if generator.spec.text is not None:
+        parts["text"] = encoder_hash(generator.spec.text)
     return tensor_digest(backbone.state_dict(), header=json.dumps(parts, sort_keys=True))
 
 

@@ -3,11 +3,11 @@
 import fnmatch
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
@@ -25,6 +25,8 @@ from fewstep.ranges import (
 )
 
 if TYPE_CHECKING:
+    from fewstep.conditions import Turns
+    from fewstep.generator import Generator
     from fewstep.recording import Recording
     from fewstep.value_range import ValueRange
 
@@ -52,6 +54,16 @@ class Options:
     """Record images even if more than 1 % of their values are beyond ±1.5."""
     guidance: NonNegative = 1.0
     """Weight of classifier-free guidance; 1 means no guidance."""
+    prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """For a run that reads prompts: a text file with one on each line, which the images have in
+    turn; by default the captions of the run's training set, in a random order."""
+    data: Annotated[
+        str | None,
+        console.data_option(
+            "For a run that reads prompts: the set with the captions, by default the training set; "
+            "required if its images have moved"
+        ),
+    ] = None
     states: CountOrZero = 0
     """Number of intermediate states to record of each path from noise to image."""
     chunks: CountOrZero = 0
@@ -120,6 +132,8 @@ def main(argv: Sequence[str]) -> int:
                 clip=options.clip,
                 guidance=options.guidance,
                 batch=options.batch,
+                prompts=options.prompts,
+                data=options.data,
             )
     except console.Stopped:
         console.out.print("stopped; the same command resumes")
@@ -139,11 +153,16 @@ def run(
     clip: float | None = None,
     guidance: float = 1.0,
     batch: int | None = None,
+    prompts: str | None = None,
+    data: str | None = None,
 ) -> "ValueRange":
     """Record until the end and report progress to `update`, which may raise Stopped to stop it.
 
-    Returns the range of the images that are recorded now.
+    `prompts` is the file of the prompts, `data` the set with the captions; see `Options`. Returns
+    the range of the images that are recorded now.
     """
+    from dataclasses import replace
+
     from fewstep import runs
     from fewstep.abilities import with_guidance
     from fewstep.distributed import device, run_together
@@ -153,11 +172,41 @@ def run(
 
     generator = run_together(lambda: runs.load(address))
     teacher = runs.network_hash(generator)
+    turns = run_together(lambda: _turns(address, generator, recording.count, prompts, data))
+    if turns:
+        recording = replace(recording, prompts=turns.prompts, labels=turns.labels)
     step = convert_step(generator.step, sampler, clip=clip)
     generator = generator.with_sampler(step=step).to(device())
     generator = with_guidance(generator, guidance, runs.describe(address).get("recipe"))
     with closing(record(generator, folder, recording, teacher=teacher, batch=batch)) as rows:
         return exhaust(rows, lambda progress: update(progress.done, total=progress.total))
+
+
+def _turns(
+    address: str, generator: "Generator", count: int, prompts: str | None, data: str | None
+) -> "Turns | None":
+    """The prompts of the rows; None for a generator without text."""
+    from fewstep.conditions import captions_in_turn, prompts_in_turn, read_prompts
+    from fewstep.loading import load_run, reference_images
+
+    spec = generator.spec
+    if spec.text is None:
+        if prompts or data:
+            raise InputError(
+                f"{address} reads no prompts: leave out {'--prompts' if prompts else '--data'}"
+            )
+        return None
+    if prompts:
+        if data:
+            raise InputError("--prompts replaces the captions of --data: give one of the two")
+        return prompts_in_turn(read_prompts(Path(prompts)), spec)
+    run = load_run(address)
+    if run.recipe is None and data is None:
+        raise InputError(
+            f"{address} contains no recipe, so the captions of its training are unknown: name a "
+            "set with captions by --data, or a file by --prompts"
+        )
+    return captions_in_turn(reference_images(run, data), spec, count=count)
 
 
 def _verify(folder: str) -> int:
@@ -192,10 +241,18 @@ def _info(folder: str) -> int:
         "records": plan.count,
         "bytes": sum(shard.bytes for shard in shards),
         "schema": {name: str(codec) for name, codec in plan.schema.items()},
-        "provenance": dict(plan.provenance),
+        "provenance": _summarize(plan.provenance),
     }
     console.out.print_json(json.dumps(summary))
     return 0
+
+
+def _summarize(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance with the number of prompts in place of their list."""
+    prompts = provenance.get("prompts")
+    if not isinstance(prompts, list):
+        return dict(provenance)
+    return {**provenance, "prompts": len(cast(list[Any], prompts))}
 
 
 def _convert(source: str, target: str) -> int:

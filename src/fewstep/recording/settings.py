@@ -40,6 +40,10 @@ class Recording:
     one that it computes and the one that it writes."""
     max_out_of_range: float = 1.0
     """Largest share of the images' values that may be beyond ±1.5; see `value_range.MAX_SHARE`."""
+    prompts: tuple[str, ...] = ()
+    """Prompts that the rows have in turn; by default the example prompts of the generator."""
+    labels: tuple[int, ...] = ()
+    """Class numbers that the rows have in turn, or -1 for none; by default all classes."""
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.steps < 1:
@@ -64,6 +68,18 @@ class Recording:
         return [round(k * self.steps / (self.states + 1)) for k in range(1, self.states + 1)]
 
 
+def prompts_in_turn(generator: Generator, recording: Recording) -> tuple[str, ...]:
+    """The prompts that the rows have in turn; none for a generator without text.
+
+    Raises: InputError for prompts and a generator without text.
+    """
+    if generator.spec.text is None:
+        if recording.prompts:
+            raise InputError("this generator takes no text: leave out the prompts")
+        return ()
+    return recording.prompts or generator.spec.prompts or ("",)
+
+
 def make_schema(generator: Generator, recording: Recording) -> dict[str, store.Codec]:
     """Codecs of the tensors of a record."""
     shape, classes = generator.spec.shape, generator.spec.classes
@@ -71,11 +87,12 @@ def make_schema(generator: Generator, recording: Recording) -> dict[str, store.C
     default = "f16" if recording.chunks else "u8" if len(shape) == 3 else "raw"
     name = recording.codec or default
     x0, number = _codec(name, shape, channels=1), store.Raw(torch.int64)
+    prompt = {"prompt": number} if generator.spec.text else {}
     if recording.chunks:
         state = Circuit(generator.denoiser).state_shape
         labels = {"label": number} if classes else {}  # Denoising Circuits' files have none
-        return {**labels, **ring_schema(shape, state, recording.chunks, x0=x0)}
-    schema: dict[str, store.Codec] = {"x0": x0, "label": number, "seed": number}
+        return {**labels, **prompt, **ring_schema(shape, state, recording.chunks, x0=x0)}
+    schema: dict[str, store.Codec] = {"x0": x0, "label": number, "seed": number, **prompt}
     if recording.states:
         path = "f16" if name == "u8" else name
         schema["states"] = _codec(path, (recording.states, *shape), channels=2)

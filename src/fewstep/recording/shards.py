@@ -21,6 +21,7 @@ from fewstep.store import Address
 from fewstep.store.folder import LocalFolder
 from fewstep.store.manifest import MANIFEST
 from fewstep.tables import to_table
+from fewstep.text.base import encoder_hash
 from fewstep.value_range import ValueRange, stored_range, sum_ranges
 
 
@@ -45,8 +46,9 @@ def record(
 
     Returns the range of the images that all processes have recorded in this call.
 
-    Row i has class i modulo the number of classes. `teacher` is the `runs.network_hash` of the
-    generator, which is stored as provenance. Under `torchrun` each process records its own shards,
+    Row i has class i modulo the number of classes, and a prompt likewise, unless the recording
+    lists others. `teacher` is the `runs.network_hash` of the generator, which is stored as
+    provenance. Under `torchrun` each process records its own shards,
     and rank 0 finishes the store. `batch` is the largest number of rows between two yields, by
     default that of a `Tiles` tile; it changes neither the store nor the speed.
 
@@ -108,7 +110,7 @@ def _record(
 def _open_writer(tiles: Tiles, folder: Address, teacher: str) -> store.Writer:
     """The writer of the store, after checks of the first tile and of the folder."""
     first = stored_range(folder) or _check_first(tiles, folder)
-    writer = _writer(tiles.generator, folder, tiles.recording, teacher, first, tile=tiles.size)
+    writer = _writer(tiles, folder, teacher, first)
     _check_first(tiles, folder, first)  # a stored one only if the folder has these settings
     return writer
 
@@ -159,15 +161,8 @@ def _write_shards(
             pending.result()
 
 
-def _writer(
-    generator: Generator,
-    folder: Address,
-    recording: Recording,
-    teacher: str,
-    first: ValueRange,
-    *,
-    tile: int,
-) -> store.Writer:
+def _writer(tiles: Tiles, folder: Address, teacher: str, first: ValueRange) -> store.Writer:
+    generator, recording = tiles.generator, tiles.recording
     times = generator.grid(recording.steps, generator.denoiser).tolist()
     provenance = {
         "teacher": teacher,
@@ -184,12 +179,20 @@ def _writer(
         provenance["states"] = [times[point] for point in recording.state_points]
     if recording.chunks:
         provenance |= {"steps": recording.steps, "chunks": recording.chunks}
+    if generator.spec.text:
+        provenance |= {
+            "prompts": [*tiles.prompt_numbers],
+            "text_encoder": {
+                "name": name_of("text-encoder", type(generator.spec.text)),
+                "sha256": encoder_hash(generator.spec.text),
+            },
+        }
     rows = shard_rows(generator, recording)
     return store.Writer(
         folder,
         schema=make_schema(generator, recording),
         count=recording.count,
         # whole tiles, if one fits, so that no tile is computed twice for two shards
-        shard_size=rows // tile * tile or rows,
+        shard_size=rows // tiles.size * tiles.size or rows,
         provenance=provenance,
     )

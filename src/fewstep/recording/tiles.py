@@ -17,7 +17,7 @@ from fewstep.formatting import quantity
 from fewstep.generator import Generator
 from fewstep.noise import noise_from_seeds
 from fewstep.plugins import name_of
-from fewstep.recording.settings import Recording, shard_rows
+from fewstep.recording.settings import Recording, prompts_in_turn, shard_rows
 from fewstep.value_range import ValueRange
 
 FIRST_SEED = 1 << 62
@@ -33,6 +33,10 @@ class Tiles:
     def __init__(self, generator: Generator, recording: Recording) -> None:
         self.generator = generator
         self.recording = recording
+        self.prompts = prompts_in_turn(generator, recording)
+        unique = dict.fromkeys(self.prompts)
+        self.prompt_numbers = {prompt: number for number, prompt in enumerate(unique)}
+        """Number of each prompt in the records."""
         gpu = generator.device.type != "cpu"
         rows = (2**20 if gpu else 2**17) // torch.Size(generator.spec.shape).numel()
         if recording.chunks:  # states are many times larger than their images
@@ -75,8 +79,12 @@ class Tiles:
         generator, recording = self.generator, self.recording
         row_seeds = seeds(recording.seed, rows, first=FIRST_SEED)
         noise = noise_from_seeds(row_seeds, generator.spec.shape, device=generator.device)
-        cond = conditions(generator.spec, rows, generator.device)
-        label = row_labels(cond, len(rows)).cpu()
+        turns: Any = {"labels": recording.labels, "prompts": self.prompts}
+        cond = conditions(generator.spec, rows, generator.device, **turns)
+        numbers = {"label": row_labels(cond, len(rows)).cpu()}
+        if self.prompts:
+            prompts = [self.prompts[row % len(self.prompts)] for row in rows]
+            numbers["prompt"] = torch.tensor([self.prompt_numbers[prompt] for prompt in prompts])
         settings: Any = {"steps": recording.steps, "cond": cond}
         if recording.chunks:
             circuit = Circuit(generator.denoiser)
@@ -84,10 +92,12 @@ class Tiles:
             noise = noise.half().float()
             ring = ring_records(circuit, noise, times, recording.chunks, cond=cond)
             check_finite(generator, ring["x0"], partial(generator.path, noise, **settings))
-            return ring if cond is None else {"label": label, **ring}
+            if not generator.spec.classes:
+                del numbers["label"]
+            return {**numbers, **ring}
         indices = {*recording.state_points, recording.steps}
         path = partial(generator.path, noise, **settings)
         *states, x0 = [x.cpu() for i, x in enumerate(path()) if i in indices]
         check_finite(generator, x0, path)
-        records = {"x0": x0, "label": label, "seed": torch.tensor(row_seeds)}
+        records = {"x0": x0, "seed": torch.tensor(row_seeds), **numbers}
         return {**records, "states": torch.stack(states, 1)} if states else records

@@ -1,10 +1,13 @@
 """Base class of text encoders."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from fewstep.condition import Text, TextInput
+from fewstep.tables import to_table
 
 
 class TextEncoder(ABC):
@@ -38,3 +41,8 @@ class TextEncoder(ABC):
         Raises: InputError for captions that it cannot learn from, or a missing file or package.
         """
         return self
+
+
+def encoder_hash(encoder: TextEncoder) -> str:
+    """SHA-256 of the settings of an encoder; equal encoders have equal ones."""
+    return hashlib.sha256(json.dumps(to_table(encoder), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,204 @@
+"""Prompts of the rows of recordings, and what students read of them."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fewstep import conditions, store
+from fewstep.assembly import _open_store
+from fewstep.cli import main
+from fewstep.data.folder import read_folder
+from fewstep.errors import InputError
+from fewstep.noise import noise_from_seeds
+from fewstep.recipe import parse
+from fewstep.recording import Recording, record
+from fewstep.runs import network_hash
+from fewstep.sample_spec import SampleSpec
+from fewstep.streams import PairStream
+from fewstep.text.learned import LearnedText
+from prompted import CAPTIONS, ENCODER, SHAPE, captioned_folder, prompted, prompted_run
+
+CPU = torch.device("cpu")
+ODD = ("a red cat", "", "猫 🐈", "x" * 10_000, "a red cat")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return captioned_folder(tmp_path_factory.mktemp("images"))
+
+
+def recorded(folder, *, generator=None, **settings):
+    recording = Recording(**{"count": 23, "steps": 2, "shard": 10, "codec": "raw", **settings})
+    for _ in record(generator or prompted(), folder, recording, teacher="hash"):
+        pass
+    return store.Reader(folder)
+
+
+def test_a_recorded_image_is_that_of_its_prompt(tmp_path):
+    reader = recorded(tmp_path, prompts=ODD)
+    assert reader.provenance["prompts"] == list(dict.fromkeys(ODD))
+    stream = PairStream(reader, encoder=ENCODER)
+    for index in (torch.tensor([22, 0, 7, 4]), torch.arange(23)):
+        rows = stream.rows(index, torch.zeros(len(index)), CPU)
+        truth = ENCODER.encode([ODD[i % len(ODD)] for i in index.tolist()])
+        assert rows.cond.text.tokens.equal(truth.tokens) and rows.cond.text.mask.equal(truth.mask)
+        assert rows.cond.label is None
+        seeds = reader[index]["seed"].tolist()
+        assert rows.noise.equal(noise_from_seeds(seeds, SHAPE))
+        expected = prompted()(rows.noise, steps=2, cond=rows.cond)
+        torch.testing.assert_close(rows.x0, expected, rtol=1e-4, atol=1e-4)
+    other = prompted()(rows.noise, steps=2, cond=rows.cond[torch.arange(23).roll(1)])
+    assert (other - rows.x0).abs().amax((1, 2, 3)).gt(1e-2).sum() == 19  # 4 have an equal prompt
+
+
+def test_prompts_are_encoded_by_the_student(tmp_path):
+    """A store holds text: a student with other tokens than the teacher's may learn from it."""
+    other = LearnedText(length=9, vocabulary=60).fit(["other words"])
+    stream = PairStream(recorded(tmp_path, prompts=CAPTIONS), encoder=other)
+    text = stream.rows(torch.tensor([3]), torch.zeros(1), CPU).cond.text
+    assert text.tokens.equal(other.encode([CAPTIONS[3]]).tokens)
+
+
+def test_without_prompts_the_examples_of_the_generator_are_recorded(tmp_path):
+    reader = recorded(tmp_path)
+    assert reader.provenance["prompts"] == list(CAPTIONS[:3])
+    assert reader[:]["prompt"].tolist() == [i % 3 for i in range(23)]
+
+
+def test_classes_stay_with_their_captions(tmp_path, images):
+    generator = prompted(2)
+    data = read_folder("train", path=images)
+    turns = conditions.captions_in_turn(data, generator.spec)
+    truth = {each[0]: int(label) for each, label in zip(data.captions, data.labels, strict=True)}
+    assert dict(zip(*turns, strict=True)) == truth and len(turns.labels) == 5
+    reader = recorded(tmp_path, generator=generator, prompts=turns.prompts, labels=turns.labels)
+    rows = PairStream(reader, classes=2, encoder=ENCODER).rows(
+        torch.arange(23), torch.zeros(23), CPU
+    )
+    assert rows.cond.label.tolist() == [turns.labels[i % 5] for i in range(23)]
+    expected = generator(rows.noise, steps=2, cond=rows.cond)
+    torch.testing.assert_close(rows.x0, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_part_of_the_captions_is_a_sample_of_the_set(images):
+    data = read_folder("train", path=images)
+    several = replace(data, captions=tuple((f"{i}", f"{i}!") for i in range(4)) + ((),))
+    whole = conditions.captions_in_turn(several, SampleSpec(SHAPE))
+    assert sorted(whole.prompts) == sorted(
+        ["", *(f"{i}" for i in range(4)), "0!", "1!", "2!", "3!"]
+    )
+    assert list(whole.prompts) != sorted(whole.prompts) and whole.labels == ()
+    assert (
+        conditions.captions_in_turn(several, SampleSpec(SHAPE), count=4).prompts
+        == (whole.prompts[:4])
+    )
+
+
+def test_the_hash_of_a_network_covers_its_text_encoder():
+    other = replace(ENCODER, pieces=" ".join(reversed(ENCODER.pieces.split())))
+    assert network_hash(prompted()) != network_hash(prompted(encoder=other))
+    assert network_hash(prompted()) == network_hash(prompted().with_guidance(2.0))
+
+
+def open_pairs(folder, spec, **data):
+    table = {"data": {"name": "folder", **data}, "method": {"name": "regress"}}
+    recipe = parse(table | {"pairs": {"load": str(folder)}})
+    return _open_store(recipe, spec, PairStream, None)[0]
+
+
+def test_prompts_and_students_without_text_are_not_mixed(tmp_path):
+    recorded(tmp_path / "text")
+    recorded(tmp_path / "plain", generator=prompted(encoder=None))
+    text, plain = SampleSpec(SHAPE, text=ENCODER), SampleSpec(SHAPE)
+    assert len(open_pairs(tmp_path / "text", text)) == len(open_pairs(tmp_path / "plain", plain))
+    with pytest.raises(InputError, match="plain have no prompts, and the recipe trains on captio"):
+        open_pairs(tmp_path / "plain", text)
+    with pytest.raises(InputError, match="text were generated from prompts, and the recipe trai"):
+        open_pairs(tmp_path / "text", plain)
+    with pytest.raises(InputError, match="this generator takes no text: leave out the prompts"):
+        recorded(tmp_path / "p", generator=prompted(encoder=None), prompts=("a cat",))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "number", "message"),
+    [
+        (None, 0, "number prompts that its provenance does not list"),
+        ([], 0, "number prompts that its provenance does not list"),
+        ([7], 0, "number prompts that its provenance does not list"),
+        (["a cat"], 1, "a record with prompt 1; it must be from 0 to 0"),
+        (["a cat"], -1, "a record with prompt -1; it must be from 0 to 0"),
+    ],
+)
+def test_damaged_lists_of_prompts_are_refused(tmp_path, prompts, number, message):
+    tensors = {"x0": torch.zeros(2, *SHAPE), "seed": torch.tensor([0, 1])}
+    tensors["prompt"] = torch.tensor([0, number])
+    schema = {name: store.Raw(value.dtype, value.shape[1:]) for name, value in tensors.items()}
+    writer = store.Writer(tmp_path, schema=schema, count=2, provenance={"prompts": prompts})
+    writer.write(0, tensors)
+    writer.finish()
+    with pytest.raises(InputError, match=message):
+        PairStream(store.Reader(tmp_path), encoder=ENCODER).rows(
+            torch.arange(2), torch.zeros(2), CPU
+        )
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_command_records_the_captions_of_the_training_set(tmp_path, images, capsys):
+    run = prompted_run(tmp_path / "run.safetensors", images)
+    few = ["-n", "12", "--steps", "2", "--allow-out-of-range"]
+    for out in ("p", "q"):
+        assert main(["record", run, "--out", str(tmp_path / out), *few]) == 0
+    assert content(tmp_path / "p") == content(tmp_path / "q")
+    reader = store.Reader(tmp_path / "p")
+    assert sorted(reader.provenance["prompts"]) == sorted(CAPTIONS)
+    assert reader.provenance["text_encoder"]["name"] == "learned"
+    assert reader[:]["prompt"].tolist() == [i % 5 for i in range(12)]
+    assert main(["record", "--verify", str(tmp_path / "p")]) == 0
+    capsys.readouterr()
+    assert main(["record", "--info", str(tmp_path / "p")]) == 0
+    assert json.loads(capsys.readouterr().out)["provenance"]["prompts"] == 5
+
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red dog\n\n猫\n", encoding="utf-8")
+    out = tmp_path / "f"
+    assert main(["record", run, "--out", str(out), *few, "--prompts", str(prompts)]) == 0
+    assert store.Reader(out).provenance["prompts"] == ["a red dog", "", "猫"]
+    assert main(["record", run, "--out", str(tmp_path / "p"), *few, "--prompts", str(prompts)]) == 2
+    assert "p was begun with other settings: provenance.prompts is [" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"", ("--prompts", "FILE"), "has no prompts: write one on each line"),
+        (b"\xff\xfea", ("--prompts", "FILE"), "is not UTF-8 text"),
+        (b"a", ("--prompts", "FILE", "--data", "emoji"), "give one of the two"),
+        (b"", ("--data", "digits"), "digits has no captions: name a set with captions by --data"),
+        (b"", (), "the captions of its training are unknown: name a set with captions by --data"),
+    ],
+)
+def test_prompts_that_cannot_be_recorded_are_refused_in_one_line(
+    tmp_path, capsys, content, options, message
+):
+    from fewstep import runs
+
+    run, prompts = tmp_path / "run.safetensors", tmp_path / "prompts.txt"
+    runs.save_generator(run, prompted(), None, {})
+    prompts.write_bytes(content)
+    options = [str(prompts) if word == "FILE" else word for word in options]
+    assert main(["record", str(run), "--out", str(tmp_path / "p"), "-n", "2", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and not (tmp_path / "p").exists()
+
+
+def test_prompts_for_a_run_without_text_are_refused(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "p"), "-n", "2"]
+    for option in ("--prompts", "--data"):
+        assert main(["record", "fewstep:digits", *out, option, "emoji"]) == 2
+        line = capsys.readouterr().err
+        assert f"fewstep:digits reads no prompts: leave out {option}" in line
