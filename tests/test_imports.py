@@ -33,6 +33,7 @@ LAYERS = [
     ["circuits", "guidance"],
     ["generator"],
     ["pretrained"],
+    ["stored_weights"],
     ["weights_file"],
     ["run_folder"],
     ["runs"],

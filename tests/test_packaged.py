@@ -17,6 +17,7 @@ from fewstep.export.source import load_source
 from fewstep.loading import load_run
 from fewstep.sampling import Renoise
 from fewstep.times import FixedGrid
+from fewstep.weights_file import read_weights_file, write_weights_file
 
 DIGITS_LICENSE = "MIT; data: somebody's, CC BY 4.0"
 RECIPE = {"about": {"title": "One step"}}
@@ -42,7 +43,7 @@ def folder(tmp_path, monkeypatch):
 def model(folder, generator):
     """The model `acme:small`, in half precision."""
     path = folder / "small.safetensors"
-    options = {"license": DIGITS_LICENSE, "half": True}
+    options = {"license": DIGITS_LICENSE, "dtype": "f16"}
     runs.save_generator(path, generator, RECIPE, {"data": "abc"}, **options)
     return path
 
@@ -67,13 +68,42 @@ def test_half_precision_halves_the_file(model, generator, tmp_path):
     assert abs(saving - sum(2 * value.numel() for value in halves)) < 300  # the note differs
 
 
+def test_int8_is_what_the_export_rounds_to(tmp_path):
+    """The weights that `round_weights` chooses survive the file, and are a quarter of its size."""
+    generator = fewstep.load("fewstep:digits")
+    rounded, path = round_weights(generator, "int8"), tmp_path / "m.safetensors"
+    runs.save_generator(path, rounded, RECIPE, {}, dtype="int8")
+    weights, expected = fewstep.load(path).state_dict(), rounded.state_dict()
+    assert weights.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-6, atol=0)
+    runs.save_generator(tmp_path / "full.safetensors", generator, RECIPE, {})
+    assert path.stat().st_size < 0.32 * (tmp_path / "full.safetensors").stat().st_size
+
+
+def test_a_scale_without_its_weight_is_refused(tmp_path):
+    path, generator = tmp_path / "m.safetensors", fewstep.load("fewstep:digits")
+    runs.save_generator(path, generator, None, {}, dtype="int8")
+    tensors, note = read_weights_file(path)
+    name = next(name for name in tensors if name.endswith(":scale"))
+    weight = name.removesuffix(":scale")
+    for wrong in (
+        {key: value for key, value in tensors.items() if key != weight},
+        tensors | {name: tensors[name][:-1]},
+        tensors | {weight: tensors[weight].float()},
+    ):
+        write_weights_file(path, wrong, note)
+        with pytest.raises(InputError, match=f"{name}' is not the scale of an int8 weight"):
+            fewstep.load(path)
+
+
 def test_a_weight_that_float16_lacks_is_refused(generator, tmp_path):
     generator.denoiser.backbone.conv_in.bias.fill_(7e4)
     path = tmp_path / "m.safetensors"
     with pytest.raises(
         InputError, match=r"conv_in\.bias has a weight of 70000, outside .* float16"
     ):
-        runs.save_generator(path, generator, None, {}, half=True)
+        runs.save_generator(path, generator, None, {}, dtype="f16")
     assert not path.exists()
 
 

@@ -13,6 +13,7 @@ from fewstep.guidance import unguided
 from fewstep.models import find_model
 from fewstep.paths import check_kind, expand_home
 from fewstep.run_folder import Run
+from fewstep.stored_weights import Dtype, store_weights
 from fewstep.text.base import encoder_hash
 from fewstep.weights_file import (
     build_generator,
@@ -20,7 +21,6 @@ from fewstep.weights_file import (
     method_name,
     read_description,
     read_weights_file,
-    to_float16,
     write_weights_file,
 )
 
@@ -38,13 +38,14 @@ def save_generator(
     step: int | None = None,
     license: str = "",
     scores: Sequence[Mapping[str, Any]] = (),
-    half: bool = False,
+    dtype: Dtype = "f32",
 ) -> None:
     """Write weights with their description; equal weights and recipes give equal bytes.
 
     `recipe` is the recipe's table, `pins` are the hashes of the data and weights that training
     used, `step` is the training step of the weights, None for the last, and `scores` are tables of
-    `Score`. `half` stores float16, which `load` widens again.
+    `Score`. `dtype` rounds the stored weights; `load` restores them
+    to float32. For int8, `export.precision.round_weights` corrects the biases first.
 
     Raises: InputError for a generator that `load` could not build again, or weights that are too
     large for float16.
@@ -58,10 +59,7 @@ def save_generator(
         "pins": dict(pins),
         "version": __version__,
     }
-    tensors = generator.state_dict()
-    if half:
-        tensors = {name: to_float16(name, weight) for name, weight in tensors.items()}
-    write_weights_file(path, tensors, note)
+    write_weights_file(path, store_weights(generator.state_dict(), dtype), note)
 
 
 def load(

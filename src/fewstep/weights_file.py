@@ -19,6 +19,7 @@ from fewstep.generator import Generator, from_description
 from fewstep.guidance import unguided
 from fewstep.paths import check_regular
 from fewstep.schema import preset_names
+from fewstep.stored_weights import restore_weights
 from fewstep.tables import from_table, to_table
 from fewstep.tensor_file import (
     REMEDY,
@@ -117,8 +118,9 @@ def build_generator(
     if "description" not in note:
         problem = "its metadata do not describe a network"
         raise InputError(f"{path} is damaged: {problem}{_newer_version(note)}")
-    shapes = {name: value.shape for name, value in tensors.items()}
     try:
+        tensors = restore_weights(tensors)
+        shapes = {name: value.shape for name, value in tensors.items()}
         generator = from_description(note["description"], allow_code=allow_code, shapes=shapes)
         generator.load_state_dict(tensors)
     except (InputError, RuntimeError) as error:
@@ -144,21 +146,6 @@ def method_name(recipe: Mapping[str, Any] | None) -> str:
     """The method in the table of a recipe; empty if it has none."""
     method = (recipe or {}).get("method")
     return str(method.get("name", "")) if isinstance(method, Mapping) else ""
-
-
-def to_float16(name: str, weight: Tensor) -> Tensor:
-    """The weight in float16; integers are returned unchanged.
-
-    Raises: InputError for numbers outside the range of float16.
-    """
-    half = weight.half() if weight.is_floating_point() else weight
-    if (half.isinf() & weight.isfinite()).any():
-        peak = weight.abs().max().item()
-        raise InputError(
-            f"{name} has a weight of {peak:g}, outside the range of float16, ±65504: choose another"
-            " --dtype"
-        )
-    return half
 
 
 def check_loadable(generator: Generator) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from exporting import unet_generator
 from fewstep.backbones import UNetConfig
 from fewstep.condition import Condition
 from fewstep.errors import InputError
-from fewstep.export.precision import round_weights, rounding_error, store_weight
+from fewstep.export.precision import round_weights, rounding_error
 from fewstep.noise import noise_from_seeds
+from fewstep.stored_weights import store_weight
 
 
 @pytest.mark.parametrize("dtype", ["f16", "int8"])

@@ -16,8 +16,8 @@ from fewstep.paths import check_writable_folder
 from fewstep.ranges import NonNegative, SamplingSteps
 
 if TYPE_CHECKING:
-    from fewstep.export.precision import Dtype
     from fewstep.export.source import Source
+    from fewstep.stored_weights import Dtype
 
 OPTIONS = ("teacher", "single_file", "aot")
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fewstep.errors import InputError
 from fewstep.export import rewriting
-from fewstep.export.precision import Dtype, StoredWeight, store_weight
 from fewstep.export.tracing import BATCH, quiet, reason, trace
+from fewstep.stored_weights import Dtype, StoredWeight, store_weight
 
 if TYPE_CHECKING:
     import onnx

@@ -1,9 +1,7 @@
-"""Weights in fewer bits: float16, or int8 with one scale for each output channel."""
+"""Generators with weights in fewer bits, and what that changes."""
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,40 +10,7 @@ from fewstep.condition import Condition
 from fewstep.drawing import conditions
 from fewstep.generator import Generator
 from fewstep.noise import noise_from_seeds
-from fewstep.weights_file import to_float16
-
-Dtype = Literal["f32", "f16", "int8"]
-INT8_MAX = 127
-MIN_INT8 = 2048
-"""Weights of this many numbers or fewer, such as those of the first and last convolution, remain in
-float32 for int8: they are a small part of the file and a large part of the error."""
-
-
-@dataclass(frozen=True)
-class StoredWeight:
-    """A weight as it is stored: `values`, times `scale` (n, 1, ...) for each row if it is int8."""
-
-    values: Tensor
-    scale: Tensor | None = None
-
-    def restore(self) -> Tensor:
-        """The weight in float32."""
-        values = self.values.float()
-        return values if self.scale is None else values * self.scale
-
-
-def store_weight(weight: Tensor, dtype: Dtype) -> StoredWeight:
-    """Round a weight. For int8, vectors such as biases and small weights remain in float32."""
-    weight = weight.detach()
-    if dtype == "f16" and weight.is_floating_point():
-        return StoredWeight(weight.half())
-    matrix = weight.is_floating_point() and weight.ndim >= 2
-    if dtype == "int8" and matrix and weight.numel() > MIN_INT8:
-        peak = weight.abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)
-        scale = torch.where(peak > 0, peak / INT8_MAX, 1.0).float()
-        values = (weight / scale).round().clamp(-INT8_MAX, INT8_MAX)
-        return StoredWeight(values.to(torch.int8), scale)
-    return StoredWeight(weight)
+from fewstep.stored_weights import Dtype, store_weight, to_float16
 
 
 def round_weights(generator: Generator, dtype: Dtype) -> Generator:

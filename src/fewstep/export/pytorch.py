@@ -11,10 +11,10 @@ from fewstep.compiler import check_compiler
 from fewstep.errors import InputError
 from fewstep.export.base import Exporter
 from fewstep.export.checking import compare
-from fewstep.export.precision import Dtype, StoredWeight, store_weight
 from fewstep.export.program import Unrolled
 from fewstep.export.source import Source
 from fewstep.export.tracing import quiet, reason, trace
+from fewstep.stored_weights import Dtype, StoredWeight, store_weight
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from fewstep import __version__, runs
 from fewstep.abilities import with_guidance
 from fewstep.backbones import without_augmentation
 from fewstep.errors import InputError
-from fewstep.export.precision import Dtype, round_weights, rounding_error
+from fewstep.export.precision import round_weights, rounding_error
 from fewstep.finite import nonfinite_weight
 from fewstep.generator import Generator, convert_step
 from fewstep.guidance import guidance_weight, unguided
 from fewstep.run_folder import Run
 from fewstep.runs import Weights
+from fewstep.stored_weights import Dtype
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import torch
 from fewstep.backbones import Backbone, UNetConfig
 from fewstep.backbones.unet import encoder_heights
 from fewstep.export.diffusers.exported_network import ExportedNetwork
-from fewstep.export.precision import Dtype
 from fewstep.export.pytorch import StoredWeights
 from fewstep.export.source import Source
 from fewstep.export.tracing import Network, trace
 from fewstep.generator import Generator
 from fewstep.guidance import unguided
+from fewstep.stored_weights import Dtype
 
 
 def unet_config(backbone: Backbone) -> dict[str, Any] | None:
