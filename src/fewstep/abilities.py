@@ -37,20 +37,28 @@ def why_not_paintable(generator: Generator, recipe: Mapping[str, Any] | None) ->
 def why_not_guidable(generator: Generator, recipe: Mapping[str, Any] | None) -> str:
     """The reason why classifier-free guidance has no meaning; empty if it has one.
 
-    Guidance compares with the output without class, which only label dropout trains. `recipe` is
-    as in `why_not_paintable`.
+    Guidance compares with the output without class and prompt, which only condition dropout
+    trains. `recipe` is as in `why_not_paintable`.
     """
-    if not generator.spec.classes:
-        return "it has no classes"
+    spec = generator.spec
+    if not spec.is_conditional:
+        return "it has no classes and no prompts"
+    conditions = (
+        "labels" if spec.text is None else "labels and prompts" if spec.classes else "prompts"
+    )
     if recipe is None or not method_name(recipe):
-        return "it is not known whether it was trained without labels too"
+        return f"it is not known whether it was trained without {conditions} too"
     if not _condition_dropout(recipe["method"]):
-        return f"its method, {method_name(recipe)}, trained it with labels only"
+        return f"its method, {method_name(recipe)}, trained it with {conditions} only"
     return ""
 
 
 def with_guidance(
-    generator: Generator, weight: float, recipe: Mapping[str, Any] | None
+    generator: Generator,
+    weight: float,
+    recipe: Mapping[str, Any] | None,
+    *,
+    negative: str = "",
 ) -> Generator:
     """The generator under classifier-free guidance; a weight of 1 means no guidance.
 
@@ -59,13 +67,13 @@ def with_guidance(
     Raises: InputError as `Generator.with_guidance`, or if the recipe says that the generator was
     not trained without labels too.
     """
-    if weight == 1:
+    if weight == 1 and not negative:
         return generator
-    guided = generator.with_guidance(weight)
+    guided = generator.with_guidance(weight, negative=negative)
     reason = why_not_guidable(generator, recipe) if method_name(recipe) else ""
     if reason:
         raise InputError(
-            f"guidance compares with the output without class, but {reason}: set the weight of "
+            f"guidance compares with the output without condition, but {reason}: set the weight of "
             "guidance to 1, or train with method.condition_dropout=0.1"
         )
     return guided

@@ -87,15 +87,20 @@ class Condition:
         rows = next(iter(self.tensors().values()))
         return rows.new_zeros(len(self), dtype=torch.bool) if present is None else present
 
-    def null(self) -> "Condition":
+    def null(self, negative: Text | None = None) -> "Condition":
         """The same number of rows, without class and prompt. They keep their labels of
-        augmentation."""
+        augmentation.
+
+        A `negative` of one row takes the place of their prompts, if they have text.
+        """
         label, text = self.label, self.text
-        return replace(
-            self,
-            label=None if label is None else torch.full_like(label, NO_LABEL),
-            text=None if text is None else replace(text, mask=torch.zeros_like(text.mask)),
-        )
+        if text is not None and negative is not None:
+            tokens, mask = negative.tokens.expand_as(text.tokens), negative.mask
+            text = Text(tokens, mask.expand_as(text.mask))
+        elif text is not None:
+            text = replace(text, mask=torch.zeros_like(text.mask))
+        label = None if label is None else torch.full_like(label, NO_LABEL)
+        return replace(self, label=label, text=text)
 
     def drop(self, drop: Tensor) -> "Condition":
         """The same rows, without class and prompt where the boolean vector `drop` is true.

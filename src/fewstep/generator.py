@@ -13,7 +13,7 @@ from fewstep.backbones import BackboneConfig, build_backbone
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.guidance import Guided, guidance_weight, unguided
+from fewstep.guidance import Guided, Negative, guidance_weight, negative_prompt, unguided
 from fewstep.parametrization import Parametrization
 from fewstep.precision import Precision, float32_products
 from fewstep.process import Process
@@ -145,18 +145,34 @@ class Generator(nn.Module):
         default = UniformGrid() if step_changes and self.step.own_grid else self.grid
         return Generator(self.denoiser, self.spec, grid=grid or default, step=step or self.step)
 
-    def with_guidance(self, weight: float) -> "Generator":
+    def with_guidance(self, weight: float, *, negative: str = "") -> "Generator":
         """The same weights under classifier-free guidance.
 
-        Raises: InputError for a generator without classes and text, or a weight outside
-        [0, 1000].
+        A `negative` prompt takes the place of no prompt: guidance leads away from it.
+
+        Raises: InputError for a generator without classes and text, a weight outside [0, 1000], or
+        a negative prompt for a generator without text or with a weight of 1, which has no effect.
         """
         if not self.spec.is_conditional:
             raise InputError("guidance needs classes or prompts, and this generator has neither")
         check_guidance(weight)
-        backbone = Guided(unguided(self.denoiser.backbone), weight)
+        backbone = Guided(
+            unguided(self.denoiser.backbone), weight, negative=self._negative(negative, weight)
+        )
         guided = self.denoiser.replace(backbone=backbone)
         return Generator(guided, self.spec, grid=self.grid, step=self.step)
+
+    def _negative(self, prompt: str, weight: float) -> Negative | None:
+        if not prompt:
+            return None
+        if self.spec.text is None:
+            raise InputError("this generator takes no text: leave out the negative prompt")
+        if weight == 1:
+            raise InputError(
+                "a negative prompt has no effect without guidance: set a weight of guidance other "
+                "than 1"
+            )
+        return Negative(prompt, self.spec.text.encode([prompt]))
 
     def with_precision(self, precision: Precision) -> "Generator":
         """The same weights, computing in another number format than f32."""
@@ -179,6 +195,8 @@ class Generator(nn.Module):
             "step": tables.to_table(self.step),
             "grid": tables.to_table(self.grid),
         }
+        if negative := negative_prompt(backbone):
+            description["negative"] = negative
         if self.denoiser.is_flow_map:
             description["is_flow_map"] = True
         if self.denoiser.span != self.denoiser.natural_span:
@@ -240,6 +258,7 @@ class _Description:
     parametrization: Parametrization
     step: Step
     grid: Grid
+    negative: str = ""
     is_flow_map: bool = False
     span: tuple[Probability, Probability] | None = None
     packages: dict[str, str] | None = None
@@ -271,7 +290,9 @@ def from_description(
         span=fields.span,
     )
     generator = Generator(denoiser, fields.spec, grid=fields.grid, step=fields.step)
-    return generator if fields.guidance == 1.0 else generator.with_guidance(fields.guidance)
+    if fields.guidance == 1.0 and not fields.negative:
+        return generator
+    return generator.with_guidance(fields.guidance, negative=fields.negative)
 
 
 def _inputs(spec: SampleSpec) -> dict[str, Any]:

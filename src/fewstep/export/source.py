@@ -12,7 +12,7 @@ from fewstep.errors import InputError
 from fewstep.export.precision import round_weights, rounding_error
 from fewstep.finite import nonfinite_weight
 from fewstep.generator import Generator, convert_step
-from fewstep.guidance import guidance_weight, unguided
+from fewstep.guidance import guidance_weight, negative_prompt, unguided
 from fewstep.run_folder import Run
 from fewstep.runs import Weights
 from fewstep.stored_weights import Dtype
@@ -138,7 +138,9 @@ def _without_augmentation(generator: Generator) -> Generator:
         return generator
     denoiser, weight = generator.denoiser.replace(backbone=plain), guidance_weight(guided)
     generator = Generator(denoiser, generator.spec, grid=generator.grid, step=generator.step)
-    return generator if weight == 1 else generator.with_guidance(weight)
+    if weight == 1:
+        return generator
+    return generator.with_guidance(weight, negative=negative_prompt(guided))
 
 
 def _check_finite(generator: Generator) -> None:
