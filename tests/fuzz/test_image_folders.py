@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fewstep.data.folder.files import SYSTEM_FILES
 from fewstep.data.folder.layout import SPLITS, split_of
 from fewstep.errors import InputError
-from image_folders import by_name, picture, read
+from image_folders import by_name, count_files, picture, read
 from mutating import time_limit
 
 SEED = 20_19
@@ -250,10 +249,18 @@ def pipe(f):
 
 def add_file(f):
     names = ["notes.txt", "labels.csv", ".DS_Store", "README.md", "x.png", "metadata.csv", "a.jpe"]
-    path = f.any_folder() / f.rng.choice([*names, "metadata.jsonl", "dataset.json", "Thumbs.db"])
+    names += ["0.txt", "1.TXT", "metadata.jsonl", "dataset.json", "Thumbs.db"]
+    path = f.any_folder() / f.rng.choice(names)
     if path.is_fifo():
         raise FileExistsError(path)  # to write would wait for a reader
-    contents = [b"", b"file_name,label\n", picture("x"), picture("x", "JPEG"), f.rng.randbytes(64)]
+    contents = [
+        b"",
+        b"a cat\n",
+        b"file_name,label\n",
+        picture("x"),
+        picture("x", "JPEG"),
+        f.rng.randbytes(64),
+    ]
     path.write_bytes(f.rng.choice([*contents, b'{"labels": null}', b'{"labels": []}']))
     return path
 
@@ -335,21 +342,6 @@ MUTATIONS = {
 }
 MUTATIONS |= {f.__name__: f for f in (hard_link, pipe, add_file, add_folder, odd_image, edit_table)}
 MUTATIONS |= {"edit_table_again": edit_table, "odd_image_again": odd_image, "rename_again": rename}
-
-
-def count_files(folder, above=()):
-    """Number of files, by rules of its own: what the account must add up to."""
-    above = (*above, os.path.realpath(folder))
-    entries = [*os.scandir(folder)]
-    total = 1 if not entries and len(above) > 1 else 0
-    for entry in entries:
-        is_extra = entry.name.startswith(".") or entry.name.lower() in SYSTEM_FILES
-        is_cycle = os.path.realpath(entry.path) in above
-        if entry.is_dir() and not is_extra and not is_cycle:
-            total += count_files(entry.path, above)
-        else:
-            total += 1
-    return total
 
 
 def pixels_of(path):
