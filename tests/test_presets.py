@@ -15,6 +15,7 @@ import torch
 
 from fewstep import runs
 from fewstep.assembly import assemble
+from fewstep.autoencoder_files import load_autoencoder
 from fewstep.backbones import UNetConfig
 from fewstep.backbones.edm_unet import EDMUNetConfig
 from fewstep.circuits.network import CircuitConfig
@@ -24,6 +25,7 @@ from fewstep.data import ImageSet
 from fewstep.denoiser import Denoiser
 from fewstep.evaluation import Evaluator
 from fewstep.generator import Generator
+from fewstep.images import from_uint8
 from fewstep.losses import Features, Lpips, SquaredError
 from fewstep.metrics import protocol
 from fewstep.noise import noise_from_seeds
@@ -40,8 +42,11 @@ CPU = torch.device("cpu")
 CLASSES = 4
 # a teacher, a student of two more players, and a circuit; the others are slow tests
 VARIED = {"cifar10-edm", "cifar10-sida", "digits-residual-sum"}
+AUTOENCODERS = [n for n in preset_names() if read(n).method_name == "autoencode"]
 PRESETS = [
-    pytest.param(name, marks=[] if name in VARIED else pytest.mark.slow) for name in preset_names()
+    pytest.param(name, marks=[] if name in VARIED else pytest.mark.slow)
+    for name in preset_names()
+    if name not in AUTOENCODERS
 ]
 STEPS = {"progressive": 7}
 """Steps of methods with more phases than two."""
@@ -176,6 +181,24 @@ def test_a_preset_trains_resumes_samples_and_scores(made, name, tmp_path):
     measure = protocol("quick").with_settings(samples=8, extractor="pixels")
     score = Evaluator(images, measure).score(generator, steps=steps)
     assert score.frechet >= 0 and score.steps == steps
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_a_preset_of_an_autoencoder_trains_and_resumes(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("fewstep.data.load", lambda name, **_: random_images(name))
+    recipe = read(name, ["fit.steps=2", "fit.batch=8", "fit.save_every=1"])
+    method = without_weights_of_others(recipe.method)
+    method = replace(method, network=replace(method.network, channels=(8, 8)))
+    recipe = replace(recipe, method=method)
+    train(recipe, tmp_path / "once")
+    train(recipe, tmp_path / "twice", until=1)
+    train(recipe, tmp_path / "twice")
+    files = [tmp_path / run / "model.safetensors" for run in ("once", "twice")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    images = from_uint8(random_images(recipe.data.name).images)
+    autoencoder = load_autoencoder(files[0])
+    assert autoencoder(images).shape == images.shape
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

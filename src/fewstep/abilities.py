@@ -29,7 +29,7 @@ def why_not_paintable(generator: Generator, recipe: Mapping[str, Any] | None) ->
         kind = plugins.resolve("method", method, allow_code=())
     except InputError as error:
         return str(error)
-    if kind.trains_at_all_times:
+    if getattr(kind, "trains_at_all_times", False):  # which no autoencoder is
         return ""
     return f"its method, {method}, trains it only at the noise levels that its steps start from"
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fewstep import data, metrics, plugins, runs, store
 from fewstep.abilities import with_guidance
+from fewstep.autoencoder_recipes import build_autoencode, check_autoencoder_recipe
 from fewstep.batching import Batches, ImageStream, Stream
 from fewstep.compiler import check_compiler
 from fewstep.conditions import caption_table, data_spec, prompts
@@ -20,9 +22,11 @@ from fewstep.generator import Generator
 from fewstep.guidance import unguided
 from fewstep.losses import bind_classifier, perceptual_hash
 from fewstep.methods.adapt import Adapt, AdaptConfig
+from fewstep.methods.autoencode import Autoencode
 from fewstep.methods.base import Method, Task
 from fewstep.methods.batch import derive_seed
 from fewstep.methods.checks import check_augmentation, check_start
+from fewstep.methods.objective import Objective
 from fewstep.optimizers import FitConfig, adapt_config, adapt_steps, main_config
 from fewstep.recipe import Recipe
 from fewstep.sample_spec import SampleSpec
@@ -31,12 +35,15 @@ from fewstep.student import build_student, check_spec
 from fewstep.tables import addresses
 from fewstep.trainer import Training, check_players
 
+EXAMPLES = 12
+"""Number of training images that show the progress of an autoencoder."""
+
 
 @dataclass(frozen=True)
 class Assembly:
     """The objects that a recipe describes."""
 
-    method: Method
+    method: Objective[Any]
     batches: Batches
     pins: dict[str, str]
     """Hashes of the data and weights that training uses; a resumed run must have the same ones."""
@@ -44,10 +51,12 @@ class Assembly:
     """Measures the run during training; None if evaluate.every is 0."""
     adaptation: tuple[Adapt, Batches] | None
     """The method that adapts a copied student before training, and its batches."""
-    rebuild: Callable[[], Method]
+    rebuild: Callable[[], Objective[Any]]
     """Builds `method` again with the student's present weights, which it may copy."""
     data_files: str = ""
     """What became of the files in the folder of the data; empty for other sets."""
+    examples: Tensor | None = None
+    """Training images, uint8, whose reconstructions show the progress of an autoencoder."""
 
     def trainings(self, fit: FitConfig, steps_done: int | None = None) -> Iterator[Training]:
         """The trainings of the run, in order: the adaptation, if any, then that of the method.
@@ -59,8 +68,8 @@ class Assembly:
         if not self.adaptation:
             yield Training(self.method, self.batches, main)
             return
-        # before the adaptation, not after it
-        check_start(self.method)
+        assert isinstance(self.method, Method)
+        check_start(self.method)  # before the adaptation, not after it
         check_players(self.method, main)
         adapt, batches = self.adaptation
         steps = adapt_steps(fit)
@@ -93,6 +102,9 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         check_compiler("fit.compile=true")
     evaluation = recipe.evaluate
     images = read_data(recipe)
+    method_class = plugins.resolve("method", recipe.method_name)
+    if issubclass(method_class, Autoencode):
+        return _assemble_autoencoder(recipe, images, device)
     pins = {"data": images.fingerprint}
     teacher = runs.load(recipe.teacher.load) if recipe.teacher else None
     initial = None
@@ -104,7 +116,6 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         trained_by = runs.describe(recipe.teacher.load).get("recipe")
         teacher = guide_teacher(recipe, spec, teacher, trained_by)
         pins["teacher"] = runs.weights_hash(teacher)
-    method_class = plugins.resolve("method", recipe.method_name)
     student, original = build_student(recipe, spec, teacher, initial)
     config = bind_classifier(recipe.method, lambda: _classifier(images))
     loss_hash = perceptual_hash(config, spec.shape)
@@ -140,6 +151,30 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         adaptation = adapt, Batches(rows, spec, seed=seed, **settings)
     data_files = images.files.summary() if images.files else ""
     return Assembly(method, batches, pins, evaluator, adaptation, build, data_files)
+
+
+def _assemble_autoencoder(recipe: Recipe, images: ImageSet, device: torch.device) -> Assembly:
+    """The objects of a recipe that trains an autoencoder."""
+    check_autoencoder_recipe(recipe)
+    fit, spec = recipe.fit, SampleSpec(images.shape)
+    config = bind_classifier(recipe.method, lambda: _classifier(images))
+    pins = {"data": images.fingerprint}
+    loss_hash = perceptual_hash(config, images.shape)
+    if loss_hash:
+        pins["loss"] = loss_hash
+    method = build_autoencode(recipe, images.shape, config).to(device)
+    streams = {"images": ImageStream(images.images, None, flip=recipe.data.flip)}
+    batches = Batches(streams, spec, batch=fit.batch, seed=fit.seed, device=device)
+    return Assembly(
+        method,
+        batches,
+        pins,
+        None,
+        None,
+        lambda: method,
+        images.files.summary() if images.files else "",
+        images.images[:EXAMPLES],
+    )
 
 
 def _image_stream(recipe: Recipe, images: ImageSet, spec: SampleSpec) -> ImageStream:

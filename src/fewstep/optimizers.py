@@ -1,6 +1,7 @@
 """Settings of a training: its length, batches, optimisers and learning rates."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Literal
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from fewstep.methods.schedule import check_steps, count_steps
-from fewstep.precision import Precision
+from fewstep.precision import Precision, bf16_is_slow
 from fewstep.ranges import (
     NONEMPTY,
     Count,
@@ -183,6 +184,31 @@ def average_problems(config: FitConfig) -> list[str]:
                 f"initial weights; {remedy}, or fit.ema_rampup = 0.05"
             )
     return problems
+
+
+def fit_problems(
+    players: Iterable[str],
+    config: FitConfig,
+    device: torch.device,
+    *,
+    is_adaptation: bool = False,
+) -> list[str]:
+    """Settings that the training is too short for, or the device too slow, one line each.
+
+    `players` are their names. The averages of an adaptation do not matter, because the method
+    starts from the weights themselves.
+    """
+    problems: list[str | None] = [] if is_adaptation else [*average_problems(config)]
+    noun = "adaptation" if is_adaptation else "training"
+    for name in players:
+        key = f"fit.players.{name}" if name in config.players else "fit"
+        problems.append(warmup_problem(config.player(name), key, config.steps, noun))
+    if config.precision == "bf16" and device.type == "cpu" and bf16_is_slow():
+        problems.append(
+            "fit.precision is bf16, for which this CPU has no instructions: training is many "
+            'times slower than with "f32"'
+        )
+    return list(dict.fromkeys(filter(None, problems)))
 
 
 def make_optimizer(player: nn.Module, config: FitConfig) -> torch.optim.Optimizer:

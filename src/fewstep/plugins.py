@@ -74,7 +74,11 @@ REGISTRY: dict[str, dict[str, str]] = {
         "lpips": "fewstep.losses:Lpips",
         "features": "fewstep.losses:Features",
     },
+    "autoencoder": {
+        "convolutional": "fewstep.autoencoders.convolutional:Convolutional",
+    },
     "method": {
+        "autoencode": "fewstep.methods.autoencode:Autoencode",
         "circuit": "fewstep.methods.circuit:CircuitMethod",
         "consistency": "fewstep.methods.consistency:Consistency",
         "denoise": "fewstep.methods.denoise:Denoise",

@@ -33,6 +33,7 @@ from fewstep.generator import Generator
 from fewstep.paths import read_regular
 from fewstep.weights_file import (
     build_generator,
+    method_name,
     read_description,
     read_weights_file,
     write_weights_file,
@@ -136,8 +137,13 @@ class Run:
             return []
         names = [name for name in note["files"] if not (self.folder / name).exists()]
         names += ["scores"] if note["unscored"] else []
-        is_finished = note["step"] == note["total"]
-        return names + [self.report_file.name] * (is_finished and not self.report_file.exists())
+        lacks_report = not self.report_file.exists() and not self.is_autoencoder
+        return names + [self.report_file.name] * (note["step"] == note["total"] and lacks_report)
+
+    @property
+    def is_autoencoder(self) -> bool:
+        """Whether the run trains an autoencoder, whose folder has no report."""
+        return method_name(self.recipe()) == "autoencode"
 
     def progress(self) -> list[dict[str, Any]]:
         """The logged lines, oldest first, except a last line that a crash left incomplete."""

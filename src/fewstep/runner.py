@@ -15,6 +15,8 @@ from torch import Tensor
 from fewstep import __version__, distributed, runs
 from fewstep.allocator import keeps_freed_memory
 from fewstep.assembly import Assembly, assemble
+from fewstep.autoencoder_files import save_autoencoder
+from fewstep.autoencoders import Autoencoder
 from fewstep.distributed import (
     first_rank,
     hardware,
@@ -23,13 +25,12 @@ from fewstep.distributed import (
     reset_peak_memory,
     run_together,
 )
-from fewstep.drawing import generate
 from fewstep.errors import SharedError
-from fewstep.finite import NonFiniteImages
 from fewstep.generator import Generator
 from fewstep.images import save_grid
 from fewstep.locks import remove_leftover_lock
 from fewstep.methods.checks import training_warnings
+from fewstep.progress_grids import progress_grid
 from fewstep.recipe import Recipe
 from fewstep.resuming import MAX_GROWTH, Start, check_changes, find_start, restore
 from fewstep.run_folder import Run, flatten
@@ -155,6 +156,7 @@ class RunWriter:
         self.device = assembly.batches.device
         reset_peak_memory(self.device)
         self.evaluator = assembly.evaluator
+        self.examples = assembly.examples
         note = start.state[1] if start.state else {}
         self.latest: dict[str, float] = note.get("latest", {})
         """Latest value of each number since the last log line; not all players train each step."""
@@ -172,16 +174,16 @@ class RunWriter:
         if training.step == 0:
             self.norm = _norm(training)
         if self.writes and training.run_step == 0:
-            self.first_grid = self._draw(training.generator())
+            self.first_grid = self._draw(training.result())
 
     def complete(self, training: Training, note: Mapping[str, Any]) -> None:
         """Write what the saved step, to which `training` was restored, owes."""
         missing = self.run.missing() if self.writes else []
         step, model = training.run_step, self.run.model_file
         if model.name in missing:
-            self._save_model(training.generator())
+            self._save_model(training.result())
         if self.run.name_of(self.run.grid_file(step)) in missing:
-            self._save_grid(training.generator(), step)
+            self._save_grid(training.result(), step)
         if note["unscored"]:
             if self.evaluator:
                 if self.writes:
@@ -262,15 +264,15 @@ class RunWriter:
         saved or cannot be saved."""
         if not self.writes or training.run_step == self.saved_step or not training.can_be_saved():
             return
-        generator = training.generator()
-        self._save_model(generator)
-        files = [self.run.model_file, *self._save_grid(generator, training.run_step)]
+        result = training.result()
+        self._save_model(result)
+        files = [self.run.model_file, *self._save_grid(result, training.run_step)]
         self.growth = _norm(training) / self.norm if self.norm else 1.0
         tensors, note = training.state()
         note |= {
             "total": self.total,
             "pins": self.pins,
-            "description": generator.describe(),
+            "description": result.describe(),
             "files": [self.run.name_of(file) for file in files],
             "unscored": self.unscored,
             "latest": self.latest,
@@ -281,26 +283,17 @@ class RunWriter:
         self.run.save_state(tensors, note)
         self.saved_step = training.run_step
 
-    def _save_model(self, generator: Generator) -> None:
-        runs.save_generator(self.run.model_file, generator, self.recipe.table(), self.pins)
+    def _save_model(self, result: Generator | Autoencoder) -> None:
+        save = save_autoencoder if isinstance(result, Autoencoder) else runs.save_generator
+        save(self.run.model_file, result, self.recipe.table(), self.pins)  # pyright: ignore
 
-    def _save_grid(self, generator: Generator, step: int) -> list[Path]:
-        """Save a sample grid. Returns its file in a list, which is empty for points."""
-        images = self._draw(generator)
+    def _save_grid(self, result: Generator | Autoencoder, step: int) -> list[Path]:
+        """Save a grid of pictures. Returns its file in a list, which is empty for points."""
+        images = self._draw(result)
         return [] if images is None else [self._write_grid(images, step)]
 
-    def _draw(self, generator: Generator) -> Tensor | None:
-        """Sample images, always from the same noise, at the largest of evaluate.steps.
-
-        There are none with NaN: the training goes on, and its loss decides when it stops.
-        """
-        if len(generator.spec.shape) != 3:
-            return None
-        steps = generator.nearest(max(self.recipe.evaluate.steps), quietly=True)
-        count = 2 * (generator.spec.classes or 8)
-        with suppress(NonFiniteImages):
-            return torch.cat([x for _, x in generate(generator, count, steps=steps)])
-        return None
+    def _draw(self, result: Generator | Autoencoder) -> Tensor | None:
+        return progress_grid(result, max(self.recipe.evaluate.steps), self.examples)
 
     def _write_grid(self, images: Tensor, step: int) -> Path:
         path = self.run.grid_file(step)

@@ -8,7 +8,7 @@ numbers are a function of (seed, step, ...), so a run needs no random state but 
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -17,21 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from fewstep import distributed, ema
+from fewstep.autoencoders import Autoencoder
 from fewstep.batching import Batches
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator
-from fewstep.methods.base import Loss, Method, Turn
+from fewstep.methods.base import Method
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_start
+from fewstep.methods.objective import Loss, Objective, Turn
 from fewstep.optimizers import (
     FitConfig,
-    average_problems,
+    fit_problems,
     learning_rate,
     make_optimizer,
     warmup_problem,
 )
-from fewstep.precision import bf16_is_slow, float32_products
+from fewstep.precision import float32_products
 
 MAX_SKIPS = 100
 """Number of updates of a player left out in a row that ends a run with fit.nonfinite = "skip"."""
@@ -60,7 +62,7 @@ class Progress:
     training: "Training"
 
 
-def fit(method: Method, batches: Batches, config: FitConfig) -> Iterator[Progress]:
+def fit(method: Objective[Any], batches: Batches, config: FitConfig) -> Iterator[Progress]:
     """Train for `config.steps` steps, yielding after each.
 
     Raises: NonFiniteLoss if a loss or gradient is NaN or infinite, unless `config.nonfinite` is
@@ -79,14 +81,14 @@ class Training:
 
     def __init__(
         self,
-        method: Method,
+        method: Objective[Any],
         batches: Batches,
         config: FitConfig,
         *,
         earlier: int = 0,
         later: int = 0,
     ) -> None:
-        if not earlier:  # otherwise checked before the earlier training
+        if isinstance(method, Method) and not earlier:  # else checked before the earlier training
             check_start(method)
         self.method = method
         self.earlier = earlier
@@ -101,7 +103,7 @@ class Training:
             for name, player in method.players.items()
         }
         self.averages = [
-            [p.detach().clone() for p in method.student.parameters()] for _ in config.halflives
+            [p.detach().clone() for p in method.network.parameters()] for _ in config.halflives
         ]
         self.skips = {name: (0, 0) for name in method.players}
         """Updates left out of each player, because they were not finite: in all, and in a row."""
@@ -126,7 +128,7 @@ class Training:
                 occurrence = turn_counts.get(turn.player, 0)
                 turn_counts[turn.player] = occurrence + 1
                 numbers |= self._do_turn(turn, occurrence, micros)
-                if self.method.players[turn.player] is self.method.student:
+                if self.method.players[turn.player] is self.method.network:
                     updates.append(self.skips[turn.player][1] == 0)
             if any(updates) or not updates:
                 self._average()
@@ -222,23 +224,29 @@ class Training:
         self._active_player = player
 
     def _average(self) -> None:
-        weights = [p.detach() for p in self.method.student.parameters()]
+        weights = [p.detach() for p in self.method.network.parameters()]
         config, images = self.config, (self.step + 1) * self.config.batch
         limit = images * config.ema_rampup if config.ema_rampup else math.inf
         for average, halflife in zip(self.averages, config.halflives, strict=True):
             halflife_now = min(config.halflife_images(halflife), limit)
             ema.lerp(average, weights, decay=ema.halflife_decay(config.batch, halflife_now))
 
-    def generator(self, *, average: int | None = 0) -> Generator:
-        """A copy of the student with the weight average of this index; None for the raw weights."""
-        generator = deepcopy(self.method.generator()).eval().requires_grad_(False)
+    def result(self, *, average: int | None = 0) -> Generator | Autoencoder:
+        """A copy of what the method trains, with the weight average of this index; None for the raw
+        weights."""
+        result = deepcopy(self.method.result()).eval().requires_grad_(False)
         if average is not None:
-            parameters = generator.denoiser.parameters()
-            for parameter, value in zip(parameters, self.averages[average], strict=True):
+            for parameter, value in zip(result.parameters(), self.averages[average], strict=True):
                 parameter.copy_(value)
-        for module in generator.modules():
+        for module in result.modules():
             if isinstance(module, Denoiser):
                 module.precision = "f32"
+        return result
+
+    def generator(self, *, average: int | None = 0) -> Generator:
+        """`result` of a method that trains a generator."""
+        generator = self.result(average=average)
+        assert isinstance(generator, Generator)
         return generator
 
     @property
@@ -300,32 +308,7 @@ class Training:
         return {name: value for name, value in state.items() if not name.startswith("teacher.")}
 
 
-def fit_problems(
-    players: Iterable[str],
-    config: FitConfig,
-    device: torch.device,
-    *,
-    is_adaptation: bool = False,
-) -> list[str]:
-    """Settings that the training is too short for, or the device too slow, one line each.
-
-    `players` are their names. The averages of an adaptation do not matter, because the method
-    starts from the weights themselves.
-    """
-    problems: list[str | None] = [] if is_adaptation else [*average_problems(config)]
-    noun = "adaptation" if is_adaptation else "training"
-    for name in players:
-        key = f"fit.players.{name}" if name in config.players else "fit"
-        problems.append(warmup_problem(config.player(name), key, config.steps, noun))
-    if config.precision == "bf16" and device.type == "cpu" and bf16_is_slow():
-        problems.append(
-            "fit.precision is bf16, for which this CPU has no instructions: training is many "
-            'times slower than with "f32"'
-        )
-    return list(dict.fromkeys(filter(None, problems)))
-
-
-def check_players(method: Method, config: FitConfig) -> None:
+def check_players(method: Objective[Any], config: FitConfig) -> None:
     """Raise InputError for settings of a player that the method does not have."""
     unknown = set(config.players) - set(method.players)
     if unknown:
@@ -335,7 +318,7 @@ def check_players(method: Method, config: FitConfig) -> None:
         )
 
 
-def _prepare(method: Method, config: FitConfig) -> None:
+def _prepare(method: Objective[Any], config: FitConfig) -> None:
     for module in method.modules():
         if not isinstance(module, Denoiser):
             continue

@@ -30,7 +30,10 @@ from fewstep.tensor_file import (
     write_tensor_file,
 )
 
+AUTOENCODER = "autoencoder"
+"""The `kind` of a weights file that contains an autoencoder; others have none."""
 _TYPES: dict[str, Any] = {
+    "kind": str,
     "description": dict,
     "recipe": dict | None,
     "pins": dict,
@@ -115,6 +118,12 @@ def build_generator(
     `path` is the file, and `allow_code` the packages whose classes it may use. Raises InputError if
     the description is not valid here, or the tensors do not fit it.
     """
+    if note.get("kind") == AUTOENCODER:
+        raise InputError(
+            f"{path} is an autoencoder, which generates no images: train a generator of its "
+            f"latents with data.autoencoder={path}, or measure its reconstructions with `fewstep "
+            f"encode DATA --autoencoder {path} --measure`"
+        )
     if "description" not in note:
         problem = "its metadata do not describe a network"
         raise InputError(f"{path} is damaged: {problem}{_newer_version(note)}")

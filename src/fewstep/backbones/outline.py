@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -38,17 +38,32 @@ def outline(
 ) -> Backbone:
     """The network of these settings on the device `meta`, for a file of so many `tensors`.
 
-    Raises: InputError as `config.build`, or, before much is built, for settings that ask for many
-    more weights than the file has.
+    Raises: InputError as `config.build`, or as `outline_of`.
+    """
+    return outline_of(
+        lambda: build_backbone(config, shape=shape, classes=classes, text=text),
+        config,
+        tensors=tensors,
+    )
+
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+def outline_of(build: Callable[[], NetworkT], settings: Any, *, tensors: int) -> NetworkT:
+    """The network that `build` builds of `settings`, on the device `meta`.
+
+    Raises: InputError as `build`, or, before much is built, for settings that ask for many more
+    weights than a file of so many `tensors` has.
     """
     limit = max(LARGEST, tensors)
-    for number in _integers(config):
+    for number in _integers(settings):
         if abs(number) > limit:
             raise InputError(
                 f"a setting of the network is {number}, and at most {limit} is allowed here"
             )
     with without_memory(), _limited(2 * tensors + 64, tensors):
-        return build_backbone(config, shape=shape, classes=classes, text=text)
+        return build()
 
 
 def find_misfit(network: nn.Module, shapes: Mapping[str, torch.Size], prefix: str = "") -> str:

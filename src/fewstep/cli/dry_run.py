@@ -65,7 +65,7 @@ def lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield name, f"{_size(count)} parameters, trained"
     for name, count in plan.frozen.items():
         yield name, f"{_size(count)} parameters, not trained"
-    if plan.footprint:
+    if plan.footprint and plan.footprint.calls:
         calls = ", ".join(f"{name} {count:.3g}" for name, count in plan.footprint.calls.items())
         yield "network calls", f"{calls} per image and training step"
     yield "training", _training(plan)

@@ -86,7 +86,8 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
     except Diverged as error:
         raise SharedError(f"{error}. For example: {command} {error.setting}") from error
     _report(folder, command)
-    console.out.print(f"{folder}: model.safetensors and report.html")
+    report = "" if recipe.method_name == "autoencode" else " and report.html"
+    console.out.print(f"{folder}: model.safetensors{report}")
     return 0
 
 
@@ -96,7 +97,8 @@ def _report(folder: Path, command: str) -> None:
     from fewstep.report import report_run
     from fewstep.run_folder import Run
 
-    if first_rank() and not Run(folder).report_file.exists():
+    run = Run(folder)
+    if first_rank() and not run.is_autoencoder and not run.report_file.exists():
         report_run(folder, command)
 
 

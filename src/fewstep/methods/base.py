@@ -4,38 +4,20 @@ The trainer does everything else. docs/extending.md builds a method in one file.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator
-from fewstep.methods.batch import Batch
+from fewstep.methods.objective import ConfigT, Loss, Objective, Turn
 from fewstep.sample_spec import SampleSpec
 from fewstep.tables import check_fields
 
-
-class Loss(NamedTuple):
-    """A scalar loss `value`, the mean over the batch's rows, and other scalars to log by name."""
-
-    value: Tensor
-    numbers: Mapping[str, Tensor] = {}
-
-
-class Turn(NamedTuple):
-    """One update of a player, which is a network that the method trains.
-
-    `loss` computes the player's loss on a batch. `phase` is a range [first, stop) of training
-    steps: the player's learning rate schedule spans these steps only, and its optimiser state is
-    reset at the first one. Without a phase the schedule spans the whole run.
-    """
-
-    player: str
-    loss: Callable[[Batch], Loss]
-    phase: tuple[int, int] | None = None
+__all__ = ["Loss", "Method", "Task", "Turn", "check_label_dropout", "require_teacher"]
 
 
 @dataclass(frozen=True)
@@ -58,25 +40,13 @@ class Task:
             raise InputError(f"a training needs at least 1 step, not {self.steps} steps")
 
 
-ConfigT = TypeVar("ConfigT")
-
-
-class Method(nn.Module, ABC, Generic[ConfigT]):
-    """Base class of training methods. All its state lives in its parameters and buffers.
-
-    A subclass names the frozen dataclass of its settings as in `class Dmd(Method[DmdConfig])`;
-    `Config` then refers to that class, whose fields are the keys of a recipe's `[method]` table. A
-    method only computes losses: it calls no `.backward()` and has no optimiser, device, log or
-    file.
+class Method(Objective[ConfigT], ABC):
+    """Base class of the methods that train generators; see `Objective`.
 
     Raises: InputError if it needs a teacher and the task has none, or if a setting
     `condition_dropout` would leave the classes or prompts untrained.
     """
 
-    Config: ClassVar[type]
-    reads: frozenset[str]
-    """Data streams that its batches contain: any of `images`, `pairs`, `rings`. If they depend on
-    the settings, `__init__` sets this attribute."""
     needs_teacher: ClassVar[bool] = True
     starts_from_noise: ClassVar[bool] = False
     """Whether the student trains on noise alone at its first time, as it is sampled. Others train
@@ -93,14 +63,6 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
     differentiates_in_time: ClassVar[bool] = False
     """Whether the loss contains the student's derivative with respect to t. Then a student whose
     embedding of the noise level is fast gets a warning: see `training_warnings`."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        for base in cls.__dict__.get("__orig_bases__", ()):  # bases with their type arguments
-            origin, arguments = get_origin(base), get_args(base)
-            if isinstance(origin, type) and issubclass(origin, Method):
-                if not isinstance(arguments[0], TypeVar):
-                    cls.Config = arguments[0]
 
     def __init__(self, config: ConfigT, task: Task) -> None:
         super().__init__()
@@ -126,39 +88,22 @@ class Method(nn.Module, ABC, Generic[ConfigT]):
         """
         return settings.get("condition_dropout", 0.0)
 
-    @classmethod
-    def length_settings(cls, config: ConfigT) -> list[str]:
-        """Keys of a recipe whose effect at a training step depends on the number of all steps.
-
-        A run of a method without such settings can be extended: `fewstep train --extend`. A
-        subclass whose losses or turns depend on `self.steps` must override this.
-        """
-        return []
-
     def check(self, streams: Mapping[str, Any]) -> None:
         """Check that the recorded data fit the student.
 
         `streams` are the data streams of `reads` by name. Raises InputError if the data do not fit.
         """
 
-    def warnings(self) -> list[str]:
-        """One line for each setting that is likely to be wrong; see `training_warnings`.
-
-        What cannot work at all raises InputError in `__init__`.
-        """
-        return []
-
     @property
     def players(self) -> Mapping[str, nn.Module]:
-        """The networks that the method trains, by name. The run saves `student`."""
         return {"student": self.student}
 
-    @abstractmethod
-    def turns(self, step: int) -> Iterator[Turn]:
-        """Yield the turns of a training step in order; code after a `yield` runs after its update.
+    @property
+    def network(self) -> Denoiser:
+        return self.student
 
-        The sequence of players must depend on `step` only, so that it is the same on all ranks.
-        """
+    def result(self) -> Generator:
+        return self.generator()
 
     @abstractmethod
     def generator(self) -> Generator:

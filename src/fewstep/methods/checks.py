@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep.denoiser import SPAN_TOLERANCE, Denoiser
 from fewstep.errors import InputError
 from fewstep.methods.base import Method
+from fewstep.methods.objective import Objective
 from fewstep.parametrization import Clean, Mixed
 from fewstep.plugins import name_of
 from fewstep.times import Grid
@@ -26,13 +27,13 @@ where it is 40 to 90, MeanFlow on eight Gaussians is 3 times as far from the dat
 0.03, where it is 10 to 30."""
 
 
-def training_warnings(method: Method[Any]) -> list[str]:
+def training_warnings(method: Objective[Any]) -> list[str]:
     """What to tell the user before training: one line for each setting that is likely to be wrong.
 
     These are the method's own `warnings`, and measurements of its networks. The list is empty if
     nothing was found.
     """
-    embedding = _embedding_warning(method)
+    embedding = _embedding_warning(method) if isinstance(method, Method) else None
     return [*method.warnings(), *([embedding] if embedding else [])]
 
 

@@ -18,10 +18,12 @@ from fewstep.evaluation import count_parameters
 from fewstep.generator import Generator
 from fewstep.methods.base import Method
 from fewstep.methods.checks import check_augmentation, check_start, training_warnings
-from fewstep.optimizers import adapt_config, adapt_steps, main_config
+from fewstep.methods.objective import Objective
+from fewstep.optimizers import adapt_config, adapt_steps, fit_problems, main_config
 from fewstep.planning.footprint import Footprint, measure
 from fewstep.planning.requirements import (
     Requirement,
+    build_autoencoder_method,
     build_method,
     find_data,
     find_generator,
@@ -31,7 +33,7 @@ from fewstep.planning.requirements import (
 )
 from fewstep.recipe import Recipe
 from fewstep.sample_spec import SampleSpec
-from fewstep.trainer import check_players, fit_problems
+from fewstep.trainer import check_players
 
 __all__ = ["Plan", "Requirement", "plan_recipe"]
 
@@ -92,6 +94,9 @@ def _fill(plan: Plan) -> None:
         plan.requirements.append(requirement)
         plan.images = images
         plan.requirements += find_networks(recipe, images, is_blank=bool(requirement.missing))
+    if recipe.method_name == "autoencode":
+        _fill_autoencoder(plan)
+        return
     teacher = None
     for noun, address in generator_addresses(recipe).items():
         with _collect(plan):
@@ -126,6 +131,20 @@ def _fill(plan: Plan) -> None:
             plan.footprint = measure(method, plan.spec, recipe.fit, augmented=augmented)
 
 
+def _fill_autoencoder(plan: Plan) -> None:
+    """What a recipe that trains an autoencoder needs beyond its images."""
+    recipe = plan.recipe
+    if plan.spec is None:
+        return
+    with _collect(plan):
+        method = build_autoencoder_method(recipe, plan.spec.shape)
+        plan.reads = method.reads
+        _count(plan, method)
+        check_players(method, recipe.fit)
+        plan.warnings += fit_problems(method.players, recipe.fit, device())
+        plan.footprint = measure(method, plan.spec, recipe.fit, augmented=False)
+
+
 def _fit_warnings(plan: Plan, method: Method[Any]) -> list[str]:
     """Warnings of the adaptation, if there is one, and of the method's training."""
     fit, problems = plan.recipe.fit, list[str]()
@@ -144,7 +163,7 @@ def _collect(plan: Plan) -> Pull[None]:
         plan.problems.append(str(error))
 
 
-def _count(plan: Plan, method: Method[Any]) -> None:
+def _count(plan: Plan, method: Objective[Any]) -> None:
     """Parameters, and bytes in memory and on disk."""
     players = method.players
     plan.trained = {name: count_parameters(player) for name, player in players.items()}
@@ -154,7 +173,7 @@ def _count(plan: Plan, method: Method[Any]) -> None:
         if count and name not in players:
             plan.frozen[name] = count
     gradients = sum(_bytes(player.parameters()) for player in players.values())
-    average = _bytes(method.student.parameters()) * len(plan.recipe.fit.halflives)
+    average = _bytes(method.network.parameters()) * len(plan.recipe.fit.halflives)
     plan.memory = {
         "weights": _bytes([*method.parameters(), *method.buffers()]),
         "gradients": gradients,
@@ -163,7 +182,7 @@ def _count(plan: Plan, method: Method[Any]) -> None:
     }
     state = method.state_dict()
     own = _bytes(value for name, value in state.items() if not name.startswith("teacher."))
-    model = _bytes(method.student.state_dict().values())
+    model = _bytes(method.network.state_dict().values())
     plan.disk = {"state/state.safetensors": own + 2 * gradients + average}
     plan.disk["model.safetensors"] = model
     if plan.recipe.evaluate.every:

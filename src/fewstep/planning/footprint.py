@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from fewstep.backbones import Backbone
 from fewstep.condition import AUGMENT_LABELS, Condition, Text, with_augment_labels
 from fewstep.guidance import Guided
-from fewstep.methods.base import Method, Turn
 from fewstep.methods.batch import Batch, ImageBatch, PairBatch
+from fewstep.methods.objective import Objective, Turn
 from fewstep.optimizers import FitConfig
 from fewstep.sample_spec import SampleSpec
 
@@ -50,7 +50,7 @@ class ShapeBatch(Batch):
 
 
 def measure(
-    method: Method[Any], spec: SampleSpec, fit: FitConfig, *, augmented: bool
+    method: Objective[Any], spec: SampleSpec, fit: FitConfig, *, augmented: bool
 ) -> Footprint | None:
     """The footprint of a method that reads images, pairs or nothing; it loses its weights.
 
@@ -80,7 +80,7 @@ def measure(
     return Footprint({name: totals[name] for name in order if totals[name]}, activations)
 
 
-def _sample_steps(method: Method[Any], length: int) -> dict[int, float]:
+def _sample_steps(method: Objective[Any], length: int) -> dict[int, float]:
     """Training steps to look at, with their weights in the average.
 
     Methods update their players in turns with a short period. Of each kind of step in it, one or a
@@ -100,7 +100,7 @@ def _sample_steps(method: Method[Any], length: int) -> dict[int, float]:
     return weights
 
 
-def _run(method: Method[Any], batch: Batch) -> int:
+def _run(method: Objective[Any], batch: Batch) -> int:
     """Compute the losses of one step. Returns the bytes that the largest keeps for its gradient."""
     occurrences: Counter[str] = Counter()
     largest = 0
@@ -139,7 +139,7 @@ def _describe(turn: Turn) -> tuple[Any, ...]:
 
 
 def _batch(
-    method: Method[Any], spec: SampleSpec, rows: int, step: int, augmented: bool
+    method: Objective[Any], spec: SampleSpec, rows: int, step: int, augmented: bool
 ) -> ShapeBatch:
     x = torch.empty(rows, *spec.shape, device=META)
     plain = _condition(spec, rows)

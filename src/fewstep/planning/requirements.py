@@ -11,6 +11,7 @@ from typing import Any
 
 from fewstep import metrics, plugins, runs, store
 from fewstep.assembly import guide_teacher, pairs_address, read_data
+from fewstep.autoencoder_recipes import build_autoencode, check_autoencoder_recipe
 from fewstep.backbones import UNetConfig
 from fewstep.conditions import data_spec
 from fewstep.data import ImageSet
@@ -20,6 +21,7 @@ from fewstep.download import cache, home
 from fewstep.formatting import listing
 from fewstep.generator import Generator
 from fewstep.losses import Features, ImageDistance, Lpips, SquaredError
+from fewstep.methods.autoencode import Autoencode
 from fewstep.methods.base import Method, Task
 from fewstep.metrics.extractors.trunks import TRUNK_FILES
 from fewstep.metrics.extractors.weights import PUBLISHED, find_weights
@@ -187,13 +189,23 @@ def build_method(
     if teacher is not None and recipe.teacher:
         teacher = guide_teacher(recipe, spec, teacher, _recipe_table(recipe.teacher.load))
     student, original = build_student(recipe, spec, teacher, initial)
-    config = recipe.method
+    task = Task(student, spec, teacher, recipe.fit.steps)
+    method = plugins.resolve("method", recipe.method_name)(_without_weights(recipe.method), task)
+    return method, original is not None and method.uses_first_image
+
+
+def build_autoencoder_method(recipe: Recipe, shape: tuple[int, ...]) -> Autoencode:
+    """The method of a recipe that trains an autoencoder, as `build_method`."""
+    check_autoencoder_recipe(recipe)
+    return build_autoencode(recipe, shape, _without_weights(recipe.method))
+
+
+def _without_weights(config: Any) -> Any:
+    """A method's settings with squared errors in place of perceptual losses."""
     for field in fields(config) if is_dataclass(config) else ():
         if isinstance(getattr(config, field.name), ImageDistance):
             config = replace(config, **{field.name: SquaredError()})  # pyright: ignore
-    task = Task(student, spec, teacher, recipe.fit.steps)
-    method = plugins.resolve("method", recipe.method_name)(config, task)
-    return method, original is not None and method.uses_first_image
+    return config
 
 
 def _recipe_table(address: str) -> Mapping[str, Any] | None:
