@@ -13,8 +13,14 @@ from fewstep.recipe import Recipe, StudentConfig
 def check_autoencoder_recipe(recipe: Recipe) -> None:
     """Raise InputError for settings that have no effect on the training of an autoencoder."""
     problem = ""
-    if recipe.teacher or recipe.pairs or recipe.student != StudentConfig():
-        section = "teacher" if recipe.teacher else "pairs" if recipe.pairs else "student"
+    sections = {
+        "teacher": recipe.teacher is not None,
+        "pairs": recipe.pairs is not None,
+        "text": recipe.text is not None,
+        "student": recipe.student != StudentConfig(),
+    }
+    if any(sections.values()):
+        section = next(name for name, present in sections.items() if present)
         problem = f"has a section [{section}]: remove it, method.network is the network to train"
     elif recipe.data.augment:
         problem = f"has data.augment={recipe.data.augment}: set it to 0, data.flip is possible"

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.autoencoders.base import AutoencoderConfig, Shape
-from fewstep.backbones.blocks import Images, Norm, Upsample, channels_last_on_cpu
+from fewstep.backbones.attention import channels_last_on_cpu
+from fewstep.backbones.blocks import Images, Norm, Upsample
 from fewstep.errors import InputError
 from fewstep.ranges import NONEMPTY, Channels, Depth
 

@@ -17,7 +17,7 @@ from fewstep.methods.objective import ConfigT, Loss, Objective, Turn
 from fewstep.sample_spec import SampleSpec
 from fewstep.tables import check_fields
 
-__all__ = ["Loss", "Method", "Task", "Turn", "check_label_dropout", "require_teacher"]
+__all__ = ["Loss", "Method", "Task", "Turn", "check_condition_dropout", "require_teacher"]
 
 
 @dataclass(frozen=True)
