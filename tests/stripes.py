@@ -5,8 +5,8 @@ import torch
 from fewstep.autoencoders import Autoencoder
 from fewstep.autoencoders.convolutional import Convolutional
 from fewstep.batching import Batches, ImageStream
-from fewstep.generator import SampleSpec
 from fewstep.methods.autoencode import Autoencode, AutoencodeConfig
+from fewstep.sample_spec import SampleSpec
 
 SHAPE = (1, 8, 8)
 TINY = Convolutional(latent_channels=2, channels=(8, 8), groups=4)

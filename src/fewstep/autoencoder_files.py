@@ -9,9 +9,9 @@ from fewstep import __version__, plugins
 from fewstep.autoencoders import Autoencoder, AutoencoderConfig
 from fewstep.backbones.outline import find_misfit, outline_of
 from fewstep.errors import InputError
-from fewstep.generator import SampleSpec
 from fewstep.paths import check_kind, expand_home
 from fewstep.run_folder import Run
+from fewstep.sample_spec import SampleSpec
 from fewstep.tables import from_table
 from fewstep.weights_file import AUTOENCODER, read_weights_file, write_weights_file
 
