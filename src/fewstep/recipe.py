@@ -79,7 +79,8 @@ class DataConfig:
     """The images to train on, which are also the reference of scores."""
 
     name: str
-    """digits, mnist, fashion-mnist, cifar10, celeba, folder, or an address such as my_sets:read."""
+    """digits, mnist, fashion-mnist, cifar10, cifar10-captions, celeba, emoji, folder, or an address
+    such as my_sets:read."""
     split: str = "train"
     """train or test; celeba and folders with splits may also have valid."""
     size: Pixels | None = None
