@@ -73,6 +73,8 @@ TENSORS_ONLY = {
         "plugins",
         "precision",
         "tensor_file",
+        "condition",
+        "text",
     },
 }
 

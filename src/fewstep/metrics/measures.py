@@ -1,7 +1,7 @@
 """The measures of a set of images: their values, and how each is named, explained and printed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from torch import Tensor
@@ -76,6 +76,9 @@ class Measure:
 
     def interval(self, measures: Measures) -> tuple[float | None, float | None]:
         """Lower and upper end of the 95 % interval; None if there is none."""
+        for extra in measures.extra:
+            if extra.measure.key == self.key:
+                return extra.low, extra.high
         low, high = f"{self.key}_low", f"{self.key}_high"
         return getattr(measures, low, None), getattr(measures, high, None)
 
@@ -93,6 +96,11 @@ class ExtraMeasure:
 
     measure: Measure
     value: float
+    low: float | None = None
+    """Lower end of the 95 % interval; None if there is none."""
+    high: float | None = None
+    note: str = ""
+    """What to know about the value, in one sentence."""
 
     def table(self) -> dict[str, Any]:
         """The entry in a score's JSON table; `from_table` reads it."""
@@ -104,12 +112,17 @@ class ExtraMeasure:
             "meaning": m.meaning,
             "format": m.format,
             "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "note": self.note,
         }
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> "ExtraMeasure":
         """Read what `table` returned."""
-        return cls(Measure(**{k: v for k, v in table.items() if k != "value"}), table["value"])
+        names = {field.name for field in fields(cls)}
+        values = {key: value for key, value in table.items() if key in names}
+        return cls(Measure(**{k: v for k, v in table.items() if k not in names}), **values)
 
 
 MEASURES = (

@@ -1,0 +1,102 @@
+"""`text-match`: how often the prompt of a sample is found among other captions."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from fewstep.metrics.extractors.base import ReferenceImages
+from fewstep.metrics.measures import ExtraMeasure, Measure
+from fewstep.metrics.text_match.captions import CANDIDATES, CaptionPool, check_captions
+from fewstep.metrics.text_match.training import Scorer, scorer_for
+
+TEXT_MATCH = Measure(
+    "text_match",
+    "Text match",
+    "higher",
+    "Share of the samples whose prompt a small network, trained on the real images and their "
+    f"captions, finds among {CANDIDATES} captions of different content. Chance is "
+    f"{1 / CANDIDATES:.0%}.",
+    format="percent",
+)
+TONE_MATCH = Measure(
+    "tone_match",
+    "Skin tone match",
+    "higher",
+    "Share of the samples whose skin tone the network finds among the captions that differ in it "
+    "alone. Chance is about one sixth.",
+    format="percent",
+)
+
+
+class TextMatch:
+    """The measures `text_match` and `tone_match` of images with prompts."""
+
+    def __init__(self, scorer: Scorer, pool: CaptionPool) -> None:
+        self.scorer, self.pool = scorer, pool
+        self._vectors: dict[str, Tensor] = {}
+        self._embed(pool.captions)
+
+    @classmethod
+    def create(cls, images: ReferenceImages, *, cache: Path | None = None) -> "TextMatch":
+        """The measures for samples that are compared with `images`; the network is read from
+        `cache`, or trained and saved.
+
+        Raises: InputError if the images have no captions.
+        """
+        captioned = check_captions(images)
+        return cls(scorer_for(captioned, cache=cache), CaptionPool([captioned]))
+
+    def rows(
+        self, images: UInt8[Tensor, "n c h w"], prompts: Sequence[str]
+    ) -> Float[Tensor, "n 2"]:
+        """For each image, 1 or 0: whether its prompt is found, and whether its tone is.
+
+        NaN for a prompt without other tones.
+        """
+        self._embed(prompts)
+        vectors = self.scorer.network.embed_images(images.cpu())
+        return torch.tensor(
+            [
+                [
+                    self._is_nearest(vector, prompt, self.pool.rivals(prompt)),
+                    self._is_nearest(vector, prompt, self.pool.other_tones(prompt)),
+                ]
+                for vector, prompt in zip(vectors, prompts, strict=True)
+            ]
+        )
+
+    def values(self, rows: Float[Tensor, "n 2"]) -> tuple[ExtraMeasure, ...]:
+        """The measures of all rows; those without any row are left out."""
+        measures: list[ExtraMeasure] = []
+        for measure, column in zip((TEXT_MATCH, TONE_MATCH), rows.T, strict=True):
+            hits = column[~column.isnan()]
+            if len(hits):
+                low, high = wilson_interval(int(hits.sum()), len(hits))
+                measures.append(ExtraMeasure(measure, hits.mean().item(), low, high))
+        return tuple(measures)
+
+    def _is_nearest(self, vector: Tensor, prompt: str, rivals: Sequence[str]) -> float:
+        """1 if the prompt is nearer to an image than all rivals, else 0; NaN without rivals."""
+        if not rivals:
+            return math.nan
+        others = torch.stack([self._vectors[rival] for rival in rivals])
+        return float(self._vectors[prompt] @ vector > (others @ vector).max())
+
+    def _embed(self, captions: Sequence[str]) -> None:
+        new = [*dict.fromkeys(caption for caption in captions if caption not in self._vectors)]
+        if new:
+            vectors = self.scorer.network.embed_text(self.scorer.encoder.encode(new))
+            self._vectors |= dict(zip(new, vectors, strict=True))
+
+
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share by Wilson's score (1927, doi:10.2307/2276774)."""
+    z = 1.959964
+    share, weight = hits / count, z * z / count
+    middle = (share + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / count / 4)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
