@@ -8,8 +8,17 @@ from fewstep.generator import Generator
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
 from fewstep.sample_spec import SampleSpec
+from fewstep.text.learned import LearnedText
 
+CAPTIONS = ("a smiling cat with heart-eyes", "a red heart", "the person's hat", "猫")
 UNET = UNetConfig(channels=(8, 16), layers=1, attention=(4,), groups=4, pace=0.03)
+TEXT_UNET = UNetConfig(
+    channels=(8, 16), layers=1, attention=(4,), cross_attention=(8, 4), text_width=16, groups=4
+)
+TEXT_TINY = UNetConfig(
+    channels=(8,), layers=1, attention=(), cross_attention=(8,), text_width=8, text_layers=1,
+    groups=4, middle_attention=False,
+)  # fmt: skip
 
 
 def unet_generator(
@@ -22,6 +31,13 @@ def unet_generator(
     return _generator(config, spec, step, grid, flow_map, process, parametrization, seed)
 
 
+def text_generator(*, text=None, classes=0, step=None, flow_map=False, seed=0, config=TEXT_UNET):
+    """A generator of images from prompts, with cross-attention."""
+    text = text or LearnedText(length=8, vocabulary=60).fit(CAPTIONS * 2)
+    spec = SampleSpec((1, 8, 8), classes, text=text, prompts=CAPTIONS)
+    return _generator(config, spec, step, None, flow_map, None, None, seed)
+
+
 def point_generator(*, step=None, seed=0):
     """An unconditional generator of points in the plane."""
     config = MLPConfig(width=16, depth=1)
@@ -31,7 +47,8 @@ def point_generator(*, step=None, seed=0):
 def _generator(config, spec, step, grid, flow_map, process, parametrization, seed):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        backbone = config.build(shape=spec.shape, classes=spec.classes)
+        text = {"text": spec.text.input} if spec.text else {}
+        backbone = config.build(shape=spec.shape, classes=spec.classes, **text)
         denoiser = Denoiser(backbone, process or Flow(), parametrization or Velocity())
         denoiser = denoiser.as_flow_map() if flow_map else denoiser
         for parameter in denoiser.parameters():

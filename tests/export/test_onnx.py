@@ -1,8 +1,10 @@
 """ONNX files compute the images of PyTorch, name their origin, and refuse in one line."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from exporting import point_generator, unet_generator
+from exporting import TEXT_TINY, point_generator, text_generator, unet_generator
 from fewstep import drawing, runs
 from fewstep.backbones import UNetConfig
 from fewstep.backbones.base import Backbone
@@ -21,20 +23,41 @@ from fewstep.backbones.edm_unet import EDMUNetConfig
 from fewstep.backbones.lucidrains_unet import LucidrainsUNetConfig
 from fewstep.circuits.network import CircuitConfig, StateConfig
 from fewstep.cli import main
-from fewstep.condition import Condition
+from fewstep.condition import Condition, Text, TextInput
 from fewstep.errors import InputError
 from fewstep.export import graph
 from fewstep.export.checking import compare
+from fewstep.export.onnx import OnnxExport
 from fewstep.export.precision import round_weights
 from fewstep.export.program import Unrolled
+from fewstep.export.pytorch import TorchExport
+from fewstep.export.source import Source
 from fewstep.export.tracing import Network
 from fewstep.images import to_uint8
 from fewstep.noise import noise_from_seeds
 from fewstep.sampling import Heun, Multistep, Renoise
+from fewstep.text.base import TextEncoder
 from fewstep.times import FixedGrid
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "export" / "onnx_alone.py"
 TINY = UNetConfig(channels=(8,), layers=1, attention=(), groups=4, pace=0.03)
+
+
+@dataclass(frozen=True)
+class OtherText(TextEncoder):
+    """An encoder of features, as frozen networks are."""
+
+    length: int = 4
+
+    @property
+    def input(self):
+        return TextInput(self.length, features=3)
+
+    def encode(self, prompts):
+        return Text(torch.ones(len(prompts), 4, 3), torch.ones(len(prompts), 4, dtype=torch.bool))
+
+    def unknown_words(self, prompt):
+        return []
 
 
 def differences(module, model, names, batches=(1, 2, 7)):
@@ -88,6 +111,74 @@ def check_example(model, generator, folder):
     assert (pixels.int() - expected.int()).abs().max() <= 1
     imports = {line.split()[1] for line in EXAMPLE.read_text().splitlines() if "import " in line}
     assert not imports & {"torch", "fewstep"}
+
+
+PROMPT_EXAMPLE = EXAMPLE.with_name("prompt_alone.py")
+
+
+def test_a_prompt_has_its_image_without_fewstep(tmp_path):
+    generator = round_weights(text_generator(config=TEXT_TINY).with_guidance(2.0), "f16")
+    source = Source("text", generator, (1,), "0" * 64, dtype="f16")
+    checks = OnnxExport().write(source, tmp_path)
+    assert checks["model-1.onnx"]["largest_difference"] < 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "model-1.onnx")
+    assert [(i.name, i.shape[1:]) for i in session.get_inputs()] == [
+        ("noise", [1, 8, 8]), ("tokens", [8]), ("token_mask", [8])
+    ]  # fmt: skip
+    table = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    noise = noise_from_seeds(range(3), (1, 8, 8))
+    null = {"noise": noise.numpy()}
+    null |= {name: np.array([value] * 3) for name, value in table["null_prompt"].items()}
+    (images,) = session.run(["image"], null)
+    torch.testing.assert_close(
+        torch.from_numpy(images), (generator(noise, steps=1).clamp(-1, 1) + 1) / 2,
+        rtol=0, atol=2e-6,
+    )  # fmt: skip
+    for prompt in ("a Smiling CAT, 猫 and ﬁsh", "", "qqq\ud800 " * 9):
+        check_prompt(tmp_path, generator, prompt)
+
+
+def check_prompt(folder, generator, prompt):
+    """The example draws the image of `fewstep sample --seed 5 --prompt PROMPT`."""
+    code = f"import sys; sys.argv = ['', *{[str(folder / 'model-1.onnx'), prompt]!a}, "
+    code += f"{str(folder / 'out.png')!a}, '5']\n" + PROMPT_EXAMPLE.read_text(encoding="utf-8")
+    exec(compile(code, str(PROMPT_EXAMPLE), "exec"), {"__name__": "example"})
+    pixels = torch.from_numpy(np.array(Image.open(folder / "out.png"))[16::32, 16::32])
+    seeds = drawing.seeds(5, range(1))
+    noise, cond = (
+        noise_from_seeds(seeds, (1, 8, 8)),
+        Condition(text=generator.spec.text.encode([prompt])),
+    )
+    expected = to_uint8(generator(noise, steps=1, cond=cond, seed=seeds))[0, 0]
+    assert (pixels.int() - expected.int()).abs().max() <= 1
+    imports = re.findall(r"^(?:import|from) (\w+)", PROMPT_EXAMPLE.read_text(), re.MULTILINE)
+    assert len(imports) > 5 and not {*imports} & {"torch", "fewstep"}
+
+
+def test_other_text_encoders_are_refused(tmp_path):
+    source = Source("text", text_generator(text=OtherText(), config=TEXT_TINY), (1,), "0" * 64)
+    for exporter in (OnnxExport(), TorchExport()):
+        with pytest.raises(InputError, match=r'no text encoder ".*OtherText": only') as caught:
+            exporter.write(source, tmp_path)
+        assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "generator",
+    [
+        lambda: text_generator(),
+        lambda: text_generator(classes=3).with_guidance(2.0),
+        lambda: text_generator(flow_map=True),
+        lambda: text_generator(step=Renoise()),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["f32", "int8"])
+def test_networks_with_text(generator, dtype):
+    rounded = round_weights(generator(), dtype)
+    for module in (Unrolled(rounded, 2), Network(rounded)):
+        model = graph.onnx_graph(module, dtype=dtype)
+        assert max(differences(module, model, module.input_names)) < 1e-4
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
 """`torch.export` files compute the images of PyTorch, with weights in fewer bits."""
 
+import json
+
 import pytest
 import torch
 
-from exporting import unet_generator
+from exporting import TEXT_TINY, text_generator, unet_generator
 from fewstep.backbones import UNetConfig
 from fewstep.condition import Condition
 from fewstep.errors import InputError
@@ -12,6 +14,7 @@ from fewstep.export.precision import round_weights
 from fewstep.export.program import Unrolled
 from fewstep.export.pytorch import TorchExport
 from fewstep.export.source import Source
+from fewstep.noise import noise_from_seeds
 
 WIDE = UNetConfig(channels=(32,), layers=1, attention=(), middle_attention=False, groups=4)
 
@@ -44,6 +47,20 @@ def test_weights_in_fewer_bits_make_a_smaller_file_that_computes_the_same(tmp_pa
     inputs = Unrolled(exported.generator, 1).example_inputs(64, seed=3)
     expected = images(exported.generator, inputs)
     torch.testing.assert_close(program.module()(*inputs), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_a_program_of_a_network_with_text(tmp_path):
+    generator = round_weights(text_generator(config=TEXT_TINY).with_guidance(2.0), "int8")
+    TorchExport().write(Source("test", generator, (1,), "0" * 64, "int8"), tmp_path)
+    program = torch.export.load(tmp_path / "model-1.pt2").module()
+    text = generator.spec.text.encode(["a smiling cat", "", "the hat"])
+    noise = noise_from_seeds(range(3), (1, 8, 8))
+    expected = generator(noise, steps=1, cond=Condition(text=text))
+    expected = (expected.clamp(-1, 1) + 1) / 2
+    output = program(noise, text.tokens, text.mask)
+    torch.testing.assert_close(output, expected, rtol=0, atol=2e-6)
+    assert json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["length"] == 8
 
 
 def test_a_missing_compiler_gets_one_line(tmp_path):

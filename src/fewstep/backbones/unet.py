@@ -219,7 +219,7 @@ class UNet(Backbone):
         emb = embed(self, level, level_s, cond)
         if self.text_transformer is None:
             return functional.silu(emb), None
-        context: TextContext = self.text_transformer(cond and cond.text, x)
+        context: TextContext = self.text_transformer(None if cond is None else cond.text, x)
         return functional.silu(emb + self.text_proj(context.pooled)), context
 
     def _decode(self, x: Images, emb: Embedding, context: TextContext | None) -> list[Images]:

@@ -13,15 +13,18 @@ from fewstep.export.base import Exporter
 from fewstep.export.checking import compare
 from fewstep.export.program import Unrolled
 from fewstep.export.source import Source
+from fewstep.export.tokenizer import write_tokenizer
 
 
 @dataclass(frozen=True)
 class OnnxExport(Exporter):
-    """`model-N.onnx` for N steps: noise[, label][, fresh_noise] → image, or points."""
+    """`model-N.onnx` for N steps: noise[, label][, tokens, token_mask][, fresh_noise] → image, or
+    points. Models with text have `tokenizer.json` beside them."""
 
     extra: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
 
     def write(self, source: Source, folder: Path) -> dict[str, Any]:
+        write_tokenizer(source.generator.spec, folder)
         checks: dict[str, Any] = {}
         about = source.about()
         for steps in source.steps:
@@ -47,7 +50,10 @@ def metadata(about: Mapping[str, Any], module: Unrolled) -> dict[str, str]:
         "license": about["license"],
     }
     recipe = json.dumps(about["recipe"], sort_keys=True)
-    tables = {key: json.dumps(about[key]) for key in ("class_names", "scores", "rounded_scores")}
+    tables = {
+        key: json.dumps(about[key])
+        for key in ("class_names", "prompts", "scores", "rounded_scores")
+    }
     values = {
         **texts,
         **tables,

@@ -15,7 +15,7 @@ from fewstep.coefficients import Coefficients
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.export.constants import constant_table, not_traced
-from fewstep.export.tracing import reason
+from fewstep.export.tracing import condition_names, example_conditions, reason
 from fewstep.generator import Generator
 from fewstep.noise import RowNoise
 from fewstep.sampling import StepContext, check_path, iterate
@@ -60,11 +60,12 @@ class ConstantContext(StepContext):
 
 
 class Unrolled(nn.Module):
-    """`steps` steps of a generator: `module(noise[, label][, fresh_noise])` returns the images.
+    """`steps` steps of a generator as a module that returns the images:
+    `module(noise[, label][, tokens, token_mask][, fresh_noise])`.
 
-    `noise` (b, *shape) is standard normal, `label` (b,) in int64 is a class number or -1 for none,
-    and `fresh_noise` (b, draws, *shape) is standard normal too: it is an input if the sampler draws
-    noise. Images (b, *shape) are in [0, 1]; points (b, d) are returned as they are.
+    `noise` (b, *shape) is standard normal, and so is `fresh_noise` (b, draws, *shape), an input if
+    the sampler draws noise. The others are those of `tracing.condition_names`. Images (b, *shape)
+    are in [0, 1]; points (b, d) are returned as they are.
 
     Raises: InputError if the network or sampler fails.
     """
@@ -92,8 +93,7 @@ class Unrolled(nn.Module):
     @property
     def input_names(self) -> list[str]:
         """Names of the arguments, in order."""
-        names = ["noise"]
-        names += ["label"] if self.spec.classes else []
+        names = ["noise", *condition_names(self.spec)]
         return names + (["fresh_noise"] if self.draws else [])
 
     @property
@@ -101,11 +101,9 @@ class Unrolled(nn.Module):
         return "image" if len(self.spec.shape) == 3 else "points"
 
     def example_inputs(self, batch: int, *, seed: int = 0) -> tuple[Tensor, ...]:
-        """Inputs for a batch: the noise of seeds `seed`, `seed + 1`, …, and classes in turn."""
+        """Inputs for a batch: the noise of seeds `seed`, `seed + 1`, …, and conditions."""
         noise = RowNoise(range(seed, seed + batch))
-        inputs = [noise.draw(0, self.spec.shape)]
-        if self.spec.classes:
-            inputs.append(torch.arange(batch) % self.spec.classes)
+        inputs = [noise.draw(0, self.spec.shape), *example_conditions(self.spec, batch)]
         if self.draws:
             draws = [noise.draw(k + 1, self.spec.shape) for k in range(self.draws)]
             inputs.append(torch.stack(draws, dim=1))
@@ -113,7 +111,7 @@ class Unrolled(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         values = dict(zip(self.input_names, inputs, strict=True))
-        cond = Condition(values["label"]) if "label" in values else None
+        cond = Condition.from_tensors(values)
         samples = self._sample(values["noise"], cond, InputNoise(values.get("fresh_noise")))
         return (samples.clamp(-1, 1) + 1) / 2 if self.output_name == "image" else samples
 

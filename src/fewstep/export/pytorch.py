@@ -13,13 +13,17 @@ from fewstep.export.base import Exporter
 from fewstep.export.checking import compare
 from fewstep.export.program import Unrolled
 from fewstep.export.source import Source
+from fewstep.export.tokenizer import write_tokenizer
 from fewstep.export.tracing import quiet, reason, trace
 from fewstep.stored_weights import Dtype, StoredWeight, store_weight
 
 
 @dataclass(frozen=True)
 class TorchExport(Exporter):
-    """`model-N.pt2` for N steps: `torch.export.load(file).module()(noise[, label], ...)`."""
+    """`model-N.pt2` for N steps: `torch.export.load(file).module()(noise[, label], ...)`.
+
+    Models with text have `tokenizer.json` beside them.
+    """
 
     aot: bool = False
     """Whether to write `model-N-aot.pt2` too: code for the CPU of this machine, compiled by
@@ -28,6 +32,7 @@ class TorchExport(Exporter):
     def write(self, source: Source, folder: Path) -> dict[str, Any]:
         if self.aot:
             check_compiler("--aot")
+        write_tokenizer(source.generator.spec, folder)
         checks: dict[str, Any] = {}
         for steps in source.steps:
             module = Unrolled(source.generator, steps)

@@ -56,6 +56,7 @@ class Source:
             "shape": list(spec.shape),
             "classes": spec.classes,
             "class_names": list(spec.class_names),
+            "prompts": list(spec.prompts),
             "steps": list(self.steps),
             "recipe": None if self.recipe is None else _without_folders(self.recipe),
             "pins": dict(self.pins),

@@ -16,6 +16,7 @@ from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator as Sampler
 from fewstep.guidance import unguided
+from fewstep.sample_spec import SampleSpec
 
 BATCH = "batch"
 """Name of the dimension of the rows, in all programs."""
@@ -26,8 +27,8 @@ _OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.:]+)'"
 class Network(nn.Module):
     """The bare network of a generator, without guidance, whose inputs are all positional.
 
-    `module(x, level[, level_s][, label])` returns the raw output (b, *shape). `level` and
-    `level_s` (b,) are in float32, `label` (b,) in int64 is a class number or -1 for none.
+    `module(x, level[, level_s][, label][, tokens, token_mask])` returns the raw output (b, *shape).
+    `level` and `level_s` (b,) are in float32; the others are those of `condition_names`.
     """
 
     def __init__(self, generator: Sampler) -> None:
@@ -36,24 +37,43 @@ class Network(nn.Module):
         self.spec = generator.spec
         self.input_names = ["x", "level"]
         self.input_names += ["level_s"] if generator.denoiser.is_flow_map else []
-        self.input_names += ["label"] if self.spec.classes else []
+        self.input_names += condition_names(self.spec)
         self.output_name = "output"
         self.eval().requires_grad_(False)
 
     def example_inputs(self, batch: int, *, seed: int = 0) -> tuple[Tensor, ...]:
-        """Inputs for a batch: standard normal `x`, random levels, and classes in turn."""
+        """Inputs for a batch: standard normal `x`, random levels, and conditions."""
         random = torch.Generator().manual_seed(seed)
         inputs = [torch.randn(batch, *self.spec.shape, generator=random)]
         levels = torch.rand(2, batch, generator=random) * 100 + 1
         inputs += [levels[0], levels[0] * levels[1] / 101][: 1 + ("level_s" in self.input_names)]
-        if "label" in self.input_names:
-            inputs.append(torch.arange(batch) % (self.spec.classes + 1) - 1)
-        return tuple(inputs)
+        return (*inputs, *example_conditions(self.spec, batch))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         values = dict(zip(self.input_names, inputs, strict=True))
-        cond = Condition(values["label"]) if "label" in values else None
+        cond = Condition.from_tensors(values)
         return self.backbone(values["x"], values["level"], level_s=values.get("level_s"), cond=cond)
+
+
+def condition_names(spec: SampleSpec) -> list[str]:
+    """Names of the inputs of a program that are conditions.
+
+    `label` (b,) in int64 is a class number, or -1 for none. `tokens` (b, n) in int64 are those of a
+    prompt, and the boolean `token_mask` (b, n) is true for them; a row without any has no prompt.
+    """
+    names = ["label"] if spec.classes else []
+    return names + (["tokens", "token_mask"] if spec.text is not None else [])
+
+
+def example_conditions(spec: SampleSpec, batch: int) -> list[Tensor]:
+    """Inputs for a batch by `condition_names`: no condition, then classes and lengths in turn."""
+    row = torch.arange(batch)
+    inputs = [row % (spec.classes + 1) - 1] if spec.classes else []
+    if spec.text is not None:
+        place = torch.arange(spec.text.input.length)
+        tokens = (997 * row[:, None] + 31 * place) % spec.text.input.vocabulary
+        inputs += [tokens, place < (7 * row % (len(place) + 1))[:, None]]
+    return inputs
 
 
 def trace(module: nn.Module, inputs: Sequence[Tensor]) -> torch.export.ExportedProgram:

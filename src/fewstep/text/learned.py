@@ -76,7 +76,8 @@ class LearnedText(TextEncoder):
 
     def unknown_words(self, prompt: str) -> list[str]:
         """The words of a prompt that no caption has."""
-        return [word for word in split_words(prompt) if word not in self._caption_words]
+        words = split_words(prompt[:LONGEST_PROMPT])
+        return [word for word in words if word not in self._caption_words]
 
     def _word_ids(self, word: str) -> Iterator[int]:
         rest = START + word
