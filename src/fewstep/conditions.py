@@ -1,6 +1,5 @@
 """The conditions that a recipe trains on: classes and captions of its data, prompts of a file."""
 
-from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +7,6 @@ from typing import NamedTuple
 import torch
 
 from fewstep.batching import Prompts
-from fewstep.condition import NO_LABEL
 from fewstep.data import ImageSet
 from fewstep.errors import InputError
 from fewstep.generator import Generator
@@ -95,16 +93,10 @@ def prompts(recipe: Recipe, images: ImageSet, spec: SampleSpec) -> Prompts | Non
 
 
 class Turns(NamedTuple):
-    """Prompts, and as many class numbers, that rows have in turn."""
+    """Prompts, and as many class numbers or none, that rows have in turn."""
 
     prompts: tuple[str, ...]
-    labels: tuple[int, ...]
-    """-1 for no class; () for a generator without classes."""
-
-
-def prompts_in_turn(prompts: Sequence[str], spec: SampleSpec) -> Turns:
-    """Prompts without classes."""
-    return Turns(tuple(prompts), (NO_LABEL,) * len(prompts) if spec.classes else ())
+    labels: tuple[int, ...] = ()
 
 
 def captions_in_turn(images: ImageSet, spec: SampleSpec, *, count: int | None = None) -> Turns:
@@ -123,10 +115,11 @@ def captions_in_turn(images: ImageSet, spec: SampleSpec, *, count: int | None = 
     entries = [(caption, i) for i, each in enumerate(images.captions) for caption in each or ("",)]
     order = torch.randperm(len(entries), generator=torch.Generator().manual_seed(0))
     first = [entries[k] for k in order[:count].tolist()]
-    turns = prompts_in_turn([caption for caption, _ in first], spec)
-    if not spec.classes or images.labels is None:
-        return turns
-    return turns._replace(labels=tuple(int(images.labels[i]) for _, i in first))
+    labels = images.labels if spec.classes else None
+    return Turns(
+        tuple(caption for caption, _ in first),
+        () if labels is None else tuple(int(labels[i]) for _, i in first),
+    )
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -2,18 +2,25 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from fewstep.condition import Condition, Text
+from fewstep.condition import NO_LABEL, Condition, Text
 from fewstep.errors import InputError
 from fewstep.finite import check_finite
 from fewstep.generator import Generator
 from fewstep.images import to_uint8
 from fewstep.noise import noise_from_seeds
 from fewstep.sample_spec import SampleSpec
+
+
+class Turns(TypedDict):
+    """Classes and prompts that rows have in turn, as arguments of the functions below."""
+
+    labels: Sequence[int] | None
+    prompts: Sequence[str] | None
 
 
 @torch.inference_mode()
@@ -116,18 +123,17 @@ def conditions(
 ) -> Condition | None:
     """The condition of each row: the class `labels[row % len(labels)]`, and a prompt likewise.
 
-    By default the classes take turns, and so do `spec.prompts`. None if the generator has neither
-    classes nor text.
+    By default the classes take turns; if there is text, `spec.prompts` do, without a class. None if
+    the generator has neither classes nor text.
 
     Raises: InputError for prompts and a generator without text.
     """
-    if prompts and spec.text is None:
-        raise InputError("this generator takes no text: leave out the prompts")
-    labels = labels or range(spec.classes)
+    prompts = prompts_in_turn(spec, prompts)
+    if spec.classes:
+        labels = labels or ((NO_LABEL,) if prompts else range(spec.classes))
     label = torch.tensor([labels[row % len(labels)] for row in rows]) if labels else None
     text = None
     if spec.text is not None:
-        prompts = prompts or spec.prompts or ("",)
         used = [prompts[row % len(prompts)] for row in rows]
         numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(used))}
         encoded = spec.text.encode([*numbers])
@@ -136,3 +142,15 @@ def conditions(
     if label is None and text is None:
         return None
     return Condition(label, text=text).to(device)
+
+
+def prompts_in_turn(spec: SampleSpec, prompts: Sequence[str] | None = None) -> Sequence[str]:
+    """The prompts that rows have in turn: by default `spec.prompts`, or no prompt; () without text.
+
+    Raises: InputError for prompts and a generator without text.
+    """
+    if spec.text is not None:
+        return prompts or spec.prompts or ("",)
+    if prompts:
+        raise InputError("this generator takes no text: leave out the prompts")
+    return ()

@@ -127,7 +127,8 @@ class Generator(nn.Module):
         """Raise InputError for a label that is not a class number or -1, which means no class."""
         classes = self.spec.classes
         if not classes:
-            raise InputError("this generator is unconditional: leave out the label")
+            noun = "unconditional" if self.spec.text is None else "conditional on prompts only"
+            raise InputError(f"this generator is {noun}: leave out the label")
         low, high = int(label.min()), int(label.max())
         if low < -1 or high >= classes:
             raise InputError(

@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
+from fewstep.images import png_text
 from fewstep.temporary_folder import is_empty, temporary_folder
 
 Batches = Iterable[tuple[range, Tensor]]
@@ -51,10 +52,13 @@ def _new_folder(folder: Path) -> Generator[Path]:
                 file.rename(target / file.name)
 
 
-def save_each(batches: Batches, folder: Path) -> Iterator[int]:
+def save_each(
+    batches: Batches, folder: Path, *, prompts: Sequence[str] | None = None
+) -> Iterator[int]:
     """Write images as `folder`/000000.png, 000001.png, ... Yields the number of images so far.
 
-    The files appear when all images are written, so that no tool reads a part of them.
+    `prompts` has the prompt of each row, which becomes the text `prompt` in its file. The files
+    appear when all images are written, so that no tool reads a part of them.
 
     Raises: InputError if it exists and is not empty, or for images that are not grey or RGB.
     """
@@ -65,17 +69,24 @@ def save_each(batches: Batches, folder: Path) -> Iterator[int]:
                 pixels = image.movedim(0, -1).numpy()
                 # compression by 6, the default, takes three times as long and saves a few percent
                 picture = Image.fromarray(pixels if len(image) == 3 else pixels[..., 0])
-                picture.save(temporary / f"{row:06}.png", compress_level=1)
+                info = png_text({"prompt": prompts[row]} if prompts else {})
+                picture.save(temporary / f"{row:06}.png", compress_level=1, pnginfo=info)
             yield rows.stop
 
 
 def save_archive(
-    batches: Batches, path: Path, *, count: int, labels: np.ndarray | None = None
+    batches: Batches,
+    path: Path,
+    *,
+    count: int,
+    labels: np.ndarray | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Iterator[int]:
     """Write `count` images into a NumPy archive. Yields the number of images so far.
 
     As in the sample files of guided-diffusion, `arr_0` is uint8 (n, h, w, 3), with grey images as
-    RGB, and `arr_1` contains the `labels` (n,). The file appears when all images are written.
+    RGB, and `arr_1` contains the `labels` (n,). `prompts` (n,) is text. The file appears when all
+    images are written.
 
     Raises: InputError for images that are not grey or RGB.
     """
@@ -90,6 +101,8 @@ def save_archive(
                     np.lib.format.write_array_header_1_0(member, header)
                 member.write(pixels.data)
                 yield rows.stop
-        if labels is not None:
-            with archive.open("arr_1.npy", "w") as member:
-                np.lib.format.write_array(member, labels)
+        columns = {"arr_1": labels, "prompts": None if prompts is None else np.array(prompts)}
+        for name, values in columns.items():
+            if values is not None:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, values)

@@ -1,11 +1,13 @@
 """Convert images between [-1, 1] and uint8, and arrange them in grids."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Float32, Shaped, UInt8
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from fewstep.errors import InputError
@@ -53,10 +55,30 @@ def grid(
     return Image.fromarray(sheet.permute(1, 2, 0).contiguous().numpy())
 
 
-def save_grid(images: UInt8[Tensor, "n c h w"], path: Path, *, columns: int | None = None) -> None:
-    """Write `grid(images)` to `path`, in the format that its suffix names in `PICTURES`."""
+def save_grid(
+    images: UInt8[Tensor, "n c h w"],
+    path: Path,
+    *,
+    columns: int | None = None,
+    note: Mapping[str, str] | None = None,
+) -> None:
+    """Write `grid(images)` to `path`, in the format that its suffix names in `PICTURES`.
+
+    A PNG file also has the texts of `note`, by keyword.
+    """
+    settings = dict(PICTURES[path.suffix.lower()])
+    if settings["format"] == "PNG":
+        settings["pnginfo"] = png_text(note or {})
     with atomic_write(path) as file:
-        grid(images, columns=columns).save(file, **PICTURES[path.suffix.lower()])
+        grid(images, columns=columns).save(file, **settings)
+
+
+def png_text(note: Mapping[str, str]) -> PngInfo:
+    """Texts of a PNG file by keyword, for `pnginfo` of Pillow's `save`."""
+    info = PngInfo()
+    for keyword, text in note.items():
+        info.add_itxt(keyword, text)
+    return info
 
 
 def read_picture(path: Path) -> bytes:

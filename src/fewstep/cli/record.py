@@ -186,7 +186,7 @@ def _turns(
     address: str, generator: "Generator", count: int, prompts: str | None, data: str | None
 ) -> "Turns | None":
     """The prompts of the rows; None for a generator without text."""
-    from fewstep.conditions import captions_in_turn, prompts_in_turn, read_prompts
+    from fewstep.conditions import Turns, captions_in_turn, read_prompts
     from fewstep.loading import load_run, reference_images
 
     spec = generator.spec
@@ -199,7 +199,7 @@ def _turns(
     if prompts:
         if data:
             raise InputError("--prompts replaces the captions of --data: give one of the two")
-        return prompts_in_turn(read_prompts(Path(prompts)), spec)
+        return Turns(tuple(read_prompts(Path(prompts))))
     run = load_run(address)
     if run.recipe is None and data is None:
         raise InputError(

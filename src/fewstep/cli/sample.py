@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from fewstep.cli import console
+from fewstep.cli.prompts import print_unknown_words, printable_text, read_options
 from fewstep.errors import InputError
 from fewstep.formatting import quantity
 from fewstep.paths import check_picture, check_writable, check_writable_folder
@@ -17,7 +18,31 @@ from fewstep.ranges import Count, Integer, NonNegative, Probability, SampleSeed,
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fewstep.drawing import Turns
     from fewstep.generator import Generator
+
+
+COUNT = 40
+"""Number of images without prompts."""
+MAX_COLUMNS = 40
+"""Largest number of prompts that have a column of the grid each."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is generated."""
+
+    count: int
+    steps: int
+    seed: int
+    labels: Sequence[int]
+    """Classes in turn; empty for the default."""
+    prompts: Sequence[str]
+    """Prompts in turn; empty for the default."""
+
+    @property
+    def turns(self) -> "Turns":
+        return {"labels": self.labels or None, "prompts": self.prompts or None}
 
 
 @dataclass(frozen=True)
@@ -32,7 +57,7 @@ class Options:
     """A new folder for single images, 000000.png and so on, for tools that compute FID."""
     npz: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """The NumPy archive to write, with images (n, h, w, 3) in uint8 and their labels, as
-    guided-diffusion's evaluation reads it."""
+    guided-diffusion's evaluation reads it, and `prompts`, if the run reads any."""
     steps: SamplingSteps | None = None
     """Number of sampling steps; by default the smallest that the run supports. If it supports any,
     1 for a student and 16 for a teacher."""
@@ -41,12 +66,21 @@ class Options:
     ] = None
     times: str | None = None
     """Decreasing times at which to call the network, separated by commas, instead of --steps."""
-    count: Annotated[Count, tyro.conf.arg(aliases=["-n"])] = 40
-    """Number of images."""
+    count: Annotated[Count | None, tyro.conf.arg(aliases=["-n"])] = None
+    """Number of images; by default one for each prompt of --prompt or --prompts, or 40."""
     seed: SampleSeed = 0
     """Seed of the noise; with the same seed, different runs start from the same noise."""
     label: str | None = None
     """Numbers of the classes to sample in turn, separated by commas; by default all classes."""
+    prompt: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT")
+    ] = ()
+    """What to draw, for a run that reads prompts, such as "a smiling cat". Several --prompt take
+    turns; by default captions of the training set do. An empty text is no prompt."""
+    prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """A text file with a prompt on each line, instead of --prompt."""
+    negative: Annotated[str, tyro.conf.arg(metavar="TEXT")] = ""
+    """With --guidance: a prompt to lead away from, in place of no prompt."""
     guidance: NonNegative = 1.0
     """Weight of classifier-free guidance; 1 means no guidance."""
     weights: Literal["ema", "raw", "best"] = "ema"
@@ -68,8 +102,11 @@ def main(argv: Sequence[str]) -> int:
         check_writable(options.npz, "--npz")
     generator, steps = _load(options)
     labels = console.numbers("--label", options.label, int, Integer) if options.label else ()
-    _save(options, generator, steps, labels)
-    images, each = quantity(options.count, "image"), quantity(steps, "step")
+    prompts = read_options(generator, options.prompt, options.prompts)
+    print_unknown_words(generator, [*prompts, options.negative])
+    count = options.count or len(prompts) or COUNT
+    _save(options, generator, Rows(count, steps, options.seed, labels, prompts))
+    images, each = quantity(count, "image"), quantity(steps, "step")
     console.out.print(f"{outputs[0]}: {images}, {each}")
     return 0
 
@@ -85,7 +122,8 @@ def _load(options: Options) -> tuple["Generator", int]:
     times = console.numbers("--times", options.times, float, Probability) if options.times else ()
     generator = runs.load(options.run, weights=options.weights)
     recipe = runs.describe(options.run, weights=options.weights).get("recipe")
-    generator = with_guidance(generator, options.guidance, recipe)
+    negative = printable_text(options.negative)
+    generator = with_guidance(generator, options.guidance, recipe, negative=negative)
     if options.sampler:
         generator = generator.with_sampler(step=convert_step(generator.step, options.sampler))
     steps = options.steps
@@ -97,17 +135,17 @@ def _load(options: Options) -> tuple["Generator", int]:
     return generator.to(device()), steps
 
 
-def _save(options: Options, generator: "Generator", steps: int, labels: Sequence[int]) -> None:
+def _save(options: Options, generator: "Generator", rows: Rows) -> None:
     """Sample and write what the options request; says if values are cut off."""
     import torch
 
-    from fewstep.drawing import conditions, generate_values
-    from fewstep.image_files import check_channels, check_image_folder, save_archive, save_each
+    from fewstep.drawing import generate_values
+    from fewstep.image_files import check_channels, check_image_folder
     from fewstep.images import save_grid, to_uint8
     from fewstep.value_range import MAX_SHARE, ValueRange
 
-    if labels:
-        generator.check_labels(torch.tensor(labels))
+    if rows.labels:
+        generator.check_labels(torch.tensor(rows.labels))
     check_channels(generator.spec.shape)
     if options.each:
         check_image_folder(options.each)
@@ -115,30 +153,54 @@ def _save(options: Options, generator: "Generator", steps: int, labels: Sequence
 
     def batches() -> "Iterator[tuple[range, Tensor]]":
         nonlocal values
-        for rows, images in generate_values(
-            generator, options.count, steps=steps, seed=options.seed, labels=labels or None
+        for numbers, images in generate_values(
+            generator, rows.count, steps=rows.steps, seed=rows.seed, **rows.turns
         ):
             values += ValueRange.of(images)
-            yield rows, to_uint8(images).cpu()
+            yield numbers, to_uint8(images).cpu()
 
     if options.out:
         images = torch.cat([batch for _, batch in batches()])
-        columns = len(labels) or generator.spec.classes or None
-        save_grid(images, options.out, columns=columns if options.count >= 10 else None)
+        note = {"prompts": "\n".join(rows.prompts)} if rows.prompts else {}
+        save_grid(images, options.out, columns=_columns(generator, rows), note=note)
     else:
-        cond = conditions(generator.spec, range(options.count), labels=labels or None)
-        numbers = None if cond is None or cond.label is None else cond.label.numpy()
-        if options.each:
-            work, name = save_each(batches(), options.each), options.each.name
-        else:
-            assert options.npz
-            name = options.npz.name
-            work = save_archive(batches(), options.npz, count=options.count, labels=numbers)
-        with console.bar(name, options.count) as update:
-            for done in work:
-                update(done)
+        _save_files(options, generator, rows, batches())
     if values.share > MAX_SHARE:
         print(
             f"fewstep: {values.text('the images')}, which the picture cuts off at ±1",
             file=sys.stderr,
         )
+
+
+def _columns(generator: "Generator", rows: Rows) -> int | None:
+    """Number of columns of the grid: one for each prompt or class; None for a square."""
+    if 1 < len(rows.prompts) <= min(rows.count, MAX_COLUMNS):
+        return len(rows.prompts)
+    if rows.prompts or generator.spec.text or rows.count < 10:
+        return None
+    return len(rows.labels) or generator.spec.classes or None
+
+
+def _save_files(
+    options: Options,
+    generator: "Generator",
+    rows: Rows,
+    batches: "Iterator[tuple[range, Tensor]]",
+) -> None:
+    """Write single files or an archive, with a progress bar."""
+    from fewstep.drawing import conditions, prompts_in_turn
+    from fewstep.image_files import save_archive, save_each
+
+    turns = prompts_in_turn(generator.spec, rows.prompts or None)
+    prompts = [turns[row % len(turns)] for row in range(rows.count)] if turns else None
+    if options.each:
+        work, name = save_each(batches, options.each, prompts=prompts), options.each.name
+    else:
+        assert options.npz
+        cond = conditions(generator.spec, range(rows.count), **rows.turns)
+        numbers = None if cond is None or cond.label is None else cond.label.numpy()
+        name = options.npz.name
+        work = save_archive(batches, options.npz, count=rows.count, labels=numbers, prompts=prompts)
+    with console.bar(name, rows.count) as update:
+        for done in work:
+            update(done)

@@ -68,18 +68,6 @@ class Recording:
         return [round(k * self.steps / (self.states + 1)) for k in range(1, self.states + 1)]
 
 
-def prompts_in_turn(generator: Generator, recording: Recording) -> tuple[str, ...]:
-    """The prompts that the rows have in turn; none for a generator without text.
-
-    Raises: InputError for prompts and a generator without text.
-    """
-    if generator.spec.text is None:
-        if recording.prompts:
-            raise InputError("this generator takes no text: leave out the prompts")
-        return ()
-    return recording.prompts or generator.spec.prompts or ("",)
-
-
 def make_schema(generator: Generator, recording: Recording) -> dict[str, store.Codec]:
     """Codecs of the tensors of a record."""
     shape, classes = generator.spec.shape, generator.spec.classes

@@ -10,14 +10,14 @@ from torch import Tensor
 from fewstep.circuits.rings import ring_records
 from fewstep.circuits.view import Circuit
 from fewstep.condition import row_labels
-from fewstep.drawing import conditions, seeds
+from fewstep.drawing import conditions, prompts_in_turn, seeds
 from fewstep.errors import InputError
 from fewstep.finite import check_finite
 from fewstep.formatting import quantity
 from fewstep.generator import Generator
 from fewstep.noise import noise_from_seeds
 from fewstep.plugins import name_of
-from fewstep.recording.settings import Recording, prompts_in_turn, shard_rows
+from fewstep.recording.settings import Recording, shard_rows
 from fewstep.value_range import ValueRange
 
 FIRST_SEED = 1 << 62
@@ -33,7 +33,7 @@ class Tiles:
     def __init__(self, generator: Generator, recording: Recording) -> None:
         self.generator = generator
         self.recording = recording
-        self.prompts = prompts_in_turn(generator, recording)
+        self.prompts = prompts_in_turn(generator.spec, recording.prompts)
         unique = dict.fromkeys(self.prompts)
         self.prompt_numbers = {prompt: number for number, prompt in enumerate(unique)}
         """Number of each prompt in the records."""

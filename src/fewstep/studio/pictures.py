@@ -8,12 +8,12 @@ import matplotlib
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from torch import Tensor
 
 from fewstep import __version__
 from fewstep.formatting import number
-from fewstep.images import grid, to_uint8
+from fewstep.images import grid, png_text, to_uint8
 from fewstep.studio import toys
 from fewstep.studio.workshop import Request, Result
 
@@ -73,9 +73,7 @@ def data_url(picture: Image.Image, metadata: Mapping[str, str] | None = None) ->
 
 def png(picture: Image.Image, metadata: Mapping[str, str] | None = None) -> bytes:
     """The picture as a PNG file, with `metadata` as text chunks."""
-    info = PngImagePlugin.PngInfo()
-    for key, value in {"Software": f"fewstep {__version__}", **(metadata or {})}.items():
-        info.add_itxt(key, value)
+    info = png_text({"Software": f"fewstep {__version__}", **(metadata or {})})
     file = io.BytesIO()
     picture.save(file, format="PNG", pnginfo=info)
     return file.getvalue()
