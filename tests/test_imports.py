@@ -46,7 +46,7 @@ LAYERS = [
     ["trainer"],
     ["recipe"],
     ["recording", "trackers", "resuming"],
-    ["scores"],
+    ["scores", "requests"],
     ["evaluation"],
     ["student", "autoencoder_recipes", "conditions"],
     ["assembly"],

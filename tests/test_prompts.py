@@ -1,24 +1,45 @@
 """Prompts of the rows of recordings, and what students read of them."""
 
 import json
+from contextlib import closing
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from fewstep import conditions, store
+from analytic import Exact
+from fewstep import conditions, runs, store
 from fewstep.assembly import _open_store
 from fewstep.cli import main
+from fewstep.comparison import Exhibit
+from fewstep.data import ImageSet
 from fewstep.data.folder import read_folder
+from fewstep.denoiser import Denoiser
+from fewstep.drawing import generate
 from fewstep.errors import InputError
+from fewstep.evaluation import Evaluator
+from fewstep.generator import Generator
+from fewstep.images import grid
+from fewstep.loading import load_runs
+from fewstep.metrics import EvalProtocol
 from fewstep.noise import noise_from_seeds
-from fewstep.recipe import parse
+from fewstep.parametrization import Velocity
+from fewstep.process import Flow
+from fewstep.recipe import parse, read
 from fewstep.recording import Recording, record
+from fewstep.report import write_report
+from fewstep.requests import make_requests
+from fewstep.run_folder import Run
+from fewstep.runner import run_recipe
 from fewstep.runs import network_hash
 from fewstep.sample_spec import SampleSpec
+from fewstep.scores import score_from
 from fewstep.streams import PairStream
 from fewstep.text.learned import LearnedText
 from prompted import CAPTIONS, ENCODER, SHAPE, captioned_folder, prompted, prompted_run
+from report.examples import Page, tiles
 
 CPU = torch.device("cpu")
 ODD = ("a red cat", "", "猫 🐈", "x" * 10_000, "a red cat")
@@ -185,8 +206,6 @@ def test_the_command_records_the_captions_of_the_training_set(tmp_path, images, 
 def test_prompts_that_cannot_be_recorded_are_refused_in_one_line(
     tmp_path, capsys, content, options, message
 ):
-    from fewstep import runs
-
     run, prompts = tmp_path / "run.safetensors", tmp_path / "prompts.txt"
     runs.save_generator(run, prompted(), None, {})
     prompts.write_bytes(content)
@@ -202,3 +221,155 @@ def test_prompts_for_a_run_without_text_are_refused(tmp_path, capsys):
         assert main(["record", "fewstep:digits", *out, option, "emoji"]) == 2
         line = capsys.readouterr().err
         assert f"fewstep:digits reads no prompts: leave out {option}" in line
+
+
+def colours(captions=("red", "green", "blue"), count=60):
+    """Images of one colour each, whose caption names it, twice as many red ones as others."""
+    names = [captions[i] for i in (0, 0, 1, 2)]
+    numbers = torch.arange(count) % 4
+    rgb = torch.eye(3)[torch.tensor([0, 0, 1, 2])[numbers]] * 255
+    images = rgb.to(torch.uint8)[..., None, None].expand(-1, -1, 8, 8).contiguous()
+    texts = tuple((names[i], "never asked for") for i in numbers.tolist())
+    labels = torch.tensor([0, 0, 1, 2])[numbers]
+    return ImageSet("colours", images, labels, ("r", "g", "b"), captions=texts)
+
+
+class Painter(Exact):
+    """Paints the colour that the first token of the prompt names; white without a prompt."""
+
+    def __init__(self, encoder):
+        super().__init__(Velocity(Flow()), SHAPE)
+        tokens = encoder.encode(["red", "green", "blue"]).tokens[:, 0].tolist()
+        self.numbers = {token: number for number, token in enumerate(tokens)}
+        self.text = encoder.input
+
+    def forward(self, x, level, *, level_s=None, cond=None):
+        rows = zip(cond.text.tokens[:, 0].tolist(), cond.text.mask[:, 0].tolist(), strict=True)
+        palette = [
+            torch.eye(3)[self.numbers[token]] if here else torch.ones(3) for token, here in rows
+        ]
+        x0 = (2 * torch.stack(palette) - 1)[..., None, None].expand_as(x)
+        return (x - x0) / (level / 1000).view(-1, 1, 1, 1)
+
+
+def painter():
+    encoder = LearnedText(length=3, vocabulary=60).fit(["red", "green", "blue"])
+    model = Painter(encoder)
+    spec = SampleSpec(SHAPE, text=encoder, prompts=("red", "green"))
+    return Generator(Denoiser(model, Flow(), Velocity()), spec)
+
+
+def test_samples_have_the_captions_of_the_real_images(home):
+    """A generator that draws what the text says matches the set, whatever the batch."""
+    evaluator = Evaluator(colours(), EvalProtocol(600, "pixels"))
+    score = evaluator.score(painter(), steps=1)
+    assert (score.labels, score.prompts) == ("none", "captions of the set")
+    assert score.frechet < 0.1
+    other = evaluator.score(painter(), steps=1, batch=70)
+    assert other.frechet == pytest.approx(score.frechet, abs=1e-6)
+    assert score_from(json.loads(json.dumps(score.table()))) == score
+    # the example prompts of the run, of which one in two is green, are another distribution
+    plain = replace(colours(), captions=())
+    with pytest.warns(UserWarning, match="colours has no captions: samples have example prompts"):
+        score = Evaluator(plain, EvalProtocol(600, "pixels")).score(painter(), steps=1)
+    assert score.prompts == "examples of the run" and score.frechet > 1
+
+
+def test_a_caption_asks_for_the_class_of_its_image(home):
+    images = colours(count=8)
+    requests = make_requests(painter().spec, images)
+    assert requests.labels is None and requests.cycle == 1
+    for row, number in enumerate(requests.images):
+        assert requests.prompts[row] == images.captions[number][0]
+    truth = images.labels[torch.tensor(requests.images)]
+    assert requests.classes_of(range(8)).equal(truth)
+    assert requests.classes_of(range(6, 10)).tolist() == [*truth[6:], *truth[:2]]
+    classes = SampleSpec(SHAPE, 3, ("r", "g", "b"), text=ENCODER)
+    assert list(make_requests(classes, images).labels) == truth.tolist()
+    others = SampleSpec(SHAPE, 2, ("x", "y"), text=ENCODER)
+    with pytest.warns(UserWarning, match="samples have none, without an accuracy"):
+        requests = make_requests(others, images)
+    assert requests.labels is None and requests.classes is None and requests.prompts
+
+
+def test_runs_with_and_without_text_are_not_compared(tmp_path):
+    for name, encoder in (("text", ENCODER), ("other", ENCODER), ("plain", None)):
+        runs.save_generator(tmp_path / name, prompted(encoder=encoder), None, {})
+    assert len(load_runs([str(tmp_path / name) for name in ("text", "other")])) == 2
+    with pytest.raises(InputError, match="^text reads prompts, and plain does not: compare only"):
+        load_runs([str(tmp_path / name) for name in ("text", "plain")])
+
+
+def test_a_report_has_a_column_or_row_for_each_prompt(home, tmp_path):
+    exhibit = Exhibit("painter", painter(), [], None, [], [])
+    write_report(
+        tmp_path / "r.html",
+        [exhibit],
+        title="t",
+        evaluator=Evaluator(colours(count=8), EvalProtocol(8, "pixels")),
+    )
+    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    same = next(image for alt, image in page.images if alt.startswith("painter, 1 step"))
+    assert _colours(same).tolist() == [0, 1] * 5  # the examples red and green in turn
+    assert "requests the prompt above it" in page.text and "Each row is one prompt." in page.text
+    for number, prompt in enumerate(("red", "green")):
+        (row,) = (image for alt, image in page.images if alt.endswith(f" of prompt {prompt}"))
+        assert (_colours(row) == number).all()
+    assert "green nearest: green; never asked for 2nd nearest: green; never asked for" in page.text
+
+
+def _colours(strip):
+    return tiles(strip, 10, 8).reshape(10, -1, 3).mean(1).argmax(1)
+
+
+def test_the_grids_of_a_run_show_its_example_prompts(images, tmp_path):
+    path = tmp_path / "text.toml"
+    path.write_text(RECIPE.format(images=images), encoding="utf-8")
+    with closing(run_recipe(read(str(path)), tmp_path / "run")) as steps:
+        for _ in steps:
+            pass
+    run = Run(tmp_path / "run")
+    generator = runs.load(run.folder)
+    assert sorted(generator.spec.prompts) == sorted(CAPTIONS)
+    ((_, drawn),) = generate(generator, 10, steps=2, prompts=generator.spec.prompts)
+    picture = np.asarray(Image.open(run.grids()[-1]))
+    sheet = np.asarray(grid(drawn, columns=5))
+    assert picture.shape == sheet.shape == (2 * 66 - 2, 5 * 66 - 2, 3)
+    assert np.abs(picture.astype(int) - sheet).max() <= 1
+
+
+RECIPE = """
+[data]
+name = "folder"
+path = "{images}"
+labels = false
+
+[text]
+name = "learned"
+length = 6
+
+[method]
+name = "denoise"
+condition_dropout = 0.1
+
+[student]
+init = "scratch"
+process = "flow"
+parametrization = "velocity"
+
+[student.backbone]
+name = "unet"
+channels = [8]
+layers = 1
+attention = []
+groups = 4
+cross_attention = [8]
+text_width = 16
+
+[fit]
+steps = 2
+batch = 4
+
+[evaluate]
+steps = [2]
+"""

@@ -12,7 +12,7 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.paths import read_text
 from fewstep.recipe import Recipe
-from fewstep.sample_spec import MAX_PROMPTS, SampleSpec
+from fewstep.sample_spec import MAX_PROMPTS, SampleSpec, evenly_spread
 from fewstep.text.base import TextEncoder
 from fewstep.text.captions import CaptionTable
 
@@ -40,8 +40,7 @@ def data_spec(recipe: Recipe, images: ImageSet, *sources: Generator | None) -> S
 def examples(images: ImageSet) -> tuple[str, ...]:
     """At most MAX_PROMPTS different captions of a set, evenly spread over its images."""
     captions = [*dict.fromkeys(each[0] for each in images.captions if each)]
-    count = min(len(captions), MAX_PROMPTS)
-    return tuple(captions[i * len(captions) // count] for i in range(count))
+    return evenly_spread(captions, MAX_PROMPTS)
 
 
 def _text_encoder(

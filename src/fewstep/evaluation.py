@@ -4,11 +4,10 @@ import math
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from collections.abc import Generator as Pull
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,9 +27,9 @@ from fewstep.guidance import Guided, guidance_weight
 from fewstep.metrics import EvalProtocol, Measures
 from fewstep.plugins import name_of
 from fewstep.process import Flow
+from fewstep.requests import Requests, make_requests
 from fewstep.run_folder import Run
 from fewstep.runs import weights_hash
-from fewstep.sample_spec import SampleSpec
 from fewstep.scores import Score, score_from
 
 
@@ -76,22 +75,6 @@ class Evaluator:
         """The features of the real images."""
         return exhaust(self.prepare())
 
-    @cached_property
-    def labels(self) -> list[int] | None:
-        """The labels of the real images, shuffled, so that samples have the same class frequencies.
-
-        None if the set has no labels, or if its rarest class has more than 0.9 times as many images
-        as its most frequent one; samples then take the classes in turn.
-        """
-        labels = self.images.labels
-        if labels is None:
-            return None
-        counts = labels.bincount(minlength=self.images.classes)
-        if counts.min() > 0.9 * counts.max():
-            return None
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-        return labels[order].tolist()
-
     @property
     def reference_name(self) -> str:
         """Name, size and fingerprint of the set of real images."""
@@ -120,10 +103,9 @@ class Evaluator:
     ) -> Score:
         """Score a generator at `steps` sampling steps.
 
-        Class-conditional samples take the classes in turn, or with the frequencies of the real
-        images if `labels` is not None. With `shared`, the processes of `torchrun`, which must all
-        call this, generate the batches in turn; each of them returns the score that one process
-        would.
+        Samples have the classes and prompts of `requests.make_requests`. With `shared`, the
+        processes of `torchrun`, which must all call this, generate the batches in turn; each of
+        them returns the score that one process would.
 
         Raises: InputError if the generator's images have another shape than the real ones.
         """
@@ -146,37 +128,33 @@ class Evaluator:
                 f"the generator's images have shape {generator.spec.shape}, but those of the "
                 f"reference set {self.images.name} have {self.images.shape}"
             )
-        samples, classes = self.protocol.samples, generator.spec.classes
-        same_classes = _same_classes(generator.spec, self.images)
-        own = self.labels if same_classes else None
-        requested = own or range(classes)
-        # blocks of samples are comparable if each has all classes equally often
-        cycle = 1 if own else max(classes, 1)
+        samples, requests = self.protocol.samples, make_requests(generator.spec, self.images)
         accumulator = metrics.ScoreAccumulator(
-            self.reference, samples, cycle=cycle, extra=self.extra
+            self.reference, samples, cycle=requests.cycle, extra=self.extra
         )
         rank, ranks = world() if shared else (0, 1)
-        work = generate(
-            generator, samples, steps=steps, seed=seed, batch=batch, labels=own, share=(rank, ranks)
-        )
+        settings: Any = {"steps": steps, "seed": seed, "batch": batch, **requests.turns}
+        work = generate(generator, samples, share=(rank, ranks), **settings)
         for first in range(0, samples, ranks * batch):
             outputs: list[tuple[metrics.ExtractorOutput, Tensor | None]] = []
             for rows, images in islice(work, 1):  # none where the last batch is another rank's
-                labels = [requested[row % len(requested)] for row in rows] if same_classes else None
-                classes_of_rows = None if labels is None else torch.tensor(labels)
-                outputs = list(accumulator.outputs(images, classes_of_rows))
+                outputs = list(accumulator.outputs(images, requests.classes_of(rows)))
             for parts in gather(outputs) if shared else [outputs]:
                 for output in parts:
                     accumulator.add(*output)
             yield min(first + ranks * batch, samples)
-        how = "as in the set" if own else "in turn" if classes else "none"
         measures = accumulator.measures() if rank == 0 else None
         measures = gather(measures)[0] if shared else measures
         assert measures
-        return self._make_score(generator, steps, seed, how, measures)
+        return self._make_score(generator, steps, seed, requests, measures)
 
     def _make_score(
-        self, generator: Generator, steps: int, seed: int, labels: str, measures: Measures
+        self,
+        generator: Generator,
+        steps: int,
+        seed: int,
+        requests: Requests,
+        measures: Measures,
     ) -> Score:
         """The measures with everything that they depend on."""
         if not math.isfinite(measures.frechet):
@@ -193,7 +171,8 @@ class Evaluator:
             weights=weights_hash(generator)[:16],
             number_format=generator.denoiser.precision,
             samples=self.protocol.samples,
-            labels=labels,
+            labels=requests.label_source,
+            prompts=requests.prompt_source,
             extractor=self.extractor.name,
             extractor_hash=self.extractor.hash,
             features=len(self.reference.moments.mean),
@@ -205,26 +184,6 @@ class Evaluator:
             device=hardware(generator.device),
             measures=measures,
         )
-
-
-def _same_classes(spec: SampleSpec, images: ImageSet) -> bool:
-    """Whether the classes of a generator are those of the real images, as far as names tell.
-
-    Raises: InputError if they are the same in another order.
-    """
-    reference = SampleSpec(images.shape, images.classes, images.class_names)
-    difference = spec.class_difference(reference)
-    if difference and sorted(spec.class_names) == sorted(images.class_names):
-        raise InputError(
-            f"the generator and the reference set {images.name} have the same classes in another "
-            f"order: {difference}; order them alike"
-        )
-    same = spec.classes > 0 and spec.classes == images.classes and not difference
-    if spec.classes and images.classes and not same:
-        text = difference or f"there are {spec.classes} and {images.classes}"
-        text = f"the classes of the generator and of {images.name} differ ({text})"
-        warnings.warn(f"{text}: samples take them in turn, without an accuracy", stacklevel=3)
-    return same
 
 
 Done = TypeVar("Done")

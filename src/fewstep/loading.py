@@ -58,7 +58,7 @@ def load_runs(addresses: Sequence[str], *, weights: Weights = "ema") -> list[Loa
     """Load runs under unique names onto the device that fewstep uses.
 
     Raises: InputError if there are none, if one is listed twice, or if they generate images of
-    different shapes or classes.
+    different shapes or classes, or only some of them read prompts.
     """
     if not addresses:
         raise InputError("compare needs runs: fewstep compare RUN RUN ...")
@@ -79,6 +79,14 @@ def load_runs(addresses: Sequence[str], *, weights: Weights = "ema") -> list[Loa
         raise InputError(
             f"these runs generate images of different shapes or classes ({shapes}); compare only "
             "runs of the same shape and classes"
+        )
+    reads_text = {run.name: run.generator.spec.text is not None for run in loaded}
+    if len(set(reads_text.values())) > 1:
+        with_text = ", ".join(name for name, reads in reads_text.items() if reads)
+        without = ", ".join(name for name, reads in reads_text.items() if not reads)
+        raise InputError(
+            f"{with_text} reads prompts, and {without} does not: compare only runs that do, or "
+            "only runs that do not"
         )
     for run in loaded:
         if difference := loaded[0].generator.spec.class_difference(run.generator.spec):

@@ -11,6 +11,9 @@ from fewstep.finite import NonFiniteImages
 from fewstep.generator import Generator
 from fewstep.images import from_uint8, to_uint8
 
+PROMPTS = 16
+"""Largest number of example prompts, each of which has a column."""
+
 
 def progress_grid(
     result: Generator | Autoencoder, steps: int, examples: Tensor | None
@@ -29,8 +32,10 @@ def progress_grid(
         return torch.cat([examples, to_uint8(again).cpu()])
     if len(result.spec.shape) != 3:
         return None
-    count = 2 * (result.spec.classes or 8)
+    prompts = result.spec.examples(PROMPTS)
+    count = 2 * (len(prompts) or result.spec.classes or 8)
     with suppress(NonFiniteImages):
         steps = result.nearest(steps, quietly=True)
-        return torch.cat([x for _, x in generate(result, count, steps=steps)])
+        samples = generate(result, count, steps=steps, prompts=prompts)
+        return torch.cat([images for _, images in samples])
     return None

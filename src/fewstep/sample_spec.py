@@ -1,9 +1,10 @@
 """`SampleSpec`: the shape and the conditions of what a generator generates."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from annotated_types import Ge, Le, MaxLen
 
@@ -16,6 +17,15 @@ MAX_VALUES = 1 << 28
 MAX_CLASSES = 1 << 20
 MAX_PROMPTS = 64
 """Largest number of example prompts."""
+
+
+Item = TypeVar("Item")
+
+
+def evenly_spread(items: Sequence[Item], count: int) -> tuple[Item, ...]:
+    """At most `count` of the items in their order, evenly spread over them."""
+    count = min(len(items), count)
+    return tuple(items[i * len(items) // count] for i in range(count))
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,10 @@ class SampleSpec:
     def is_conditional(self) -> bool:
         """Whether there are classes or prompts."""
         return self.classes > 0 or self.text is not None
+
+    def examples(self, count: int) -> tuple[str, ...]:
+        """At most `count` of the example prompts, evenly spread."""
+        return evenly_spread(self.prompts, count)
 
     def class_difference(self, other: "SampleSpec") -> str:
         """The first class whose names differ, such as "class 0 is 'cat' and 'ant'".

@@ -31,6 +31,8 @@ class Score:
     """Number of generated images."""
     labels: str
     """How classes were requested: "in turn", "as in the set", or "none"."""
+    prompts: str = field(default="none", kw_only=True)
+    """Where prompts came from: "captions of the set", "examples of the run", or "none"."""
     extractor: str
     extractor_hash: str
     features: int

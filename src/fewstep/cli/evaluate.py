@@ -189,8 +189,10 @@ def _table(rows: Sequence[tuple[str, "Score"]]) -> None:
 
 
 def _special_settings(score: "Score") -> str:
-    """Precision, class frequencies and guidance of the samples, unless they are the default."""
+    """Precision, class frequencies, prompts and guidance of the samples, unless they are the
+    default."""
     precision = "" if score.number_format == "f32" else f"generated in {score.number_format}, "
     classes = "" if score.labels != "as in the set" else "classes as often as in the set, "
     guidance = "" if score.guidance == 1 else f"guidance {score.guidance:g}, "
-    return precision + classes + guidance
+    prompts = "" if score.prompts == "none" else f"prompts: {score.prompts}, "
+    return precision + classes + prompts + guidance

@@ -32,6 +32,11 @@ def style_exhibits(exhibits: Sequence[Exhibit]) -> list[StyledExhibit]:
             f"the generators make images of different shapes or classes ({kinds}): write a "
             "separate report for each of these"
         )
+    if len({exhibit.generator.spec.text is not None for exhibit in exhibits}) > 1:
+        raise InputError(
+            "some of the generators read prompts and others do not: write a separate report for "
+            "each kind"
+        )
     for exhibit in exhibits:
         if difference := exhibits[0].generator.spec.class_difference(exhibit.generator.spec):
             raise InputError(

@@ -63,6 +63,8 @@ class Grid(NamedTuple):
     entry: StyledExhibit
     setting: Setting
     strips: Sequence[Strip]
+    captions: Sequence[Sequence[str]] = ()
+    """For each column, the captions of its images from top to bottom."""
 
 
 def settings(entry: StyledExhibit) -> list[Setting]:
@@ -90,28 +92,34 @@ def main_setting(entry: StyledExhibit, *, alone: bool) -> Setting:
 
 
 def sample(
-    entry: StyledExhibit, setting: Setting, n: int, labels: Sequence[int] | None = None
+    entry: StyledExhibit,
+    setting: Setting,
+    n: int,
+    labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> UInt8[Tensor, "n c h w"]:
-    """The first `n` samples of seed SEED, of the classes `labels` or of all classes in turn."""
+    """The first `n` samples of seed SEED, of the classes `labels` or of all classes in turn, and
+    likewise of `prompts`."""
     generator = entry.exhibit.generator
     if name_of("sampler", type(generator.step)) != setting.sampler:
         generator = generator.with_sampler(step=convert_step(generator.step, setting.sampler))
-    images = generate(generator, n, steps=setting.steps, seed=SEED, labels=labels)
+    images = generate(generator, n, steps=setting.steps, seed=SEED, labels=labels, prompts=prompts)
     with errors_about(entry.exhibit.name):
         return torch.cat([batch for _, batch in images])
 
 
 def same_noise(entries: Sequence[StyledExhibit]) -> Markup:
     """The section of images from equal noise: a row per entry and setting, a column per noise."""
-    spec = entries[0].exhibit.generator.spec
-    labels = [_class_name(spec, i % spec.classes) for i in range(COLUMNS) if spec.classes]
+    spec, prompts = entries[0].exhibit.generator.spec, _prompts(entries)
+    names = prompts or [_class_name(spec, i) for i in range(spec.classes)]
+    labels = [names[i % len(names)] for i in range(COLUMNS) if names]
     noise = noise_from_seeds([(SEED << 32) + row for row in range(COLUMNS)], spec.shape)
     strips = [_strip("noise", to_uint8(noise / 2), "The starting noise of each column")]
     for entry in entries:
         for setting in settings(entry):
             alt = f"{entry.exhibit.name}, {setting.text}"
             alt += f": {', '.join(labels)}" if labels else ""
-            strip = _strip("", sample(entry, setting, COLUMNS), alt)
+            strip = _strip("", sample(entry, setting, COLUMNS, prompts=prompts), alt)
             strips.append(strip._replace(entry=entry, setting=setting))
     width = spec.shape[2]
     # gap between the images of a strip in % of its width, which aligns the labels with the columns
@@ -120,6 +128,7 @@ def same_noise(entries: Sequence[StyledExhibit]) -> Markup:
         "same_noise.html.j2",
         strips=strips,
         labels=labels,
+        noun="prompt" if prompts else "class",
         column_gap=f"{column_gap:.3f}",
         columns=COLUMNS,
         seed=SEED,
@@ -127,25 +136,27 @@ def same_noise(entries: Sequence[StyledExhibit]) -> Markup:
 
 
 def samples(entries: Sequence[StyledExhibit]) -> Markup:
-    """The section of samples: one grid per entry, with one row per class."""
-    spec = entries[0].exhibit.generator.spec
-    classes = range(min(spec.classes, COLUMNS))
-    names = [_class_name(spec, i) for i in classes] or [""] * COLUMNS
+    """The section of samples: one grid per entry, with one row per class or prompt."""
+    spec, prompts = entries[0].exhibit.generator.spec, _prompts(entries)
+    classes = range(0 if prompts else min(spec.classes, COLUMNS))
+    names = prompts or [_class_name(spec, i) for i in classes] or [""] * COLUMNS
     labels = [i for i in classes for _ in range(COLUMNS)] or None
+    texts = [prompt for prompt in prompts or () for _ in range(COLUMNS)] or None
     grids: list[Grid] = []
     for entry in entries:
         setting = main_setting(entry, alone=len(entries) == 1)
         alt = f"{entry.exhibit.name}, {setting.text}: {COLUMNS} samples"
-        rows = sample(entry, setting, len(names) * COLUMNS, labels).split(COLUMNS)
+        rows = sample(entry, setting, len(names) * COLUMNS, labels, texts).split(COLUMNS)
+        noun = " of prompt " if prompts else " of class "
         strips = [
-            _strip(name, row, f"{alt}{name and ' of class '}{name}")
+            _strip(name, row, f"{alt}{name and noun}{name}")
             for name, row in zip(names, rows, strict=True)
         ]
         grids.append(Grid(entry, setting, strips))
     return render(
         "samples.html.j2",
         grids=grids,
-        classes=classes,
+        noun="prompt" if prompts else "class" if classes else "",
         size=_grid_size(names, spec),
         seed=SEED,
         baseline=_baseline_name(entries),
@@ -181,7 +192,8 @@ def neighbours(entries: Sequence[StyledExhibit], evaluator: Evaluator | None) ->
 
 def _nearest(entry: StyledExhibit, evaluator: Evaluator, *, alone: bool) -> Grid:
     setting = main_setting(entry, alone=alone)
-    images, reference = sample(entry, setting, COLUMNS), evaluator.reference
+    prompts, real = _prompts([entry]), evaluator.images
+    images, reference = sample(entry, setting, COLUMNS, prompts=prompts), evaluator.reference
     features = evaluator.extractor(images).cpu()
     rows = reference.nearest(features, k=min(2, len(reference.features))).rows
     name = f"{entry.exhibit.name}, {setting.text}"
@@ -189,8 +201,13 @@ def _nearest(entry: StyledExhibit, evaluator: Evaluator, *, alone: bool) -> Grid
     labels = (("nearest", "nearest"), ("2nd nearest", "second nearest"))
     for (label, rank_name), column in zip(labels, rows.T, strict=False):
         alt = f"the {rank_name} training image of each sample of {name}"
-        strips.append(_strip(label, evaluator.images.images[column], alt))
-    return Grid(entry, setting, strips)
+        strips.append(_strip(label, real.images[column], alt))
+    captions: list[list[str]] = []
+    if prompts and real.captions:
+        for number, nearest in enumerate(rows.tolist()):
+            prompt = prompts[number % len(prompts)]
+            captions.append([prompt, *("; ".join(real.captions[row]) for row in nearest)])
+    return Grid(entry, setting, strips, captions)
 
 
 def before_and_after(entries: Sequence[StyledExhibit]) -> Markup:
@@ -205,6 +222,12 @@ def before_and_after(entries: Sequence[StyledExhibit]) -> Markup:
     return render("before_and_after.html.j2", pictures=pictures) if pictures else Markup()
 
 
+def _prompts(entries: Sequence[StyledExhibit]) -> Sequence[str] | None:
+    """At most COLUMNS example prompts of the first entry, for all of them; None without text."""
+    spec = entries[0].exhibit.generator.spec
+    return None if spec.text is None else spec.examples(COLUMNS) or ("",)
+
+
 def _baseline_name(entries: Sequence[StyledExhibit]) -> str | None:
     return next((e.exhibit.name for e in entries if e.exhibit.baseline), None)
 
@@ -213,7 +236,8 @@ def _grid_size(names: Sequence[str], spec: SampleSpec) -> str:
     """CSS lengths of a grid: the width of its labels, and a minimum that shows all pixels."""
     width = spec.shape[2]
     min_width = COLUMNS * (width + gap(width)) * (2 if width <= 16 else 1) + 100
-    return f"--name: min(5rem, {max(map(len, names))}ch); --least: max(17rem, {min_width}px)"
+    longest = "5rem" if spec.text is None else "9rem"
+    return f"--name: min({longest}, {max(map(len, names))}ch); --least: max(17rem, {min_width}px)"
 
 
 def _class_name(spec: SampleSpec, label: int) -> str:
