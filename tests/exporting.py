@@ -1,13 +1,17 @@
 """Small generators with random weights for tests of exports."""
 
+from dataclasses import dataclass
+
 import torch
 
 from fewstep.backbones import MLPConfig, UNetConfig
+from fewstep.condition import Text, TextInput
 from fewstep.denoiser import Denoiser
 from fewstep.generator import Generator
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
 from fewstep.sample_spec import SampleSpec
+from fewstep.text.base import TextEncoder
 from fewstep.text.learned import LearnedText
 
 CAPTIONS = ("a smiling cat with heart-eyes", "a red heart", "the person's hat", "猫")
@@ -19,6 +23,23 @@ TEXT_TINY = UNetConfig(
     channels=(8,), layers=1, attention=(), cross_attention=(8,), text_width=8, text_layers=1,
     groups=4, middle_attention=False,
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OtherText(TextEncoder):
+    """An encoder of features, as frozen networks are."""
+
+    length: int = 4
+
+    @property
+    def input(self):
+        return TextInput(self.length, features=3)
+
+    def encode(self, prompts):
+        return Text(torch.ones(len(prompts), 4, 3), torch.ones(len(prompts), 4, dtype=torch.bool))
+
+    def unknown_words(self, prompt):
+        return []
 
 
 def unet_generator(

@@ -18,7 +18,14 @@ from PIL import Image
 
 import fewstep
 from browser import chromium, page_without_errors
-from exporting import point_generator, unet_generator
+from exporting import (
+    CAPTIONS,
+    TEXT_TINY,
+    OtherText,
+    point_generator,
+    text_generator,
+    unet_generator,
+)
 from fewstep.backbones import UNetConfig
 from fewstep.condition import Condition
 from fewstep.drawing import seeds
@@ -343,7 +350,8 @@ def test_a_page_that_computes_nan_says_so(folder, browser, tmp_path):
 def test_a_page_keeps_the_paths_of_the_recipe_private(folder):
     text = (folder / "model.json").read_text()
     assert PRIVATE not in text and set(json.loads(text)) == {
-        "name", "shape", "classes", "class_names", "runtime", "generators", "about", "fewstep"
+        "name", "shape", "classes", "class_names", "prompts", "tokenizer", "runtime",
+        "generators", "about", "fewstep",
     }  # fmt: skip
 
 
@@ -377,6 +385,102 @@ def test_generators_that_the_page_cannot_show_are_refused(tmp_path, monkeypatch)
     with pytest.raises(InputError, match="fetch_runtime.py"):
         BrowserExport().write(STUDENT, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def prompted():
+    """A source whose images follow prompts."""
+    generator = text_generator(config=TEXT_TINY)
+    return Source("<i>text</i>", generator, (1,), "hash", recipe=RECIPE)
+
+
+def prompted_image(item, seed, prompt, *, weight=1.0, negative=""):
+    generator = item.generator
+    if weight != 1:
+        generator = generator.with_guidance(weight, negative=negative)
+    cond = Condition(text=generator.spec.text.encode([prompt]))
+    image = generator(noise_from_seeds(start(seed), SHAPE), steps=1, cond=cond)
+    return to_uint8(image)[0].to(torch.int16)
+
+
+@pytest.mark.slow
+def test_the_picture_follows_the_prompt(browser, prompted, tmp_path):
+    export(BrowserExport(single_file=True), prompted, tmp_path / "page", target="browser")
+    with page_without_errors(browser, width=390) as page:
+        page.goto((tmp_path / "page" / "index.html").as_uri())
+        wait(page)
+        assert same(result(page, "0:1"), prompted_image(prompted, 0, CAPTIONS[0]))
+        box = page.get_by_role("searchbox", name="Prompt", exact=True)
+        assert box.input_value() == CAPTIONS[0]
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        check_typing(page, box, prompted)
+        check_examples(page, box, prompted)
+        check_negative(page, prompted)
+
+
+def check_typing(page, box, item):
+    note = page.locator("#prompt .note")
+    box.fill("a Zebra's 猫, and a zebra")  # shown after a pause
+    page.wait_for_url("**prompt=a%20Zebra**")
+    wait(page)
+    image = prompted_image(item, 0, "a Zebra's 猫, and a zebra")
+    assert same(result(page, "0:1"), image)
+    assert not same(image, prompted_image(item, 0, CAPTIONS[0]))
+    assert note.inner_text().endswith("learned: “zebra”, “and”")
+    box.fill("a red heart \ud800\ude00")
+    box.press("Enter")
+    wait(page)
+    assert same(result(page, "0:1"), prompted_image(item, 0, "a red heart \U00010200"))
+    box.fill("")
+    box.press("Enter")
+    wait(page)
+    none = to_uint8(item.generator(noise_from_seeds(start(0), SHAPE), steps=1))[0]
+    assert same(result(page, "0:1"), none.to(torch.int16)) and note.inner_text() == ""
+    visit(page, "#start=5&prompt=" + "x" * 3000)
+    assert same(result(page, "0:1"), prompted_image(item, 5, "x" * 1000))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def check_examples(page, box, item):
+    page.get_by_role("button", name=CAPTIONS[3]).click()
+    wait(page)
+    assert box.input_value() == CAPTIONS[3]
+    assert same(result(page, "0:1"), prompted_image(item, 5, CAPTIONS[3]))
+    with page.expect_download() as download:
+        page.get_by_role("button", name="PNG").first.click()
+    with Image.open(download.value.path()) as picture:
+        assert picture.text["prompt"] == CAPTIONS[3] and picture.text["negative"] == ""
+
+
+def check_negative(page, item):
+    visit(page, "#start=5&guidance=2.5&prompt=a%20red%20heart&negative=the%20hat")
+    negative = page.get_by_role("searchbox", name="Negative prompt")
+    assert negative.input_value() == "the hat"
+    image = prompted_image(item, 5, "a red heart", weight=2.5, negative="the hat")
+    assert same(result(page, "0:1"), image)
+    negative.fill("")
+    negative.press("Enter")
+    wait(page)
+    plain = prompted_image(item, 5, "a red heart", weight=2.5)
+    assert same(result(page, "0:1"), plain) and not same(image, plain)
+
+
+def test_a_page_of_prompts_needs_guidance_for_a_negative_one_and_one_encoder(prompted, tmp_path):
+    table = describe(prompted, None, runtime=("", ""))
+    (about,) = table["generators"]
+    assert about["network"]["inputs"] == ["x", "level", "tokens", "token_mask"]
+    assert table["prompts"] == list(CAPTIONS) and table["tokenizer"]["length"] == 8
+    generator = prompted.generator.with_guidance(2.0, negative="the hat")
+    (about,) = describe(replace(prompted, generator=generator), None, runtime=("", ""))[
+        "generators"
+    ]
+    assert (about["guidance"]["weight"], about["guidance"]["negative"]) == (2.0, "the hat")
+    for teacher in (unet_generator(classes=0), text_generator(text=OtherText(), config=TEXT_TINY)):
+        exporter = BrowserExport(teacher=replace(prompted, name="teacher", generator=teacher))
+        with pytest.raises(InputError, match="the teacher teacher reads prompts by another"):
+            exporter.write(prompted, tmp_path)
+    with pytest.raises(InputError, match="no text encoder"):
+        BrowserExport().write(replace(prompted, generator=teacher), tmp_path)
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from exporting import TEXT_TINY, point_generator, text_generator, unet_generator
+from exporting import TEXT_TINY, OtherText, point_generator, text_generator, unet_generator
 from fewstep import drawing, runs
 from fewstep.backbones import UNetConfig
 from fewstep.backbones.base import Backbone
@@ -23,7 +22,7 @@ from fewstep.backbones.edm_unet import EDMUNetConfig
 from fewstep.backbones.lucidrains_unet import LucidrainsUNetConfig
 from fewstep.circuits.network import CircuitConfig, StateConfig
 from fewstep.cli import main
-from fewstep.condition import Condition, Text, TextInput
+from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.export import graph
 from fewstep.export.checking import compare
@@ -36,28 +35,10 @@ from fewstep.export.tracing import Network
 from fewstep.images import to_uint8
 from fewstep.noise import noise_from_seeds
 from fewstep.sampling import Heun, Multistep, Renoise
-from fewstep.text.base import TextEncoder
 from fewstep.times import FixedGrid
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "export" / "onnx_alone.py"
 TINY = UNetConfig(channels=(8,), layers=1, attention=(), groups=4, pace=0.03)
-
-
-@dataclass(frozen=True)
-class OtherText(TextEncoder):
-    """An encoder of features, as frozen networks are."""
-
-    length: int = 4
-
-    @property
-    def input(self):
-        return TextInput(self.length, features=3)
-
-    def encode(self, prompts):
-        return Text(torch.ones(len(prompts), 4, 3), torch.ones(len(prompts), 4, dtype=torch.bool))
-
-    def unknown_words(self, prompt):
-        return []
 
 
 def differences(module, model, names, batches=(1, 2, 7)):

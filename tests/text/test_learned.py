@@ -77,7 +77,7 @@ def test_a_long_prompt_is_cut_off():
 
 
 def test_words_that_no_caption_has_are_listed():
-    assert ENCODER.unknown_words("A smiling Cat, dark!") == ["a", "smiling", ",", "!"]
+    assert ENCODER.unknown_words("A smiling Cat, dark!") == ["a", "smiling"]
     assert ENCODER.unknown_words("cat face") == []
 
 
@@ -94,7 +94,7 @@ def test_captions_without_words_are_refused():
         "ＣＡＴ ﬁsh": ["cat", "fish"],  # full width, and a ligature
         "café CAFÉ": ["café", "café"],
         "naïve\u00a0x\u3000y": ["naïve", "x", "y"],
-        "ΟΔΟΣ": ["οδος"],
+        "ΟΔΟΣ οδος": ["οδοσ", "οδοσ"],
         "1st, 2nd": ["1st", ",", "2nd"],
         "it's": ["it", "'", "s"],
         "👍🏽 ok": ["👍🏽", "ok"],

@@ -54,7 +54,7 @@ def test_text_that_names_no_start(text):
 DEFAULTS = {
     "mode": "seeds", "start": "0", "first": 0, "near": 0, "pins": ["0", "1"], "corners": "2",
     "x": 0.5, "y": 0.5, "label": None, "guidance": 1, "shown": ["0:1"], "wipe": [],
-    "freedom": 0.5, "drawing": "", "backend": "",
+    "freedom": 0.5, "drawing": "", "backend": "", "prompt": "a cat", "negative": "",
 }  # fmt: skip
 
 
@@ -62,12 +62,16 @@ def test_an_address_holds_what_differs_from_the_defaults():
     state = {
         **DEFAULTS, "mode": "paint", "start": "7~12:0.2", "pins": ["3~1:0.5", "4"], "label": 2,
         "shown": ["0:1", "1:8"], "wipe": ["0:1", "1:8"], "x": 0.125, "drawing": "AA-_", "near": 0.1,
+        "prompt": "50% of a cat & #1? 猫+=_", "negative": "",
     }  # fmt: skip
     values = {"state": state, "defaults": DEFAULTS}
     text = evaluate("writeState(values.state, values.defaults)", values)
     assert text.startswith("mode=paint&start=7~12%3A0.2&near=0.1&pins=")
     assert evaluate("readState(values[0], values[1])", [f"#{text}", DEFAULTS]) == state
     assert evaluate("writeState(values, values)", DEFAULTS) == ""
+    broken = {**DEFAULTS, "prompt": "\ud800" + "x" * 1000}
+    text = evaluate("writeState(values[0], values[1])", [broken, DEFAULTS])
+    assert text == "prompt=%EF%BF%BD" + "x" * 999
 
 
 def test_malformed_addresses_have_the_defaults():

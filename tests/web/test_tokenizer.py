@@ -6,6 +6,7 @@ import random
 import pytest
 
 from fewstep.export.tokenizer import tokenizer_table
+from fewstep.sample_spec import SampleSpec
 from fewstep.text.learned import LearnedText
 from fewstep.text.words import normalize, split_words
 from javascript import run_module
@@ -40,7 +41,7 @@ PARTS = [
 
 
 def javascript(expression, prompts, encoder=ENCODER):
-    table = tokenizer_table(encoder)
+    table = tokenizer_table(SampleSpec((1, 8, 8), text=encoder))
     stdin = json.dumps({"table": table, "prompts": prompts}).encode()
     return json.loads(run_module(PROGRAM.replace("EXPRESSION", expression), stdin=stdin))
 

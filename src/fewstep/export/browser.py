@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
+from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.export import graph
 from fewstep.export.base import Exporter
@@ -22,8 +22,9 @@ from fewstep.export.linear import run_program
 from fewstep.export.program import Unrolled
 from fewstep.export.runtime import LICENSE, SCRIPT, WASM, check_runtime
 from fewstep.export.source import Source
+from fewstep.export.tokenizer import check_exportable
 from fewstep.export.tracing import Network
-from fewstep.guidance import guidance_weight
+from fewstep.guidance import Guided
 from fewstep.web import FOLDER, bundle
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ class BrowserExport(Exporter):
 
 def _check_sources(source: Source, teacher: Source | None) -> None:
     """Raise InputError for generators that the page cannot show, or not together."""
-    shape, classes = source.generator.spec.shape, source.generator.spec.classes
+    spec = source.generator.spec
+    shape, classes = spec.shape, spec.classes
+    check_exportable(spec)
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise InputError(
             f"{source.name} generates samples of the shape {list(shape)}, and the page shows images"
@@ -94,7 +97,12 @@ def _check_sources(source: Source, teacher: Source | None) -> None:
                 f"the teacher {teacher.name} has the shape {list(other.shape)} and {other.classes} "
                 f"classes, and {source.name} {list(shape)} and {classes}: choose another --teacher"
             )
-        if difference := other.class_difference(source.generator.spec):
+        if other.text != spec.text:
+            raise InputError(
+                f"the teacher {teacher.name} reads prompts by another encoder than {source.name}, "
+                "or one of the two reads none: choose another --teacher"
+            )
+        if difference := other.class_difference(spec):
             raise InputError(
                 f"the teacher {teacher.name} has other classes than {source.name}: {difference}; "
                 "choose another --teacher"
@@ -110,19 +118,21 @@ def _run(
 ) -> Tensor:
     """Images in [0, 1] of a program, computed by onnxruntime: what the page computes."""
     values = dict(zip(module.input_names, inputs, strict=True))
-    weight = guidance_weight(module.denoiser.backbone)
+    backbone, cond = module.denoiser.backbone, Condition.from_tensors(values)
 
-    def call(x: Tensor, level: Tensor, level_s: Tensor | None, label: Tensor | None) -> Tensor:
-        named = {"x": x, "level": level, "level_s": level_s, "label": label}
-        feed = [value for name in network.input_names if (value := named[name]) is not None]
+    def call(x: Tensor, level: Tensor, level_s: Tensor | None, cond: Condition | None) -> Tensor:
+        named = {"x": x, "level": level, **({} if cond is None else cond.tensors())}
+        named |= {} if level_s is None else {"level_s": level_s}
+        feed = [named[name] for name in network.input_names]
         return graph.run_session(session, network.input_names, feed)
 
     def guided(x: Tensor, level: Tensor, level_s: Tensor | None) -> Tensor:
-        label = values.get("label")
-        output = call(x, level, level_s, label)
-        if weight == 1 or label is None:
+        output = call(x, level, level_s, cond)
+        if not isinstance(backbone, Guided) or backbone.weight == 1 or cond is None:
             return output
-        return weight * output + (1 - weight) * call(x, level, level_s, torch.full_like(label, -1))
+        avoided = cond.null(backbone.negative and backbone.negative.text)
+        weight = backbone.weight
+        return weight * output + (1 - weight) * call(x, level, level_s, avoided)
 
     image = run_program(
         program, guided, [values["noise"]], lambda k: values["fresh_noise"][:, k - 1]

@@ -8,13 +8,17 @@ from fewstep.data.attributions import ATTRIBUTIONS
 from fewstep.errors import InputError
 from fewstep.export.linear import sampling_program
 from fewstep.export.source import Source
+from fewstep.export.tokenizer import tokenizer_table
+from fewstep.export.tracing import condition_names
 from fewstep.formatting import number
-from fewstep.guidance import guidance_weight
+from fewstep.guidance import guidance_weight, negative_prompt
 from fewstep.runs import STUDENT_STEPS, TEACHER_STEPS
 from fewstep.weights_file import method_name
 
 FREEDOMS = tuple(round(0.05 * k, 2) for k in range(1, 21))
 """How much a picture is changed, at 20 positions of the page's slider."""
+EXAMPLES = 12
+"""Number of prompts that the page offers."""
 
 
 def step_counts(source: Source, other: Source) -> list[int]:
@@ -51,6 +55,8 @@ def describe(source: Source, teacher: Source | None, *, runtime: tuple[str, str]
         "shape": list(spec.shape),
         "classes": spec.classes,
         "class_names": list(spec.class_names),
+        "prompts": list(spec.prompts[:EXAMPLES]),
+        "tokenizer": tokenizer_table(spec),
         "runtime": {"script": runtime[0], "wasm": runtime[1]},
         "generators": [_generator(item, source, file) for item, file in sources],
         "about": [pair for item, _ in sources for pair in _about(item)],
@@ -62,7 +68,7 @@ def _generator(source: Source, other: Source, file: str) -> dict[str, Any]:
     generator = source.generator
     inputs = ["x", "level"]
     inputs += ["level_s"] if generator.denoiser.is_flow_map else []
-    inputs += ["label"] if generator.spec.classes else []
+    inputs += condition_names(generator.spec)
     counts = step_counts(source, other)
     return {
         "name": source.name,
@@ -73,6 +79,7 @@ def _generator(source: Source, other: Source, file: str) -> dict[str, Any]:
         "paint": _paint(source, counts),
         "guidance": {
             "weight": guidance_weight(generator.denoiser.backbone),
+            "negative": negative_prompt(generator.denoiser.backbone),
             "reason": why_not_guidable(source.generator, source.recipe),
         },
     }

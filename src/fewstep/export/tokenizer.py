@@ -23,8 +23,15 @@ def check_exportable(spec: SampleSpec) -> None:
         )
 
 
-def tokenizer_table(encoder: LearnedText) -> dict[str, Any]:
-    """The tables of an encoder as JSON values; docs/export.md lists the rules that use them."""
+def tokenizer_table(spec: SampleSpec) -> dict[str, Any] | None:
+    """The contents of `tokenizer.json`; docs/export.md lists the rules that use them.
+
+    None for a generator without text. Raises: InputError as `check_exportable`.
+    """
+    check_exportable(spec)
+    encoder = spec.text
+    if not isinstance(encoder, LearnedText):
+        return None
     return {
         "length": encoder.length,
         "longest_prompt": LONGEST_PROMPT,
@@ -41,7 +48,7 @@ def write_tokenizer(spec: SampleSpec, folder: Path) -> None:
 
     Raises: InputError as `check_exportable`.
     """
-    check_exportable(spec)
-    if isinstance(spec.text, LearnedText):
-        table = json.dumps(tokenizer_table(spec.text), ensure_ascii=False, indent=1)
-        (folder / TOKENIZER).write_text(table + "\n", encoding="utf-8")
+    table = tokenizer_table(spec)
+    if table is not None:
+        text = json.dumps(table, ensure_ascii=False, indent=1)
+        (folder / TOKENIZER).write_text(text + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ from annotated_types import Ge, Le
 from fewstep.condition import Text, TextInput
 from fewstep.errors import InputError
 from fewstep.text.base import TextEncoder
-from fewstep.text.words import split_words
+from fewstep.text.words import is_word, split_words
 
 START = "\u2581"
 """Marks a piece that starts a word, as in SentencePiece."""
@@ -75,9 +75,9 @@ class LearnedText(TextEncoder):
         return [token for word in words for token in self._word_ids(word)]
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """The words of a prompt that no caption has."""
+        """The words of a prompt that no caption has, without punctuation marks."""
         words = split_words(prompt[:LONGEST_PROMPT])
-        return [word for word in words if word not in self._caption_words]
+        return [word for word in words if word not in self._caption_words and is_word(word)]
 
     def _word_ids(self, word: str) -> Iterator[int]:
         rest = START + word

@@ -58,6 +58,11 @@ def split_words(text: str) -> list[str]:
     return _WORD.findall(normalize(text))
 
 
+def is_word(word: str) -> bool:
+    """Whether one of `split_words` is no punctuation mark of ASCII."""
+    return word[0] >= "\x80" or word[0].isalnum()
+
+
 @cache
 def _runs() -> re.Pattern[str]:
     return re.compile(f"[{normalized_characters()}]+")

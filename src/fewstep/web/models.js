@@ -1,5 +1,6 @@
 /** The generators of the page: their networks, and samples of batches. */
 
+import { Tokenizer } from "./tokenizer.js";
 import { Network, findAdapter, loadRuntime, readFile } from "./network.js";
 import { countCalls, runProgram, seedNoise } from "./sampling.js";
 
@@ -8,15 +9,19 @@ import { countCalls, runProgram, seedNoise } from "./sampling.js";
  * @property {Float32Array[]} noises
  * @property {number[]} seeds of the noise that a sampler adds
  * @property {number[]} labels −1 for none
+ * @property {string} prompt of all rows; empty for none
+ * @property {string} negative a prompt to guide away from, in place of none
  * @property {number} guidance
  * @property {{ image: Float32Array, freedom: number } | null} picture to start from, in [0, 1]
  */
 
 /** A generator of model.json. */
 export class Model {
-  constructor(about, shape) {
+  /** @param {Tokenizer | null} tokenizer null for a model without prompts */
+  constructor(about, shape, tokenizer) {
     this.about = about;
     this.shape = shape;
+    this.tokenizer = tokenizer;
     this.size = shape.reduce((a, b) => a * b, 1);
     this.steps = Object.keys(about.programs).map(Number);
     this.network = null;
@@ -36,7 +41,7 @@ export class Model {
    * @param {Sample} sample
    * @returns {Promise<{ images: Float32Array[], milliseconds: number, calls: number }>}
    */
-  async generate(steps, { noises, seeds, labels, guidance, picture }) {
+  async generate(steps, { noises, seeds, labels, prompt, negative, guidance, picture }) {
     const program = this.program(steps, picture?.freedom);
     const inputs = [joinRows(noises)];
     if (picture) {
@@ -44,7 +49,10 @@ export class Model {
       inputs.push(joinRows(noises.map(() => image)));
     }
     const draw = (number) => joinRows(seeds.map((seed) => seedNoise(seed, number, this.size)));
-    const network = (x, level, levelS) => this.network.call(x, level, levelS, labels, guidance);
+    const conditions = this.conditions(labels, prompt);
+    const avoided = this.conditions(labels.map(() => -1), negative);
+    const network = (x, level, levelS) =>
+      this.network.call(x, level, levelS, conditions, avoided, guidance);
     const start = performance.now();
     const values = await runProgram(program, inputs, network, draw);
     const milliseconds = performance.now() - start;
@@ -53,6 +61,12 @@ export class Model {
     }
     const images = noises.map((_, row) => this.imageOf(values, row));
     return { images, milliseconds, calls: countCalls(program) * (guidance === 1 ? 1 : 2) };
+  }
+
+  /** The conditions of rows with these labels and this prompt. */
+  conditions(labels, prompt) {
+    const text = this.tokenizer?.encode(prompt);
+    return { labels, prompts: text ? labels.map(() => text) : [] };
   }
 
   /** One row in [0, 1]. */
@@ -71,10 +85,11 @@ function joinRows(rows) {
 /** The models of the page on one runtime, whose networks are loaded when they are first needed. */
 export class Models {
   constructor(description, onStatus) {
-    const { shape, generators, runtime } = description;
+    const { shape, generators, runtime, tokenizer } = description;
+    this.tokenizer = tokenizer && new Tokenizer(tokenizer);
     this.description = description;
     this.files = runtime;
-    this.list = generators.map((about) => new Model(about, shape));
+    this.list = generators.map((about) => new Model(about, shape, this.tokenizer));
     this.onStatus = onStatus;
     this.backend = "";
     this.runtime = this.adapter = null;
@@ -90,7 +105,7 @@ export class Models {
     const model = this.list[index];
     if (!model.network) {
       this.onStatus(`loading ${model.about.name}`);
-      model.network = await this.open(model.about.network);
+      model.network = await this.open(model);
     }
     this.onStatus("");
     return model;
@@ -100,24 +115,24 @@ export class Models {
     return this.adapter.isHardware ? "webgpu" : "wasm";
   }
 
-  async open(about) {
-    const bytes = await readFile(about.file);
+  async open(model) {
+    const { file } = model.about.network, bytes = await readFile(file);
     try {
-      return await this.openOn(this.backend, bytes, about);
+      return await this.openOn(this.backend, bytes, model);
     } catch (error) {
       if (this.backend === "wasm") {
-        throw new Error(`cannot run ${about.file}: ${error.message}`);
+        throw new Error(`cannot run ${file}: ${error.message}`);
       }
       this.adapter.isUsable = false; // it cannot run the network
       this.backend = "wasm";
-      return this.openOn("wasm", bytes, about);
+      return this.openOn("wasm", bytes, model);
     }
   }
 
   /** A network after its first call, which takes longer than others. */
-  async openOn(backend, bytes, about) {
-    const network = await Network.open(this.runtime, bytes, about, backend);
-    await network.run(new Float32Array(network.size), 1, 1, [-1]);
+  async openOn(backend, bytes, model) {
+    const network = await Network.open(this.runtime, bytes, model.about.network, backend);
+    await network.run(new Float32Array(network.size), 1, 1, model.conditions([-1], ""));
     return network;
   }
 

@@ -90,6 +90,14 @@ export async function findAdapter() {
   return { isUsable: Boolean(adapter), isHardware: Boolean(adapter) && !isEmulation };
 }
 
+/**
+ * Conditions of a batch, with an entry for each row.
+ * @typedef {object} Conditions
+ * @property {number[]} labels −1 for none
+ * @property {{ tokens: number[], mask: number[] }[]} prompts those of a Tokenizer, if the network
+ *   reads prompts
+ */
+
 /** A network of the export, for batches of images of one shape. */
 export class Network {
   /** @param {{ inputs: string[], shape: number[] }} about */
@@ -109,19 +117,20 @@ export class Network {
 
   /**
    * The raw output for a batch at one level.
-   * @param {number[]} labels one per row, −1 for none
+   * @param {Conditions} conditions
+   * @param {Conditions} avoided conditions to guide away from
    * @param {number} guidance weight of classifier-free guidance; 1 means none
    */
-  async call(x, level, levelS, labels, guidance) {
-    const output = await this.run(x, level, levelS, labels);
-    if (guidance === 1 || !this.inputs.includes("label")) {
+  async call(x, level, levelS, conditions, avoided, guidance) {
+    const output = await this.run(x, level, levelS, conditions);
+    if (guidance === 1 || !this.inputs.some((name) => name === "label" || name === "tokens")) {
       return output;
     }
-    const plain = await this.run(x, level, levelS, labels.map(() => -1));
+    const plain = await this.run(x, level, levelS, avoided);
     return output.map((value, i) => guidance * value + (1 - guidance) * plain[i]);
   }
 
-  async run(x, level, levelS, labels) {
+  async run(x, level, levelS, { labels, prompts }) {
     const { Tensor } = this.runtime, rows = x.length / this.size;
     const fill = (value) => new Tensor("float32", new Float32Array(rows).fill(value), [rows]);
     const values = {
@@ -129,6 +138,14 @@ export class Network {
       level: () => fill(level),
       level_s: () => fill(levelS),
       label: () => new Tensor("int64", BigInt64Array.from(labels, BigInt), [rows]),
+      tokens: () => {
+        const tokens = prompts.flatMap((prompt) => prompt.tokens);
+        return new Tensor("int64", BigInt64Array.from(tokens, BigInt), [rows, tokens.length / rows]);
+      },
+      token_mask: () => {
+        const mask = prompts.flatMap((prompt) => prompt.mask);
+        return new Tensor("bool", Uint8Array.from(mask), [rows, mask.length / rows]);
+      },
     };
     const feeds = Object.fromEntries(this.inputs.map((name) => [name, values[name]()]));
     const { output } = await this.session.run(feeds);

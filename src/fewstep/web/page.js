@@ -6,6 +6,7 @@ import { isSingleFile, naming, readFile } from "./network.js";
 import {
   ConditionPanel, MorphPanel, PaintPanel, SeedsPanel, chips, gridStarts, morphCorners,
 } from "./panels.js";
+import { PromptBox } from "./prompt.js";
 import { Results, drawImage } from "./results.js";
 import { parseStart, placeNoise } from "./sampling.js";
 import { Address } from "./state.js";
@@ -65,6 +66,7 @@ class Page {
     return {
       mode: "seeds", start: "0", first: 0, near: 0, pins: ["0", "1", "2", "3"], corners: "2",
       x: 0.5, y: 0.5, label: null, guidance: first.about.guidance.weight, shown,
+      prompt: this.description.prompts[0] ?? "", negative: first.about.guidance.negative,
       wipe: shown.length > 1 ? [shown[0], shown.at(-1)] : [],
       freedom: 0.5, drawing: "", backend: "",
     };
@@ -102,6 +104,8 @@ class Page {
       paint: new PaintPanel(painter.about, first.shape, change),
     };
     this.condition = new ConditionPanel(this.description, change);
+    this.prompt = new PromptBox(this.description, this.models.tokenizer, change);
+    byId("prompt").append(this.prompt.root);
     byId("results").prepend(element("div", { className: "pickers" }, ...this.pickers.map(
       ({ title, root }) => element("div", {}, element("b", { textContent: title }), " steps", root),
     )));
@@ -149,6 +153,7 @@ class Page {
     this.modes.update((mode) => mode === state.mode);
     this.pickers.forEach((picker) => picker.update((key) => state.shown.includes(key)));
     this.condition.update(state);
+    this.prompt.update(state);
     this.results.arrange(state.shown);
     this.results.arrangeWipe(state.wipe);
     document.body.dataset.busy = "true";
@@ -189,11 +194,15 @@ class Page {
       return card.refuse("too little freedom for this number of steps");
     }
     const label = this.labelOf(state, seed), guidance = this.guidanceOf(model, state);
-    const sample = { noises: [noise], seeds: [seed], labels: [label], guidance, picture };
+    const { prompt, negative } = state;
+    const sample = {
+      noises: [noise], seeds: [seed], labels: [label], prompt, negative, guidance, picture,
+    };
     const result = await model.generate(steps, sample);
     card.show(result, {
       Software: `fewstep ${this.description.fewstep}`,
       seed: name, label: String(label), guidance: String(guidance),
+      ...(this.models.tokenizer ? { prompt, negative } : {}),
     });
   }
 
@@ -211,7 +220,8 @@ class Page {
     const starts = { seeds: gridStarts(state), morph: state.pins, paint: [] }[state.mode];
     const model = await this.models.ready(0, state.backend);
     const guidance = this.guidanceOf(model, state);
-    const version = `${state.label} ${guidance}`;
+    const { prompt, negative } = state;
+    const version = JSON.stringify([state.label, prompt, negative, guidance]);
     if (this.version !== version || this.thumbnails.size > CACHE) {
       this.thumbnails.clear();
       this.version = version;
@@ -221,7 +231,7 @@ class Page {
       const noises = missing.map((start) => placeNoise({ corners: [start] }, model.size));
       const seeds = missing.map((start) => parseStart(start).seed);
       const labels = seeds.map((seed) => this.labelOf(state, seed));
-      const sample = { noises, seeds, labels, guidance, picture: null };
+      const sample = { noises, seeds, labels, prompt, negative, guidance, picture: null };
       const { images } = await model.generate(model.about.default_steps, sample);
       missing.forEach((start, row) => {
         const canvas = element("canvas");

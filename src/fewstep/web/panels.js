@@ -2,6 +2,7 @@
 
 import { element, oncePerFrame } from "./dom.js";
 import { MAX_SEED, neighbours } from "./sampling.js";
+import { promptInput } from "./prompt.js";
 import { MAX_GUIDANCE } from "./state.js";
 import { morphPad, paint, seedGrid } from "./widgets.js";
 
@@ -200,9 +201,9 @@ function decode(text, length) {
   return Float32Array.from({ length }, (_, i) => (letters.charCodeAt(i) || 0) / 255);
 }
 
-/** Class and guidance. */
+/** Class, guidance, and what it leads away from. */
 export class ConditionPanel {
-  constructor({ classes, class_names: names, generators }, change) {
+  constructor({ classes, class_names: names, generators, tokenizer }, change) {
     const reasons = generators.map((about) => about.guidance.reason);
     const isFree = reasons.includes("");
     const choices = Array.from({ length: classes }, (_, i) => [i, names[i] ?? String(i)]);
@@ -216,13 +217,19 @@ export class ConditionPanel {
     const high = Math.max(MAX_GUIDANCE, ...generators.map((about) => about.guidance.weight));
     const range = { low: 0, high, step: 0.1, format };
     this.guidance = slider("Guidance", range, (guidance) => change({ guidance }));
-    this.root = element("div", {}, element("h3", { textContent: "Class" }), this.labels.root,
-      this.guidance.root);
-    this.root.hidden = classes === 0;
+    const title = element("h3", { textContent: "Class", hidden: classes === 0 });
+    this.labels.root.hidden = classes === 0;
+    this.negative = promptInput("Negative prompt", "to avoid, with guidance above 1",
+      (negative) => change({ negative }));
+    this.negative.root.hidden = !(tokenizer && isFree);
+    this.root = element("div", {}, title, this.labels.root, this.guidance.root,
+      this.negative.root);
+    this.root.hidden = classes === 0 && !tokenizer;
   }
 
-  update({ label, guidance }) {
+  update({ label, guidance, negative }) {
     this.labels.update((value) => value === label);
+    this.negative.update(negative);
     this.guidance.update(guidance, this.reason);
   }
 }

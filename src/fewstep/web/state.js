@@ -11,6 +11,8 @@
  * @property {number} x
  * @property {number} y
  * @property {number | null} label the class; null for classes in turn
+ * @property {string} prompt
+ * @property {string} negative a prompt to guide away from
  * @property {number} guidance
  * @property {string[]} shown results, such as "0:4" for 4 steps of the first generator
  * @property {string[]} wipe two of them, or none
@@ -39,6 +41,11 @@ const list = (test) => ({
   write: (values) => values.join("_"),
   read: (text) => (text === "" ? [] : [...new Set(text.split("_").filter(test))]),
 });
+export const MAX_PROMPT = 1000;
+/** A prompt as an address can have it: without halves of a character, and not too long. */
+export const toPrompt = (text) =>
+  text.replaceAll(/[\ud800-\udfff]/gu, "\ufffd").slice(0, MAX_PROMPT);
+const prompt = { write: toPrompt, read: toPrompt };
 const isBase64 = (text) => /^[\w-]*$/.test(text) && text.length % 4 !== 1;
 const isResult = (text) => /^\d:[1-9]\d{0,3}$/.test(text);
 
@@ -55,6 +62,8 @@ const FIELDS = {
     write: (value) => (value === null ? "turn" : String(value)),
     read: (text) => (/^-?\d{1,5}$/.test(text) ? Number(text) : undefined),
   },
+  prompt,
+  negative: prompt,
   guidance: number(0, MAX_GUIDANCE),
   shown: list(isResult),
   wipe: list(isResult),

@@ -41,9 +41,10 @@ export class Tokenizer {
     return this.split(prompt).flatMap((word) => this.wordIds(word));
   }
 
-  /** The words of a prompt that no caption has, in order. */
+  /** The words of a prompt that no caption has, in order, without punctuation marks. */
   unknownWords(prompt) {
-    return this.split(prompt).filter((word) => !this.words.has(word));
+    const isWord = (word) => /^[a-z0-9\u{80}-\u{10ffff}]/u.test(word);
+    return this.split(prompt).filter((word) => isWord(word) && !this.words.has(word));
   }
 
   split(prompt) {
