@@ -9,24 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from analytic import Exact
 from fewstep import conditions, runs, store
 from fewstep.assembly import _open_store
 from fewstep.cli import main
 from fewstep.comparison import Exhibit
-from fewstep.data import ImageSet
 from fewstep.data.folder import read_folder
-from fewstep.denoiser import Denoiser
 from fewstep.drawing import generate
 from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
-from fewstep.generator import Generator
 from fewstep.images import grid
 from fewstep.loading import load_runs
 from fewstep.metrics import EvalProtocol
 from fewstep.noise import noise_from_seeds
-from fewstep.parametrization import Velocity
-from fewstep.process import Flow
 from fewstep.recipe import parse, read
 from fewstep.recording import Recording, record
 from fewstep.report import write_report
@@ -38,6 +32,7 @@ from fewstep.sample_spec import SampleSpec
 from fewstep.scores import score_from
 from fewstep.streams import PairStream
 from fewstep.text.learned import LearnedText
+from painter import colours, painter
 from prompted import CAPTIONS, ENCODER, SHAPE, captioned_folder, prompted, prompted_run
 from report.examples import Page, tiles
 
@@ -221,42 +216,6 @@ def test_prompts_for_a_run_without_text_are_refused(tmp_path, capsys):
         assert main(["record", "fewstep:digits", *out, option, "emoji"]) == 2
         line = capsys.readouterr().err
         assert f"fewstep:digits reads no prompts: leave out {option}" in line
-
-
-def colours(captions=("red", "green", "blue"), count=60):
-    """Images of one colour each, whose caption names it, twice as many red ones as others."""
-    names = [captions[i] for i in (0, 0, 1, 2)]
-    numbers = torch.arange(count) % 4
-    rgb = torch.eye(3)[torch.tensor([0, 0, 1, 2])[numbers]] * 255
-    images = rgb.to(torch.uint8)[..., None, None].expand(-1, -1, 8, 8).contiguous()
-    texts = tuple((names[i], "never asked for") for i in numbers.tolist())
-    labels = torch.tensor([0, 0, 1, 2])[numbers]
-    return ImageSet("colours", images, labels, ("r", "g", "b"), captions=texts)
-
-
-class Painter(Exact):
-    """Paints the colour that the first token of the prompt names; white without a prompt."""
-
-    def __init__(self, encoder):
-        super().__init__(Velocity(Flow()), SHAPE)
-        tokens = encoder.encode(["red", "green", "blue"]).tokens[:, 0].tolist()
-        self.numbers = {token: number for number, token in enumerate(tokens)}
-        self.text = encoder.input
-
-    def forward(self, x, level, *, level_s=None, cond=None):
-        rows = zip(cond.text.tokens[:, 0].tolist(), cond.text.mask[:, 0].tolist(), strict=True)
-        palette = [
-            torch.eye(3)[self.numbers[token]] if here else torch.ones(3) for token, here in rows
-        ]
-        x0 = (2 * torch.stack(palette) - 1)[..., None, None].expand_as(x)
-        return (x - x0) / (level / 1000).view(-1, 1, 1, 1)
-
-
-def painter():
-    encoder = LearnedText(length=3, vocabulary=60).fit(["red", "green", "blue"])
-    model = Painter(encoder)
-    spec = SampleSpec(SHAPE, text=encoder, prompts=("red", "green"))
-    return Generator(Denoiser(model, Flow(), Velocity()), spec)
 
 
 def test_samples_have_the_captions_of_the_real_images(home):

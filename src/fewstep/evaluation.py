@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep import metrics
 from fewstep.data import ImageSet
@@ -37,14 +37,18 @@ class Evaluator:
     """Scores any number of generators against one set of real images, by one protocol.
 
     If the set has no classes, which the protocol's default extractor needs, another is used, and
-    one line on stderr says so.
+    one line on stderr says so. The prompts of samples are the captions of `prompted`, by default
+    those of the real images.
 
     Raises: InputError if the protocol's extractor or measures cannot be used with these images.
     """
 
-    def __init__(self, images: ImageSet, protocol: EvalProtocol) -> None:
+    def __init__(
+        self, images: ImageSet, protocol: EvalProtocol, *, prompted: ImageSet | None = None
+    ) -> None:
         self.images = images
         self.protocol = protocol
+        self.prompted = prompted
         name = protocol.extractor
         if protocol.unlabelled_extractor and not metrics.has_classes(images):
             name = protocol.unlabelled_extractor
@@ -56,7 +60,13 @@ class Evaluator:
                     file=sys.stderr,
                 )
         self.extractor = metrics.make_extractor(name, images, resize=protocol.resize, cache=cache())
-        self.extra = [metrics.find_measure(name) for name in protocol.measures]
+        measures = [metrics.find_measure(name) for name in protocol.measures]
+        self.extra = [each for each in measures if isinstance(each, metrics.Measure)]
+        self.prompt_measures = [
+            each.create(images, prompted=prompted, cache=cache())
+            for each in measures
+            if not isinstance(each, metrics.Measure)
+        ]
         self._reference: metrics.Reference | None = None
 
     def prepare(self) -> Pull[int, None, metrics.Reference]:
@@ -77,8 +87,10 @@ class Evaluator:
 
     @property
     def reference_name(self) -> str:
-        """Name, size and fingerprint of the set of real images."""
-        return f"{self.images.name} ({len(self.images)}, {self.images.fingerprint[:12]})"
+        """Name, size and fingerprint of the set of real images, and of another one of prompts."""
+        sets = [self.images] if self.prompted is None else [self.images, self.prompted]
+        names = [f"{each.name} ({len(each)}, {each.fingerprint[:12]})" for each in sets]
+        return ", with captions of ".join(names)
 
     @property
     def protocol_key(self) -> tuple[object, ...]:
@@ -128,25 +140,41 @@ class Evaluator:
                 f"the generator's images have shape {generator.spec.shape}, but those of the "
                 f"reference set {self.images.name} have {self.images.shape}"
             )
-        samples, requests = self.protocol.samples, make_requests(generator.spec, self.images)
+        samples = self.protocol.samples
+        requests = make_requests(generator.spec, self.images, self.prompted)
+        self._check_prompts(requests)
         accumulator = metrics.ScoreAccumulator(
-            self.reference, samples, cycle=requests.cycle, extra=self.extra
+            self.reference,
+            samples,
+            cycle=requests.cycle,
+            extra=self.extra,
+            prompt_measures=self.prompt_measures,
         )
         rank, ranks = world() if shared else (0, 1)
         settings: Any = {"steps": steps, "seed": seed, "batch": batch, **requests.turns}
         work = generate(generator, samples, share=(rank, ranks), **settings)
         for first in range(0, samples, ranks * batch):
-            outputs: list[tuple[metrics.ExtractorOutput, Tensor | None]] = []
+            outputs: list[metrics.BatchOutput] = []
             for rows, images in islice(work, 1):  # none where the last batch is another rank's
-                outputs = list(accumulator.outputs(images, requests.classes_of(rows)))
+                conditions = requests.classes_of(rows), requests.prompts_of(rows)
+                outputs = list(accumulator.outputs(images, *conditions))
             for parts in gather(outputs) if shared else [outputs]:
                 for output in parts:
-                    accumulator.add(*output)
+                    accumulator.add(output)
             yield min(first + ranks * batch, samples)
         measures = accumulator.measures() if rank == 0 else None
         measures = gather(measures)[0] if shared else measures
         assert measures
         return self._make_score(generator, steps, seed, requests, measures)
+
+    def _check_prompts(self, requests: Requests) -> None:
+        """Raise InputError if a measure needs prompts and the samples have none."""
+        for measure in self.prompt_measures:
+            if requests.prompts is None:
+                raise InputError(
+                    f"the measure {measure.key} compares images with captions, and the generator "
+                    "reads none: leave the measure out"
+                )
 
     def _make_score(
         self,
@@ -298,7 +326,8 @@ def cached_score(
         if line.get("version") != metrics.VERSION or "score" not in line:
             continue
         score = score_from(line["score"])
-        missing = {m.key for m in evaluator.extra} - {e.measure.key for e in score.measures.extra}
+        extra = {m.key for m in (*evaluator.extra, *evaluator.prompt_measures)}
+        missing = extra - {e.measure.key for e in score.measures.extra}
         own = (score.weights, score.number_format, *score.protocol, score.steps, score.seed)
         if own == key and not missing:
             device, seconds = hardware(generator.device), seconds_per_image(generator, steps)

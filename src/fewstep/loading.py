@@ -97,8 +97,10 @@ def load_runs(addresses: Sequence[str], *, weights: Weights = "ema") -> list[Loa
     return loaded
 
 
-def reference_images(run: LoadedRun, name: str | None = None) -> ImageSet:
-    """The real images to measure `run` against.
+def reference_images(
+    run: LoadedRun, name: str | None = None, *, split: str | None = None
+) -> ImageSet:
+    """The real images to measure `run` against, or another `split` of their set.
 
     They are the data set `name`, or `name:path`, with the size and channels of the run's images;
     without a `name`, the set that the run was trained on. Raises InputError if `name` is None and
@@ -107,7 +109,8 @@ def reference_images(run: LoadedRun, name: str | None = None) -> ImageSet:
     if name:
         shape = run.generator.spec.shape
         set_name, path = data.split_path(name)
-        images = data.load(set_name, size=shape[-1] if len(shape) == 3 else None, path=path)
+        size = shape[-1] if len(shape) == 3 else None
+        images = data.load(set_name, split=split or "train", size=size, path=path)
         images = images.with_channels(shape[0]) if len(shape) == 3 else images
         return _with_own_name(run, images)
     if run.recipe is None:
@@ -117,8 +120,9 @@ def reference_images(run: LoadedRun, name: str | None = None) -> ImageSet:
         )
     config = run.recipe.data
     path = config.path and _find_moved(run, config.path)
-    images = _with_own_name(run, read_data(replace(run.recipe, data=replace(config, path=path))))
-    if run.data_hash not in (None, images.fingerprint):
+    config = replace(config, path=path, split=split or config.split)
+    images = _with_own_name(run, read_data(replace(run.recipe, data=config)))
+    if split is None and run.data_hash not in (None, images.fingerprint):
         raise InputError(
             f"the images of {config.path or config.name} are not those that {run.address} was "
             f"trained on (fingerprints {images.fingerprint[:12]} and {run.data_hash[:12]}): "

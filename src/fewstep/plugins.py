@@ -112,7 +112,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "squeezenet": "fewstep.metrics.extractors.squeezenet:SqueezeNet",
         "resnet56-cifar10": "fewstep.metrics.extractors.resnet:ResNet56Cifar10",
     },
-    "measure": {"sliced-wasserstein": "fewstep.metrics.distances.sliced:SLICED_WASSERSTEIN"},
+    "measure": {
+        "sliced-wasserstein": "fewstep.metrics.distances.sliced:SLICED_WASSERSTEIN",
+        "text-match": "fewstep.metrics.text_match:TextMatch",
+    },
     "source": {
         "diffusers": "fewstep.pretrained.diffusers:read_diffusers",
         "edm": "fewstep.pretrained.edm:read_edm",

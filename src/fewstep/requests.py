@@ -44,19 +44,30 @@ class Requests:
             return None
         return torch.tensor([self.classes[row % len(self.classes)] for row in rows])
 
+    def prompts_of(self, rows: range) -> list[str] | None:
+        """The prompt of each sample; None if there are no prompts, or only those of the run."""
+        if self.prompts is None:
+            return None
+        return [self.prompts[row % len(self.prompts)] for row in rows]
 
-def make_requests(spec: SampleSpec, images: ImageSet) -> Requests:
+
+def make_requests(spec: SampleSpec, images: ImageSet, prompted: ImageSet | None = None) -> Requests:
     """Conditions with which samples of `spec` are distributed as the real images are.
 
-    Prompts are the captions of the real images, the first one of each, in a random order that is
-    always the same, with the classes of these images. Without text, the classes take turns, or have
-    the frequencies of the real images if these differ by more than a tenth.
+    Prompts are the captions of the real images, or of `prompted`, the first one of each, in a
+    random order that is always the same, with the classes of these images. Without text, the
+    classes take turns, or have the frequencies of the real images if these differ by more than a
+    tenth.
 
-    Raises: InputError if both have the same classes in another order.
+    Raises: InputError if both have the same classes in another order, or for `prompted` without
+    captions, or with a generator that reads no prompts.
     """
     same = _same_classes(spec, images)
+    if prompted is not None and (spec.text is None or not any(prompted.captions)):
+        lack = "the generator reads no prompts" if spec.text is None else "it has none"
+        raise InputError(f"the captions of {prompted.name} cannot be prompts: {lack}")
     if spec.text is not None:
-        return _captions(spec, images, same)
+        return _captions(spec, prompted or images, same)
     labels = _shares(images) if same else None
     return Requests(
         labels=labels,

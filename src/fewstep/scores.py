@@ -82,6 +82,7 @@ class Score:
                 "the features of rotations are those of a small network that was trained without "
                 "labels, to recognise how the real images are rotated; the scores are no FID"
             )
+        texts += dict.fromkeys(extra.note for extra in self.measures.extra if extra.note)
         count = min(self.samples, self.real)
         if count <= self.features:
             noun = "samples" if count == self.samples else "real images"

@@ -1,19 +1,28 @@
 """Whether images show what their prompts say, on sets whose captions tell the images."""
 
+import json
 import math
+import re
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from scipy.stats import binomtest
 from torch import nn
 
+from fewstep.cli import main
 from fewstep.data import ImageSet, load
 from fewstep.errors import InputError
-from fewstep.metrics import text_match
+from fewstep.evaluation import Evaluator
+from fewstep.metrics import EvalProtocol, ScoreAccumulator, text_match
 from fewstep.metrics.measures import ExtraMeasure
 from fewstep.metrics.text_match import CaptionPool, TextMatch, train_scorer, wilson_interval
 from fewstep.metrics.text_match.network import TextImageNetwork
 from fewstep.metrics.text_match.training import augment, contrastive_loss
+from fewstep.scores import score_from
+from painter import colours, painter
+from prompted import captioned_folder, prompted, prompted_run
 
 COLOURS = {
     "red": (255, 0, 0),
@@ -214,6 +223,87 @@ def test_the_interval_is_wilsons():
     for hits, count in [(0, 10), (3, 10), (98, 100), (500, 500)]:
         expected = binomtest(hits, count).proportion_ci(method="wilson")
         assert wilson_interval(hits, count) == pytest.approx(tuple(expected), abs=1e-6)
+
+
+@pytest.fixture
+def quick_training(monkeypatch):
+    """Scorers are trained for a second."""
+    short = partial(train_scorer, count=2_560)
+    monkeypatch.setattr("fewstep.metrics.text_match.training.train_scorer", short)
+
+
+def test_a_generator_that_draws_what_it_is_asked_for_is_found(home, quick_training):
+    protocol = EvalProtocol(60, "pixels", measures=("text-match",))
+    images = colours()
+    score = Evaluator(images, protocol).score(painter(), steps=1)
+    (match,) = score.measures.extra
+    assert match.value == 1 and match.measure.text(score.measures) == "100.0 %"
+    assert match.measure.interval(score.measures) == (match.low, match.high)
+    note = r"Text match 100\.0 % for 60 real images with these captions \(scorer [0-9a-f]{12}\)"
+    assert re.fullmatch(note, match.note)
+    assert match.note in score.caveats
+    assert score_from(json.loads(json.dumps(score.table()))) == score
+    # the same generator, asked for another colour than the captions of the images
+    wrong = {"red": "green", "green": "blue", "blue": "red"}
+    evaluator = Evaluator(images, protocol)
+    liar = painter()
+    numbers = dict(liar.denoiser.backbone.numbers)
+    token = dict(zip(("red", "green", "blue"), numbers, strict=True))
+    liar.denoiser.backbone.numbers.update({token[a]: numbers[token[b]] for a, b in wrong.items()})
+    score = evaluator.score(liar, steps=1, batch=7)
+    assert score.measures.extra[0].value == 0
+
+
+def test_captions_of_another_set_are_prompts(home, quick_training):
+    images = colours()
+    blue = replace(images, images=images.images[3:4], labels=None, captions=(("blue",),))
+    protocol = EvalProtocol(20, "pixels", measures=("text-match",))
+    evaluator = Evaluator(images, protocol, prompted=blue)
+    score = evaluator.score(painter(), steps=1)
+    assert score.measures.extra[0].value == 1
+    assert score.measures.extra[0].note.startswith("Text match 100.0 % for 1 real image with")
+    assert score.reference.endswith(f"with captions of colours (1, {blue.fingerprint[:12]})")
+    assert score.protocol == evaluator.protocol_key
+    # all samples are blue, so that their distance is that of a set of blue images
+    constant = torch.zeros(20, 3, 8, 8, dtype=torch.uint8)
+    constant[:, 2] = 255
+    accumulator = ScoreAccumulator(evaluator.reference, 20)
+    accumulator.update(constant)
+    assert score.frechet == pytest.approx(accumulator.measures().frechet, rel=1e-3)
+    for generator, prompts, message in [
+        (painter(), replace(blue, captions=()), "the captions of colours cannot be prompts: it ha"),
+        (
+            prompted(encoder=None),
+            blue,
+            "the captions of colours cannot be prompts: the generator reads no p",
+        ),
+    ]:
+        with pytest.raises(InputError, match=message):
+            Evaluator(images, EvalProtocol(4, "pixels"), prompted=prompts).score(generator, steps=1)
+
+
+def test_generators_without_prompts_have_no_text_match(home, quick_training):
+    evaluator = Evaluator(colours(), EvalProtocol(4, "pixels", measures=("text-match",)))
+    with pytest.raises(InputError, match="measure text_match compares images with captions, and"):
+        evaluator.score(prompted(encoder=None), steps=1)
+
+
+def test_the_command_line_takes_prompts_from_a_split(home, tmp_path, quick_training, capsys):
+    captioned_folder(tmp_path / "images" / "train")
+    captioned_folder(tmp_path / "images" / "test", ("a red dog", "one small dog"))
+    run = prompted_run(tmp_path / "run", tmp_path / "images")
+    options = ["--samples", "6", "--steps", "1", "--extractor", "pixels", "--json"]
+    options += ["--measures", "text-match"]
+    scores = []
+    for split in ([], ["--caption-split", "test"]):
+        assert main(["evaluate", run, *options, *split]) == 0
+        scores += json.loads(capsys.readouterr().out)
+    train, test = scores
+    assert train["reference"] in test["reference"] and train["reference"] != test["reference"]
+    for score, count in zip(scores, (5, 2), strict=True):
+        assert f"for {count} real images" in score["extra"][0]["note"]
+    assert main(["evaluate", run, *options, "--caption-split", "val"]) == 2
+    assert "has no split 'valid'" in capsys.readouterr().err
 
 
 def test_an_interval_and_a_note_survive_a_table():

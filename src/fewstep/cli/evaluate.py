@@ -67,6 +67,9 @@ class Options(ProtocolOptions):
             "set; required for checkpoints of other projects, and for a run whose images have moved"
         ),
     ] = None
+    caption_split: str | None = None
+    """For runs that read prompts: the split of the real images' set whose captions are the prompts,
+    such as test; by default that of the real images."""
     guidance: NonNegative = 1.0
     """Weight of classifier-free guidance; 1 means no guidance."""
     precision: Literal["f32", "tf32", "bf16"] = "f32"
@@ -101,6 +104,9 @@ def main(argv: Sequence[str]) -> int:
     if options.straightness:
         return _straightness(generator, options) if first_rank() else 0
     images = run_together(lambda: reference_images(run, options.data))
+    prompted = None
+    if split := options.caption_split:
+        prompted = run_together(lambda: reference_images(run, options.data, split=split))
     if world()[1] > 1:  # a single process need not hash its weights here
         check_equal(
             {
@@ -109,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
                 **asdict(options),
             }
         )
-    evaluator = comparison.prepare(Evaluator(images, protocol), bar=console.bar)
+    evaluator = comparison.prepare(Evaluator(images, protocol, prompted=prompted), bar=console.bar)
     scores = [
         comparison.measure(
             evaluator, generator, options.run, steps, seed=options.seed, bar=console.bar

@@ -1,6 +1,6 @@
 """Scores of images. Scores are comparable only if they were measured by the same protocol."""
 
-from fewstep.metrics.accumulator import VERSION, ScoreAccumulator
+from fewstep.metrics.accumulator import VERSION, BatchOutput, ScoreAccumulator
 from fewstep.metrics.distances import (
     ClassScore,
     FeatureDistance,
@@ -34,6 +34,7 @@ from fewstep.metrics.measures import (
     ExtraMeasure,
     Measure,
     Measures,
+    PromptMeasure,
     computed_measures,
     find_measure,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "MEASURES",
     "PROTOCOLS",
     "VERSION",
+    "BatchOutput",
     "ClassScore",
     "Classifier",
     "EvalProtocol",
@@ -60,6 +62,7 @@ __all__ = [
     "Moments",
     "Pixels",
     "PretrainedExtractor",
+    "PromptMeasure",
     "Reference",
     "ScoreAccumulator",
     "build_reference",

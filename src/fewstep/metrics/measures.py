@@ -1,14 +1,18 @@
 """The measures of a set of images: their values, and how each is named, explained and printed."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fewstep import plugins
 from fewstep.errors import InputError
 from fewstep.formatting import number, percent
+from fewstep.metrics.extractors.base import ReferenceImages
 
 
 @dataclass(frozen=True)
@@ -209,14 +213,54 @@ def computed_measures(rows: Sequence[Measures]) -> list[Measure]:
     return [m for m in measures if any(m.value(row) is not None for row in rows)]
 
 
-def find_measure(name: str) -> Measure:
+class PromptMeasure(ABC):
+    """A measure of how well images fit their prompts, which may have several values.
+
+    To add one, list the address of a subclass in a protocol, as for a `Measure`.
+    """
+
+    key: ClassVar[str]
+    """The key of the first value."""
+
+    @classmethod
+    @abstractmethod
+    def create(
+        cls,
+        images: ReferenceImages,
+        *,
+        prompted: ReferenceImages | None = None,
+        cache: Path | None = None,
+    ) -> "PromptMeasure":
+        """The measure of samples that are compared with `images`.
+
+        Their prompts are the captions of `prompted`, or of `images` if it is None. `cache` is a
+        folder for trained weights.
+
+        Raises: InputError if it cannot be computed for these images.
+        """
+
+    @abstractmethod
+    def rows(
+        self, images: UInt8[Tensor, "n c h w"], prompts: Sequence[str]
+    ) -> Float[Tensor, "n k"]:
+        """k numbers for each image, on the CPU. They depend on the image and its prompt alone, so
+        that processes can share the images."""
+
+    @abstractmethod
+    def values(self, rows: Float[Tensor, "n k"]) -> tuple[ExtraMeasure, ...]:
+        """The values of the measure for all images."""
+
+
+def find_measure(name: str) -> Measure | type[PromptMeasure]:
     """The extra measure with a registered name, or at an address `package.module:MEASURE`.
 
-    Raises: InputError if the name is unknown, or its object is not a `Measure` with `compute`.
+    Raises: InputError if the name is unknown, or its object is neither a `Measure` with `compute`
+    nor a subclass of `PromptMeasure`.
     """
     measure = plugins.resolve("measure", name)
-    if not isinstance(measure, Measure) or measure.compute is None:
-        raise InputError(f"{name} is not a metrics.Measure with `compute`")
+    is_class = isinstance(measure, type) and issubclass(measure, PromptMeasure)
+    if not is_class and (not isinstance(measure, Measure) or measure.compute is None):
+        raise InputError(f"{name} is not a metrics.Measure with `compute`, or a PromptMeasure")
     if any(measure.key == other.key for other in MEASURES):
         raise InputError(f"the key {measure.key!r} of {name} is taken; choose another")
     return measure

@@ -2,7 +2,7 @@
 
 from fewstep.metrics.text_match.captions import CaptionPool
 from fewstep.metrics.text_match.measure import TEXT_MATCH, TONE_MATCH, TextMatch, wilson_interval
-from fewstep.metrics.text_match.training import Scorer, scorer_file, train_scorer
+from fewstep.metrics.text_match.training import Scorer, scorer_file, scorer_for, train_scorer
 
 __all__ = [
     "TEXT_MATCH",
@@ -11,6 +11,7 @@ __all__ = [
     "Scorer",
     "TextMatch",
     "scorer_file",
+    "scorer_for",
     "train_scorer",
     "wilson_interval",
 ]

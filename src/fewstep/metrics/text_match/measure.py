@@ -8,9 +8,15 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from fewstep.formatting import percent, quantity
 from fewstep.metrics.extractors.base import ReferenceImages
-from fewstep.metrics.measures import ExtraMeasure, Measure
-from fewstep.metrics.text_match.captions import CANDIDATES, CaptionPool, check_captions
+from fewstep.metrics.measures import ExtraMeasure, Measure, PromptMeasure
+from fewstep.metrics.text_match.captions import (
+    CANDIDATES,
+    CaptionedImages,
+    CaptionPool,
+    check_captions,
+)
 from fewstep.metrics.text_match.training import Scorer, scorer_for
 
 TEXT_MATCH = Measure(
@@ -31,24 +37,47 @@ TONE_MATCH = Measure(
     format="percent",
 )
 
+MAX_REAL = 10_000  # real images that are measured beside the samples
 
-class TextMatch:
+
+class TextMatch(PromptMeasure):
     """The measures `text_match` and `tone_match` of images with prompts."""
 
-    def __init__(self, scorer: Scorer, pool: CaptionPool) -> None:
-        self.scorer, self.pool = scorer, pool
+    key = TEXT_MATCH.key
+
+    def __init__(self, scorer: Scorer, pool: CaptionPool, *, note: str = "") -> None:
+        """`note` is what to know about the values, in one sentence."""
+        self.scorer, self.pool, self.note = scorer, pool, note
         self._vectors: dict[str, Tensor] = {}
         self._embed(pool.captions)
 
     @classmethod
-    def create(cls, images: ReferenceImages, *, cache: Path | None = None) -> "TextMatch":
+    def create(
+        cls,
+        images: ReferenceImages,
+        *,
+        prompted: ReferenceImages | None = None,
+        cache: Path | None = None,
+    ) -> "TextMatch":
         """The measures for samples that are compared with `images`; the network is read from
-        `cache`, or trained and saved.
+        `cache`, or trained on `images` and saved.
 
         Raises: InputError if the images have no captions.
         """
-        captioned = check_captions(images)
-        return cls(scorer_for(captioned, cache=cache), CaptionPool([captioned]))
+        sets = [check_captions(each) for each in (images, prompted) if each is not None]
+        measure = cls(scorer_for(sets[0], cache=cache), CaptionPool(sets))
+        measure.note = measure.describe(sets[-1])
+        return measure
+
+    def describe(self, images: CaptionedImages) -> str:
+        """What real images with the same prompts reach, in a sentence."""
+        rows = [i for i, captions in enumerate(images.captions) if captions][:MAX_REAL]
+        real = self.rows(images.images[rows], [images.captions[i][0] for i in rows])
+        texts = " and ".join(
+            f"{each.measure.label} {percent(each.value)}" for each in self.values(real)
+        )
+        count = quantity(len(rows), "real image")
+        return f"{texts} for {count} with these captions (scorer {self.scorer.hash[:12]})"
 
     def rows(
         self, images: UInt8[Tensor, "n c h w"], prompts: Sequence[str]
@@ -76,7 +105,7 @@ class TextMatch:
             hits = column[~column.isnan()]
             if len(hits):
                 low, high = wilson_interval(int(hits.sum()), len(hits))
-                measures.append(ExtraMeasure(measure, hits.mean().item(), low, high))
+                measures.append(ExtraMeasure(measure, hits.mean().item(), low, high, self.note))
         return tuple(measures)
 
     def _is_nearest(self, vector: Tensor, prompt: str, rivals: Sequence[str]) -> float:
