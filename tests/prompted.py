@@ -21,7 +21,7 @@ CAPTIONS = ("a red cat", "a blue dog", "a red dog", "a blue cat", "one small red
 ENCODER = LearnedText(length=6, vocabulary=40).fit(CAPTIONS)
 
 
-def prompted(classes=0, *, encoder=ENCODER, seed=0):
+def prompted(classes=0, *, encoder=ENCODER, seed=0, std=0.5):
     """Random weights, none of them zero, so that every prompt has images of its own."""
     spec = SampleSpec(SHAPE, classes, text=encoder, prompts=CAPTIONS[:3])
     config = UNetConfig(
@@ -31,7 +31,7 @@ def prompted(classes=0, *, encoder=ENCODER, seed=0):
         torch.manual_seed(seed)
         network = config.build(shape=SHAPE, classes=classes, text=encoder and encoder.input)
         for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.5)
+            torch.nn.init.normal_(parameter, std=std)
     denoiser = Denoiser(network.eval(), Flow(), Velocity())
     return Generator(denoiser, spec, step=Heun())
 
