@@ -10,6 +10,7 @@ from fewstep.cli import main
 from fewstep.condition import Condition
 from fewstep.images import to_uint8
 from fewstep.noise import noise_from_seeds
+from fewstep.text.base import encoder_hash
 from prompted import CAPTIONS, ENCODER, SHAPE, prompted
 
 
@@ -118,3 +119,9 @@ def test_prompts_that_do_not_fit_are_refused_in_one_line(run, tmp_path, capsys, 
     assert main(["sample", *(names.get(word, word) for word in words), "-o", str(out)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line and not out.exists()
+
+
+def test_doctor_names_the_text_encoder(run, capsys):
+    assert main(["doctor", run]) == 0
+    digest = encoder_hash(ENCODER)[:12]
+    assert f"prompts of 6 tokens by learned ({digest})" in capsys.readouterr().out

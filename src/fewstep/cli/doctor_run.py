@@ -9,8 +9,10 @@ from fewstep.formatting import quantity
 from fewstep.images import read_picture
 from fewstep.models import find_model
 from fewstep.paths import identify
+from fewstep.plugins import name_of
 from fewstep.run_folder import Run
 from fewstep.scores import score_from
+from fewstep.text.base import TextEncoder, encoder_hash
 from fewstep.weights_file import read_weights_file
 
 Line = tuple[str, str]
@@ -80,7 +82,14 @@ def _weights(file: Path) -> str:
     count = sum(tensor.numel() for tensor in tensors.values())
     digest = runs.weights_hash(generator)[:16]
     step = f", step {note['step']}" if "step" in note else ""
-    return f"SHA-256 matches; {count:,} numbers, weights {digest}{step}"
+    encoder = generator.spec.text
+    text = f", prompts of {encoder.length} tokens by {_name(encoder)}" if encoder else ""
+    return f"SHA-256 matches; {count:,} numbers, weights {digest}{step}{text}"
+
+
+def _name(encoder: TextEncoder) -> str:
+    """The name of a text encoder, with the start of its hash."""
+    return f"{name_of('text-encoder', type(encoder))} ({encoder_hash(encoder)[:12]})"
 
 
 def _log(run: Run) -> str:

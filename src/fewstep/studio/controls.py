@@ -9,13 +9,23 @@ import streamlit as st
 
 from fewstep.condition import NO_LABEL
 from fewstep.formatting import quantity
-from fewstep.studio.state import IN_TURN, MAX_GUIDANCE, NO_CLASS, State, from_query, to_query
+from fewstep.studio.state import (
+    IN_TURN,
+    MAX_GUIDANCE,
+    MAX_PROMPT,
+    NO_CLASS,
+    State,
+    from_query,
+    to_query,
+)
 from fewstep.studio.workshop import Model
 
 Value = TypeVar("Value")
 _PREFIX = "control "
 STEP_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MAX_PILLS = 12
+MAX_WORDS = 20
+"""Number of unknown words that are listed."""
 
 
 def current() -> State:
@@ -150,10 +160,7 @@ def steps_control(model: Model) -> int:
 
 
 def condition_control(model: Model) -> int | None:
-    """What to generate: a class number, −1 for no class, or None for classes in turn.
-
-    Models that understand text will have their prompt here.
-    """
+    """What to generate: a class number, −1 for no class, or None for classes in turn."""
     names = model.class_names()
     if not names:
         return None
@@ -193,10 +200,43 @@ def _label_text(option: str, names: Sequence[str]) -> str:
     return names[int(option)]
 
 
+def prompt_control(model: Model) -> str:
+    """What to draw, in words; empty for a model without text, or its examples in turn."""
+    if not model.reads_text:
+        return ""
+    examples = [prompt for prompt in model.generator.spec.prompts if prompt]
+    text = f", such as “{' '.join(examples[0].split())}”" if examples else ""
+    return control(
+        "prompt",
+        st.text_input,
+        "prompt",
+        max_chars=MAX_PROMPT,
+        placeholder=f"empty: captions in turn{text}",
+    )
+
+
+def negative_control(models: Sequence[Model], guidance: float) -> str:
+    """The negative prompt; empty for models without text, or without guidance."""
+    if guidance == 1 or not models[0].reads_text:
+        return ""
+    return control("negative", st.text_input, "negative prompt", max_chars=MAX_PROMPT)
+
+
+def unknown_words(models: Sequence[Model], text: str) -> None:
+    """Say for each model which words of the prompts it does not know, once where all agree."""
+    words = {model.name: model.unknown_words(text) for model in models}
+    texts = {name: ", ".join(map(plain, unknown[:MAX_WORDS])) for name, unknown in words.items()}
+    if len(set(texts.values())) == 1:
+        texts = {"": next(iter(texts.values()))}
+    for name, unknown in texts.items():
+        if unknown:
+            st.caption(f"unknown words{f' of {code(name)}' if name else ''}: {unknown}")
+
+
 def guidance_control(models: Sequence[Model]) -> float:
     """Weight of classifier-free guidance; for models that were not trained for it, the reason."""
     able = [model for model in models if not model.why_not_guidable]
-    if not able or not models[0].generator.spec.classes:
+    if not able or not models[0].generator.spec.is_conditional:
         return 1.0
     weight = control("guidance", st.slider, "guidance", 0.0, MAX_GUIDANCE, step=0.25)
     for model in models:

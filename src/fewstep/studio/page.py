@@ -84,7 +84,7 @@ def _show(workshop: Workshop) -> None:
 
 
 def _shared_controls(workshop: Workshop) -> Session:
-    """Models, guidance, seed and class."""
+    """Models, guidance, seed, class and prompt."""
     row = st.container(horizontal=True, vertical_alignment="bottom")
     with row:
         box = st.popover("Runs", icon=":material/deployed_code:", width="content")
@@ -96,6 +96,7 @@ def _shared_controls(workshop: Workshop) -> Session:
         return Session(workshop)
     with box:
         guidance = controls.guidance_control(models)
+        negative = controls.negative_control(models, guidance)
     with row:
         with st.container(width=150):
             controls.control("seed", st.number_input, "seed", 0, MAX_SEED, step=1)
@@ -107,7 +108,9 @@ def _shared_controls(workshop: Workshop) -> Session:
             on_click=lambda: controls.change(seed=random.randrange(10_000), start=""),
         )
         label = controls.condition_control(models[0])
-    return Session(workshop, models, label, guidance)
+        prompt = controls.prompt_control(models[0])
+    controls.unknown_words(models, f"{prompt} {negative}")
+    return Session(workshop, models, label, guidance, prompt, negative)
 
 
 def _icon() -> Image.Image:

@@ -81,7 +81,8 @@ def png(picture: Image.Image, metadata: Mapping[str, str] | None = None) -> byte
 
 def metadata_of(request: Request) -> dict[str, str]:
     """What a picture's file says of its origin: enough to generate it again."""
-    labels = request.labels
+    labels, prompts = request.labels, request.prompts
+    text = {"prompt": "\n".join(prompts), "negative": request.negative} if prompts else {}
     return {
         "run": request.model.name,
         "run_hash": request.model.hash,
@@ -89,6 +90,7 @@ def metadata_of(request: Request) -> dict[str, str]:
         "label": "" if labels is None else ", ".join(map(str, labels)),
         "steps": str(request.steps),
         "guidance": f"{request.guidance:g}",
+        **text,
     }
 
 

@@ -16,7 +16,7 @@ from fewstep.studio.journey import Journey, travel
 from fewstep.studio.pictures import data_url, enlarge, metadata_of, png
 from fewstep.studio.starts import Place
 from fewstep.studio.state import MAX_MODELS
-from fewstep.studio.workshop import Model, Request, Result, Workshop, labels_of
+from fewstep.studio.workshop import Model, Request, Result, Workshop, labels_of, prompts_of
 
 MODELS_AT_FIRST = 4
 STRIP_WIDTH = 96
@@ -33,12 +33,17 @@ class Session:
     label: int | None = None
     """A class, −1 for none, or None for classes in turn."""
     guidance: float = 1.0
+    prompt: str = ""
+    """Empty for the example prompts of a model in turn."""
+    negative: str = ""
 
     def request(self, model: Model, places: Sequence[Place], steps: int) -> Request:
-        """Generate a picture at each of `places`, with the chosen class and guidance."""
+        """Generate a picture at each of `places`, with the chosen class, prompt and guidance."""
         guidance = 1.0 if model.why_not_guidable else self.guidance
         labels = labels_of(model, places, self.label)
-        return Request(model, tuple(places), labels, steps, guidance)
+        prompts = prompts_of(model, places, self.prompt)
+        negative = self.negative if prompts and guidance != 1 else ""
+        return Request(model, tuple(places), labels, steps, guidance, prompts, negative)
 
     def entry(self, kind: Kind, names: Sequence[str]) -> Entry:
         """A box that selects one of `names` of the catalogue; the field is called like the kind."""
@@ -153,8 +158,9 @@ def _first_names(workshop: Workshop, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _kind_text(model: Model) -> str:
-    shape, classes = model.kind
-    return f"{'×'.join(map(str, shape))} with {classes} class" + "es" * (classes != 1)
+    shape, classes, reads_text = model.kind
+    text = f"{'×'.join(map(str, shape))} with {classes} class" + "es" * (classes != 1)
+    return f"{text} and prompts" if reads_text else text
 
 
 def cost_text(request: Request, result: Result) -> str:

@@ -15,6 +15,8 @@ COUNTS = (1, 4, 9, 16, 25, 36)
 """Numbers of pictures that a view can show of each model."""
 MAX_MODELS = 8
 MAX_GUIDANCE = 6.0
+MAX_PROMPT = 1000
+"""Characters of a prompt: browsers and servers limit the length of addresses."""
 MIN_NEAR = 0.02
 
 
@@ -29,6 +31,9 @@ class State:
     """Step counts that differ from a model's default, as `count@name`."""
     label: str = IN_TURN
     """A class number, `in turn` or `none`."""
+    prompt: str = ""
+    """What to draw; empty for captions in turn."""
+    negative: str = ""
     guidance: float = 1.0
     seed: int = 0
     count: int = 9
@@ -134,6 +139,12 @@ def _text(texts: Sequence[str]) -> str:
     return texts[-1]
 
 
+def _prompt(texts: Sequence[str]) -> str:
+    if len(texts[-1]) > MAX_PROMPT:
+        raise InputError(f"it has {len(texts[-1]):,} characters, and at most {MAX_PROMPT:,} fit")
+    return texts[-1]
+
+
 def _models(texts: Sequence[str]) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(texts))
     if len(names) > MAX_MODELS:
@@ -162,6 +173,8 @@ _READERS: dict[str, Reader] = {
     "models": _models,
     "steps": _step_counts,
     "label": _label,
+    "prompt": _prompt,
+    "negative": _prompt,
     "guidance": _number(0, MAX_GUIDANCE),
     "seed": _number(0, MAX_SEED, int),
     "count": _one_of(*COUNTS),

@@ -1,5 +1,6 @@
 """The generators of the studio, and one generation at a time, for all tabs of one process."""
 
+import string
 import threading
 import time
 from collections import Counter, OrderedDict, abc
@@ -17,7 +18,7 @@ from torch import Tensor
 from fewstep import abilities, painting, runs
 from fewstep.condition import NO_LABEL, Condition
 from fewstep.distributed import device
-from fewstep.drawing import seeds
+from fewstep.drawing import conditions, prompts_in_turn, seeds
 from fewstep.errors import InputError, errors_about
 from fewstep.finite import check_finite
 from fewstep.generator import Generator
@@ -56,9 +57,20 @@ class Model:
         return self.generator.spec.shape
 
     @property
-    def kind(self) -> tuple[tuple[int, ...], int]:
-        """Shape and number of classes: only models of the same kind can be compared."""
-        return self.shape, self.generator.spec.classes
+    def kind(self) -> tuple[tuple[int, ...], int, bool]:
+        """Shape, number of classes, and whether it reads prompts: only models of the same kind can
+        be compared."""
+        return self.shape, self.generator.spec.classes, self.reads_text
+
+    @property
+    def reads_text(self) -> bool:
+        return self.generator.spec.text is not None
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words that its text encoder does not know; none for a model without text."""
+        encoder = self.generator.spec.text
+        words = [] if encoder is None else encoder.unknown_words(text)
+        return [word for word in dict.fromkeys(words) if word not in string.punctuation]
 
     def class_difference(self, other: "Model") -> str:
         """See `SampleSpec.class_difference`: models whose classes differ are not compared."""
@@ -91,22 +103,31 @@ class Request:
     """A class for each start, −1 for none; None for an unconditional model."""
     steps: int
     guidance: float = 1.0
+    prompts: tuple[str, ...] | None = None
+    """A prompt for each start, empty for none; None for a model without text."""
+    negative: str = ""
+    """The negative prompt under guidance."""
 
     def key(self) -> tuple[Any, ...]:
         """Equal for requests with equal results."""
-        return self.model.hash, *map(str, self.starts), self.labels, self.steps, self.guidance
+        conditions = self.labels, self.prompts, self.negative
+        return self.model.hash, *map(str, self.starts), *conditions, self.steps, self.guidance
 
     def noise(self) -> Tensor:
         """The starting noise (n, *shape)."""
         return torch.cat([start.noise(self.model.shape) for start in self.starts])
 
     def cond(self) -> Condition | None:
-        return None if self.labels is None else Condition(torch.tensor(self.labels))
+        """The condition of each start, on the CPU."""
+        rows, spec = range(len(self.starts)), self.model.generator.spec
+        return conditions(spec, rows, labels=self.labels, prompts=self.prompts)
 
     def generator(self) -> Generator:
         """The model's generator, under guidance if that is asked for."""
         plain = self.model.generator
-        return plain if self.guidance == 1 else plain.with_guidance(self.guidance)
+        if self.guidance == 1:
+            return plain
+        return plain.with_guidance(self.guidance, negative=self.negative)
 
     def seeds(self) -> list[int]:
         """Seeds of the noise that a sampler adds."""
@@ -248,13 +269,24 @@ def measure(generator: Generator, sample: Callable[[], Tensor], cancel: Cancel) 
 
 
 def labels_of(model: Model, starts: Sequence[Place], label: int | None) -> tuple[int, ...] | None:
-    """The class of each start: `label`, or in turn by its seed if that is None."""
+    """The class of each start: `label`; if that is None, in turn by its seed, or none for a model
+    with text, whose prompts say what to draw."""
     classes = model.generator.spec.classes
     if not classes:
         return None
     if label is not None and not NO_LABEL <= label < classes:
         raise InputError(f"label {label} is out of range; the classes are 0 to {classes - 1}")
+    if label is None and model.reads_text:
+        label = NO_LABEL
     return tuple(start.seed % classes if label is None else label for start in starts)
+
+
+def prompts_of(model: Model, starts: Sequence[Place], prompt: str) -> tuple[str, ...] | None:
+    """The prompt of each start: `prompt`, or examples of the model in turn if that is empty."""
+    if not model.reads_text:
+        return None
+    examples = (prompt,) if prompt else prompts_in_turn(model.generator.spec)
+    return tuple(examples[start.seed % len(examples)] for start in starts)
 
 
 def _load(entry: Entry) -> Model:
@@ -277,8 +309,7 @@ def _load(entry: Entry) -> Model:
 def _warm_up(generator: Generator) -> None:
     """Generate once, so that the first time that the page prints is that of the network."""
     noise = torch.zeros(1, *generator.spec.shape, device=generator.device)
-    classes = generator.spec.classes
-    cond = Condition(torch.zeros(1, dtype=torch.long, device=noise.device)) if classes else None
+    cond = conditions(generator.spec, range(1), noise.device)
     settings: Any = {"steps": min(generator.grid.counts or (1,)), "cond": cond}
     check_finite(
         generator, generator(noise, **settings), partial(generator.path, noise, **settings)

@@ -54,6 +54,10 @@ def _draw_records(reader: Reader) -> None:
     st.caption(f"records {first:,} to {last:,}")
     # as text: browsers round integers beyond 2⁵³, and seeds are larger
     numbers = {name: list(map(str, rows[name].tolist())) for name in rows if rows[name].ndim == 1}
+    prompts = reader.provenance.get("prompts")
+    if isinstance(prompts, list) and "prompt" in numbers:
+        texts = dict(zip(map(str, range(len(prompts))), map(str, prompts), strict=True))
+        numbers["prompt"] = [texts.get(number, number) for number in numbers["prompt"]]
     if numbers:
         st.dataframe(numbers, height=220)
 
