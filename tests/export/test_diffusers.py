@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,15 @@ import pytest
 import torch
 
 import fewstep
-from exporting import UNET, point_generator, unet_generator
+from exporting import (
+    CAPTIONS,
+    TEXT_TINY,
+    UNET,
+    OtherText,
+    point_generator,
+    text_generator,
+    unet_generator,
+)
 from fewstep import runs
 from fewstep.backbones import EDMUNetConfig
 from fewstep.condition import Condition
@@ -206,6 +215,35 @@ def test_guidance_and_no_class(tmp_path):
         assert (theirs - pixels(ours)).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
+def test_prompts(tmp_path):
+    generator = text_generator(classes=2, config=TEXT_TINY)
+    record = write(generator.with_guidance(2.5, negative="the hat"), tmp_path / "out", 2)
+    assert record["checks"]["largest difference in 2 steps"] < 1e-4
+    pipeline = pipeline_of(tmp_path / "out")
+    assert "text-conditional" in (text := (tmp_path / "out" / "README.md").read_text())
+    assert f"prompt={CAPTIONS[0]!r}, seed=0" in text
+    prompts, chance = ["A Zebra's 猫 & ﬁ", "", "a red heart \ud800"], random.Random(0)
+    prompts += ["".join(chr(chance.randrange(0x110000)) for _ in range(9)) for _ in range(40)]
+    rows = len(prompts)
+    cond = Condition(torch.arange(rows) % 2, text=generator.spec.text.encode(prompts))
+    noise = fewstep.noise_from_seeds(range(rows), (1, 8, 8))
+    for weight, negative, options in (
+        (2.5, "the hat", {}),
+        (3.0, "", {"negative_prompt": "", "guidance_scale": 3.0}),
+    ):
+        ours = generator.with_guidance(weight, negative=negative)(noise, steps=2, cond=cond)
+        options |= {"prompt": prompts, "class_labels": [row % 2 for row in range(rows)]}
+        theirs = pipeline(output_type="pt", **options).images
+        assert (theirs - pixels(ours)).abs().max() <= 1e-4
+    theirs = pipeline(2, prompt="a red heart", class_labels=-1, output_type="pt", guidance_scale=1)
+    text = generator.spec.text.encode(["a red heart"] * 2)
+    ours = generator(noise[:2], steps=2, cond=Condition(torch.tensor([-1, -1]), text=text))
+    assert (theirs.images - pixels(ours)).abs().max() <= 1e-4
+    with pytest.raises(ValueError, match="prompt has 2 texts, but batch_size is 3"):
+        pipeline(3, prompt=["a", "b"])
+
+
 def test_weights_are_equal_bit_for_bit_and_read_again(tmp_path):
     from diffusers import UNet2DModel
 
@@ -262,6 +300,7 @@ def test_half_precision_of_a_program(tmp_path):
     [
         (point_generator(), {}, r"samples of this generator have the shape \(2,\): use --to torch"),
         (unet_generator(), {"dtype": "int8"}, "stores f32 or f16, not int8"),
+        (text_generator(text=OtherText(), config=TEXT_TINY), {}, "no text encoder"),
         (unet_generator(step=Corrector()), {}, "the sampler corrector computes more than sums"),
     ],
 )
@@ -314,6 +353,9 @@ def test_the_pipeline_refuses_wrong_input(tmp_path):
     write(plain(VP(), V, Multistep()), tmp_path / "other", 2)
     with pytest.raises(ValueError, match="no classes: leave class_labels out"):
         pipeline_of(tmp_path / "other")(class_labels=1)
+    for options in ({"prompt": "a cat"}, {"negative_prompt": "a cat"}):
+        with pytest.raises(ValueError, match="this model takes no text: leave prompt out"):
+            pipeline(**options)
 
 
 SCORE = {

@@ -65,7 +65,7 @@ class Page {
     }
     return {
       mode: "seeds", start: "0", first: 0, near: 0, pins: ["0", "1", "2", "3"], corners: "2",
-      x: 0.5, y: 0.5, label: null, guidance: first.about.guidance.weight, shown,
+      x: 0.5, y: 0.5, label: this.models.tokenizer ? -1 : null, guidance: first.about.guidance.weight, shown,
       prompt: this.description.prompts[0] ?? "", negative: first.about.guidance.negative,
       wipe: shown.length > 1 ? [shown[0], shown.at(-1)] : [],
       freedom: 0.5, drawing: "", backend: "",

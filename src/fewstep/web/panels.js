@@ -208,7 +208,7 @@ export class ConditionPanel {
     const isFree = reasons.includes("");
     const choices = Array.from({ length: classes }, (_, i) => [i, names[i] ?? String(i)]);
     choices.unshift([null, "in turn"]);
-    if (isFree) {
+    if (isFree || tokenizer) {
       choices.push([-1, "no class"]);
     }
     this.reason = isFree ? "" : reasons[0];

@@ -29,8 +29,9 @@ from fewstep.export.diffusers.unet import (
 )
 from fewstep.export.linear import sampling_program
 from fewstep.export.source import Source
+from fewstep.export.tokenizer import check_exportable, tokenizer_table
 from fewstep.formatting import quantity
-from fewstep.guidance import guidance_weight, unguided
+from fewstep.guidance import guidance_weight, negative_prompt, unguided
 
 HERE = Path(__file__).parent
 OWN = "FewStepPipeline"
@@ -57,6 +58,7 @@ class DiffusersExport(Exporter):
 def check_supported(source: Source) -> None:
     """Raise InputError for a generator or type that a folder of diffusers cannot hold."""
     shape, dtype = source.generator.spec.shape, source.dtype
+    check_exportable(source.generator.spec)
     if len(shape) != 3:
         raise InputError(
             f"pipelines of diffusers make images, and samples of this generator have the shape "
@@ -137,6 +139,9 @@ def _save_own(source: Source, folder: Path) -> None:
         "num_classes": spec.classes,
         "class_names": list(spec.class_names),
         "guidance_scale": guidance_weight(guided),
+        "prompts": list(spec.prompts),
+        "negative_prompt": negative_prompt(guided),
+        "text": tokenizer_table(spec),
         "programs": {str(steps): _program(source, steps, pace) for steps in source.steps},
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")

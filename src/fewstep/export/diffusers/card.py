@@ -53,10 +53,13 @@ def _metadata(source: Source) -> str:
     lines = ["---", f"license: {identifier}"]
     if identifier == "other":
         lines.append(f"license_name: {_quote(text)}")
-    kind = "class-conditional" if source.generator.spec.classes else "unconditional"
+    spec = source.generator.spec
+    kind = "class-conditional" if spec.classes else "unconditional"
+    kind = "text-conditional" if spec.text is not None else kind
+    task = "unconditional-image-generation" if spec.text is None else "text-to-image"
     lines += [
         "library_name: diffusers",
-        "pipeline_tag: unconditional-image-generation",
+        f"pipeline_tag: {task}",
         f"tags: [fewstep, diffusion, distillation, {kind}]",
         "---",
     ]
@@ -101,6 +104,8 @@ def _use(source: Source, pipeline: str) -> str:
     call = f"batch_size=4, num_inference_steps={source.steps[0]}"
     if not stock:
         call += ", class_labels=[0, 1, 2, 0]" if source.generator.spec.classes > 2 else ""
+        if source.generator.spec.text is not None:
+            call += f", prompt={_prompt(source)!r}"
         call += ", seed=0"
     lines = [
         "```python",
@@ -122,7 +127,19 @@ def _use(source: Source, pipeline: str) -> str:
             "`class_labels` are numbers of classes, or -1 for no class. "
             "`guidance_scale` is the weight of classifier-free guidance; 1 means none.",
         ]
+    if source.generator.spec.text is not None:
+        lines += [
+            "",
+            "`prompt` is one text, or a list with one for each image; `negative_prompt` is one that"
+            " guidance leads away from.",
+        ]
     return "\n".join(lines)
+
+
+def _prompt(source: Source) -> str:
+    """An example that is safe in Markdown's code."""
+    plain = [text for text in source.generator.spec.prompts if re.fullmatch(r"[\w ,.-]+", text)]
+    return (plain or ["a prompt"])[0]
 
 
 def _scores(source: Source) -> str:

@@ -14,8 +14,9 @@ CONFIG, PROGRAM = "config.json", "network.pt2"
 class ExportedNetwork(nn.Module):
     """Called as UNet2DModel: network(sample, timestep, class_labels=..., timestep_s=...).
 
-    `inputs` lists the program's inputs in order: x, level, level_s, label, without those that the
-    network does not have. A label below `classes` is a class; `classes` stands for none.
+    `inputs` lists the program's inputs in order: x, level, level_s, label, tokens, token_mask,
+    without those that the network does not have. A label below `classes` is a class; `classes`
+    stands for none.
     """
 
     dtype = torch.float32
@@ -54,10 +55,13 @@ class ExportedNetwork(nn.Module):
         timestep: Tensor,
         class_labels: Tensor | None = None,
         timestep_s: Tensor | None = None,
+        tokens: Tensor | None = None,
+        token_mask: Tensor | None = None,
         return_dict: bool = False,
     ) -> tuple[Tensor]:
         """The network's output, in a tuple of one."""
         values = {"x": sample, "level": timestep, "level_s": timestep_s}
+        values |= {"tokens": tokens, "token_mask": token_mask}
         if class_labels is not None:
             values["label"] = torch.where(class_labels == self.classes, -1, class_labels)
         output: Tensor = self.network(*(values[name] for name in self.inputs))
