@@ -37,6 +37,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "backbone": {
         "mlp": "fewstep.backbones.mlp:MLPConfig",
         "unet": "fewstep.backbones.unet:UNetConfig",
+        "dit": "fewstep.backbones.dit:DiTConfig",
         "edm-unet": "fewstep.backbones.edm_unet:EDMUNetConfig",
         "lucidrains-unet": "fewstep.backbones.lucidrains_unet:LucidrainsUNetConfig",
         "circuit": "fewstep.circuits.network:CircuitConfig",

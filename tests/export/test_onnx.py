@@ -16,7 +16,7 @@ from torch import nn
 
 from exporting import TEXT_TINY, OtherText, point_generator, text_generator, unet_generator
 from fewstep import drawing, runs
-from fewstep.backbones import UNetConfig
+from fewstep.backbones import DiTConfig, UNetConfig
 from fewstep.backbones.base import Backbone
 from fewstep.backbones.edm_unet import EDMUNetConfig
 from fewstep.backbones.lucidrains_unet import LucidrainsUNetConfig
@@ -195,6 +195,7 @@ def test_the_bare_network_of_a_guided_flow_map(dtype):
 
 
 STATE = StateConfig(channels=8, shrink=2, groups=4)
+DIT = DiTConfig(width=16, depth=2, head_dim=8)
 EDM_UNET = EDMUNetConfig(
     width=8, channels=(8, 16), layers=1, attention=(4,), level_width=8, embedding=16, groups=4
 )
@@ -210,6 +211,7 @@ LUCIDRAINS = LucidrainsUNetConfig(
         lambda: point_generator(step=Heun()),
         lambda: unet_generator(step=Heun()).with_guidance(1.5),
         lambda: unet_generator(classes=0),
+        lambda: unet_generator(config=DIT),
         lambda: unet_generator(config=EDM_UNET),
         lambda: unet_generator(config=LUCIDRAINS),
         lambda: unet_generator(config=CircuitConfig(network=TINY, state=STATE, blocks=1)),

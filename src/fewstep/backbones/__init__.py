@@ -16,12 +16,15 @@ from fewstep.backbones.base import (
 )
 
 if TYPE_CHECKING:
+    from fewstep.backbones.dit import DiT, DiTConfig
     from fewstep.backbones.edm_unet import EDMUNet, EDMUNetConfig
     from fewstep.backbones.lucidrains_unet import LucidrainsUNet, LucidrainsUNetConfig
     from fewstep.backbones.mlp import MLP, MLPConfig
     from fewstep.backbones.unet import UNet, UNetConfig
 
 _MODULES = {
+    "DiT": "dit",
+    "DiTConfig": "dit",
     "EDMUNet": "edm_unet",
     "EDMUNetConfig": "edm_unet",
     "LucidrainsUNet": "lucidrains_unet",
@@ -36,6 +39,8 @@ __all__ = [
     "MLP",
     "Backbone",
     "BackboneConfig",
+    "DiT",
+    "DiTConfig",
     "EDMUNet",
     "EDMUNetConfig",
     "LucidrainsUNet",

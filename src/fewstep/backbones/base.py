@@ -115,7 +115,7 @@ def with_two_times(backbone: Backbone) -> Backbone:
     """
     if not hasattr(backbone.config, "two_times"):
         name = name_of("backbone", type(backbone.config))
-        raise InputError(f"the backbone {name} cannot be a flow map: use a unet or an mlp")
+        raise InputError(f"the backbone {name} cannot be a flow map: use a unet, a dit or an mlp")
     return _with_input(backbone, "two_times")
 
 
@@ -151,8 +151,8 @@ def check_augmentable(config: Any) -> None:
     if not hasattr(config, "augmented"):
         raise InputError(
             f"data.augment needs a network that takes labels of the augmentation, which "
-            f"{name_of('backbone', type(config))} does not: set data.augment=0, or use a unet or "
-            "an edm-unet"
+            f"{name_of('backbone', type(config))} does not: set data.augment=0, or use a unet, "
+            "an edm-unet or a dit"
         )
 
 
