@@ -19,6 +19,42 @@ from fewstep.text.learned import LearnedText
 SHAPE = (3, 8, 8)
 CAPTIONS = ("a red cat", "a blue dog", "a red dog", "a blue cat", "one small red cat")
 ENCODER = LearnedText(length=6, vocabulary=40).fit(CAPTIONS)
+RECIPE = """
+[data]
+name = "folder"
+path = "{images}"
+labels = false
+
+[text]
+name = "learned"
+length = 6
+
+[method]
+name = "denoise"
+condition_dropout = 0.1
+
+[student]
+init = "scratch"
+process = "flow"
+parametrization = "velocity"
+
+[student.backbone]
+name = "unet"
+channels = [8]
+layers = 1
+attention = []
+groups = 4
+cross_attention = [8]
+text_width = 16
+
+[fit]
+steps = 2
+batch = 4
+
+[evaluate]
+steps = [2]
+"""
+"""A small run on a folder of images with captions."""
 
 
 def prompted(classes=0, *, encoder=ENCODER, seed=0, std=0.5):

@@ -33,7 +33,7 @@ from fewstep.scores import score_from
 from fewstep.streams import PairStream
 from fewstep.text.learned import LearnedText
 from painter import colours, painter
-from prompted import CAPTIONS, ENCODER, SHAPE, captioned_folder, prompted, prompted_run
+from prompted import CAPTIONS, ENCODER, RECIPE, SHAPE, captioned_folder, prompted, prompted_run
 from report.examples import Page, tiles
 
 CPU = torch.device("cpu")
@@ -295,40 +295,3 @@ def test_the_grids_of_a_run_show_its_example_prompts(images, tmp_path):
     sheet = np.asarray(grid(drawn, columns=5))
     assert picture.shape == sheet.shape == (2 * 66 - 2, 5 * 66 - 2, 3)
     assert np.abs(picture.astype(int) - sheet).max() <= 1
-
-
-RECIPE = """
-[data]
-name = "folder"
-path = "{images}"
-labels = false
-
-[text]
-name = "learned"
-length = 6
-
-[method]
-name = "denoise"
-condition_dropout = 0.1
-
-[student]
-init = "scratch"
-process = "flow"
-parametrization = "velocity"
-
-[student.backbone]
-name = "unet"
-channels = [8]
-layers = 1
-attention = []
-groups = 4
-cross_attention = [8]
-text_width = 16
-
-[fit]
-steps = 2
-batch = 4
-
-[evaluate]
-steps = [2]
-"""

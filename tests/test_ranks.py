@@ -11,8 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from fewstep import runs
 from fewstep.cli import main
+from fewstep.data.folder import read_folder
+from fewstep.evaluation import Evaluator
+from fewstep.metrics import EvalProtocol
 from fewstep.run_folder import Run
+from prompted import RECIPE, captioned_folder
 
 SCRIPT = """
 import contextlib, io, json, os, sys
@@ -173,3 +178,40 @@ def test_processes_share_an_evaluation_and_keep_one_score(results, capsys):
     for varying in ("seconds_per_image", "device"):
         del score[varying], alone[varying]
     assert score == alone
+
+
+@pytest.mark.slow
+def test_two_ranks_that_read_prompts_give_the_weights_pairs_and_scores_of_one(tmp_path):
+    images = captioned_folder(tmp_path / "images")
+    (tmp_path / "text.toml").write_text(RECIPE.format(images=images), encoding="utf-8")
+    run, pairs = f"{tmp_path}/one", f"--steps 2 -n 1100 --allow-out-of-range --out {tmp_path}"
+    train = f"train {tmp_path}/text.toml fit.steps=4 --out {tmp_path}"
+    assert main(f"{train}/one".split()) == 0
+    assert main(f"record {run} {pairs}/pairs-one".split()) == 0
+    (tmp_path / "dmd.toml").write_text(
+        f"data={{name='folder', path='{images}', labels=false}}\n"
+        f"teacher={{load='{run}'}}\npairs={{load='{tmp_path}/pairs-one'}}\n"
+        "method={name='dmd', regression=1.0}\nfit={steps=2, batch=4}\n"
+    )
+    student = f"train {tmp_path}/dmd.toml --out {tmp_path}"
+    assert main(f"{student}/dmd-one".split()) == 0
+    evaluate = f"evaluate {run} --extractor pixels --samples 600 --steps 1 --json"
+    commands = [f"{train}/two", f"record {run} {pairs}/pairs-two", f"{student}/dmd-two", evaluate]
+    outcomes = run_ranks(*((command, command) for command in commands))
+    assert [code for outcome in outcomes for code, *_ in outcome] == [0] * 8, outcomes
+    for kind in ("", "dmd-"):
+        one, two = (
+            load_file(tmp_path / f"{kind}{n}" / "model.safetensors") for n in ("one", "two")
+        )
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-5)
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / f"pairs-{n}").iterdir()}
+        for n in ("one", "two")
+    )
+    assert one == two and len(one) > 2
+    (score,) = json.loads(outcomes[3][0][2])
+    evaluator = Evaluator(read_folder("train", path=images), EvalProtocol(600, "pixels"))
+    alone = evaluator.score(runs.load(run), steps=1)
+    assert score["frechet"] == pytest.approx(alone.frechet, rel=1e-6)
+    assert score["prompts"] == "captions of the set"
