@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/text_match.py            # the scorer of every score
     OMP_NUM_THREADS=1 python benchmarks/text_match.py --seed 1   # another one, trained for this
+    OMP_NUM_THREADS=1 python benchmarks/text_match.py --damage   # also damaged images
 
 The rows are images with captions: real ones, which it must find; captions of other images, blank
 images and noise, which it may find by chance only. Below are the wrong answers for real images.
@@ -11,13 +12,16 @@ import argparse
 import time
 
 import torch
+from degrade import add_noise, blurred
 
-from fewstep import data
+from fewstep import data, metrics
 from fewstep.download import cache
+from fewstep.evaluation import Evaluator
 from fewstep.metrics.text_match import CaptionPool, TextMatch, scorer_for, train_scorer
 
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--seed", type=int, help="train another scorer with this seed")
+parser.add_argument("--damage", action="store_true", help="measure damaged images too")
 options = parser.parse_args()
 
 train, test = data.load("emoji"), data.load("emoji", split="test")
@@ -69,6 +73,32 @@ for name, rows in other_captions():
 show("blank", torch.full_like(train.images, 255), prompts(train))
 noise = torch.randint(0, 256, train.images.shape, generator=generator).to(torch.uint8)
 show("noise", noise, prompts(train))
+
+
+def damaged(images):
+    """(what is done, images) of each damage."""
+    yield "none", images
+    for width in (0.75, 1.5, 2.0):
+        yield f"blur, {width:g} px", blurred(images, width)
+    for level in (16, 32, 64):
+        yield f"noise, {level}", add_noise(images, level)
+    grey = images.float().mean(1, keepdim=True)
+    yield "grey", grey.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    for share in (0.25, 0.5):
+        mixed = (1 - share) * images + share * images.roll(1, 0)
+        yield f"{share:.0%} of another image", mixed.round().to(torch.uint8)
+
+
+if options.damage:
+    reference = Evaluator(train, metrics.protocol("quick")).reference
+    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:2000]
+    print("| damage | Fréchet distance | text match | skin tone match |\n|---|---|---|---|")
+    for name, images in damaged(train.images[rows]):
+        accumulator = metrics.ScoreAccumulator(reference, len(images))
+        accumulator.update(images)
+        values = match.values(match.rows(images, prompts(train, rows)))
+        cells = [f"{accumulator.measures().frechet:.2f}", *(f"{v.value:.1%}" for v in values)]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 for images in (train, test):
     found = match.rows(images.images, prompts(images))
