@@ -177,8 +177,8 @@ class EvaluateConfig:
     resize: Resize | None = None
     """How images are resized for the extractor: tf1-bilinear or clean-bicubic."""
     measures: tuple[str, ...] = ()
-    """Extra measures: sliced-wasserstein, text-match for networks that read prompts, or addresses
-    such as my_package.my_module:MEASURE."""
+    """Extra measures: sliced-wasserstein, text-match and clip-score for networks that read prompts,
+    or addresses such as my_package.my_module:MEASURE."""
 
     def __post_init__(self) -> None:
         _ = self.evaluation_protocol  # raises for a wrong protocol now, not after training
