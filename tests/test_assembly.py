@@ -10,9 +10,9 @@ import torch
 
 from fewstep import runs
 from fewstep.assembly import assemble
+from fewstep.description import from_description
 from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
-from fewstep.generator import from_description
 from fewstep.parametrization import EDM, Clean, Eps, Mixed, V, Velocity
 from fewstep.process import Flow, LinearBetas
 from fewstep.recipe import read

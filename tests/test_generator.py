@@ -5,8 +5,9 @@ import torch
 
 from analytic import exact
 from fewstep.condition import Condition
+from fewstep.description import from_description
 from fewstep.errors import InputError
-from fewstep.generator import Generator, convert_step, from_description
+from fewstep.generator import Generator, convert_step
 from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
 from fewstep.sample_spec import SampleSpec

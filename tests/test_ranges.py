@@ -9,8 +9,9 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 
 from fewstep import plugins, recipe
+from fewstep.description import _Description, from_description
 from fewstep.errors import InputError
-from fewstep.generator import Generator, _Description, from_description
+from fewstep.generator import Generator
 from fewstep.ranges import NONEMPTY, Positive, Probability, describe, split
 from fewstep.tables import field_types, from_table
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep import data, metrics, plugins, runs, store
 from fewstep.abilities import with_guidance
 from fewstep.autoencoder_recipes import build_autoencode, check_autoencoder_recipe
+from fewstep.autoencoders import Decoder
 from fewstep.batching import Batches, ImageStream, Stream
 from fewstep.compiler import check_compiler
 from fewstep.conditions import caption_table, data_spec, prompts
@@ -20,7 +21,9 @@ from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
 from fewstep.generator import Generator
 from fewstep.guidance import unguided
-from fewstep.losses import bind_classifier, perceptual_hash
+from fewstep.latent_recipes import latent_space
+from fewstep.latents import Latents
+from fewstep.losses import bind_classifier, bind_decoder, perceptual_hash
 from fewstep.methods.adapt import Adapt, AdaptConfig
 from fewstep.methods.autoencode import Autoencode
 from fewstep.methods.base import Method, Task
@@ -57,6 +60,8 @@ class Assembly:
     """What became of the files in the folder of the data; empty for other sets."""
     examples: Tensor | None = None
     """Training images, uint8, whose reconstructions show the progress of an autoencoder."""
+    decoder: Decoder | None = None
+    """Decodes the latents that the method trains on; None for pixels."""
 
     def trainings(self, fit: FitConfig, steps_done: int | None = None) -> Iterator[Training]:
         """The trainings of the run, in order: the adaptation, if any, then that of the method.
@@ -112,15 +117,20 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         initial = runs.load(recipe.student.init)
         pins["student.init"] = runs.network_hash(initial)
     spec = data_spec(recipe, images, teacher, initial)
+    space = latent_space(recipe, images, teacher, initial)
+    if space:
+        spec, pins["autoencoder"] = space.spec(spec), space.decoder.autoencoder
+        space.decoder.to(device)
     if recipe.teacher and teacher:
         trained_by = runs.describe(recipe.teacher.load).get("recipe")
         teacher = guide_teacher(recipe, spec, teacher, trained_by)
         pins["teacher"] = runs.weights_hash(teacher)
     student, original = build_student(recipe, spec, teacher, initial)
     config = bind_classifier(recipe.method, lambda: _classifier(images))
-    loss_hash = perceptual_hash(config, spec.shape)
+    loss_hash = perceptual_hash(config, images.shape)
     if loss_hash:
         pins["loss"] = loss_hash
+    config = bind_decoder(config, space and space.decoder)
     # created before training, so that a wrong setting raises its error now
     evaluator = Evaluator(images, evaluation.evaluation_protocol) if evaluation.every else None
 
@@ -132,8 +142,15 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     streams, store_hash = open_stores(recipe, spec, method, teacher)
     if store_hash:
         pins["pairs"] = store_hash
-    if "images" in method.reads:
-        streams["images"] = _image_stream(recipe, images, spec)
+    adapts = bool(original and method.uses_first_image and adapt_steps(recipe.fit))
+    rows = None
+    if "images" in method.reads or adapts:
+        latents = space and space.latents(recipe, images, device)
+        if latents and latents.hash:
+            pins["latents"] = latents.hash
+        rows = _image_stream(recipe, images, spec, latents)
+    if rows and "images" in method.reads:
+        streams["images"] = rows
     fit, augmentation = recipe.fit, recipe.data.augmentation
     settings: Any = {
         "batch": fit.batch,
@@ -143,14 +160,16 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     }
     batches = Batches(streams, spec, seed=fit.seed, **settings)
     adaptation = None
-    if original and method.uses_first_image and adapt_steps(recipe.fit):
+    if adapts and rows:
         task = Task(student, spec, original, adapt_steps(recipe.fit))
         adapt = Adapt(AdaptConfig(), task).to(device)
         seed = derive_seed(recipe.fit.seed, "adapt")
-        rows = {"images": _image_stream(recipe, images, spec)}
-        adaptation = adapt, Batches(rows, spec, seed=seed, **settings)
+        adaptation = adapt, Batches({"images": rows}, spec, seed=seed, **settings)
     data_files = images.files.summary() if images.files else ""
-    return Assembly(method, batches, pins, evaluator, adaptation, build, data_files)
+    decoder = space and space.decoder
+    return Assembly(
+        method, batches, pins, evaluator, adaptation, build, data_files, decoder=decoder
+    )
 
 
 def _assemble_autoencoder(recipe: Recipe, images: ImageSet, device: torch.device) -> Assembly:
@@ -177,9 +196,13 @@ def _assemble_autoencoder(recipe: Recipe, images: ImageSet, device: torch.device
     )
 
 
-def _image_stream(recipe: Recipe, images: ImageSet, spec: SampleSpec) -> ImageStream:
+def _image_stream(
+    recipe: Recipe, images: ImageSet, spec: SampleSpec, latents: Latents | None
+) -> ImageStream:
     labels = images.labels if spec.classes else None
     captions = caption_table(images, spec)
+    if latents:
+        return ImageStream(latents.rows, labels, captions=captions, mirrored=latents.mirrored)
     return ImageStream(images.images, labels, captions=captions, flip=recipe.data.flip)
 
 

@@ -16,6 +16,7 @@ from fewstep import distributed, threads
 from fewstep.condition import Condition, with_augment_labels
 from fewstep.data.augment import RANDOM_NUMBERS, Augmentation
 from fewstep.images import from_uint8
+from fewstep.latents import Rows
 from fewstep.methods.batch import (
     Batch,
     ImageBatch,
@@ -45,34 +46,42 @@ class Stream(Protocol):
 
 
 class ImageStream:
-    """Real images, uint8 (n, c, h, w), which are mapped to [-1, 1]; or points (n, d), unchanged."""
+    """Real images, uint8 (n, c, h, w), mapped to [-1, 1]; or points or latents, as they are.
+
+    `flip` mirrors images. Latents cannot be mirrored, so `mirrored` has those of mirrored images.
+    """
 
     def __init__(
         self,
-        images: Tensor,
+        images: Rows,
         labels: Tensor | None,
         *,
         captions: CaptionTable | None = None,
         flip: bool = False,
+        mirrored: Rows | None = None,
     ) -> None:
         self.images = images
         self.labels = labels
         self.captions = captions
         self.flip = flip
+        self.mirrored = mirrored
 
     def __len__(self) -> int:
         return len(self.images)
 
     def rows(self, index: Tensor, coin: Tensor, device: torch.device) -> ImageBatch:
-        """The rows selected by `index`. With `flip`, those with `coin` below ½ are mirrored.
+        """The rows selected by `index`. Those with `coin` below ½ are mirrored, if any are.
 
         An image with several captions has one of them, drawn again each time.
         """
         x0 = self.images[index].to(device)
+        is_mirrored = (coin < 0.5).view(-1, *[1] * (x0.ndim - 1)).to(device)
+        if self.mirrored is not None:
+            x0 = torch.where(is_mirrored, self.mirrored[index].to(device), x0)
         if x0.dtype == torch.uint8:
             x0 = from_uint8(x0)
         if self.flip:
-            x0 = torch.where((coin < 0.5).view(-1, 1, 1, 1).to(device), x0.flip(-1), x0)
+            x0 = torch.where(is_mirrored, x0.flip(-1), x0)
         label = None if self.labels is None else self.labels[index]
         # twice the coin without its integer part does not depend on whether the coin is below ½
         text = self.captions and self.captions.draw(index, (2 * coin).frac())

@@ -135,9 +135,9 @@ class Evaluator:
         shared: bool = False,
     ) -> Pull[int, None, Score]:
         """Like `score`, but yields the number of samples done so far and returns the score."""
-        if generator.spec.shape != self.images.shape:
+        if generator.image_shape != self.images.shape:
             raise InputError(
-                f"the generator's images have shape {generator.spec.shape}, but those of the "
+                f"the generator's images have shape {generator.image_shape}, but those of the "
                 f"reference set {self.images.name} have {self.images.shape}"
             )
         samples = self.protocol.samples

@@ -1,23 +1,20 @@
 """`Generator`: a denoiser with its sampler. A run trains one, and `load` returns it."""
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fewstep import plugins, tables
-from fewstep.backbones import BackboneConfig, build_backbone
+from fewstep.autoencoders import Decoder
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.guidance import Guided, Negative, guidance_weight, negative_prompt, unguided
-from fewstep.parametrization import Parametrization
 from fewstep.precision import Precision, float32_products
-from fewstep.process import Process
-from fewstep.ranges import NonNegative, Probability
 from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Step, Transfer, path, sample
 from fewstep.times import Grid, UniformGrid
@@ -29,7 +26,10 @@ class Generator(nn.Module):
     """Generates images from noise by sampling `denoiser` with `step` at the times of `grid`.
 
     Few-step students are trained for certain step counts, `grid.counts`. For any other count,
-    `forward` uses the nearest of these and warns.
+    `forward` uses the nearest of these and warns. With a `decoder`, the samples of the denoiser are
+    latents, of shape `spec.shape`, and the images are decoded at the end.
+
+    Raises: InputError for a decoder of latents of another shape.
     """
 
     def __init__(
@@ -39,10 +39,17 @@ class Generator(nn.Module):
         *,
         grid: Grid | None = None,
         step: Step | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         super().__init__()
         self.denoiser: Denoiser = denoiser
         self.spec = spec
+        self.decoder: Decoder | None = decoder
+        if decoder is not None and decoder.latent_shape != spec.shape:
+            raise InputError(
+                f"the samples have shape {spec.shape}, and the decoder takes latents of shape "
+                f"{decoder.latent_shape}"
+            )
         self.grid = grid or UniformGrid()
         self.step = step or Transfer()
 
@@ -54,7 +61,7 @@ class Generator(nn.Module):
         cond: Condition | None = None,
         seed: int | Sequence[int] = 0,
     ) -> Tensor:
-        """Images (b, *shape), about [-1, 1], from standard normal `noise` (b, *shape).
+        """Images (b, *image_shape), about [-1, 1], from standard normal `noise` (b, *shape).
 
         `seed` is for samplers that add noise: one seed for each row, or the seed of the first row,
         from which the others count up.
@@ -63,7 +70,17 @@ class Generator(nn.Module):
         self._check(noise, cond)
         times, noise = self._start(noise, steps)
         with float32_products(self.denoiser.precision):  # once for all evaluations
-            return sample(self.denoiser, noise, times, step=self.step, cond=cond, seed=seed)
+            samples = sample(self.denoiser, noise, times, step=self.step, cond=cond, seed=seed)
+            return self.decode(samples)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of the images: that of the samples, unless these are latents."""
+        return self.spec.shape if self.decoder is None else self.decoder.shape
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """The images (b, *image_shape) of the denoiser's samples (b, *shape), about [-1, 1]."""
+        return samples if self.decoder is None else self.decoder(samples)
 
     def path(
         self,
@@ -73,9 +90,9 @@ class Generator(nn.Module):
         cond: Condition | None = None,
         seed: int | Sequence[int] = 0,
     ) -> Iterator[Tensor]:
-        """Yield the states (b, *shape) at each time of the grid, then the images: `steps` + 1.
+        """Yield the states (b, *shape) at each time of the grid, then the samples: `steps` + 1.
 
-        The images are those of `forward` with the same arguments.
+        `decode` turns the samples into the images of `forward` with the same arguments.
         """
         self._check(noise, cond)
         times, noise = self._start(noise, steps)
@@ -144,7 +161,7 @@ class Generator(nn.Module):
         """
         step_changes = step is not None and type(step) is not type(self.step)
         default = UniformGrid() if step_changes and self.step.own_grid else self.grid
-        return Generator(self.denoiser, self.spec, grid=grid or default, step=step or self.step)
+        return self.replace(grid=grid or default, step=step or self.step)
 
     def with_guidance(self, weight: float, *, negative: str = "") -> "Generator":
         """The same weights under classifier-free guidance.
@@ -161,7 +178,7 @@ class Generator(nn.Module):
             unguided(self.denoiser.backbone), weight, negative=self._negative(negative, weight)
         )
         guided = self.denoiser.replace(backbone=backbone)
-        return Generator(guided, self.spec, grid=self.grid, step=self.step)
+        return self.replace(denoiser=guided)
 
     def _negative(self, prompt: str, weight: float) -> Negative | None:
         if not prompt:
@@ -177,11 +194,16 @@ class Generator(nn.Module):
 
     def with_precision(self, precision: Precision) -> "Generator":
         """The same weights, computing in another number format than f32."""
-        denoiser = self.denoiser.replace(precision=precision)
-        return Generator(denoiser, self.spec, grid=self.grid, step=self.step)
+        return self.replace(denoiser=self.denoiser.replace(precision=precision))
+
+    def replace(self, **changes: Any) -> "Generator":
+        """A generator with the same modules and arguments, but for `changes` of the arguments."""
+        names = ("denoiser", "spec", "grid", "step", "decoder")
+        return Generator(**{**{name: getattr(self, name) for name in names}, **changes})
 
     def describe(self) -> dict[str, Any]:
-        """Everything but the weights, as JSON values; `from_description` builds a generator of it.
+        """Everything but the weights, as JSON values; `from_description` builds
+        a generator of it.
 
         Classes from outside this package are named by their address, `package.module:Class`, and
         `packages` contains the versions of their packages.
@@ -198,6 +220,8 @@ class Generator(nn.Module):
         }
         if negative := negative_prompt(backbone):
             description["negative"] = negative
+        if self.decoder is not None:
+            description["decoder"] = self.decoder.describe()
         if self.denoiser.is_flow_map:
             description["is_flow_map"] = True
         if self.denoiser.span != self.denoiser.natural_span:
@@ -248,73 +272,3 @@ def check_guidance(weight: float) -> None:
             f"the weight of guidance is {weight}; it must be a finite number from 0 to "
             f"{MAX_GUIDANCE:g}"
         )
-
-
-@dataclass(frozen=True)
-class _Description:
-    spec: SampleSpec
-    backbone: BackboneConfig
-    guidance: NonNegative
-    process: Process
-    parametrization: Parametrization
-    step: Step
-    grid: Grid
-    negative: str = ""
-    is_flow_map: bool = False
-    span: tuple[Probability, Probability] | None = None
-    packages: dict[str, str] | None = None
-
-
-def from_description(
-    description: dict[str, Any],
-    *,
-    allow_code: Collection[str] | None = None,
-    shapes: Mapping[str, torch.Size] | None = None,
-) -> Generator:
-    """A generator with untrained weights, built from the result of `Generator.describe`.
-
-    `allow_code` lists the modules that addresses in the description may import; None allows all.
-    `shapes` are those of the weights by name, as in `state_dict`: a network of other weights is not
-    built. Raises InputError for that, and for a description that names unknown or forbidden
-    classes.
-    """
-    fields = tables.from_table(_Description, description, "generator", allow_code=allow_code)
-    check_guidance(fields.guidance)
-    if shapes is not None:
-        _check_weights(fields, shapes)
-    backbone = build_backbone(fields.backbone, **_inputs(fields.spec))
-    denoiser = Denoiser(
-        backbone,
-        fields.process,
-        fields.parametrization,
-        is_flow_map=fields.is_flow_map,
-        span=fields.span,
-    )
-    generator = Generator(denoiser, fields.spec, grid=fields.grid, step=fields.step)
-    if fields.guidance == 1.0 and not fields.negative:
-        return generator
-    return generator.with_guidance(fields.guidance, negative=fields.negative)
-
-
-def _inputs(spec: SampleSpec) -> dict[str, Any]:
-    """What a network for `spec` receives, as arguments of `build_backbone`."""
-    return {
-        "shape": spec.shape,
-        "classes": spec.classes,
-        "text": None if spec.text is None else spec.text.input,
-    }
-
-
-def _check_weights(fields: _Description, shapes: Mapping[str, torch.Size]) -> None:
-    """Raise InputError, without using memory, for a network whose weights are not of `shapes`."""
-    from fewstep.backbones.outline import find_misfit, outline
-
-    network = outline(
-        fields.backbone,
-        **_inputs(fields.spec),
-        tensors=len(shapes),
-    )
-    prefix = "denoiser.backbone." + "backbone." * (fields.guidance != 1.0)
-    misfit = find_misfit(network, shapes, prefix)
-    if misfit:
-        raise InputError(f"its weights do not fit its description: {misfit} of this description")

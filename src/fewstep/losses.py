@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep import metrics
+from fewstep.autoencoders import Decoder
 from fewstep.errors import InputError
 from fewstep.ranges import Address, NonNegative, Pixels
 
@@ -141,6 +142,34 @@ def bind_classifier(config: Any, classifier: Callable[[], Path]) -> Any:
         loss = getattr(config, field.name)
         if isinstance(loss, Features) and loss.extractor == "classifier" and not loss.weights:
             bound = replace(loss, weights=str(classifier()))
+            config = replace(config, **{field.name: bound})  # pyright: ignore
+    return config
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedDistance(ImageDistance):
+    """A distance between the images that latents stand for."""
+
+    distance: ImageDistance
+    decoder: Decoder
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.distance(self.decoder(a), self.decoder(b))
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the distance's network."""
+        return self.distance.hash
+
+
+def bind_decoder(config: Any, decoder: Decoder | None) -> Any:
+    """Let each loss on images in a method's config decode latents first; unchanged without one."""
+    if decoder is None:
+        return config
+    for field in fields(config) if is_dataclass(config) else ():
+        loss = getattr(config, field.name)
+        if isinstance(loss, ImageDistance):
+            bound = DecodedDistance(loss, decoder)
             config = replace(config, **{field.name: bound})  # pyright: ignore
     return config
 

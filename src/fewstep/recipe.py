@@ -103,6 +103,13 @@ class DataConfig:
     """Text file with a prompt on each line, for methods that generate images; by default they
     generate from the captions of the data."""
 
+    autoencoder: Address | None = None
+    """Train on latents of this autoencoder: a run of the method autoencode, or diffusers:FOLDER. By
+    default the teacher's, for methods that read no images."""
+    latents: Address | None = None
+    """Store of the images' latents that `fewstep encode` wrote; by default the images are encoded
+    before the training, in memory."""
+
     @property
     def augmentation(self) -> Augmentation | None:
         """The augmentation of training images; None without one."""

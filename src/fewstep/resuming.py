@@ -27,6 +27,8 @@ Changes = Mapping[str, tuple[Any, Any]]
 
 PINS = {
     "data.path": "data",
+    "data.autoencoder": "autoencoder",
+    "data.latents": "latents",
     "teacher.load": "teacher",
     "pairs.load": "pairs",
     "student.init": "student.init",

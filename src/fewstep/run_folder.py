@@ -218,6 +218,9 @@ class Run:
         tensors, note = state
         prefix = "method.student."
         raw = {f"denoiser.{k.removeprefix(prefix)}": v for k, v in tensors.items() if prefix in k}
+        if note["description"].get("decoder"):  # training does not change it
+            model, _ = read_weights_file(self.model_file)
+            raw |= {name: value for name, value in model.items() if name.startswith("decoder.")}
         return build_generator(note, raw, self.state_file, allow_code)
 
 

@@ -32,7 +32,7 @@ from fewstep.locks import remove_leftover_lock
 from fewstep.methods.checks import training_warnings
 from fewstep.progress_grids import progress_grid
 from fewstep.recipe import Recipe
-from fewstep.resuming import MAX_GROWTH, Start, check_changes, find_start, restore
+from fewstep.resuming import MAX_GROWTH, PINS, Start, check_changes, find_start, restore
 from fewstep.run_folder import Run, flatten
 from fewstep.scores import Score, score_from
 from fewstep.trainer import NonFiniteLoss, Progress, Training
@@ -108,7 +108,7 @@ def check_ranks(recipe: Recipe, run: Run, pins: Mapping[str, str]) -> None:
         )
     note = run.state_note()
     table = flatten(recipe.table())
-    for path in ("data.path", "teacher.load", "pairs.load"):  # machines may have other paths
+    for path in PINS.keys() - {"student.init"}:  # machines may have other paths
         table.pop(path, None)
     distributed.check_equal(
         {
@@ -156,7 +156,7 @@ class RunWriter:
         self.device = assembly.batches.device
         reset_peak_memory(self.device)
         self.evaluator = assembly.evaluator
-        self.examples = assembly.examples
+        self.examples, self.decoder = assembly.examples, assembly.decoder
         note = start.state[1] if start.state else {}
         self.latest: dict[str, float] = note.get("latest", {})
         """Latest value of each number since the last log line; not all players train each step."""
@@ -174,16 +174,16 @@ class RunWriter:
         if training.step == 0:
             self.norm = _norm(training)
         if self.writes and training.run_step == 0:
-            self.first_grid = self._draw(training.result())
+            self.first_grid = self._draw(self._result(training))
 
     def complete(self, training: Training, note: Mapping[str, Any]) -> None:
         """Write what the saved step, to which `training` was restored, owes."""
         missing = self.run.missing() if self.writes else []
         step, model = training.run_step, self.run.model_file
         if model.name in missing:
-            self._save_model(training.result())
+            self._save_model(self._result(training))
         if self.run.name_of(self.run.grid_file(step)) in missing:
-            self._save_grid(training.result(), step)
+            self._save_grid(self._result(training), step)
         if note["unscored"]:
             if self.evaluator:
                 if self.writes:
@@ -264,7 +264,7 @@ class RunWriter:
         saved or cannot be saved."""
         if not self.writes or training.run_step == self.saved_step or not training.can_be_saved():
             return
-        result = training.result()
+        result = self._result(training)
         self._save_model(result)
         files = [self.run.model_file, *self._save_grid(result, training.run_step)]
         self.growth = _norm(training) / self.norm if self.norm else 1.0
@@ -282,6 +282,13 @@ class RunWriter:
         }
         self.run.save_state(tensors, note)
         self.saved_step = training.run_step
+
+    def _result(self, training: Training) -> Generator | Autoencoder:
+        """What the training saves; a generator of latents gets its decoder."""
+        result = training.result()
+        if isinstance(result, Generator) and self.decoder:
+            return result.replace(decoder=self.decoder)
+        return result
 
     def _save_model(self, result: Generator | Autoencoder) -> None:
         save = save_autoencoder if isinstance(result, Autoencoder) else runs.save_generator
@@ -307,8 +314,8 @@ class RunWriter:
         log, because a resumed run has lost its memory. Weights of an adaptation are not the
         method's, and are never the best.
         """
-        config, generator, evaluator = self.recipe.evaluate, training.generator(), self.evaluator
-        assert evaluator
+        config, generator, evaluator = self.recipe.evaluate, self._result(training), self.evaluator
+        assert evaluator and isinstance(generator, Generator)
         step_counts = (config.best or config.steps[0], *config.steps)
         counts = [generator.nearest(steps, quietly=True) for steps in step_counts]
         earlier = self._earlier_scores(training) if self.writes else []

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from fewstep import __version__, plugins
 from fewstep.backbones import build_backbone
 from fewstep.backbones.outline import without_memory
+from fewstep.description import from_description
 from fewstep.errors import InputError
-from fewstep.generator import Generator, from_description
+from fewstep.generator import Generator
 from fewstep.guidance import unguided
 from fewstep.paths import check_regular
 from fewstep.schema import preset_names

@@ -12,8 +12,9 @@ import toy
 from fewstep.backbones import Backbone, UNetConfig
 from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
+from fewstep.description import from_description
 from fewstep.errors import InputError
-from fewstep.generator import Generator, from_description
+from fewstep.generator import Generator
 from fewstep.levels import DiscreteLevels, EctLevels, Levels
 from fewstep.losses import SquaredError
 from fewstep.methods.base import Task

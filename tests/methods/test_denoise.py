@@ -9,9 +9,9 @@ from fewstep.abilities import why_not_guidable, with_guidance
 from fewstep.backbones import MLPConfig
 from fewstep.circuits.view import Ring
 from fewstep.denoiser import Denoiser
+from fewstep.description import from_description
 from fewstep.errors import InputError
 from fewstep.evaluation import count_evaluations
-from fewstep.generator import from_description
 from fewstep.methods.base import Task, check_condition_dropout
 from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.methods.meanflow import Meanflow, MeanflowConfig

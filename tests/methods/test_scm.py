@@ -11,8 +11,9 @@ import toy
 from fewstep.backbones import UNetConfig
 from fewstep.batching import Batches, ImageStream
 from fewstep.denoiser import Denoiser
+from fewstep.description import from_description
 from fewstep.errors import InputError
-from fewstep.generator import Generator, from_description
+from fewstep.generator import Generator
 from fewstep.methods.base import Task
 from fewstep.methods.scm import Scm, ScmConfig
 from fewstep.parametrization import EDM, Clean, V, Velocity

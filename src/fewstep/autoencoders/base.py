@@ -5,14 +5,18 @@ same meaning for them as for images.  Rombach et al. 2022, arXiv:2112.10752.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import MaxLen
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.errors import InputError
 from fewstep.files import tensor_digest
+from fewstep.ranges import NONEMPTY, Channels
+from fewstep.sample_spec import SampleSpec
 from fewstep.tables import to_table
 
 Shape = tuple[int, ...]
@@ -26,6 +30,10 @@ class AutoencoderConfig(ABC):
     noun: ClassVar[str] = "autoencoder"
     is_pinned: ClassVar[bool] = False
     """Whether weights files contain the address and hash of the networks, not the networks."""
+
+    def pinned_hash(self) -> str:
+        """SHA-256 of the networks elsewhere; empty unless `is_pinned`."""
+        return ""
 
     @abstractmethod
     def latent_shape(self, shape: Shape) -> tuple[int, int, int]:
@@ -79,6 +87,29 @@ class Decoder(nn.Module):
         }
 
 
+@dataclass(frozen=True)
+class DecoderDescription:
+    """What `Decoder.describe` returns."""
+
+    config: AutoencoderConfig
+    shape: Annotated[tuple[Channels, ...], NONEMPTY, MaxLen(3)]
+    autoencoder: str
+
+    def build(self) -> Decoder:
+        """The decoder with untrained weights, or with those of a network elsewhere.
+
+        Raises: InputError if that network is missing, or is another one.
+        """
+        SampleSpec(self.shape)  # or raises its error
+        digest = self.config.pinned_hash()
+        if digest not in ("", self.autoencoder):
+            raise InputError(
+                f"its decoder {self.config} is not the one that it was trained with (hashes "
+                f"{digest[:12]} and {self.autoencoder[:12]}): restore that one"
+            )
+        return Decoder(self.config, self.shape, autoencoder=self.autoencoder)
+
+
 class Autoencoder(nn.Module):
     """An encoder of images (b, *shape) and the decoder of its latents (b, *latent_shape).
 
@@ -126,6 +157,8 @@ class Autoencoder(nn.Module):
     @property
     def hash(self) -> str:
         """SHA-256 of the settings and weights."""
+        if self.config.is_pinned:
+            return self.config.pinned_hash()
         weights = {f"encoder.{name}": value for name, value in self.encoder.state_dict().items()}
         weights |= {f"decoder.{name}": value for name, value in self.decoder.state_dict().items()}
         return tensor_digest(weights, header=repr(sorted(map(repr, self.describe().items()))))
