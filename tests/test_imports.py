@@ -50,6 +50,7 @@ LAYERS = [
     ["recording", "trackers", "resuming"],
     ["scores", "requests"],
     ["evaluation"],
+    ["reconstruction"],
     ["student", "autoencoder_recipes", "conditions", "latent_recipes"],
     ["assembly"],
     ["runner", "planning", "loading"],

@@ -17,6 +17,8 @@ def why_not_paintable(generator: Generator, recipe: Mapping[str, Any] | None) ->
     """
     if len(generator.spec.shape) != 3:
         return "it generates points, not images"
+    if generator.decoder is not None:
+        return "it generates latents, and its file contains their decoder without the encoder"
     if generator.step.own_grid:
         name = plugins.name_of("sampler", type(generator.step))
         return f"its sampler, {name}, has no images between its steps"

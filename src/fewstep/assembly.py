@@ -21,7 +21,7 @@ from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
 from fewstep.generator import Generator
 from fewstep.guidance import unguided
-from fewstep.latent_recipes import latent_space
+from fewstep.latent_recipes import check_pairs, latent_space
 from fewstep.latents import Latents
 from fewstep.losses import bind_classifier, bind_decoder, perceptual_hash
 from fewstep.methods.adapt import Adapt, AdaptConfig
@@ -140,6 +140,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     method = build()
     check_augmentation(method, recipe.data.augment)
     streams, store_hash = open_stores(recipe, spec, method, teacher)
+    check_pairs(recipe, streams, space)
     if store_hash:
         pins["pairs"] = store_hash
     adapts = bool(original and method.uses_first_image and adapt_steps(recipe.fit))

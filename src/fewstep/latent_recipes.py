@@ -1,6 +1,8 @@
 """Recipes that train on latents: their autoencoder, and what it changes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -41,6 +43,21 @@ class LatentSpace:
                 "data.autoencoder to the autoencoder of the teacher"
             )
         return encode_set(self.autoencoder.to(device), images, flip=config.flip)
+
+
+def check_pairs(recipe: Recipe, streams: Mapping[str, Any], space: LatentSpace | None) -> None:
+    """Raise InputError for recorded pairs of other latents than those of the recipe."""
+    expected = space and space.decoder.autoencoder
+    for name in streams.keys() & {"pairs", "rings"}:
+        recorded = streams[name].reader.provenance.get("autoencoder")
+        if recorded != expected and recipe.pairs:
+            texts = [
+                "pixels" if h is None else f"latents of {h[:12]}" for h in (recorded, expected)
+            ]
+            raise InputError(
+                f"the pairs in {recipe.pairs.load} are of {texts[0]}, and the recipe trains on "
+                f"{texts[1]}: record pairs of its teacher, or set data.autoencoder to theirs"
+            )
 
 
 def latent_space(

@@ -70,10 +70,10 @@ def load_runs(addresses: Sequence[str], *, weights: Weights = "ema") -> list[Loa
         unique_name = name if short_names.count(name) == 1 else address
         loaded.append(load_run(address, name=unique_name, weights=weights))
         loaded[-1].generator.to(device())
-    kinds = {(run.generator.spec.shape, run.generator.spec.classes) for run in loaded}
+    kinds = {(run.generator.image_shape, run.generator.spec.classes) for run in loaded}
     if len(kinds) > 1:
         shapes = "; ".join(
-            f"{run.name}: {run.generator.spec.shape}, {run.generator.spec.classes} classes"
+            f"{run.name}: {run.generator.image_shape}, {run.generator.spec.classes} classes"
             for run in loaded
         )
         raise InputError(
@@ -107,7 +107,7 @@ def reference_images(
     the run has no recipe.
     """
     if name:
-        shape = run.generator.spec.shape
+        shape = run.generator.image_shape
         set_name, path = data.split_path(name)
         size = shape[-1] if len(shape) == 3 else None
         images = data.load(set_name, split=split or "train", size=size, path=path)

@@ -77,6 +77,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "autoencoder": {
         "convolutional": "fewstep.autoencoders.convolutional:Convolutional",
+        "diffusers": "fewstep.pretrained.autoencoder:DiffusersAutoencoder",
     },
     "method": {
         "autoencode": "fewstep.methods.autoencode:Autoencode",

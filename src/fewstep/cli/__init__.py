@@ -19,6 +19,7 @@ VERBS = {
     "demo": "train a teacher and one-step students of digits, with a report, in minutes",
     "train": "train a recipe: a teacher, or any other run",
     "distill": "train a recipe whose student learns from a teacher",
+    "encode": "encode a data set into latents, or measure an autoencoder",
     "record": "record noise-image pairs of a teacher into a store",
     "sample": "sample a grid of images from a run",
     "convert": "write a run, or a checkpoint of another project, as one weights file",

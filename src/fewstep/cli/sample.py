@@ -146,7 +146,7 @@ def _save(options: Options, generator: "Generator", rows: Rows) -> None:
 
     if rows.labels:
         generator.check_labels(torch.tensor(rows.labels))
-    check_channels(generator.spec.shape)
+    check_channels(generator.image_shape)
     if options.each:
         check_image_folder(options.each)
     values = ValueRange()

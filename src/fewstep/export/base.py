@@ -25,6 +25,8 @@ class Exporter(ABC):
     noun: ClassVar[str] = "exporter"
     extra: ClassVar[tuple[str, ...]] = ()
     """Modules that the target needs beyond fewstep's own; they come with `fewstep[export]`."""
+    decodes: ClassVar[bool] = False
+    """Whether the target can contain the decoder of latents."""
 
     @abstractmethod
     def write(self, source: Source, folder: Path) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def export(exporter: Exporter, source: Source, out: Path, *, target: str) -> dic
     Files of an earlier export are replaced once the new ones have passed their checks; other files
     beside them remain. Raises InputError for a folder with other contents, or as `Exporter.write`.
     """
+    _check_decoder(exporter, source, target)
     with _replaced(out) as folder:
         checks = exporter.write(source, folder)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -52,6 +55,23 @@ def export(exporter: Exporter, source: Source, out: Path, *, target: str) -> dic
         text = json.dumps(with_check(record), indent=2) + "\n"
         (folder / RECORD).write_text(text, encoding="utf-8")
     return record
+
+
+def _check_decoder(exporter: Exporter, source: Source, target: str) -> None:
+    """Raise InputError for a generator of latents whose decoder the target cannot contain."""
+    decoder = source.generator.decoder
+    if decoder is None:
+        return
+    if not exporter.decodes:
+        raise InputError(
+            f"{source.name} generates latents, whose decoder --to {target} cannot contain: use "
+            "--to onnx or torch"
+        )
+    if decoder.config.is_pinned:
+        raise InputError(
+            f"{source.name} generates latents of {decoder.config}, whose decoder is not exported: "
+            "export a generator of pixels, or of latents of the method autoencode"
+        )
 
 
 @contextmanager

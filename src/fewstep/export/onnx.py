@@ -23,6 +23,8 @@ class OnnxExport(Exporter):
 
     extra: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
 
+    decodes: ClassVar[bool] = True
+
     def write(self, source: Source, folder: Path) -> dict[str, Any]:
         write_tokenizer(source.generator.spec, folder)
         checks: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.autoencoders import Decoder
 from fewstep.coefficients import Coefficients
 from fewstep.condition import Condition
 from fewstep.errors import InputError
@@ -75,6 +76,7 @@ class Unrolled(nn.Module):
         self.steps = generator.nearest(steps)
         times = generator.grid(self.steps, generator.denoiser)
         self.denoiser, self.step, self.spec = generator.denoiser, generator.step, generator.spec
+        self.decoder: Decoder | None = generator.decoder
         self.times = check_path(self.denoiser, times)
         sigma = float(self.denoiser.process.sigma(times[:1]))
         self.start = sigma * generator.grid.start_scale(self.times[0], self.denoiser)
@@ -118,4 +120,5 @@ class Unrolled(nn.Module):
     def _sample(self, noise: Tensor, cond: Condition | None, fresh: InputNoise) -> Tensor:
         context = ConstantContext(self.denoiser, cond, fresh, table=self.table)
         states = iterate(self.step, context, self.start * noise, self.times)
-        return deque(states, maxlen=1).pop()
+        samples = deque(states, maxlen=1).pop()
+        return samples if self.decoder is None else self.decoder(samples)

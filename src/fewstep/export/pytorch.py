@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ class TorchExport(Exporter):
     aot: bool = False
     """Whether to write `model-N-aot.pt2` too: code for the CPU of this machine, compiled by
     AOTInductor, for `torch._inductor.aoti_load_package(file)`."""
+
+    decodes: ClassVar[bool] = True
 
     def write(self, source: Source, folder: Path) -> dict[str, Any]:
         if self.aot:

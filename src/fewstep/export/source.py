@@ -138,7 +138,7 @@ def _without_augmentation(generator: Generator) -> Generator:
     if plain is network:
         return generator
     denoiser, weight = generator.denoiser.replace(backbone=plain), guidance_weight(guided)
-    generator = Generator(denoiser, generator.spec, grid=generator.grid, step=generator.step)
+    generator = generator.replace(denoiser=denoiser)
     if weight == 1:
         return generator
     return generator.with_guidance(weight, negative=negative_prompt(guided))

@@ -26,8 +26,9 @@ class Recording:
     states: int = 0
     """Number of intermediate noisy images x_t to record, evenly spread over the sampler's steps."""
     codec: str | None = None
-    """Codec of the images: u8, f16, raw, int8 or int8:PERCENTILE. The default is f16 with chunks,
-    raw for points, else u8. With u8, noisy images are recorded as f16: they exceed u8's range."""
+    """Codec of the images: u8, f16, raw, int8 or int8:PERCENTILE. The default is f16 with chunks
+    and for latents, raw for points, else u8. With u8, noisy images are recorded as f16: they exceed
+    u8's range."""
     chunks: int = 0
     """Number K of residual chunks, for a circuit with the sampler `ring`; 0 records none. The steps
     are divided into K equal parts, and a chunk is the change of the hidden state in one of them.
@@ -72,8 +73,14 @@ def make_schema(generator: Generator, recording: Recording) -> dict[str, store.C
     """Codecs of the tensors of a record."""
     shape, classes = generator.spec.shape, generator.spec.classes
     # u8 is as exact as an image file; points are not images
-    default = "f16" if recording.chunks else "u8" if len(shape) == 3 else "raw"
-    name = recording.codec or default
+    is_image = len(shape) == 3 and generator.decoder is None
+    default = "u8" if is_image else "f16" if len(shape) == 3 else "raw"
+    name = recording.codec or ("f16" if recording.chunks else default)
+    if name == "u8" and generator.decoder is not None:
+        raise InputError(
+            "the codec u8 is for images in [-1, 1], and this generator's samples are latents: leave"
+            " it out for f16"
+        )
     x0, number = _codec(name, shape, channels=1), store.Raw(torch.int64)
     prompt = {"prompt": number} if generator.spec.text else {}
     if recording.chunks:

@@ -93,7 +93,7 @@ def _record(
     values = ValueRange()
     with closing(_write_shards(writer, missing, tiles, batch)) as batches:
         for rows, images in batches:
-            done, values = done + len(rows), values + ValueRange.of(images)
+            done, values = done + len(rows), values + tiles.range_of(images)
             if done == total:  # before the last shard is written, so that no later call finishes
                 values = _check_all(values, tiles, folder)
             yield Progress(done, total)
@@ -117,7 +117,7 @@ def _open_writer(tiles: Tiles, folder: Address, teacher: str) -> store.Writer:
 
 def _check_first(tiles: Tiles, folder: Address, values: ValueRange | None = None) -> ValueRange:
     """The range of the images of the first tile, by default computed, after its check."""
-    values = values or ValueRange.of(tiles.records(range(tiles.size))["x0"])
+    values = values or tiles.range_of(tiles.records(range(tiles.size))["x0"])
     return tiles.check(values, f"the first {tiles.size} images", f"{folder} is not recorded")
 
 
@@ -174,6 +174,8 @@ def _writer(tiles: Tiles, folder: Address, teacher: str, first: ValueRange) -> s
         "version": __version__,
         "class_names": list(generator.spec.class_names),
     }
+    decoder = generator.decoder
+    provenance |= {"autoencoder": decoder.autoencoder} if decoder else {}
     provenance |= {"range": asdict(first)} if first.values else {}
     if recording.states:
         provenance["states"] = [times[point] for point in recording.state_points]

@@ -53,6 +53,10 @@ class Tiles:
         part = slice(rows.start - tile * self.size, rows.stop - tile * self.size)
         return {key: x[part] for key, x in self._cached_tile[1].items()}
 
+    def range_of(self, samples: Tensor) -> ValueRange:
+        """The range of a batch of samples; empty for points, and for latents, which have none."""
+        return ValueRange() if self.generator.decoder else ValueRange.of(samples)
+
     def pieces(self, rows: range, batch: int | None) -> Iterator[range]:
         """Divide `rows` at the ends of tiles, into ranges of at most `batch` rows."""
         first = rows.start

@@ -25,7 +25,7 @@ def style_exhibits(exhibits: Sequence[Exhibit]) -> list[StyledExhibit]:
     """
     if not exhibits:
         raise InputError("a report needs at least one generator")
-    specs = {(e.generator.spec.shape, e.generator.spec.classes) for e in exhibits}
+    specs = {(e.generator.image_shape, e.generator.spec.classes) for e in exhibits}
     if len(specs) > 1:
         kinds = "; ".join(f"{shape} with {classes} classes" for shape, classes in sorted(specs))
         raise InputError(
@@ -43,7 +43,7 @@ def style_exhibits(exhibits: Sequence[Exhibit]) -> list[StyledExhibit]:
                 f"{exhibits[0].name} and {exhibit.name} have different classes: {difference}; "
                 "write a separate report for each of these"
             )
-    shape = exhibits[0].generator.spec.shape
+    shape = exhibits[0].generator.image_shape
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise InputError(f"a report shows grey or colour images (1 or 3, h, w), not {shape}")
     baselines = sum(exhibit.baseline for exhibit in exhibits)

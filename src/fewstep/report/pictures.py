@@ -110,18 +110,20 @@ def sample(
 
 def same_noise(entries: Sequence[StyledExhibit]) -> Markup:
     """The section of images from equal noise: a row per entry and setting, a column per noise."""
-    spec, prompts = entries[0].exhibit.generator.spec, _prompts(entries)
+    generator, prompts = entries[0].exhibit.generator, _prompts(entries)
+    spec, width = generator.spec, generator.image_shape[2]
     names = prompts or [_class_name(spec, i) for i in range(spec.classes)]
     labels = [names[i % len(names)] for i in range(COLUMNS) if names]
     noise = noise_from_seeds([(SEED << 32) + row for row in range(COLUMNS)], spec.shape)
-    strips = [_strip("noise", to_uint8(noise / 2), "The starting noise of each column")]
+    # noise of latents has any number of channels: their first one is shown
+    picture = noise if spec.shape == generator.image_shape else noise[:, :1]
+    strips = [_strip("noise", to_uint8(picture / 2), "The starting noise of each column")]
     for entry in entries:
         for setting in settings(entry):
             alt = f"{entry.exhibit.name}, {setting.text}"
             alt += f": {', '.join(labels)}" if labels else ""
             strip = _strip("", sample(entry, setting, COLUMNS, prompts=prompts), alt)
             strips.append(strip._replace(entry=entry, setting=setting))
-    width = spec.shape[2]
     # gap between the images of a strip in % of its width, which aligns the labels with the columns
     column_gap = 100 * gap(width) / (COLUMNS * (width + gap(width)) - gap(width))
     return render(
@@ -157,7 +159,7 @@ def samples(entries: Sequence[StyledExhibit]) -> Markup:
         "samples.html.j2",
         grids=grids,
         noun="prompt" if prompts else "class" if classes else "",
-        size=_grid_size(names, spec),
+        size=_grid_size(names, entries[0]),
         seed=SEED,
         baseline=_baseline_name(entries),
     )
@@ -170,16 +172,16 @@ def neighbours(entries: Sequence[StyledExhibit], evaluator: Evaluator | None) ->
     """
     if evaluator is None:
         return Markup()
-    spec, images = entries[0].exhibit.generator.spec, evaluator.images
-    if spec.shape != images.shape:
+    shape, images = entries[0].exhibit.generator.image_shape, evaluator.images
+    if shape != images.shape:
         raise InputError(
-            f"the generators make images of shape {spec.shape}, "
+            f"the generators make images of shape {shape}, "
             f"but those of {images.name} have shape {images.shape}"
         )
     return render(
         "neighbours.html.j2",
         grids=[_nearest(entry, evaluator, alone=len(entries) == 1) for entry in entries],
-        size=_grid_size(["2nd nearest"], spec),
+        size=_grid_size(["2nd nearest"], entries[0]),
         columns=COLUMNS,
         seed=SEED,
         images=images,
@@ -232,11 +234,12 @@ def _baseline_name(entries: Sequence[StyledExhibit]) -> str | None:
     return next((e.exhibit.name for e in entries if e.exhibit.baseline), None)
 
 
-def _grid_size(names: Sequence[str], spec: SampleSpec) -> str:
+def _grid_size(names: Sequence[str], entry: StyledExhibit) -> str:
     """CSS lengths of a grid: the width of its labels, and a minimum that shows all pixels."""
-    width = spec.shape[2]
+    generator = entry.exhibit.generator
+    width = generator.image_shape[2]
     min_width = COLUMNS * (width + gap(width)) * (2 if width <= 16 else 1) + 100
-    longest = "5rem" if spec.text is None else "9rem"
+    longest = "5rem" if generator.spec.text is None else "9rem"
     return f"--name: min({longest}, {max(map(len, names))}ch); --least: max(17rem, {min_width}px)"
 
 

@@ -34,21 +34,26 @@ def travel(request: Request) -> Journey:
     cond = cond and cond.to(generator.device)
     noise = request.noise().to(generator.device)
     seeds = request.seeds()
-    states = tuple(generator.path(noise, steps=request.steps, cond=cond, seed=seeds))
+    path = generator.path(noise, steps=request.steps, cond=cond, seed=seeds)
     denoiser = generator.denoiser
     times = [float(t) for t in generator.grid(generator.nearest(request.steps), denoiser)]
     points = torch.tensor(times, dtype=torch.float64)
     scales = (denoiser.process.alpha(points) + denoiser.process.sigma(points)).tolist()
-    predictions: tuple[Tensor, ...] = ()
+    scales = [*scales, 1.0]
+    states, predictions = tuple(path), tuple[Tensor, ...]()
     if not generator.step.own_grid:
         # strict=False: the last state is the image itself
         pairs = zip(states, times, strict=False)
         predictions = tuple(_predict(generator, state, t, cond) for state, t in pairs)
+    if generator.decoder:  # latents are shown as the images that they stand for, on their scale
+        pairs = zip(states, scales, strict=True)
+        states = tuple(scale * generator.decode(state / scale) for state, scale in pairs)
+        predictions = tuple(map(generator.decode, predictions))
     return Journey(
         tuple(times),
         tuple(state.cpu() for state in states),
         tuple(x0.cpu() for x0 in predictions),
-        (*scales, 1.0),
+        tuple(scales),
     )
 
 

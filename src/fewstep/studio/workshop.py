@@ -54,13 +54,14 @@ class Model:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the noise: that of the images, or of their latents."""
         return self.generator.spec.shape
 
     @property
     def kind(self) -> tuple[tuple[int, ...], int, bool]:
         """Shape, number of classes, and whether it reads prompts: only models of the same kind can
         be compared."""
-        return self.shape, self.generator.spec.classes, self.reads_text
+        return self.generator.image_shape, self.generator.spec.classes, self.reads_text
 
     @property
     def reads_text(self) -> bool:
