@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -23,6 +23,7 @@ CACHE_BYTES = 1 << 30
 """Largest store that is decoded once, into memory."""
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Samples (n, ...) that can be read by number."""
 

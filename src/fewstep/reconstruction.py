@@ -25,7 +25,8 @@ class Reconstruction:
     psnr: float
     """Peak signal-to-noise ratio in dB, the mean over images."""
     lpips: float | None
-    """LPIPS with SqueezeNet's features, the mean over images; None without its weights."""
+    """LPIPS with SqueezeNet's features, the mean over images. None without its weights,
+    or for images that are too small."""
     frechet: float
     """Fréchet distance of the reconstructions from the reference."""
     frechet_of_images: float
@@ -50,7 +51,7 @@ def measure_reconstructions(
     reference = yield from evaluator.prepare()
     count, done = len(images), 0
     again, original = (ScoreAccumulator(reference, count) for _ in range(2))
-    lpips, psnr, distance = _find_lpips(), list[Tensor](), list[Tensor]()
+    lpips, psnr, distance = _find_lpips(images.shape), list[Tensor](), list[Tensor]()
     parts = images.images.split(BATCH)
     for part, latents in zip(parts, encode_images(autoencoder, images.images), strict=True):
         with torch.inference_mode():
@@ -83,8 +84,12 @@ def peak_ratio(
     return 10 * torch.log10(255**2 / error.mean(1).clamp(min=least))
 
 
-def _find_lpips() -> Lpips | None:
+def _find_lpips(shape: tuple[int, ...]) -> Lpips | None:
+    """LPIPS, if its weights are on this machine and it takes images of `shape`."""
+    image = torch.zeros(1, *shape)
     try:
-        return load_lpips("squeeze")
-    except InputError:  # its weights are not on this machine
+        lpips = load_lpips("squeeze")
+        lpips(image, image)
+    except InputError:
         return None
+    return lpips

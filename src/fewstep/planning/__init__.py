@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Generator as Pull
 from collections.abc import Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -21,8 +21,9 @@ from fewstep.methods.checks import check_augmentation, check_start, training_war
 from fewstep.methods.objective import Objective
 from fewstep.optimizers import adapt_config, adapt_steps, fit_problems, main_config
 from fewstep.planning.footprint import Footprint, measure
+from fewstep.planning.latents import find_latents
+from fewstep.planning.requirement import Requirement
 from fewstep.planning.requirements import (
-    Requirement,
     build_autoencoder_method,
     build_method,
     find_data,
@@ -81,8 +82,12 @@ def plan_recipe(recipe: Recipe) -> Plan:
 
 
 def _describe_samples(plan: Plan, *networks: Generator | None) -> None:
-    if plan.images is not None:
-        plan.spec = data_spec(plan.recipe, plan.images, *networks)
+    if plan.images is None:
+        return
+    spec = data_spec(plan.recipe, plan.images, *networks)
+    requirements, decoder = find_latents(plan.recipe, plan.images, networks)
+    plan.requirements += requirements
+    plan.spec = replace(spec, shape=decoder.latent_shape) if decoder else spec
 
 
 def _fill(plan: Plan) -> None:
@@ -134,8 +139,9 @@ def _fill(plan: Plan) -> None:
 def _fill_autoencoder(plan: Plan) -> None:
     """What a recipe that trains an autoencoder needs beyond its images."""
     recipe = plan.recipe
-    if plan.spec is None:
+    if plan.images is None:
         return
+    plan.spec = SampleSpec(plan.images.shape)
     with _collect(plan):
         method = build_autoencoder_method(recipe, plan.spec.shape)
         plan.reads = method.reads

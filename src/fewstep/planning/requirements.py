@@ -5,7 +5,7 @@ can be looked at before anything was downloaded or trained.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from fewstep.metrics.extractors.weights import PUBLISHED, find_weights
 from fewstep.models import find_model
 from fewstep.parametrization import Eps
 from fewstep.paths import expand_home
+from fewstep.planning.latents import find_latents
+from fewstep.planning.requirement import Requirement
 from fewstep.pretrained.address import split_options
 from fewstep.pretrained.hub import AVERAGED, find_local
 from fewstep.process import LinearBetas
@@ -35,18 +37,6 @@ from fewstep.recipe import Recipe, read
 from fewstep.sample_spec import SampleSpec
 from fewstep.schema import preset_names
 from fewstep.student import build_student
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """Something that a training reads, and whether it is on this machine."""
-
-    noun: str
-    """data, teacher, initial (of `student.init`), pairs, loss or extractor."""
-    name: str
-    """Its name, path or address."""
-    missing: str = ""
-    """What makes or fetches it; empty if it is present."""
 
 
 def find_data(recipe: Recipe) -> tuple[Requirement, ImageSet]:
@@ -163,7 +153,10 @@ def stand_in(recipe: Recipe) -> Generator | None:
         if networks[noun] is None:
             return None
     spec = data_spec(recipe, images, *networks.values())
-    return build_method(recipe, spec, **networks)[0].generator()
+    _, decoder = find_latents(recipe, images, [*networks.values()])
+    if decoder:
+        spec = replace(spec, shape=decoder.latent_shape)
+    return build_method(recipe, spec, **networks)[0].generator().replace(decoder=decoder)
 
 
 def generator_addresses(recipe: Recipe) -> dict[str, str]:

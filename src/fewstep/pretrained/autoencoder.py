@@ -41,17 +41,15 @@ class DiffusersAutoencoder(AutoencoderConfig):
         return f"diffusers:{self.folder}"
 
     def latent_shape(self, shape: Shape) -> tuple[int, int, int]:
-        settings = self._settings()
-        kind = settings["_class_name"]
-        blocks = "block_out_channels" if kind == CLASSES[0] else "encoder_block_out_channels"
-        factor = 2 ** (len(settings.get(blocks, (64,) if kind == CLASSES[0] else (64,) * 4)) - 1)
-        channels = settings.get("in_channels", 3)
+        config = self._model().config
+        blocks = getattr(config, "block_out_channels", None) or config.encoder_block_out_channels
+        factor, channels = 2 ** (len(blocks) - 1), config.in_channels
         if len(shape) != 3 or shape[0] != channels or any(side % factor for side in shape[1:]):
             raise InputError(
                 f"{self} takes images of {channels} channels whose sides are multiples of {factor},"
                 f" not shape {tuple(shape)}"
             )
-        return settings.get("latent_channels", 4), shape[1] // factor, shape[2] // factor
+        return config.latent_channels, shape[1] // factor, shape[2] // factor
 
     def build_encoder(self, shape: Shape) -> nn.Module:
         self.latent_shape(shape)
@@ -68,10 +66,9 @@ class DiffusersAutoencoder(AutoencoderConfig):
 
     def _settings(self) -> dict[str, Any]:
         settings = read_json(self._place() / CONFIG)
-        if settings.get("_class_name") not in CLASSES:
-            raise InputError(
-                f"{self} is a {settings.get('_class_name')}, and fewstep reads {' and '.join(CLASSES)}"
-            )
+        kind = settings.get("_class_name")
+        if kind not in CLASSES:
+            raise InputError(f"{self} is a {kind}, and fewstep reads {' and '.join(CLASSES)}")
         return settings
 
     def _place(self) -> Path:
