@@ -18,7 +18,7 @@ from fewstep.drawing import conditions
 from fewstep.errors import InputError
 from fewstep.generator import convert_step
 from fewstep.images import from_uint8, to_uint8
-from fewstep.latents import encode_images, encode_set
+from fewstep.latents import encode_images, encode_set, read_latents
 from fewstep.losses import Features, bind_decoder
 from fewstep.methods.regress import RegressConfig
 from fewstep.noise import noise_from_seeds
@@ -176,7 +176,8 @@ def test_distances_of_images_see_decoded_latents(place):
     assert plain == RegressConfig()  # which is not of images
     a, b = torch.randn(2, 3, 2, 2, 2).unbind()
     seen = []
-    object.__setattr__(bound.loss, "distance", lambda *images: seen.extend(images))
+    spy = lambda *images: seen.extend(images) or images[0].flatten(1).mean(1)  # noqa: E731
+    object.__setattr__(bound.loss, "distance", spy)
     bound.loss(a, b)
     assert seen[0].equal(decoder(a)) and seen[1].equal(decoder(b))
 
@@ -188,8 +189,6 @@ def test_commands_show_and_measure_images(place, tmp_path, capsys):
     assert main(["evaluate", run, "--steps", "2", *pixels, "--json"]) == 0
     found = json.loads(capsys.readouterr().out.partition("\n")[2] or "[]")
     assert found[0]["frechet"] > 0
-    both = [run, f"{place}/student", "--steps", "1", *pixels, "--out", f"{tmp_path}/c.html"]
-    assert main(["compare", *both]) == 0
     ae = f"{place}/ae.safetensors"
     capsys.readouterr()
     measure = ["encode", "digits", "--autoencoder", ae, "--measure", "--extractor", "pixels"]
@@ -201,12 +200,30 @@ def test_commands_show_and_measure_images(place, tmp_path, capsys):
     assert measures["images"] == len(images) and measures["frechet"] > measures["frechet_of_images"]
 
 
+@pytest.mark.slow
+def test_a_report_compares_runs_of_latents(place, tmp_path):
+    pixels = ["--extractor", "pixels", "--samples", "64", "--steps", "1"]
+    out = tmp_path / "c.html"
+    assert main(["compare", f"{place}/flow", f"{place}/student", *pixels, "--out", str(out)]) == 0
+    assert out.read_text().count("<img") > 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["torch", "onnx"])
+def test_programs_contain_the_decoder(place, tmp_path, target):
+    """The export compares the program's images with ours."""
+    out = ["--steps", "2", "--out", f"{tmp_path}/export"]
+    assert main(["export", f"{place}/flow", "--to", target, *out]) == 0
+    for other in ("diffusers", "browser"):
+        assert main(["export", f"{place}/flow", "--to", other, "--out", f"{tmp_path}/{other}"]) == 2
+
+
 def test_peak_ratio_is_that_of_the_definition():
     black = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     other = black.clone()
     other[1] = 16
     ratio = peak_ratio(black, other)
-    assert ratio[1].item() == pytest.approx(24.0486, abs=1e-4)  # 10 log10(255²/16²)
+    assert ratio[1].item() == pytest.approx(24.0484, abs=1e-4)  # 10 log10(255²/16²)
     assert ratio[0].item() == pytest.approx(
         48.1308 + 10 * torch.tensor(64.0).log10().item(), abs=1e-3
     )
@@ -226,7 +243,12 @@ def test_what_does_not_fit_is_refused_in_one_line(place, tmp_path):
     latents = f"data.latents={place}/lat"
     theirs = f"data.autoencoder={tmp_path}/other.safetensors"
     assert "encode them again" in refused(flow(place, latents, theirs))
-    assert "encode them again" in refused(flow(place, latents, "data.name=mnist", "data.size=8"))
+    images = load("digits")
+    others = replace(images, images=images.images.flip(0))
+    with pytest.raises(InputError, match="encode them again"):
+        read_latents(
+            place / "lat", load_autoencoder(place / "ae.safetensors").hash, others, flip=False
+        )
     assert "needs data.autoencoder" in refused(read("digits-flow", [*NETWORK, latents]))
     assert "cannot be augmented" in refused(flow(place, "data.augment=0.1"))
     assert "was trained on images of shape" in refused(flow(place, "data.size=4"))
@@ -254,16 +276,22 @@ def test_a_run_without_its_decoder_is_refused_in_one_line(place, tmp_path):
         runs.load(tmp_path / "damaged.safetensors")
 
 
-def test_plans_of_latents_know_their_shape_before_anything_was_trained(place):
-    for name, shape in (
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
         ("cifar10-autoencoder", (3, 32, 32)),
-        ("cifar10-latent-flow", (8, 8, 8)),
+        pytest.param("cifar10-latent-flow", (8, 8, 8), marks=pytest.mark.slow),
         ("cifar10-latent-regress", (8, 8, 8)),
-        ("celeba-autoencoder", (3, 64, 64)),
-        ("celeba-latent-flow", (4, 16, 16)),
-    ):
-        plan = plan_recipe(read(name))
-        assert plan.spec and plan.spec.shape == shape and not plan.problems and plan.trained
+        pytest.param("celeba-autoencoder", (3, 64, 64), marks=pytest.mark.slow),
+        pytest.param("celeba-latent-flow", (4, 16, 16), marks=pytest.mark.slow),
+    ],
+)
+def test_plans_know_the_shape_before_anything_was_trained(name, shape):
+    plan = plan_recipe(read(name))
+    assert plan.spec and plan.spec.shape == shape and not plan.problems and plan.trained
+
+
+def test_plans_of_latents_have_the_problems_of_the_training(place):
     plan = plan_recipe(flow(place))
     assert plan.spec.shape == (2, 2, 2) and not plan.problems
     plan = plan_recipe(flow(place, "data.augment=0.1"))

@@ -26,6 +26,8 @@ from fewstep.ranges import Address
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 FOLDERS = ("", "vae")
+OPTIONS = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
+"""Options of `from_pretrained`: no downloads and no pickles, and no need of accelerate."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _load(place: Path, stamps: tuple[int, ...]) -> Any:
         ) from None
     kind = getattr(diffusers, read_json(place / CONFIG)["_class_name"])
     try:
-        model = kind.from_pretrained(place, local_files_only=True, use_safetensors=True)
+        model = kind.from_pretrained(place, **OPTIONS)
     # damaged or missing files raise errors of many types
     except Exception as error:
         problem = " ".join(str(error).split())[:200]
