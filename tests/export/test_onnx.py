@@ -149,16 +149,15 @@ def test_other_text_encoders_are_refused(tmp_path):
     "generator",
     [
         lambda: text_generator(),
-        lambda: text_generator(classes=3).with_guidance(2.0),
+        lambda: text_generator(classes=3).with_guidance(2.0, negative="the hat"),
         lambda: text_generator(flow_map=True),
         lambda: text_generator(step=Renoise()),
     ],
 )
-@pytest.mark.parametrize("dtype", ["f32", "int8"])
-def test_networks_with_text(generator, dtype):
-    rounded = round_weights(generator(), dtype)
+def test_networks_with_text(generator):
+    rounded = round_weights(generator(), "int8")
     for module in (Unrolled(rounded, 2), Network(rounded)):
-        model = graph.onnx_graph(module, dtype=dtype)
+        model = graph.onnx_graph(module, dtype="int8")
         assert max(differences(module, model, module.input_names)) < 1e-4
 
 
