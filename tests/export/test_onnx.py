@@ -152,6 +152,7 @@ def test_other_text_encoders_are_refused(tmp_path):
         lambda: text_generator(classes=3).with_guidance(2.0, negative="the hat"),
         lambda: text_generator(flow_map=True),
         lambda: text_generator(step=Renoise()),
+        lambda: text_generator(config=DiTConfig(width=16, depth=1, text_width=16, head_dim=8)),
     ],
 )
 def test_networks_with_text(generator):

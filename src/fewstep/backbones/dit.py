@@ -156,7 +156,8 @@ class DiT(Backbone):
         emb = embed(self, level, level_s, cond)
         if self.text_transformer is None:
             return functional.silu(emb), None
-        context: TextContext = self.text_transformer(cond and cond.text, x)
+        text = None if cond is None else cond.text  # `and` would fix the number of rows in traces
+        context: TextContext = self.text_transformer(text, x)
         return functional.silu(emb + self.text_proj(context.pooled)), context
 
     def _embed(self, x: Float[Tensor, "b c h w"]) -> Sequence:
