@@ -15,7 +15,9 @@ import torch
 
 from fewstep import runs
 from fewstep.assembly import assemble
-from fewstep.autoencoder_files import load_autoencoder
+from fewstep.autoencoder_files import load_autoencoder, save_autoencoder
+from fewstep.autoencoders import Autoencoder
+from fewstep.autoencoders.convolutional import Convolutional
 from fewstep.backbones import UNetConfig
 from fewstep.backbones.edm_unet import EDMUNetConfig
 from fewstep.circuits.network import CircuitConfig
@@ -66,6 +68,10 @@ def tiny(config):
     return None
 
 
+HALVING = Convolutional(latent_channels=2, channels=(8,), groups=4)
+"""An autoencoder of latents with 4x4 values."""
+
+
 def without_weights_of_others(config):
     """The settings of a method with squared errors in place of perceptual distances."""
     settings = {f.name: getattr(config, f.name) for f in fields(config)}
@@ -107,7 +113,8 @@ def made(tmp_path_factory):
             generator, table = Generator(denoiser, SampleSpec((3, 8, 8))), None
         else:
             recipe = make(address.removeprefix("runs/"))
-            generator, table = assemble(recipe, CPU).method.generator(), recipe.table()
+            assembly, table = assemble(recipe, CPU), recipe.table()
+            generator = assembly.method.generator().replace(decoder=assembly.decoder)
         randomise(generator)
         place.mkdir()
         runs.save_generator(place / "model.safetensors", generator, table, {})
@@ -144,6 +151,10 @@ def made(tmp_path_factory):
             fit=replace(recipe.fit, **small, compile=False, adapt=1),
             evaluate=replace(recipe.evaluate, every=0, steps=(min(*recipe.evaluate.steps, 8),)),
         )
+        if recipe.data.autoencoder:
+            path = folder / "autoencoder.safetensors"
+            save_autoencoder(path, Autoencoder(HALVING, (3, 8, 8)), None, {})
+            recipe = replace(recipe, data=replace(recipe.data, autoencoder=str(path), latents=None))
         if recipe.teacher:
             teacher = network(recipe.teacher.load)
             recipe = replace(recipe, teacher=replace(recipe.teacher, load=str(teacher)))
@@ -176,7 +187,7 @@ def test_a_preset_trains_resumes_samples_and_scores(made, name, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
     generator, images = runs.load(tmp_path / "once"), random_images(recipe.data.name)
     steps = generator.nearest(recipe.evaluate.steps[0], quietly=True)
-    samples = generator(noise_from_seeds(range(4), images.shape), steps=steps)
+    samples = generator(noise_from_seeds(range(4), generator.spec.shape), steps=steps)
     assert samples.isfinite().all()
     measure = protocol("quick").with_settings(samples=8, extractor="pixels")
     score = Evaluator(images, measure).score(generator, steps=steps)
