@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/fetch_runtime.py
 		{ echo "fewstep needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install -c constraints.txt --upgrade pip
-	$(PIP) install -c constraints.txt --group dev --group docs -e '.[studio,export,hub,s3]'
+	$(PIP) install -c constraints.txt --group dev --group docs -e '.[studio,export,hub,s3,text]'
 	$(BIN)/python scripts/fetch_runtime.py
 	@touch $@
 

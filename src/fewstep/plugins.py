@@ -132,7 +132,11 @@ REGISTRY: dict[str, dict[str, str]] = {
         "diffusers": "fewstep.export.diffusers:DiffusersExport",
         "browser": "fewstep.export.browser:BrowserExport",
     },
-    "text-encoder": {"learned": "fewstep.text.learned:LearnedText"},
+    "text-encoder": {
+        "learned": "fewstep.text.learned:LearnedText",
+        "wordllama": "fewstep.text.wordllama:WordLlama",
+        "transformers": "fewstep.text.transformers:Transformers",
+    },
     "tracker": {
         "tensorboard": "fewstep.trackers:TensorBoard",
         "wandb": "fewstep.trackers:WandB",

@@ -7,8 +7,8 @@ from typing import Any
 from fewstep import plugins
 from fewstep.errors import InputError
 from fewstep.sample_spec import SampleSpec
-from fewstep.text.learned import LONGEST_PROMPT, START, LearnedText
-from fewstep.text.words import normalized_characters
+from fewstep.text.learned import START, LearnedText
+from fewstep.text.words import LONGEST_PROMPT, normalized_characters
 
 TOKENIZER = "tokenizer.json"
 

@@ -4,7 +4,8 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import fields
+from typing import Any, ClassVar, cast
 
 from fewstep.condition import Text, TextInput
 from fewstep.tables import to_table
@@ -15,10 +16,13 @@ class TextEncoder(ABC):
     recipe's `[text]` table and are saved in weights files.
 
     Equal encoders give equal tokens for every prompt: fields must identify everything that the
-    tokens depend on, such as a vocabulary, or the hash of a frozen network's weights.
+    tokens depend on, such as a vocabulary, or the hash of a frozen network's weights. A field that
+    they do not depend on, such as the place of a file, is left out of comparisons.
     """
 
     noun: ClassVar[str] = "text-encoder"
+    is_slow: ClassVar[bool] = False
+    """Whether the encoded captions of a data set are worth a file in the cache."""
     length: Any
     """Largest number of tokens of a prompt; the rest of a longer one is cut off."""
 
@@ -45,4 +49,6 @@ class TextEncoder(ABC):
 
 def encoder_hash(encoder: TextEncoder) -> str:
     """SHA-256 of the settings of an encoder; equal encoders have equal ones."""
-    return hashlib.sha256(json.dumps(to_table(encoder), sort_keys=True).encode()).hexdigest()
+    places = {field.name for field in fields(cast(Any, encoder)) if not field.compare}
+    table = {key: value for key, value in to_table(encoder).items() if key not in places}
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()

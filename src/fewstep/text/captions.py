@@ -1,14 +1,21 @@
 """`CaptionTable`: the encoded captions of a data set, from which training draws."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fewstep.condition import Text
-from fewstep.text.base import TextEncoder
+from fewstep.download import cache
+from fewstep.errors import InputError
+from fewstep.tensor_file import NotOurs, read_tensor_file, write_tensor_file
+from fewstep.text.base import TextEncoder, encoder_hash
 
 
 class CaptionTable:
@@ -21,7 +28,7 @@ class CaptionTable:
         """`captions[i]` are those of image i."""
         lists = [list(each) or [""] for each in captions]
         numbers = {text: i for i, text in enumerate(dict.fromkeys(chain(*lists)))}
-        self.texts = encoder.encode([*numbers])
+        self.texts = encode_once(encoder, [*numbers])
         self.numbers = torch.tensor([numbers[text] for text in chain(*lists)])
         self.counts = torch.tensor([len(each) for each in lists])
         self.starts = self.counts.cumsum(0) - self.counts
@@ -40,3 +47,28 @@ class CaptionTable:
     def _rows(self, entries: Int64[Tensor, " b"]) -> Text:
         rows = self.numbers[entries]
         return Text(self.texts.tokens[rows], self.texts.mask[rows])
+
+
+def encode_once(encoder: TextEncoder, texts: list[str]) -> Text:
+    """Tokens of texts. Those of a slow encoder are stored in a file in `download.cache()`, which is
+    mapped into memory.
+
+    A damaged file is written anew. Without space or permission nothing is stored.
+    """
+    if not encoder.is_slow:
+        return encoder.encode(texts)
+    digest = hashlib.sha256(json.dumps([encoder_hash(encoder), texts]).encode()).hexdigest()
+    path = cache() / "captions" / f"{digest}.safetensors"
+    with suppress(InputError, NotOurs):
+        return _read(path)
+    text = encoder.encode(texts)
+    with suppress(OSError, InputError, NotOurs):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensor_file(path, {"tokens": text.tokens, "mask": text.mask}, {})
+        return _read(path)
+    return text
+
+
+def _read(path: Path) -> Text:
+    tensors, _ = read_tensor_file(path)
+    return Text(tensors["tokens"], tensors["mask"])

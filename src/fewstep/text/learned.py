@@ -17,14 +17,12 @@ from annotated_types import Ge, Le
 from fewstep.condition import Text, TextInput
 from fewstep.errors import InputError
 from fewstep.text.base import TextEncoder
-from fewstep.text.words import is_word, split_words
+from fewstep.text.words import LONGEST_PROMPT, is_word, split_words
 
 START = "\u2581"
 """Marks a piece that starts a word, as in SentencePiece."""
 BYTES = 256
 """Number of ids of single bytes, which precede those of the pieces."""
-LONGEST_PROMPT = 10_000
-"""Characters of a prompt that are read; no network receives so many tokens."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import re
 import unicodedata
 from functools import cache
 
+LONGEST_PROMPT = 10_000
+"""Characters of a prompt that are read; no network receives so many tokens."""
 _RANGES = (
     "20-376 37A-37F 384-38A 38C 38E-3A1 3A3-52E 531-556 587 591-5C7 5D0-5EA 5F2 610-6ED 1100-11C2 "
     "1D2C-1F0F 1F18-1F1D 1F28-1F3F 1F48-1F4D 1F59 1F5B 1F5D 1F5F-1F7D 1F88-1FAF 1FB8-1FC1 "
