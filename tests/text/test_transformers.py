@@ -148,12 +148,13 @@ def test_captions_without_a_place_for_a_file(t5, home, monkeypatch):
     ("settings", "message"),
     [
         ({"model": ""}, "needs text.model: the folder of a CLIP or T5"),
-        ({"model": "no/such/folder"}, "text encoder no/such/folder cannot be read"),
+        ({"model": "no/such/folder"}, "there is no folder no/such/folder; for one on the hub"),
+        ({"model": "nobody/nothing"}, r"encoder nobody/nothing cannot be read \(.*\): text.model"),
         ({"length": 13}, "text.length is 13, but .* reads at most 12 tokens: set text.length=12"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message, clip, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=message) as refused:
         Transformers(**{"model": str(clip), "length": 8} | settings).fit([])
     assert "\n" not in str(refused.value)
@@ -178,4 +179,7 @@ def test_a_run_without_its_encoder_says_where_it_was(clip, tmp_path, capsys):
     read_model.cache_clear()
     assert main(words) == 2
     error = capsys.readouterr().err
-    assert f"text encoder {folder} cannot be read" in error and error.count("\n") == 1
+    assert (
+        f"text encoder cannot be read: there is no folder {folder}" in error
+        and error.count("\n") == 1
+    )

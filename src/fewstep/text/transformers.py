@@ -4,9 +4,12 @@ CLIP: Radford et al. 2021, arXiv:2103.00020. T5: Raffel et al. 2020, arXiv:1910.
 are the last hidden states, as in latent diffusion and Imagen.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
@@ -145,14 +148,14 @@ def read_model(address: str) -> Model:
             'the text encoder "transformers" needs the package of that name: pip install '
             "'fewstep[text]'"
         ) from None
+    if not Path(address).is_dir() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", address):
+        raise InputError(
+            f"the text encoder cannot be read: there is no folder {address}; for one on the hub "
+            "write OWNER/NAME"
+        )
     try:
-        kind = transformers.AutoConfig.from_pretrained(address).model_type
-        if kind not in CLASSES:
-            raise InputError(
-                f"the text encoder {address} is a network of the type {kind}: use a CLIP or a T5"
-            )
-        network = getattr(transformers, CLASSES[kind]).from_pretrained(address, dtype=torch.float32)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(address)
+        with _quiet(transformers):
+            return _read(transformers, address)
     except InputError:
         raise
     except Exception as error:  # of the package, its HTTP client, and readers of damaged files
@@ -161,6 +164,29 @@ def read_model(address: str) -> Model:
             f"the text encoder {address} cannot be read ({reason}): text.model must be a folder "
             "with its weights and tokenizer, or its OWNER/NAME on the hub"
         ) from error
+
+
+def _read(transformers: Any, address: str) -> Model:
+    kind = transformers.AutoConfig.from_pretrained(address).model_type
+    if kind not in CLASSES:
+        raise InputError(
+            f"the text encoder {address} is a network of the type {kind}: use a CLIP or a T5"
+        )
+    network = getattr(transformers, CLASSES[kind]).from_pretrained(address, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(address)
     network = network.eval().requires_grad_(False)
     digest = tensor_digest(network.state_dict(), header=tokenizer.backend_tokenizer.to_str())
     return Model(network, tokenizer, digest)
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Generator[None]:
+    """A context in which transformers shows no bars of progress."""
+    log = transformers.utils.logging
+    enabled = log.is_progress_bar_enabled()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            log.enable_progress_bar()
