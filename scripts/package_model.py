@@ -1,0 +1,48 @@
+"""Write a run's weights, rounded and with their scores, into a model of this package.
+
+    python scripts/package_model.py RUN NAME --dtype int8 [--steps 1,2,4] [--measures text-match]
+
+The scores are those of the rounded weights, by the protocol `quick`. RUN may also be a packaged
+model, such as fewstep:digits, whose description belongs to an older version.
+"""
+
+import argparse
+
+from fewstep import recipe, runs
+from fewstep.evaluation import Evaluator
+from fewstep.export.precision import round_weights
+from fewstep.loading import load_run, reference_images
+from fewstep.metrics import protocol
+from fewstep.models import FOLDER
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run")
+    parser.add_argument("name")
+    parser.add_argument("--dtype", choices=["f32", "f16", "int8"], default="int8")
+    parser.add_argument("--steps", default="1")
+    parser.add_argument("--measures", default="")
+    options = parser.parse_args()
+    note, run = runs.describe(options.run), load_run(options.run)
+    table = recipe.parse(note["recipe"]).table()
+    generator, path = (
+        round_weights(run.generator, options.dtype),
+        FOLDER / f"{options.name}.safetensors",
+    )
+    settings = {"license": "MIT", "dtype": options.dtype}
+    runs.save_generator(path, generator, table, note["pins"], **settings)
+    measures = tuple(filter(None, options.measures.split(",")))
+    evaluator = Evaluator(reference_images(run), protocol("quick").with_settings(measures=measures))
+    stored = runs.load(path)
+    steps = [int(count) for count in options.steps.split(",")]
+    scores = [evaluator.score(stored, steps=count).table() for count in steps]
+    runs.save_generator(path, generator, table, note["pins"], scores=scores, **settings)
+    assert runs.weights_hash(runs.load(path)).startswith(scores[0]["weights"])
+    for score in scores:
+        print(score["steps"], score["frechet"], score["extractor_hash"])
+    print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
