@@ -137,7 +137,7 @@ def test_the_named_set_is_brought_to_its_size(address, monkeypatch, capsys):
 
     monkeypatch.setattr(data, "load", load)
     scores(capsys, "evaluate", address, "--data", "fashion-mnist")
-    assert asked == [("fashion-mnist", {"size": 8, "path": None})]
+    assert asked == [("fashion-mnist", {"split": "train", "size": 8, "path": None})]
 
 
 @pytest.fixture(scope="module")

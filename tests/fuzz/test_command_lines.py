@@ -37,6 +37,8 @@ LINES = [
     ["list", "samplers", "--json"],
     ["doctor", "{t}/run"],
     ["doctor", "{t}/my set"],
+    ["encode", "folder:{t}/my set", "--autoencoder", "{t}/run", "--out", "{t}/latents"],
+    ["sample", "{t}/run", "--prompt", "a cat", "--negative", "", "-o", "{t}/cat.png"],
     ["studio", "--help"],
     ["compare", "{t}/missing", "--out", "{t}/c.html"],
     ["export", "{t}/run", "--to", "onn", "--out", "{t}/e"],

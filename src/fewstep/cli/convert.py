@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
             step=step,
             license=source.license,
             scores=scores,
-            half=options.dtype == "f16",
+            dtype=options.dtype,
         )
     except OSError as error:
         problem = error.strerror or str(error)
