@@ -90,8 +90,11 @@ def test_every_presets_network_takes_its_images(name):
     with torch.device("meta"):
         text = TextInput(24, vocabulary=300) if told.text else None
         shape = channels, side, side
+        if told.data.autoencoder:
+            autoencoder = recipe.read(told.data.autoencoder.removeprefix("runs/"))
+            shape = autoencoder.method.network.latent_shape(shape)
         net = build_backbone(told.student.backbone, shape=shape, classes=10, text=text)
-        x, level = torch.zeros(2, channels, side, side), torch.zeros(2)
+        x, level = torch.zeros(2, *shape), torch.zeros(2)
         assert net(x, level).shape == x.shape
 
 

@@ -116,7 +116,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "measure": {
         "sliced-wasserstein": "fewstep.metrics.distances.sliced:SLICED_WASSERSTEIN",
-        "text-match": "fewstep.metrics.text_match:TextMatch",
+        "text-match": "fewstep.metrics.text_match.measure:TextMatch",
         "clip-score": "fewstep.metrics.clip_score:ClipScore",
     },
     "source": {
