@@ -71,6 +71,7 @@ def cheap(words):
     return words
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_works(files, monkeypatch, capsys):
     monkeypatch.chdir(files)
     for words in commands():
