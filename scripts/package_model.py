@@ -7,8 +7,10 @@ model, such as fewstep:digits, whose description belongs to an older version.
 """
 
 import argparse
+from dataclasses import replace
 
 from fewstep import recipe, runs
+from fewstep.conditions import examples
 from fewstep.evaluation import Evaluator
 from fewstep.export.precision import round_weights
 from fewstep.loading import load_run, reference_images
@@ -30,10 +32,14 @@ def main() -> None:
         round_weights(run.generator, options.dtype),
         FOLDER / f"{options.name}.safetensors",
     )
+    images = reference_images(run)
+    generator.spec = replace(
+        generator.spec, prompts=examples(images) if run.generator.spec.text else ()
+    )
     settings = {"license": "MIT", "dtype": options.dtype}
     runs.save_generator(path, generator, table, note["pins"], **settings)
     measures = tuple(filter(None, options.measures.split(",")))
-    evaluator = Evaluator(reference_images(run), protocol("quick").with_settings(measures=measures))
+    evaluator = Evaluator(images, protocol("quick").with_settings(measures=measures))
     stored = runs.load(path)
     steps = [int(count) for count in options.steps.split(",")]
     scores = [evaluator.score(stored, steps=count).table() for count in steps]

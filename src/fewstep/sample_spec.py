@@ -23,9 +23,9 @@ Item = TypeVar("Item")
 
 
 def evenly_spread(items: Sequence[Item], count: int) -> tuple[Item, ...]:
-    """At most `count` of the items in their order, evenly spread over them."""
+    """The items in the middle of `count` equal parts, in their order; all if there are fewer."""
     count = min(len(items), count)
-    return tuple(items[i * len(items) // count] for i in range(count))
+    return tuple(items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count))
 
 
 @dataclass(frozen=True)
