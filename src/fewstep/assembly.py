@@ -21,7 +21,7 @@ from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
 from fewstep.generator import Generator
 from fewstep.guidance import unguided
-from fewstep.latent_recipes import check_pairs, latent_space
+from fewstep.latent_recipes import check_latents, check_pairs, latent_space
 from fewstep.latents import Latents
 from fewstep.losses import bind_classifier, bind_decoder, perceptual_hash
 from fewstep.methods.adapt import Adapt, AdaptConfig
@@ -103,11 +103,13 @@ def allow_code(recipe: Recipe) -> None:
 def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     """Build the objects that a recipe describes, and check that they fit together."""
     allow_code(recipe)
-    if recipe.fit.compile:
+    method_class = plugins.resolve("method", recipe.method_name)
+    if issubclass(method_class, Autoencode):
+        check_autoencoder_recipe(recipe)
+    elif recipe.fit.compile:
         check_compiler("fit.compile=true")
     evaluation = recipe.evaluate
     images = read_data(recipe)
-    method_class = plugins.resolve("method", recipe.method_name)
     if issubclass(method_class, Autoencode):
         return _assemble_autoencoder(recipe, images, device)
     pins = {"data": images.fingerprint}
@@ -145,6 +147,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         pins["pairs"] = store_hash
     adapts = bool(original and method.uses_first_image and adapt_steps(recipe.fit))
     rows = None
+    check_latents(recipe, reads_images="images" in method.reads or adapts)
     if "images" in method.reads or adapts:
         latents = space and space.latents(recipe, images, device)
         if latents and latents.hash:
@@ -175,7 +178,6 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
 
 def _assemble_autoencoder(recipe: Recipe, images: ImageSet, device: torch.device) -> Assembly:
     """The objects of a recipe that trains an autoencoder."""
-    check_autoencoder_recipe(recipe)
     fit, spec = recipe.fit, SampleSpec(images.shape)
     config = bind_classifier(recipe.method, lambda: _classifier(images))
     pins = {"data": images.fingerprint}

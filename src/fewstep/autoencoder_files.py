@@ -12,6 +12,7 @@ from fewstep.errors import InputError
 from fewstep.paths import check_kind, expand_home
 from fewstep.run_folder import Run
 from fewstep.sample_spec import SampleSpec
+from fewstep.schema import preset_names
 from fewstep.tables import from_table
 from fewstep.weights_file import AUTOENCODER, read_weights_file, write_weights_file
 
@@ -61,6 +62,11 @@ def load_autoencoder(
     source, colon, rest = address.partition(":")
     if colon and not path.exists():
         return _load_pinned(source, rest, shape, address)
+    if not path.exists() and address not in preset_names():
+        raise InputError(
+            f"{address} does not exist: give a run of autoencode, its weights file, or "
+            "diffusers:PATH"
+        )
     check_kind(path, "run")
     file = Run(path).model_file if path.is_dir() else path
     if path.is_dir() and not file.exists():
@@ -81,7 +87,7 @@ def load_autoencoder(
     if shape is not None and autoencoder.shape != tuple(shape):
         raise InputError(
             f"the autoencoder {address} was trained on images of shape {autoencoder.shape}, and "
-            f"these have shape {tuple(shape)}: resize them by data.size, or train another one"
+            f"these have shape {tuple(shape)}: resize them (data.size in recipes), or train another"
         )
     return _freeze(autoencoder)
 

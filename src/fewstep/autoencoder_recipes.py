@@ -9,6 +9,9 @@ from fewstep.errors import InputError
 from fewstep.methods.autoencode import Autoencode
 from fewstep.recipe import Recipe, StudentConfig
 
+UNUSED = ("autoencoder", "latents", "prompts")
+"""Keys of [data] that are for generators alone."""
+
 
 def check_autoencoder_recipe(recipe: Recipe) -> None:
     """Raise InputError for settings that have no effect on the training of an autoencoder."""
@@ -24,6 +27,9 @@ def check_autoencoder_recipe(recipe: Recipe) -> None:
         problem = f"has a section [{section}]: remove it, method.network is the network to train"
     elif recipe.data.augment:
         problem = f"has data.augment={recipe.data.augment}: set it to 0, data.flip is possible"
+    elif key := next((key for key in UNUSED if getattr(recipe.data, key)), None):
+        value = getattr(recipe.data, key)
+        problem = f"has data.{key}={value}, which has no effect: remove it"
     elif recipe.evaluate.every:
         problem = (
             f"has evaluate.every={recipe.evaluate.every}: set it to 0, and measure reconstructions "

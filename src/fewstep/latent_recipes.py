@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from fewstep.data import ImageSet
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.latents import Latents, encode_set, read_latents
-from fewstep.recipe import Recipe
+from fewstep.paths import expand_home
+from fewstep.recipe import DataConfig, Recipe
 from fewstep.sample_spec import SampleSpec
 
 
@@ -35,6 +37,11 @@ class LatentSpace:
         """
         config = recipe.data
         if config.latents:
+            if is_missing(config.latents):
+                raise InputError(
+                    f"there are no latents in {config.latents}: write them by `"
+                    f"{encode_command(config)}`, or leave out data.latents to encode in memory"
+                )
             digest = self.decoder.autoencoder
             return read_latents(config.latents, digest, images, flip=config.flip)
         if self.autoencoder is None:
@@ -43,6 +50,21 @@ class LatentSpace:
                 "data.autoencoder to the autoencoder of the teacher"
             )
         return encode_set(self.autoencoder.to(device), images, flip=config.flip)
+
+
+def is_missing(store: str) -> bool:
+    """Whether there is nothing at the address of a store on this machine."""
+    return "://" not in store and not Path(expand_home(store)).exists()
+
+
+def encode_command(config: DataConfig) -> str:
+    """The command that writes `data.latents`."""
+    data = config.name if config.path is None else f"{config.name}:{config.path}"
+    words = ["fewstep encode", data, f"--autoencoder {config.autoencoder or 'RUN'}"]
+    words += [f"--split {config.split}"] * (config.split != "train")
+    words += [f"--size {config.size}"] * (config.size is not None)
+    words += ["--flip"] * config.flip
+    return " ".join([*words, f"--out {config.latents}"])
 
 
 def check_pairs(recipe: Recipe, streams: Mapping[str, Any], space: LatentSpace | None) -> None:
@@ -58,6 +80,15 @@ def check_pairs(recipe: Recipe, streams: Mapping[str, Any], space: LatentSpace |
                 f"the pairs in {recipe.pairs.load} are of {texts[0]}, and the recipe trains on "
                 f"{texts[1]}: record pairs of its teacher, or set data.autoencoder to theirs"
             )
+
+
+def check_latents(recipe: Recipe, *, reads_images: bool) -> None:
+    """Raise InputError for a store of latents that would have no effect."""
+    if recipe.data.latents and not reads_images:
+        raise InputError(
+            f"data.latents is {recipe.data.latents}, but the method {recipe.method_name} trains on "
+            "no images of the data: remove data.latents"
+        )
 
 
 def latent_space(

@@ -15,7 +15,9 @@ from fewstep.errors import InputError
 from fewstep.images import from_uint8
 
 BATCH = 256
-"""Images that are encoded at once, always, so that a latent does not depend on its neighbours."""
+"""Largest number of images that are encoded at once."""
+BATCH_PIXELS = BATCH * 64 * 64
+"""Largest number of their pixels: activations of larger images need gigabytes."""
 SHARD = 4 * BATCH
 MAX_BYTES = 4 << 30
 """Largest latents of a set that are encoded in memory."""
@@ -55,18 +57,27 @@ class StoredRows:
         return self.reader[index][self.name]
 
 
+def batch_size(shape: tuple[int, ...]) -> int:
+    """Images of a shape that are encoded at once, a power of 2. It is always the same number, so
+    that a latent does not depend on its neighbours."""
+    pixels = torch.Size(shape[1:]).numel()
+    return min(BATCH, 1 << max(1, BATCH_PIXELS // pixels).bit_length() - 1)
+
+
 def encode_images(
     autoencoder: Autoencoder, images: UInt8[Tensor, "n c h w"], *, mirror: bool = False
 ) -> Iterator[Float[Tensor, "b _ _ _"]]:
-    """Yield the latents of images on the CPU, `BATCH` at a time; with `mirror`, mirrored images'.
+    """Yield the latents of images on the CPU, `batch_size` at a time; with `mirror`, mirrored
+    images'.
 
     The last batch is filled up with black images, so that all have one size.
 
     Raises: InputError for images of another shape than the autoencoder's, and latents with NaN.
     """
     device = next((b.device for b in autoencoder.decoder.buffers()), torch.device("cpu"))
-    for part in images.split(BATCH):
-        padded = torch.cat([part, part.new_zeros(BATCH - len(part), *part.shape[1:])])
+    size = batch_size(tuple(images.shape[1:]))
+    for part in images.split(size):
+        padded = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
         with torch.inference_mode():
             latents = autoencoder.encode(
                 from_uint8(padded.flip(-1) if mirror else padded).to(device)

@@ -12,7 +12,7 @@ from fewstep.data import ImageSet
 from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
 from fewstep.images import from_uint8, to_uint8
-from fewstep.latents import BATCH, encode_images
+from fewstep.latents import batch_size, encode_images
 from fewstep.metrics import Lpips, ScoreAccumulator, load_lpips
 
 
@@ -52,7 +52,7 @@ def measure_reconstructions(
     count, done = len(images), 0
     again, original = (ScoreAccumulator(reference, count) for _ in range(2))
     lpips, psnr, distance = _find_lpips(images.shape), list[Tensor](), list[Tensor]()
-    parts = images.images.split(BATCH)
+    parts = images.images.split(batch_size(images.shape))
     for part, latents in zip(parts, encode_images(autoencoder, images.images), strict=True):
         with torch.inference_mode():
             device = autoencoder.decoder.mean.device

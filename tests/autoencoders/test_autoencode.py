@@ -148,6 +148,10 @@ def test_commands_say_in_one_line_what_an_autoencoder_is_for(tmp_path, capsys):
         assert len(lines) == 1 and f"is an autoencoder, which generates no images: {''}" in lines[0]
     with pytest.raises(InputError, match="is an autoencoder"):
         runs.load(run)
+    assert main(["doctor", run]) == 0
+    digest = load_autoencoder(run).hash[:16]
+    expected = f"SHA-256 matches; autoencoder {digest}, images 1x8x8 to latents 8x2x2"
+    assert expected in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -156,6 +160,9 @@ def test_commands_say_in_one_line_what_an_autoencoder_is_for(tmp_path, capsys):
         ("teacher", {"load": "runs/x"}, r"has a section \[teacher\]"),
         ("student", {"init": "scratch"}, r"has a section \[student\]"),
         ("data", {"name": "digits", "augment": 0.1}, "data.augment=0.1"),
+        ("data", {"name": "digits", "autoencoder": "x"}, "data.autoencoder=x"),
+        ("data", {"name": "digits", "latents": "x"}, "data.latents=x"),
+        ("data", {"name": "digits", "prompts": "x"}, "data.prompts=x"),
         ("evaluate", {"every": 2}, "evaluate.every=2"),
         ("fit", {"compile": True}, "fit.compile"),
         ("fit", {"precision": "bf16"}, "fit.precision=bf16"),

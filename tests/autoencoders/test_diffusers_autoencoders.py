@@ -1,5 +1,6 @@
 """Autoencoders of diffusers: the same latents and images as diffusers' own, and pinned runs."""
 
+import json
 from contextlib import closing
 from pathlib import Path
 
@@ -93,6 +94,24 @@ def test_a_run_names_its_autoencoder_by_hash(tmp_path, monkeypatch):
     (tmp_path / "vae").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"has no config.json of an autoencoder"):
         runs.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"scaling_factor": 0.0}, "scaling_factor = 0.0"),
+        ({"scaling_factor": None}, "scaling_factor = None"),
+        ({"scaling_factor": "a"}, "scaling_factor = a"),
+        ({"shift_factor": [1, 2]}, r"shift_factor = \[1, 2\]"),
+        ({"latents_mean": [0.0], "latents_std": [1.0]}, "each must be 4 finite numbers"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [0.0] * 4}, "no standard deviation 0"),
+    ],
+)
+def test_settings_that_cannot_normalise_are_refused(tmp_path, settings, words):
+    config = Path(save(kl(), tmp_path / "vae")) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **settings}))
+    with pytest.raises(InputError, match=words):
+        load_autoencoder(f"diffusers:{tmp_path}/vae", shape=SHAPE)
 
 
 def test_what_is_no_autoencoder_is_refused_in_one_line(tmp_path):

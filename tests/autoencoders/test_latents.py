@@ -18,7 +18,7 @@ from fewstep.drawing import conditions
 from fewstep.errors import InputError
 from fewstep.generator import convert_step
 from fewstep.images import from_uint8, to_uint8
-from fewstep.latents import encode_images, encode_set, read_latents
+from fewstep.latents import batch_size, encode_images, encode_set, read_latents
 from fewstep.losses import Features, bind_decoder
 from fewstep.methods.regress import RegressConfig
 from fewstep.noise import noise_from_seeds
@@ -253,6 +253,10 @@ def test_what_does_not_fit_is_refused_in_one_line(place, tmp_path):
     assert "cannot be augmented" in refused(flow(place, "data.augment=0.1"))
     assert "was trained on images of shape" in refused(flow(place, "data.size=4"))
     assert "not latents" in refused(flow(place, f"data.latents={place}/pairs"))
+    missing = [f"data.latents={tmp_path}/none", "data.flip=true"]
+    command = f"encode digits --autoencoder {place}/ae.safetensors --flip --out {tmp_path}/none"
+    assert command in refused(flow(place, *missing))
+    assert "trains on no images" in refused(student(place, latents))
     assert "but its teacher" in refused(student(place, theirs))
     assert main(["encode", "digits", "--autoencoder", f"{place}/ae.safetensors", "--out",
                  f"{tmp_path}/flat"]) == 0  # fmt: skip
@@ -262,6 +266,8 @@ def test_what_does_not_fit_is_refused_in_one_line(place, tmp_path):
     assert "set data.autoencoder to the autoencoder" in refused(reads_images)
     with pytest.raises(InputError, match="is no autoencoder"):
         load_autoencoder(place / "flow")
+    with pytest.raises(InputError, match="none does not exist: give a run of autoencode"):
+        load_autoencoder(tmp_path / "none")
 
 
 def test_a_run_without_its_decoder_is_refused_in_one_line(place, tmp_path):
@@ -289,6 +295,11 @@ def test_a_run_without_its_decoder_is_refused_in_one_line(place, tmp_path):
 def test_plans_know_the_shape_before_anything_was_trained(name, shape):
     plan = plan_recipe(read(name))
     assert plan.spec and plan.spec.shape == shape and not plan.problems and plan.trained
+
+
+def test_large_images_are_encoded_in_smaller_batches():
+    sizes = [batch_size((3, side, side)) for side in (8, 32, 64, 65, 256, 512, 9000)]
+    assert sizes == [256, 256, 256, 128, 16, 4, 1]
 
 
 def test_plans_of_latents_have_the_problems_of_the_training(place):

@@ -29,6 +29,7 @@ EXTRAS = {
     "trackers": ("tensorboard", "wandb", "trackio"),
     "hub": ("huggingface_hub", "transformers"),
     "s3": ("s3fs",),
+    "text": ("wordllama", "transformers"),
 }
 UNEQUAL = 20
 """Ratio of the numbers of images of two classes above which a problem is reported."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fewstep import runs
+from fewstep.autoencoder_files import load_autoencoder
 from fewstep.errors import InputError
 from fewstep.formatting import quantity
 from fewstep.images import read_picture
@@ -13,7 +14,7 @@ from fewstep.plugins import name_of
 from fewstep.run_folder import Run
 from fewstep.scores import score_from
 from fewstep.text.base import TextEncoder, encoder_hash
-from fewstep.weights_file import read_weights_file
+from fewstep.weights_file import AUTOENCODER, read_weights_file
 
 Line = tuple[str, str]
 DAMAGED = "damaged"
@@ -78,6 +79,11 @@ def _state(run: Run) -> str:
 
 def _weights(file: Path) -> str:
     tensors, note = read_weights_file(file)
+    if note.get("kind") == AUTOENCODER:
+        autoencoder = load_autoencoder(file)
+        shapes = ("x".join(map(str, s)) for s in (autoencoder.shape, autoencoder.latent_shape))
+        text = f"autoencoder {autoencoder.hash[:16]}, images {' to latents '.join(shapes)}"
+        return f"SHA-256 matches; {text}"
     generator = runs.load(file, verify=False)  # which finds a description that is of no use
     count = sum(tensor.numel() for tensor in tensors.values())
     digest = runs.weights_hash(generator)[:16]

@@ -16,6 +16,7 @@ from fewstep.distributed import device
 from fewstep.errors import InputError
 from fewstep.evaluation import count_parameters
 from fewstep.generator import Generator
+from fewstep.latent_recipes import check_latents
 from fewstep.methods.base import Method
 from fewstep.methods.checks import check_augmentation, check_start, training_warnings
 from fewstep.methods.objective import Objective
@@ -118,6 +119,7 @@ def _fill(plan: Plan) -> None:
             plan.adapt_steps = adapt_steps(recipe.fit) if is_adapted else 0
             plan.reads = method.reads
             _count(plan, method)
+            check_latents(recipe, reads_images="images" in method.reads or is_adapted)
     if recipe.pairs or plan.reads & {"pairs", "rings"}:
         with _collect(plan):
             requirement, plan.records = find_pairs(recipe, plan.reads)

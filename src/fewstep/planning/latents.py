@@ -8,7 +8,7 @@ from fewstep.autoencoder_recipes import build_autoencode
 from fewstep.autoencoders import Decoder
 from fewstep.data import ImageSet
 from fewstep.generator import Generator
-from fewstep.latent_recipes import latent_space
+from fewstep.latent_recipes import encode_command, is_missing, latent_space
 from fewstep.planning.requirement import Requirement
 from fewstep.recipe import Recipe, read
 from fewstep.schema import preset_names
@@ -26,10 +26,9 @@ def find_latents(
     """
     address, config = recipe.data.autoencoder, recipe.data
     requirements: list[Requirement] = []
-    if config.latents and "://" not in config.latents:
-        missing = f"fewstep encode DATA --autoencoder {address or 'RUN'} --out {config.latents}"
-        is_there = Path(config.latents).exists()
-        requirements.append(Requirement("latents", config.latents, "" if is_there else missing))
+    if config.latents:
+        remedy = encode_command(config) if is_missing(config.latents) else ""
+        requirements.append(Requirement("latents", config.latents, remedy))
     decoders = [network.decoder for network in networks if network and network.decoder]
     if address is None or ":" in address or Path(address).exists():
         if address:

@@ -8,7 +8,10 @@ by the settings `shift_factor` and `scaling_factor`, or `latents_mean` and `late
 """
 
 import json
-from collections.abc import Callable
+import logging
+import math
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -111,20 +114,52 @@ class Elsewhere(nn.Module):
 @lru_cache(maxsize=2)
 def _load(place: Path, stamps: tuple[int, ...]) -> Any:
     """The network in a folder; `stamps` are the times at which its files were changed."""
-    try:
-        import diffusers
-    except ModuleNotFoundError:
-        raise InputError(
-            f"diffusers:{place} needs diffusers: pip install 'fewstep[export]'"
-        ) from None
-    kind = getattr(diffusers, read_json(place / CONFIG)["_class_name"])
-    try:
-        model = kind.from_pretrained(place, **OPTIONS)
-    # damaged or missing files raise errors of many types
-    except Exception as error:
-        problem = " ".join(str(error).split())[:200]
-        raise InputError(f"diffusers cannot load {place}: {problem}") from error
+    with _without_log():
+        try:
+            import diffusers
+        except ModuleNotFoundError:
+            raise InputError(
+                f"diffusers:{place} needs diffusers: pip install 'fewstep[export]'"
+            ) from None
+        kind = getattr(diffusers, read_json(place / CONFIG)["_class_name"])
+        try:
+            model = kind.from_pretrained(place, **OPTIONS)
+        # damaged or missing files raise errors of many types
+        except Exception as error:
+            problem = " ".join(str(error).split())[:200]
+            raise InputError(f"diffusers cannot load {place}: {problem}") from error
+    _check_normalisation(model.config, place)
     return model.float().eval().requires_grad_(False)
+
+
+@contextmanager
+def _without_log() -> Generator[None]:
+    """A context in which packages log nothing: what is wrong is said by the error."""
+    earlier = logging.root.manager.disable
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(earlier)
+
+
+def _check_normalisation(config: Any, place: Path) -> None:
+    """Raise InputError for settings by which latents cannot be normalised."""
+    names = ("latents_mean", "latents_std")
+    if all(getattr(config, name, None) for name in names):
+        expected = f"{config.latent_channels} finite numbers, and no standard deviation 0"
+        fits = all(len(getattr(config, name)) == config.latent_channels for name in names)
+        values = [*config.latents_mean, *config.latents_std]
+        divisors = config.latents_std
+    else:
+        names = ("shift_factor", "scaling_factor")
+        expected = "a finite number, and no scaling_factor 0"
+        values = [getattr(config, names[0], None) or 0.0, config.scaling_factor]
+        fits, divisors = True, [config.scaling_factor]
+    numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    if not (fits and numbers and all(divisors)):
+        settings = " and ".join(f"{name} = {getattr(config, name, None)}" for name in names)
+        raise InputError(f"{place / CONFIG} has {settings}; each must be {expected}")
 
 
 def _encode(model: Any, images: Tensor) -> Tensor:
