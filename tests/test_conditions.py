@@ -113,13 +113,13 @@ def test_a_set_without_captions_is_refused():
 
 def test_prompts_are_captions_or_the_lines_of_a_file(tmp_path):
     spec = data_spec(read(), IMAGES)
-    source = prompts(read(), IMAGES, spec)
+    source = prompts(read(), IMAGES, spec, caption_table(IMAGES, spec))
     assert len(source.captions.numbers) == 5 and source.labels is not None
-    assert prompts(read(None), IMAGES, data_spec(read(None), IMAGES)) is None
+    assert prompts(read(None), IMAGES, data_spec(read(None), IMAGES), None) is None
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffa cat\r\n\nein Hund 🐶\n".encode())
     assert read_prompts(file) == ["a cat", "", "ein Hund 🐶"]
-    source = prompts(read(prompts=str(file)), IMAGES, spec)
+    source = prompts(read(prompts=str(file)), IMAGES, spec, None)
     assert len(source.captions.numbers) == 3 and source.labels is None
     assert source.draw(torch.tensor([0.4])).is_present().tolist() == [False]
 

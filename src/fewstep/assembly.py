@@ -36,6 +36,8 @@ from fewstep.sample_spec import SampleSpec
 from fewstep.streams import PairStream, RingStream
 from fewstep.student import build_student, check_spec
 from fewstep.tables import addresses
+from fewstep.text.base import encoder_hash, place_fields
+from fewstep.text.captions import CaptionTable
 from fewstep.trainer import Training, check_players
 
 EXAMPLES = 12
@@ -119,6 +121,8 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         initial = runs.load(recipe.student.init)
         pins["student.init"] = runs.network_hash(initial)
     spec = data_spec(recipe, images, teacher, initial)
+    if spec.text and place_fields(spec.text):
+        pins["text"] = encoder_hash(spec.text)
     space = latent_space(recipe, images, teacher, initial)
     if space:
         spec, pins["autoencoder"] = space.spec(spec), space.decoder.autoencoder
@@ -146,13 +150,16 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     if store_hash:
         pins["pairs"] = store_hash
     adapts = bool(original and method.uses_first_image and adapt_steps(recipe.fit))
-    rows = None
-    check_latents(recipe, reads_images="images" in method.reads or adapts)
-    if "images" in method.reads or adapts:
+    rows, reads_images = None, "images" in method.reads or adapts
+    check_latents(recipe, reads_images=reads_images)
+    captions = None
+    if reads_images or recipe.data.prompts is None:
+        captions = caption_table(images, spec)
+    if reads_images:
         latents = space and space.latents(recipe, images, device)
         if latents and latents.hash:
             pins["latents"] = latents.hash
-        rows = _image_stream(recipe, images, spec, latents)
+        rows = _image_stream(recipe, images, spec, latents, captions)
     if rows and "images" in method.reads:
         streams["images"] = rows
     fit, augmentation = recipe.fit, recipe.data.augmentation
@@ -160,7 +167,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         "batch": fit.batch,
         "device": device,
         "augmentation": augmentation,
-        "prompts": prompts(recipe, images, spec),
+        "prompts": prompts(recipe, images, spec, captions),
     }
     batches = Batches(streams, spec, seed=fit.seed, **settings)
     adaptation = None
@@ -200,10 +207,13 @@ def _assemble_autoencoder(recipe: Recipe, images: ImageSet, device: torch.device
 
 
 def _image_stream(
-    recipe: Recipe, images: ImageSet, spec: SampleSpec, latents: Latents | None
+    recipe: Recipe,
+    images: ImageSet,
+    spec: SampleSpec,
+    latents: Latents | None,
+    captions: CaptionTable | None,
 ) -> ImageStream:
     labels = images.labels if spec.classes else None
-    captions = caption_table(images, spec)
     if latents:
         return ImageStream(latents.rows, labels, captions=captions, mirrored=latents.mirrored)
     return ImageStream(images.images, labels, captions=captions, flip=recipe.data.flip)

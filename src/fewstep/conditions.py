@@ -75,18 +75,19 @@ def caption_table(images: ImageSet, spec: SampleSpec) -> CaptionTable | None:
     return CaptionTable(spec.text, images.captions)
 
 
-def prompts(recipe: Recipe, images: ImageSet, spec: SampleSpec) -> Prompts | None:
+def prompts(
+    recipe: Recipe, images: ImageSet, spec: SampleSpec, captions: CaptionTable | None
+) -> Prompts | None:
     """The prompts that a method generates from; None for a network without text.
 
-    They are the lines of the file `data.prompts`, or the captions of the images with the images'
+    They are the lines of the file `data.prompts`, or the `captions` of the images with the images'
     classes, if any.
     """
     if spec.text is None:
         return None
     if recipe.data.prompts is None:
-        table = caption_table(images, spec)
-        assert table
-        return Prompts(table, images.labels if spec.classes else None)
+        assert captions
+        return Prompts(captions, images.labels if spec.classes else None)
     lines = read_prompts(Path(recipe.data.prompts))
     return Prompts(CaptionTable(spec.text, [[line] for line in lines]), None)
 

@@ -29,6 +29,7 @@ PINS = {
     "data.path": "data",
     "data.autoencoder": "autoencoder",
     "data.latents": "latents",
+    "text.model": "text",
     "teacher.load": "teacher",
     "pairs.load": "pairs",
     "student.init": "student.init",

@@ -1,6 +1,8 @@
 """CLIP and T5 against transformers itself, and the file of encoded captions."""
 
 import shutil
+import tomllib
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -9,17 +11,19 @@ import torch
 from fewstep.cli import main
 from fewstep.download import cache
 from fewstep.errors import InputError
+from fewstep.recipe import parse
+from fewstep.runner import run_recipe
 from fewstep.tables import from_table, to_table
 from fewstep.text.base import TextEncoder, encoder_hash
 from fewstep.text.captions import CaptionTable
-from fewstep.text.transformers import Transformers
-from prompted import captioned_folder, prompted_run
+from fewstep.text.transformers import Transformers, read_model
+from prompted import RECIPE, captioned_folder, prompted_run
 
 PROMPTS = ["a red cat", "", "a blue dog and a red dog and a cat", "cat 猫", " ", "a " * 6000]
 WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "blue", "cat", "dog", "and", "猫"]
 
 
-def save_tokenizer(folder, words):
+def save_tokenizer(folder, words, pad_token="<pad>"):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -29,7 +33,7 @@ def save_tokenizer(folder, words):
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=tokenizer, pad_token=pad_token, eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(folder)
 
 
@@ -166,9 +170,36 @@ def test_other_networks_are_refused(tmp_path):
         Transformers(model=str(tmp_path)).fit([])
 
 
-def test_a_run_without_its_encoder_says_where_it_was(clip, tmp_path, capsys):
-    from fewstep.text.transformers import read_model
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pad_token": None}, "has no token for padding"),
+        ({"words": [*WORDS, *map(str, range(12))]}, "has 22 tokens, and its network 20"),
+    ],
+)
+def test_tokenizers_that_do_not_fit_are_refused(tmp_path, settings, message):
+    save_clip(tmp_path)
+    save_tokenizer(tmp_path, **{"words": WORDS[:9]} | settings)
+    with pytest.raises(InputError, match=message):
+        Transformers(model=str(tmp_path), length=8).fit([])
 
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_training_resumes_after_its_encoder_has_moved(clip, tmp_path, home):
+    table = tomllib.loads(RECIPE.format(images=captioned_folder(tmp_path / "images")))
+    table["fit"]["save_every"] = 1
+    for place, until in (("here", 1), ("there", 2)):
+        folder = shutil.copytree(clip, tmp_path / place)
+        table["text"] = {"name": "transformers", "model": str(folder), "length": 8}
+        with closing(run_recipe(parse(table), tmp_path / "run")) as steps:
+            assert [next(steps).step] == [until]
+    save_clip(folder, seed=1)
+    read_model.cache_clear()
+    with pytest.raises(InputError, match="was trained with another text than this recipe"):
+        next(run_recipe(parse(table), tmp_path / "run", extend=True))
+
+
+def test_a_run_without_its_encoder_says_where_it_was(clip, tmp_path, capsys):
     folder = shutil.copytree(clip, tmp_path / "encoder")
     images = captioned_folder(tmp_path / "images")
     run = prompted_run(tmp_path / "run.safetensors", images, encoder=encoder_of(folder))

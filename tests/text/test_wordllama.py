@@ -116,8 +116,16 @@ def test_other_word_vectors_are_refused(other_package):
         ENCODER.fit([])
 
 
-def test_a_damaged_package_is_said_in_one_line(other_package):
-    other_package(lambda table: None).write_bytes(b"damaged")
+@pytest.mark.parametrize("damage", ["table", "shape", "tokenizer", "text"])
+def test_a_damaged_package_is_said_in_one_line(other_package, damage):
+    table = other_package(lambda table: None)
+    rules = table.parents[1] / wordllama.TOKENIZER
+    if damage == "table":
+        table.write_bytes(b"damaged")
+    elif damage == "shape":
+        save_file({"embedding.weight": torch.zeros(32_000, 64)}, table)
+    else:
+        rules.write_bytes(b"{}" if damage == "tokenizer" else b"\xff")
     with pytest.raises(InputError, match="no table of word vectors that can be read") as refused:
         WordLlama().fit([])
     assert "\n" not in str(refused.value)

@@ -47,8 +47,13 @@ class TextEncoder(ABC):
         return self
 
 
+def place_fields(encoder: TextEncoder) -> set[str]:
+    """Names of the fields that tokens do not depend on, such as the place of a file."""
+    return {field.name for field in fields(cast(Any, encoder)) if not field.compare}
+
+
 def encoder_hash(encoder: TextEncoder) -> str:
     """SHA-256 of the settings of an encoder; equal encoders have equal ones."""
-    places = {field.name for field in fields(cast(Any, encoder)) if not field.compare}
+    places = place_fields(encoder)
     table = {key: value for key, value in to_table(encoder).items() if key not in places}
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()

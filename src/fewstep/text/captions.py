@@ -59,7 +59,7 @@ def encode_once(encoder: TextEncoder, texts: list[str]) -> Text:
         return encoder.encode(texts)
     digest = hashlib.sha256(json.dumps([encoder_hash(encoder), texts]).encode()).hexdigest()
     path = cache() / "captions" / f"{digest}.safetensors"
-    with suppress(InputError, NotOurs):
+    with suppress(InputError, NotOurs, KeyError):
         return _read(path)
     text = encoder.encode(texts)
     with suppress(OSError, InputError, NotOurs):

@@ -148,7 +148,8 @@ def read_model(address: str) -> Model:
             'the text encoder "transformers" needs the package of that name: pip install '
             "'fewstep[text]'"
         ) from None
-    if not Path(address).is_dir() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", address):
+    is_name = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", address) and not Path(address).parent.is_dir()
+    if not Path(address).is_dir() and not is_name:
         raise InputError(
             f"the text encoder cannot be read: there is no folder {address}; for one on the hub "
             "write OWNER/NAME"
@@ -174,6 +175,14 @@ def _read(transformers: Any, address: str) -> Model:
         )
     network = getattr(transformers, CLASSES[kind]).from_pretrained(address, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(address)
+    if tokenizer.pad_token is None:
+        raise InputError(f"the tokenizer of {address} has no token for padding: add its pad_token")
+    tokens, size = len(tokenizer), network.get_input_embeddings().num_embeddings
+    if tokens > size:
+        raise InputError(
+            f"the tokenizer of {address} has {tokens} tokens, and its network {size}: put those "
+            "that belong together there"
+        )
     network = network.eval().requires_grad_(False)
     digest = tensor_digest(network.state_dict(), header=tokenizer.backend_tokenizer.to_str())
     return Model(network, tokenizer, digest)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import torch
 from annotated_types import Ge, Le
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from fewstep.condition import Text, TextInput
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 TABLE = Path("weights", "l2_supercat_256.safetensors")
 TOKENIZER = Path("tokenizers", "l2_supercat_tokenizer_config.json")
+DIMENSIONS = 256
+"""Numbers of a vector in the table."""
 START = "\u2581"
 """A space, as a token."""
 
@@ -133,13 +135,17 @@ def read_package(folder: Path) -> Vectors:
         with safe_open(folder / TABLE, framework="pt") as file:
             # a copy, because a mapped file that changes ends the process
             table = file.get_tensor("embedding.weight").clone()
-    except (OSError, SafetensorError) as error:
+        tokenizer = Tokenizer.from_str(rules)
+        tokens, size = tokenizer.get_vocab_size(), tuple(table.shape)
+        if len(size) != 2 or size[0] < tokens or size[1] < DIMENSIONS:
+            raise InputError(f"{tokens} tokens, and vectors of shape {size}")
+    except Exception as error:  # tokenizers raises no class of its own
+        reason = " ".join(str(error).split())
         raise InputError(
             f"the installed package wordllama has no table of word vectors that can be read "
-            f"({error}): install wordllama 0.4 again"
+            f"({reason}): install wordllama 0.4 again"
         ) from error
-    digest = tensor_digest({"table": table}, header=rules)
-    return Vectors(table, Tokenizer.from_str(rules), digest)
+    return Vectors(table, tokenizer, tensor_digest({"table": table}, header=rules))
 
 
 def _is_bytes(tokenizer: "Tokenizer", word: str) -> bool:
