@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from fewstep import recipe
+from fewstep.assembly import assemble
 from fewstep.conditions import caption_table, data_spec, examples, prompts, read_prompts
 from fewstep.data import ImageSet
 from fewstep.errors import InputError
 from fewstep.generator import Generator
+from fewstep.resuming import PINS
 from fewstep.sample_spec import MAX_PROMPTS, SampleSpec
 from fewstep.student import build_student
 from fewstep.text.learned import LearnedText
@@ -17,6 +19,7 @@ from fewstep.text.learned import LearnedText
 BASE = {
     "data": {"name": "digits"},
     "method": {"name": "denoise"},
+    "evaluate": {"every": 0},
     "student": {
         "init": "scratch",
         "process": "flow",
@@ -107,8 +110,28 @@ def test_a_set_without_captions_is_refused():
     with pytest.raises(InputError, match="the data have none: choose a set with captions"):
         data_spec(read(), bare)
     spec = data_spec(read(), IMAGES)
-    with pytest.raises(InputError, match="pets has no captions: add them"):
+    with pytest.raises(InputError, match="pets has no captions: add them.* data.prompts"):
         caption_table(bare, spec)
+
+
+def test_a_file_of_prompts_for_a_network_without_text_is_refused():
+    settings = read(None, prompts="x.txt")
+    with pytest.raises(InputError, match="data.prompts is x.txt, and this network reads no"):
+        prompts(settings, IMAGES, data_spec(settings, IMAGES), None)
+
+
+def test_a_training_is_bound_to_its_file_of_prompts(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    data = {"name": "emoji", "size": 8, "prompts": f"{tmp_path}/prompts.txt"}
+    table = {**BASE, "text": {"name": "learned"}, "data": data}
+
+    def pins():
+        return assemble(recipe.parse(table), torch.device("cpu")).pins
+
+    first = pins()
+    (tmp_path / "prompts.txt").write_text("a dog\n")
+    second = pins()
+    assert {name for name in first if first[name] != second[name]} == {PINS["data.prompts"]}
 
 
 def test_prompts_are_captions_or_the_lines_of_a_file(tmp_path):

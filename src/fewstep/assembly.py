@@ -36,7 +36,7 @@ from fewstep.sample_spec import SampleSpec
 from fewstep.streams import PairStream, RingStream
 from fewstep.student import build_student, check_spec
 from fewstep.tables import addresses
-from fewstep.text.base import encoder_hash, place_fields
+from fewstep.text.base import encoder_hash
 from fewstep.text.captions import CaptionTable
 from fewstep.trainer import Training, check_players
 
@@ -121,7 +121,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         initial = runs.load(recipe.student.init)
         pins["student.init"] = runs.network_hash(initial)
     spec = data_spec(recipe, images, teacher, initial)
-    if spec.text and place_fields(spec.text):
+    if spec.text and spec.text.input.features:  # learned pieces of words follow from the captions
         pins["text"] = encoder_hash(spec.text)
     space = latent_space(recipe, images, teacher, initial)
     if space:
@@ -163,11 +163,14 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     if rows and "images" in method.reads:
         streams["images"] = rows
     fit, augmentation = recipe.fit, recipe.data.augmentation
+    source = prompts(recipe, images, spec, captions)
+    if source and source.hash:
+        pins["data.prompts"] = source.hash
     settings: Any = {
         "batch": fit.batch,
         "device": device,
         "augmentation": augmentation,
-        "prompts": prompts(recipe, images, spec, captions),
+        "prompts": source,
     }
     batches = Batches(streams, spec, seed=fit.seed, **settings)
     adaptation = None

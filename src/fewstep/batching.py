@@ -91,11 +91,14 @@ class ImageStream:
 
 
 class Prompts:
-    """Captions of a data set with the classes of their images, from which batches draw."""
+    """Captions of a data set with the classes of their images, from which batches draw; or the
+    prompts of a file."""
 
-    def __init__(self, captions: CaptionTable, labels: Tensor | None) -> None:
+    def __init__(self, captions: CaptionTable, labels: Tensor | None, *, hash: str = "") -> None:
+        """`hash` is the SHA-256 of the prompts of a file; captions are in that of their set."""
         self.captions = captions
         self.labels = labels
+        self.hash = hash
 
     def draw(self, uniform: Tensor) -> Condition:
         """A condition for each of the `uniform` numbers in [0, 1), on their device."""

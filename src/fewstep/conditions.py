@@ -1,5 +1,7 @@
 """The conditions that a recipe trains on: classes and captions of its data, prompts of a file."""
 
+import hashlib
+import json
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -70,7 +72,7 @@ def caption_table(images: ImageSet, spec: SampleSpec) -> CaptionTable | None:
     if not any(images.captions):
         raise InputError(
             f"the network reads prompts, and {images.name} has no captions: add them to the set, or"
-            " set data.captions=false to train without text"
+            " name a text file by data.prompts if the method learns from no images of the set"
         )
     return CaptionTable(spec.text, images.captions)
 
@@ -82,14 +84,23 @@ def prompts(
 
     They are the lines of the file `data.prompts`, or the `captions` of the images with the images'
     classes, if any.
+
+    Raises: InputError for a file and a network without text, and as `read_prompts`.
     """
+    path = recipe.data.prompts
+    if spec.text is None and path is not None:
+        raise InputError(
+            f"data.prompts is {path}, and this network reads no prompts: remove that key, or train "
+            "on captions"
+        )
     if spec.text is None:
         return None
-    if recipe.data.prompts is None:
+    if path is None:
         assert captions
         return Prompts(captions, images.labels if spec.classes else None)
-    lines = read_prompts(Path(recipe.data.prompts))
-    return Prompts(CaptionTable(spec.text, [[line] for line in lines]), None)
+    lines = read_prompts(Path(path))
+    digest = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+    return Prompts(CaptionTable(spec.text, [[line] for line in lines]), None, hash=digest)
 
 
 class Turns(NamedTuple):

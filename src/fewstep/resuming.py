@@ -27,6 +27,7 @@ Changes = Mapping[str, tuple[Any, Any]]
 
 PINS = {
     "data.path": "data",
+    "data.prompts": "data.prompts",
     "data.autoencoder": "autoencoder",
     "data.latents": "latents",
     "text.model": "text",
