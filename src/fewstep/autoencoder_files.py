@@ -9,6 +9,7 @@ from fewstep import __version__, plugins
 from fewstep.autoencoders import Autoencoder, AutoencoderConfig
 from fewstep.backbones.outline import find_misfit, outline_of
 from fewstep.errors import InputError
+from fewstep.finite import nonfinite_weight
 from fewstep.paths import check_kind, expand_home
 from fewstep.run_folder import Run
 from fewstep.sample_spec import SampleSpec
@@ -62,10 +63,10 @@ def load_autoencoder(
     source, colon, rest = address.partition(":")
     if colon and not path.exists():
         return _load_pinned(source, rest, shape, address)
-    if not path.exists() and address not in preset_names():
+    if not address or not path.exists() and address not in preset_names():
         raise InputError(
-            f"{address} does not exist: give a run of autoencode, its weights file, or "
-            "diffusers:PATH"
+            f"{address or 'the autoencoder'} does not exist: give a run of autoencode, its weights "
+            "file, or diffusers:PATH"
         )
     check_kind(path, "run")
     file = Run(path).model_file if path.is_dir() else path
@@ -84,6 +85,13 @@ def load_autoencoder(
         autoencoder = _build(note, tensors, allow_code)
     except (InputError, RuntimeError) as error:
         raise InputError(f"{file}: {' '.join(str(error).split())}") from error
+    name = nonfinite_weight(autoencoder)
+    if name or not bool((autoencoder.decoder.std > 0).all()):
+        problem = f"{name} contains NaN or infinite values" if name else "decoder.std contains 0"
+        raise InputError(
+            f"the autoencoder {address} cannot be used: its weight {problem}, so its file is "
+            "damaged or its training diverged; use other weights"
+        )
     if shape is not None and autoencoder.shape != tuple(shape):
         raise InputError(
             f"the autoencoder {address} was trained on images of shape {autoencoder.shape}, and "

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.errors import InputError
 from fewstep.formatting import percent, quantity
@@ -46,9 +46,9 @@ def count_nonfinite(images: Tensor) -> int:
     return int((~images.isfinite()).flatten(1).any(1).sum())
 
 
-def nonfinite_weight(generator: Generator) -> str | None:
+def nonfinite_weight(network: nn.Module) -> str | None:
     """The name of the first weight with NaN or infinite values; None if all are finite."""
-    weights = generator.state_dict().items()
+    weights = network.state_dict().items()
     return next((name for name, weight in weights if not bool(weight.isfinite().all())), None)
 
 

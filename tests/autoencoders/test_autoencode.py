@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewstep import runs
-from fewstep.autoencoder_files import load_autoencoder
+from fewstep.autoencoder_files import load_autoencoder, save_autoencoder
 from fewstep.cli import main
 from fewstep.data import load
 from fewstep.errors import InputError
@@ -172,6 +172,22 @@ def test_settings_without_effect_are_refused(section, settings, words, tmp_path)
     with pytest.raises(InputError, match=words):
         train(parse({**RECIPE, section: settings}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("decoder.network.layers.0.weight", float("nan"), "layers.0.weight contains NaN"),
+        ("encoder.layers.1.bias", float("inf"), "encoder.layers.1.bias contains NaN or infinite"),
+        ("decoder.std", 0.0, "decoder.std contains 0"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_refused(tmp_path, name, value, words):
+    network = autoencoder()
+    network.state_dict()[name].view(-1)[0] = value
+    save_autoencoder(tmp_path / "ae.safetensors", network, None, {})
+    with pytest.raises(InputError, match=words):
+        load_autoencoder(tmp_path / "ae.safetensors")
 
 
 def test_networks_that_do_not_fit_are_refused():

@@ -196,6 +196,9 @@ def test_commands_show_and_measure_images(place, tmp_path, capsys):
     measures = json.loads(capsys.readouterr().out)
     images, network = load("digits").images, load_autoencoder(ae)
     again = to_uint8(network(from_uint8(images)))
+    for nowhere in (["--out", ""], [], [*measure[4:], "--out", ""]):
+        assert main([*measure[:4], *nowhere]) == 2
+        assert "encode needs --out STORE, or --measure" in capsys.readouterr().err
     assert measures["psnr"] == pytest.approx(peak_ratio(images, again).mean().item(), rel=1e-3)
     assert measures["images"] == len(images) and measures["frechet"] > measures["frechet_of_images"]
 

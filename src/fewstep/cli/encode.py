@@ -52,7 +52,7 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Run `fewstep encode`. Returns the exit code."""
     options = console.options(Options, "encode", argv)
-    if options.out is None and not options.measure:
+    if not options.out and (options.out is not None or not options.measure):
         raise InputError("encode needs --out STORE, or --measure")
     if options.out and "://" not in options.out:
         check_writable_folder(Path(options.out), "--out")
