@@ -164,6 +164,9 @@ def test_sets_without_captions_are_refused():
     images = ImageSet("plain", torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
     with pytest.raises(InputError, match="text-match learns from captions, and plain has none"):
         TextMatch.create(images)
+    same = replace(images, captions=(("an icon",), ("an icon",)))
+    with pytest.raises(InputError, match="compares captions, and those of plain are all the same"):
+        TextMatch.create(same)
 
 
 def test_the_loss_is_that_of_the_paper():
@@ -240,6 +243,7 @@ def test_a_generator_that_draws_what_it_is_asked_for_is_found(home, quick_traini
     assert match.value == 1 and match.measure.text(score.measures) == "100.0 %"
     assert match.measure.interval(score.measures) == (match.low, match.high)
     note = r"Text match 100\.0 % for 60 real images with these captions \(scorer [0-9a-f]{12}\)"
+    note += "; with 3 captions, chance is 33.3 %"
     assert re.fullmatch(note, match.note)
     assert match.note in score.caveats
     assert score_from(json.loads(json.dumps(score.table()))) == score

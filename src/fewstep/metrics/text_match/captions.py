@@ -25,11 +25,16 @@ class CaptionedImages(ReferenceImages, Protocol):
 
 
 def check_captions(images: ReferenceImages) -> CaptionedImages:
-    """The images.  Raises: InputError if they have no captions."""
+    """The images.  Raises: InputError if they have no captions, or the same one all."""
     if not isinstance(images, CaptionedImages) or not any(images.captions):
         raise InputError(
             f"the measure text-match learns from captions, and {images.name} has none: leave the "
             "measure out, or choose a set with captions"
+        )
+    if len({caption for captions in images.captions for caption in captions}) < 2:
+        raise InputError(
+            f"the measure text-match compares captions, and those of {images.name} are all the "
+            "same: leave the measure out, or choose a set with different captions"
         )
     return images
 
@@ -59,6 +64,10 @@ class CaptionPool:
                     self._tones[base].setdefault(tone, caption)
                     self._places[caption][base, tone] = None
         self._bases = [*self._tones]
+
+    def __len__(self) -> int:
+        """Number of bases."""
+        return len(self._bases)
 
     @property
     def captions(self) -> list[str]:

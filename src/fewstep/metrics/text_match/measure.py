@@ -77,7 +77,9 @@ class TextMatch(PromptMeasure):
             f"{each.measure.label} {percent(each.value)}" for each in self.values(real)
         )
         count = quantity(len(rows), "real image")
-        return f"{texts} for {count} with these captions (scorer {self.scorer.hash[:12]})"
+        few = len(self.pool)
+        chance = f"; with {few} captions, chance is {percent(1 / few)}" if few < CANDIDATES else ""
+        return f"{texts} for {count} with these captions (scorer {self.scorer.hash[:12]}){chance}"
 
     def rows(
         self, images: UInt8[Tensor, "n c h w"], prompts: Sequence[str]
