@@ -25,16 +25,11 @@ class CaptionedImages(ReferenceImages, Protocol):
 
 
 def check_captions(images: ReferenceImages) -> CaptionedImages:
-    """The images.  Raises: InputError if they have no captions, or the same one all."""
+    """The images.  Raises: InputError if they have no captions."""
     if not isinstance(images, CaptionedImages) or not any(images.captions):
         raise InputError(
             f"the measure text-match learns from captions, and {images.name} has none: leave the "
             "measure out, or choose a set with captions"
-        )
-    if len({caption for captions in images.captions for caption in captions}) < 2:
-        raise InputError(
-            f"the measure text-match compares captions, and those of {images.name} are all the "
-            "same: leave the measure out, or choose a set with different captions"
         )
     return images
 

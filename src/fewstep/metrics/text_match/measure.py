@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from fewstep.errors import InputError
 from fewstep.formatting import percent, quantity
 from fewstep.metrics.extractors.base import ReferenceImages
 from fewstep.metrics.measures import ExtraMeasure, Measure, PromptMeasure
@@ -62,10 +63,16 @@ class TextMatch(PromptMeasure):
         """The measures for samples that are compared with `images`; the network is read from
         `cache`, or trained on `images` and saved.
 
-        Raises: InputError if the images have no captions.
+        Raises: InputError if the images have no captions, or the same one all.
         """
         sets = [check_captions(each) for each in (images, prompted) if each is not None]
-        measure = cls(scorer_for(sets[0], cache=cache), CaptionPool(sets))
+        pool = CaptionPool(sets)
+        if len(pool.captions) < 2:
+            raise InputError(
+                f"the measure text-match compares captions, and those of {images.name} are all "
+                "the same: leave the measure out, or choose a set with different captions"
+            )
+        measure = cls(scorer_for(sets[0], cache=cache), pool)
         measure.note = measure.describe(sets[-1])
         return measure
 
