@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import shutil
 import signal
 import traceback
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,17 @@ HOSTILE = [
     float("inf"), "", "x", "\0", "a" * 3000, "../../x", "/etc/passwd", "os:system", "é\u2028\n<b>",
     "\udcff", [], [[]], [1] * 50, [-1, 10**9], {}, {"name": "vp"}, {"name": "x"}, {"": {}},
 ]  # fmt: skip
+
+
+def count_accepted(
+    attempt: Callable[[Path, int], bool], folder: Path, numbers: Iterable[int]
+) -> int:
+    """How many of the attempts, each in a folder that is removed after it, were accepted."""
+    accepted = 0
+    for number in numbers:
+        accepted += attempt(folder / f"{number}", number)
+        shutil.rmtree(folder / f"{number}")
+    return accepted
 
 
 @contextmanager

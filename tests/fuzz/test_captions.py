@@ -6,7 +6,6 @@ import io
 import json
 import random
 import re
-import shutil
 import traceback
 import unicodedata
 
@@ -14,7 +13,7 @@ import pytest
 
 from fewstep.errors import InputError
 from image_folders import count_files, picture, read
-from mutating import time_limit
+from mutating import count_accepted, time_limit
 
 SEED = 20_20
 NAMES = ("a", "b", "c.v2", "é", "猫", "readme", "x y", "00000")
@@ -284,20 +283,12 @@ def attempt(path, number):
         pytest.fail(f"captions {number}: {made.log}\n{contents}\n{traceback.format_exc()}")
 
 
-def run(tmp_path, numbers):
-    accepted = 0
-    for number in numbers:
-        accepted += attempt(tmp_path / f"{number}", number)
-        shutil.rmtree(tmp_path / f"{number}")
-    return accepted
-
-
 def test_mutated_captions_are_read_in_full_or_refused(tmp_path):
-    assert 20 < run(tmp_path, range(60)) < 55
+    assert 20 < count_accepted(attempt, tmp_path, range(60)) < 55
 
 
 @pytest.mark.slow
 def test_4000_mutated_captions_are_read_in_full_or_refused(tmp_path):
-    accepted = run(tmp_path, range(4000))
+    accepted = count_accepted(attempt, tmp_path, range(4000))
     print(f"{accepted} of 4000 sets accepted")
     assert 2000 < accepted < 3200

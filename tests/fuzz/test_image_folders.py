@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from fewstep.data.folder.layout import SPLITS, split_of
 from fewstep.errors import InputError
 from image_folders import by_name, count_files, picture, read
-from mutating import time_limit
+from mutating import count_accepted, time_limit
 
 SEED = 20_19
 ODD_NAMES = (
@@ -419,20 +419,12 @@ def attempt(path, number):
         )
 
 
-def run(tmp_path, numbers):
-    accepted = 0
-    for number in numbers:
-        accepted += attempt(tmp_path / f"{number}", number)
-        shutil.rmtree(tmp_path / f"{number}")
-    return accepted
-
-
 def test_mutated_folders_are_read_in_full_or_refused(tmp_path):
-    assert 10 < run(tmp_path, range(60)) < 50
+    assert 10 < count_accepted(attempt, tmp_path, range(60)) < 50
 
 
 @pytest.mark.slow
 def test_2000_mutated_folders_are_read_in_full_or_refused(tmp_path):
-    accepted = run(tmp_path, range(2000))
+    accepted = count_accepted(attempt, tmp_path, range(2000))
     print(f"{accepted} of 2000 folders accepted")
     assert 500 < accepted < 1700

@@ -5,26 +5,13 @@ import shutil
 import pytest
 import torch
 from PIL import Image
-from streamlit.testing.v1 import AppTest
 
 from fewstep import store
 from fewstep.backbones import MLPConfig
 from fewstep.sample_spec import SampleSpec
 from fewstep.studio.controls import code, plain
 from fewstep.studio.state import VIEWS
-
-
-def script(addresses):
-    from fewstep.studio.page import show
-
-    show(addresses)
-
-
-def open_page(folder, **query):
-    page = AppTest.from_function(script, kwargs={"addresses": [str(folder)]}, default_timeout=30)
-    for name, value in query.items():
-        page.query_params[name] = value
-    return page.run()
+from studio_page import open_page
 
 
 def costs(page):

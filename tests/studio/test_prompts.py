@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from streamlit.testing.v1 import AppTest
 
 from fewstep import runs, store
 from fewstep.condition import Condition
@@ -14,6 +13,7 @@ from fewstep.studio.starts import Start
 from fewstep.studio.state import MAX_PROMPT
 from fewstep.studio.workshop import Workshop
 from prompted import CAPTIONS, ENCODER, SHAPE, prompted
+from studio_page import open_page
 
 STARTS = [Start(3), Start(4)]
 
@@ -79,19 +79,6 @@ def test_classes_are_none_beside_prompts_unless_one_is_selected(workshop):
             ["a red cat"] * 2, generator=prompted(2), label=torch.tensor([number, number])
         )
         torch.testing.assert_close(workshop.generate(request).values, truth, rtol=1e-4, atol=1e-4)
-
-
-def script(addresses):
-    from fewstep.studio.page import show
-
-    show(addresses)
-
-
-def open_page(folder, **query):
-    page = AppTest.from_function(script, kwargs={"addresses": [str(folder)]}, default_timeout=30)
-    for name, value in query.items():
-        page.query_params[name] = value
-    return page.run()
 
 
 def captions(page):

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from fewstep.backbones.attention import attention, join_heads, split_heads
 from fewstep.backbones.base import Backbone, BackboneConfig
-from fewstep.backbones.embedding import LevelEmbedding, Sinusoid, augment_embedding, embed
-from fewstep.backbones.text import TextContext, TextTransformer
+from fewstep.backbones.embedding import LevelEmbedding, Sinusoid, augment_embedding
+from fewstep.backbones.text import TextContext, TextTransformer, embed_with_prompts
 from fewstep.condition import Condition, TextInput
 from fewstep.errors import InputError
 from fewstep.ranges import Channels, Depth, EvenWidth, Positive
@@ -105,6 +105,7 @@ class DiT(Backbone):
         self.class_embedding = nn.Embedding(classes + 1, width) if classes else None
         self.augment_embedding = augment_embedding(width) if config.augmented else None
         self.text_transformer: TextTransformer | None = None
+        self.text_proj: nn.Linear | None = None
         if text is not None:
             self.text_transformer = TextTransformer(text, config.text_width, config.text_layers)
             self.text_proj = nn.Linear(config.text_width, width)
@@ -127,7 +128,7 @@ class DiT(Backbone):
         level_s: Float[Tensor, " b"] | None = None,
         cond: Condition | None = None,
     ) -> Float[Tensor, "b _ h w"]:
-        emb, context = self._condition(x, level, level_s, cond)
+        emb, context = embed_with_prompts(self, x, level, level_s, cond)
         hidden = self._embed(x)
         for block in self.blocks:
             hidden = block(hidden, emb, context)
@@ -143,22 +144,11 @@ class DiT(Backbone):
         cond: Condition | None = None,
     ) -> list[Float[Tensor, "b _ _ _"]]:
         """Outputs of the blocks: images with `config.width` channels, one pixel for each patch."""
-        emb, context = self._condition(x, level, None, cond)
+        emb, context = embed_with_prompts(self, x, level, None, cond)
         outputs = [self._embed(x)]
         for block in self.blocks:
             outputs.append(block(outputs[-1], emb, context))
         return [self._images(output) for output in outputs[1:]]
-
-    def _condition(
-        self, x: Tensor, level: Tensor, level_s: Tensor | None, cond: Condition | None
-    ) -> tuple[Embedding, TextContext | None]:
-        """The embedding that modulates all blocks, and the prompts that they read."""
-        emb = embed(self, level, level_s, cond)
-        if self.text_transformer is None:
-            return functional.silu(emb), None
-        text = None if cond is None else cond.text  # `and` would fix the number of rows in traces
-        context: TextContext = self.text_transformer(text, x)
-        return functional.silu(emb + self.text_proj(context.pooled)), context
 
     def _embed(self, x: Float[Tensor, "b c h w"]) -> Sequence:
         """One token for each patch, row by row."""

@@ -1,6 +1,7 @@
 """How networks read prompts: a small transformer over tokens, and attention from pixels to them."""
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,7 +17,8 @@ from fewstep.backbones.attention import (
     split_heads,
     tokens,
 )
-from fewstep.condition import Text, TextInput
+from fewstep.backbones.embedding import EmbeddingModules, embed
+from fewstep.condition import Condition, Text, TextInput
 
 HEAD_DIM = 32
 
@@ -129,3 +131,27 @@ class CrossAttention(nn.Module):
 def heads_of(width: int) -> int:
     """Number of attention heads, with HEAD_DIM channels each if that divides `width`."""
     return max(1, width // HEAD_DIM) if width % HEAD_DIM == 0 else 1
+
+
+@runtime_checkable
+class PromptModules(EmbeddingModules, Protocol):
+    """Modules of a network that `embed_with_prompts` uses; None without text."""
+
+    text_transformer: TextTransformer | None
+    text_proj: nn.Linear | None
+
+
+def embed_with_prompts(
+    net: PromptModules,
+    x: Images,
+    level: Float[Tensor, " b"],
+    level_s: Float[Tensor, " b"] | None,
+    cond: Condition | None,
+) -> tuple[Float[Tensor, "b _"], TextContext | None]:
+    """The activated embedding of level, class and prompt of each row, and the prompts' tokens."""
+    emb = embed(net, level, level_s, cond)
+    if net.text_transformer is None or net.text_proj is None:
+        return functional.silu(emb), None
+    text = None if cond is None else cond.text  # `and` would fix the number of rows in traces
+    context: TextContext = net.text_transformer(text, x)
+    return functional.silu(emb + net.text_proj(context.pooled)), context

@@ -31,8 +31,8 @@ from fewstep.backbones.blocks import (
     image_heights,
     initialise,
 )
-from fewstep.backbones.embedding import LevelEmbedding, Sinusoid, augment_embedding, embed
-from fewstep.backbones.text import TextContext, TextTransformer
+from fewstep.backbones.embedding import LevelEmbedding, Sinusoid, augment_embedding
+from fewstep.backbones.text import TextContext, TextTransformer, embed_with_prompts
 from fewstep.condition import Condition, TextInput
 from fewstep.errors import InputError
 from fewstep.ranges import (
@@ -140,6 +140,7 @@ class UNet(Backbone):
         self.class_embedding = nn.Embedding(classes + 1, embedding) if classes else None
         self.augment_embedding = augment_embedding(embedding) if config.augmented else None
         self.text_transformer: TextTransformer | None = None
+        self.text_proj: nn.Linear | None = None
         if text is not None:
             self.text_transformer = TextTransformer(text, config.text_width, config.text_layers)
             self.text_proj = nn.Linear(config.text_width, embedding)
@@ -173,7 +174,7 @@ class UNet(Backbone):
         level_s: Float[Tensor, " b"] | None = None,
         cond: Condition | None = None,
     ) -> Float[Tensor, "b _ h w"]:
-        *_, hidden = self._decode(x, *self._condition(x, level, level_s, cond))
+        *_, hidden = self._decode(x, *embed_with_prompts(self, x, level, level_s, cond))
         output = self.conv_out(functional.silu(self.conv_norm_out(hidden)))
         if self.config.patch > 1:
             output = functional.pixel_shuffle(output, self.config.patch)
@@ -187,7 +188,7 @@ class UNet(Backbone):
         Their channels are `decoder_widths`. Each height is twice the one before, and the last is
         that of `x`, divided by `config.patch`.
         """
-        decoded = self._decode(x, *self._condition(x, level, None, cond))
+        decoded = self._decode(x, *embed_with_prompts(self, x, level, None, cond))
         last = {output.shape[-1]: output for output in decoded}
         return [*last.values()]
 
@@ -207,20 +208,10 @@ class UNet(Backbone):
 
         Their channels are `config.channels`, with the last number repeated for the bottleneck.
         """
-        emb, context = self._condition(x, level, None, cond)
+        emb, context = embed_with_prompts(self, x, level, None, cond)
         _, *blocks = self._encode(x, emb, context)
         last = [outputs[self.config.layers - 1] for outputs in blocks]
         return [*last, self.mid_block(blocks[-1][-1], emb, context)]
-
-    def _condition(
-        self, x: Images, level: Tensor, level_s: Tensor | None, cond: Condition | None
-    ) -> tuple[Embedding, TextContext | None]:
-        """The embedding that all blocks receive, and the prompts that some of them read."""
-        emb = embed(self, level, level_s, cond)
-        if self.text_transformer is None:
-            return functional.silu(emb), None
-        context: TextContext = self.text_transformer(None if cond is None else cond.text, x)
-        return functional.silu(emb + self.text_proj(context.pooled)), context
 
     def _decode(self, x: Images, emb: Embedding, context: TextContext | None) -> list[Images]:
         """The output of each block of the decoder."""
