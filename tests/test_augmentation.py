@@ -11,7 +11,6 @@ from fewstep.assembly import assemble
 from fewstep.backbones import (
     EDMUNetConfig,
     UNetConfig,
-    embedding,
     unet,
     with_augmentation,
     without_augmentation,
@@ -179,13 +178,13 @@ METHODS = [
 
 @pytest.mark.parametrize(("name", "settings"), METHODS)
 def test_methods_train_on_augmented_images(teacher, tmp_path, name, settings, monkeypatch):
-    inputs, embed = set(), embedding.embed
+    inputs, embed = set(), unet.embed_with_prompts
 
-    def record_inputs(net, level, level_s, cond, **options):
+    def record_inputs(net, x, level, level_s, cond):
         inputs.add((net.training, cond is not None and cond.augment_labels is not None))
-        return embed(net, level, level_s, cond, **options)
+        return embed(net, x, level, level_s, cond)
 
-    monkeypatch.setattr(unet, "embed", record_inputs)
+    monkeypatch.setattr(unet, "embed_with_prompts", record_inputs)
     network = [f"teacher.load={teacher}"] if "teacher" in read_table(name) else TINY[:1]
     train(tmp_path / "run", name, *FEW, *network, *settings)
     assert (True, True) in inputs
