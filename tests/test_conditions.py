@@ -1,11 +1,12 @@
 """Which conditions a recipe trains on, and what it refuses."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from fewstep import recipe
+from fewstep import recipe, runs
 from fewstep.assembly import assemble
 from fewstep.conditions import caption_table, data_spec, examples, prompts, read_prompts
 from fewstep.data import ImageSet
@@ -123,7 +124,16 @@ def test_a_file_of_prompts_for_a_network_without_text_is_refused():
 def test_a_training_is_bound_to_its_file_of_prompts(tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat\n")
     data = {"name": "emoji", "size": 8, "prompts": f"{tmp_path}/prompts.txt"}
-    table = {**BASE, "text": {"name": "learned"}, "data": data}
+    plain = {**BASE, "text": {"name": "learned"}, "data": {"name": "emoji", "size": 8}}
+    file = str(tmp_path / "teacher.safetensors")
+    generator = assemble(recipe.parse(plain), torch.device("cpu")).method.generator()
+    runs.save_generator(Path(file), generator, None, {})
+    table = {
+        "data": data,
+        "teacher": {"load": file},
+        "method": {"name": "sfd"},
+        "evaluate": {"every": 0},
+    }
 
     def pins():
         return assemble(recipe.parse(table), torch.device("cpu")).pins
@@ -132,6 +142,8 @@ def test_a_training_is_bound_to_its_file_of_prompts(tmp_path):
     (tmp_path / "prompts.txt").write_text("a dog\n")
     second = pins()
     assert {name for name in first if first[name] != second[name]} == {PINS["data.prompts"]}
+    with pytest.raises(InputError, match="but Denoise trains on the prompts of the captions of"):
+        assemble(recipe.parse({**plain, "data": data}), torch.device("cpu"))
 
 
 def test_prompts_are_captions_or_the_lines_of_a_file(tmp_path):

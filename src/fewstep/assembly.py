@@ -28,7 +28,7 @@ from fewstep.methods.adapt import Adapt, AdaptConfig
 from fewstep.methods.autoencode import Autoencode
 from fewstep.methods.base import Method, Task
 from fewstep.methods.batch import derive_seed
-from fewstep.methods.checks import check_augmentation, check_start
+from fewstep.methods.checks import check_augmentation, check_prompt_file, check_start
 from fewstep.methods.objective import Objective
 from fewstep.optimizers import FitConfig, adapt_config, adapt_steps, main_config
 from fewstep.recipe import Recipe
@@ -145,6 +145,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
 
     method = build()
     check_augmentation(method, recipe.data.augment)
+    check_prompt_file(method, recipe.data.prompts)
     streams, store_hash = open_stores(recipe, spec, method, teacher)
     check_pairs(recipe, streams, space)
     if store_hash:

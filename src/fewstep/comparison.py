@@ -70,6 +70,7 @@ def compare(
     *,
     weights: Weights = "ema",
     data_name: str | None = None,
+    caption_split: str | None = None,
     baseline: str | None = None,
     bar: ProgressBar = no_bar,
 ) -> Comparison:
@@ -77,14 +78,17 @@ def compare(
 
     Scores in a run's folder that were measured by the same protocol are used again. `data_name`
     names the reference set, as `NAME` or `NAME:PATH`; by default it is the set that each run was
-    trained on. `baseline` names one of the runs; see `find_baseline` for the default.
+    trained on. Runs that read prompts generate from the captions of the reference set's split
+    `caption_split`, by default of the reference set itself. `baseline` names one of the runs; see
+    `find_baseline` for the default.
 
-    Raises: InputError if a run is missing or is listed twice, or if the runs generate images of
-    different shapes or classes.
+    Raises: InputError if a run is missing or is listed twice, if the runs generate images of
+    different shapes or classes, or for a `caption_split` where no run reads prompts.
     """
     loaded = load_runs(addresses, weights=weights)
+    check_caption_split(caption_split, loaded)
     reference = find_baseline(loaded, baseline)
-    evaluators = make_evaluators(loaded, protocol, data_name, bar=bar)
+    evaluators = make_evaluators(loaded, protocol, data_name, caption_split=caption_split, bar=bar)
     exhibits: list[Exhibit] = []
     for run, evaluator in zip(loaded, evaluators, strict=True):
         counts = dict.fromkeys(run.generator.nearest(n, quietly=True) for n in steps)
@@ -95,6 +99,16 @@ def compare(
     one_evaluator = all(evaluator is evaluators[0] for evaluator in evaluators)
     title = f"{run_text} against {', '.join(names)}"
     return Comparison(title, exhibits, evaluators[0] if one_evaluator else None)
+
+
+def check_caption_split(split: str | None, loaded: Sequence[LoadedRun]) -> None:
+    """Raise InputError for a split of captions if none of the runs reads prompts."""
+    if split is not None and not any(run.generator.spec.text for run in loaded):
+        names = ", ".join(run.address for run in loaded)
+        raise InputError(
+            f"--caption-split chooses the captions of runs that read prompts, and {names} "
+            f"read{'s' if len(loaded) == 1 else ''} none: leave it out"
+        )
 
 
 def find_baseline(loaded: Sequence[LoadedRun], name: str | None = None) -> LoadedRun | None:
@@ -134,6 +148,7 @@ def make_evaluators(
     protocol: EvalProtocol,
     data_name: str | None = None,
     *,
+    caption_split: str | None = None,
     bar: ProgressBar = no_bar,
 ) -> list[Evaluator]:
     """The evaluator of each run; runs with the same reference set share one evaluator.
@@ -141,20 +156,22 @@ def make_evaluators(
     A run without a recipe is measured against the reference set of the other runs, if they all
     have the same one.
     """
-    by_fingerprint: dict[str, Evaluator] = {}
+    by_fingerprint: dict[tuple[str, str | None], Evaluator] = {}
     by_key: dict[object, Evaluator] = {}  # each set is read once, however many runs share it
     evaluators: list[Evaluator] = []
     with_recipe = {_data_key(run): run for run in loaded if run.recipe}
     for run in loaded:
         uses_others_set = run.recipe is None and len(with_recipe) == 1
         source = next(iter(with_recipe.values())) if uses_others_set else run
-        key = data_name or _data_key(source)
+        split = caption_split if run.generator.spec.text else None
+        key = data_name or _data_key(source), split
         if key not in by_key:
             images = reference_images(source, data_name)
-            if images.fingerprint not in by_fingerprint:
-                evaluator = prepare(Evaluator(images, protocol), bar=bar)
-                by_fingerprint[images.fingerprint] = evaluator
-            by_key[key] = by_fingerprint[images.fingerprint]
+            if (images.fingerprint, split) not in by_fingerprint:
+                prompted = split and reference_images(source, data_name, split=split)
+                evaluator = prepare(Evaluator(images, protocol, prompted=prompted or None), bar=bar)
+                by_fingerprint[images.fingerprint, split] = evaluator
+            by_key[key] = by_fingerprint[images.fingerprint, split]
         evaluators.append(by_key[key])
     return evaluators
 

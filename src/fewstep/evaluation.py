@@ -171,9 +171,10 @@ class Evaluator:
         """Raise InputError if a measure needs prompts and the samples have none."""
         for measure in self.prompt_measures:
             if requests.prompts is None:
+                name = name_of("measure", type(measure))
                 raise InputError(
-                    f"the measure {measure.key} compares images with captions, and the generator "
-                    "reads none: leave the measure out"
+                    f"the measure {name} compares images with captions, and the generator reads "
+                    "none: leave the measure out"
                 )
 
     def _make_score(

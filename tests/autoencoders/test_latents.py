@@ -308,6 +308,9 @@ def test_large_images_are_encoded_in_smaller_batches():
 def test_plans_of_latents_have_the_problems_of_the_training(place):
     plan = plan_recipe(flow(place))
     assert plan.spec.shape == (2, 2, 2) and not plan.problems
+    model = runs.load(place / "flow")
+    values = sum(p.numel() for part in (model.denoiser, model.decoder) for p in part.parameters())
+    assert plan.disk["model.safetensors"] == pytest.approx(4 * values, rel=0.01)
     plan = plan_recipe(flow(place, "data.augment=0.1"))
     assert ["cannot be augmented" in problem for problem in plan.problems] == [True]
 

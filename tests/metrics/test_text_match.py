@@ -288,7 +288,7 @@ def test_captions_of_another_set_are_prompts(home, quick_training):
 
 def test_generators_without_prompts_have_no_text_match(home, quick_training):
     evaluator = Evaluator(colours(), EvalProtocol(4, "pixels", measures=("text-match",)))
-    with pytest.raises(InputError, match="measure text_match compares images with captions, and"):
+    with pytest.raises(InputError, match="measure text-match compares images with captions, and"):
         evaluator.score(prompted(encoder=None), steps=1)
 
 
@@ -308,6 +308,13 @@ def test_the_command_line_takes_prompts_from_a_split(home, tmp_path, quick_train
         assert f"for {count} real images" in score["extra"][0]["note"]
     assert main(["evaluate", run, *options, "--caption-split", "val"]) == 2
     assert "has no split 'valid'" in capsys.readouterr().err
+    compare = ["compare", run, *options, "--out", str(tmp_path / "compare.html")]
+    assert main([*compare, "--caption-split", "test"]) == 0
+    ((score,),) = json.loads(capsys.readouterr().out).values()
+    assert score["extra"] == test["extra"] and score["reference"] == test["reference"]
+    for verb in ("evaluate", "compare"):
+        assert main([verb, "fewstep:digits", "--caption-split", "test"]) == 2
+        assert "fewstep:digits reads none: leave it out" in capsys.readouterr().err
 
 
 def test_an_interval_and_a_note_survive_a_table():

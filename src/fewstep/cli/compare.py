@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
         steps,
         weights=options.weights,
         data_name=options.data,
+        caption_split=options.caption_split,
         baseline=options.baseline,
         bar=console.bar,
     )

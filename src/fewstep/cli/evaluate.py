@@ -34,6 +34,9 @@ class ProtocolOptions:
     measures: Annotated[
         str, console.names_option("measure", "Extra measures, separated by commas")
     ] = ""
+    caption_split: str | None = None
+    """For runs that read prompts: the split of the real images' set whose captions are the prompts,
+    such as test; by default that of the real images."""
 
     def evaluation_protocol(self) -> "EvalProtocol":
         """The protocol of that name, with the options above that are set."""
@@ -67,9 +70,6 @@ class Options(ProtocolOptions):
             "set; required for checkpoints of other projects, and for a run whose images have moved"
         ),
     ] = None
-    caption_split: str | None = None
-    """For runs that read prompts: the split of the real images' set whose captions are the prompts,
-    such as test; by default that of the real images."""
     guidance: NonNegative = 1.0
     """Weight of classifier-free guidance; 1 means no guidance."""
     precision: Literal["f32", "tf32", "bf16"] = "f32"
@@ -105,6 +105,7 @@ def main(argv: Sequence[str]) -> int:
         return _straightness(generator, options) if first_rank() else 0
     images = run_together(lambda: reference_images(run, options.data))
     prompted = None
+    comparison.check_caption_split(options.caption_split, [run])
     if split := options.caption_split:
         prompted = run_together(lambda: reference_images(run, options.data, split=split))
     if world()[1] > 1:  # a single process need not hash its weights here

@@ -60,6 +60,9 @@ class Method(Objective[ConfigT], ABC):
     augments_samples: ClassVar[bool] = False
     """Whether the loss augments generated images by `Batch.augment`. Then `data.augment` has an
     effect without `images` in `reads`."""
+    draws_conditions: ClassVar[bool] = False
+    """Whether it takes classes and prompts to generate from `Batch.cond`. Then `data.prompts` has
+    an effect."""
     differentiates_in_time: ClassVar[bool] = False
     """Whether the loss contains the student's derivative with respect to t. Then a student whose
     embedding of the noise level is fast gets a warning: see `training_warnings`."""

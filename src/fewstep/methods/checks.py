@@ -130,6 +130,16 @@ def check_augmentation(method: Method[Any], probability: float) -> None:
         )
 
 
+def check_prompt_file(method: Method[Any], path: str | None) -> None:
+    """Raise InputError for a `data.prompts` at `path` that would have no effect."""
+    if path is not None and not method.draws_conditions:
+        source = "pairs" if "pairs" in method.reads else "the captions of the data"
+        raise InputError(
+            f"data.prompts is {path}, but {type(method).__name__} trains on the prompts of "
+            f"{source}: remove that key"
+        )
+
+
 def grid_times(grid: Grid, steps: int, student: Denoiser) -> Tensor:
     """The times of `steps` steps on a method's grid.
 

@@ -41,6 +41,7 @@ class DistributionMatching(Method[ConfigT], ABC):
     teacher: Generator
     starts_from_noise = True
     augments_samples = True
+    draws_conditions = True
 
     def __init__(self, config: ConfigT, task: Task) -> None:
         super().__init__(config, task)

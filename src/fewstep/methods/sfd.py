@@ -59,6 +59,7 @@ class Sfd(Method[SfdConfig]):
     """Train a flow map to follow the teacher's trajectory in few steps."""
 
     reads = frozenset()
+    draws_conditions = True
 
     def __init__(self, config: SfdConfig, task: Task) -> None:
         if config.order != 2 and config.solver != "multistep":

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.assembly import allow_code, open_stores
+from fewstep.autoencoders import Decoder
 from fewstep.conditions import data_spec
 from fewstep.data import ImageSet
 from fewstep.distributed import device
@@ -18,7 +19,12 @@ from fewstep.evaluation import count_parameters
 from fewstep.generator import Generator
 from fewstep.latent_recipes import check_latents
 from fewstep.methods.base import Method
-from fewstep.methods.checks import check_augmentation, check_start, training_warnings
+from fewstep.methods.checks import (
+    check_augmentation,
+    check_prompt_file,
+    check_start,
+    training_warnings,
+)
 from fewstep.methods.objective import Objective
 from fewstep.optimizers import adapt_config, adapt_steps, fit_problems, main_config
 from fewstep.planning.footprint import Footprint, measure
@@ -82,13 +88,15 @@ def plan_recipe(recipe: Recipe) -> Plan:
     return plan
 
 
-def _describe_samples(plan: Plan, *networks: Generator | None) -> None:
+def _describe_samples(plan: Plan, *networks: Generator | None) -> Decoder | None:
+    """Sets `plan.spec`.  Returns the decoder of a recipe that trains on latents."""
     if plan.images is None:
-        return
+        return None
     spec = data_spec(plan.recipe, plan.images, *networks)
     requirements, decoder = find_latents(plan.recipe, plan.images, networks)
     plan.requirements += requirements
     plan.spec = replace(spec, shape=decoder.latent_shape) if decoder else spec
+    return decoder
 
 
 def _fill(plan: Plan) -> None:
@@ -110,15 +118,15 @@ def _fill(plan: Plan) -> None:
             plan.requirements.append(requirement)
             if noun == "teacher" and not requirement.missing:
                 teacher = networks[noun]
-    method = None
+    method = decoder = None
     with _collect(plan):
-        _describe_samples(plan, *networks.values())
+        decoder = _describe_samples(plan, *networks.values())
     if plan.spec and not plan.problems and None not in networks.values():
         with _collect(plan):
             method, is_adapted = build_method(recipe, plan.spec, **networks)
             plan.adapt_steps = adapt_steps(recipe.fit) if is_adapted else 0
             plan.reads = method.reads
-            _count(plan, method)
+            _count(plan, method, decoder)
             check_latents(recipe, reads_images="images" in method.reads or is_adapted)
     if recipe.pairs or plan.reads & {"pairs", "rings"}:
         with _collect(plan):
@@ -131,6 +139,7 @@ def _fill(plan: Plan) -> None:
         with _collect(plan):
             check_players(method, main_config(recipe.fit))
             check_augmentation(method, recipe.data.augment)
+            check_prompt_file(method, recipe.data.prompts)
             check_start(method)
             plan.warnings += training_warnings(method)
             plan.warnings += _fit_warnings(plan, method)
@@ -171,8 +180,8 @@ def _collect(plan: Plan) -> Pull[None]:
         plan.problems.append(str(error))
 
 
-def _count(plan: Plan, method: Objective[Any]) -> None:
-    """Parameters, and bytes in memory and on disk."""
+def _count(plan: Plan, method: Objective[Any], decoder: Decoder | None = None) -> None:
+    """Parameters, and bytes in memory and on disk; a model of latents contains its decoder."""
     players = method.players
     plan.trained = {name: count_parameters(player) for name, player in players.items()}
     trained = {id(weight) for player in players.values() for weight in player.parameters()}
@@ -191,6 +200,7 @@ def _count(plan: Plan, method: Objective[Any]) -> None:
     state = method.state_dict()
     own = _bytes(value for name, value in state.items() if not name.startswith("teacher."))
     model = _bytes(method.network.state_dict().values())
+    model += _bytes(decoder.state_dict().values()) if decoder else 0
     plan.disk = {"state/state.safetensors": own + 2 * gradients + average}
     plan.disk["model.safetensors"] = model
     if plan.recipe.evaluate.every:
