@@ -44,12 +44,12 @@ REGISTRY: dict[str, dict[str, str]] = {
         "residuals": "fewstep.circuits.one_step:ResidualsConfig",
     },
     "sampler": {
-        "transfer": "fewstep.sampling:Transfer",
-        "ancestral": "fewstep.sampling:Ancestral",
-        "renoise": "fewstep.sampling:Renoise",
-        "heun": "fewstep.sampling:Heun",
-        "multistep": "fewstep.sampling:Multistep",
-        "corrector": "fewstep.sampling:Corrector",
+        "transfer": "fewstep.sampling.one_formula:Transfer",
+        "ancestral": "fewstep.sampling.one_formula:Ancestral",
+        "renoise": "fewstep.sampling.one_formula:Renoise",
+        "heun": "fewstep.sampling.heun:Heun",
+        "multistep": "fewstep.sampling.multistep:Multistep",
+        "corrector": "fewstep.sampling.corrector:Corrector",
         "ring": "fewstep.circuits.view:Ring",
     },
     "grid": {
