@@ -40,7 +40,7 @@ LAYERS = [
     ["run_folder"],
     ["runs", "autoencoder_files"],
     ["latents"],
-    ["losses", "ema", "distributed", "threads"],
+    ["losses", "loss_weights", "muon", "ema", "distributed", "threads"],
     ["drawing", "value_range", "painting", "abilities", "image_files"],
     ["export", "progress_grids"],
     ["methods"],

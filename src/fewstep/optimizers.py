@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fewstep.methods.schedule import check_steps, count_steps
+from fewstep.muon import Muon
 from fewstep.precision import Precision, bf16_is_slow
 from fewstep.ranges import (
     NONEMPTY,
@@ -31,14 +32,14 @@ MAX_INITIAL_SHARE = 0.1
 class PlayerConfig:
     """Optimiser settings of one player; None means the value of the same key in [fit]."""
 
-    optimizer: Literal["adamw", "adam", "radam"] | None = None
-    """Optimiser: adamw, adam or radam."""
+    optimizer: Literal["adamw", "adam", "radam", "muon"] | None = None
+    """Optimiser: adamw, adam, radam or muon."""
     lr: Positive | None = None
     """Learning rate after the warm-up."""
     betas: tuple[ProbabilityBelowOne, ProbabilityBelowOne] | None = None
     """Adam's decay rates of the first and second moment."""
     weight_decay: NonNegative | None = None
-    """Decoupled weight decay of adamw."""
+    """Decoupled weight decay of adamw and muon."""
     warmup: NonNegative | None = None
     """Steps over which the learning rate rises from 0, or, below 1, a share of the training."""
     schedule: Literal["constant", "cosine", "linear", "step"] | None = None
@@ -58,14 +59,15 @@ class FitConfig:
     """Rows of a global batch, over all micro-batches and ranks."""
     micro_batch: RowsOrZero = 0
     """Rows of the batch computed at once on each rank; 0 means all of the rank's rows."""
-    optimizer: Literal["adamw", "adam", "radam"] = "adamw"
-    """Optimiser: adamw, adam or radam."""
+    optimizer: Literal["adamw", "adam", "radam", "muon"] = "adamw"
+    """Optimiser: adamw, adam, radam, or muon, which is Muon for the matrices and kernels inside
+    a network and adamw for its other weights, at the same rate."""
     lr: Positive = 2e-4
     """Learning rate after the warm-up."""
     betas: tuple[ProbabilityBelowOne, ProbabilityBelowOne] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
     weight_decay: NonNegative = 0.0
-    """Decoupled weight decay of adamw."""
+    """Decoupled weight decay of adamw and muon."""
     warmup: NonNegative = 0
     """Steps over which the learning rate rises from 0, or, below 1, a share of the training (of the
     phase, where a method trains in phases)."""
@@ -213,6 +215,8 @@ def fit_problems(
 
 def make_optimizer(player: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
     """The optimiser of a player's weights."""
+    if config.optimizer == "muon":
+        return Muon(player, config.lr, betas=config.betas, weight_decay=config.weight_decay)
     weights = list(player.parameters())
     if config.optimizer == "radam":
         return torch.optim.RAdam(

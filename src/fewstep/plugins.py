@@ -64,6 +64,13 @@ REGISTRY: dict[str, dict[str, str]] = {
         "lognormal": "fewstep.times:LogNormal",
         "karras": "fewstep.times:Karras",
     },
+    "weight": {
+        "none": "fewstep.loss_weights:Unweighted",
+        "snr": "fewstep.loss_weights:Snr",
+        "min-snr": "fewstep.loss_weights:MinSnr",
+        "p2": "fewstep.loss_weights:P2",
+        "learned": "fewstep.loss_weights:Learned",
+    },
     "levels": {
         "ect": "fewstep.levels:EctLevels",
         "ladder": "fewstep.levels:DiscreteLevels",

@@ -288,10 +288,11 @@ class Training:
             value.copy_(tensors[f"method.{name}"])
         for name, optimizer in self.optimizers.items():
             prefix = f"optimizer.{name}."
+            weights = [p for group in optimizer.param_groups for p in group["params"]]
             moments: dict[int, dict[str, Tensor]] = {}
             for key in (key for key in tensors if key.startswith(prefix)):
                 index, moment = key.removeprefix(prefix).split(".", 1)
-                value, like = tensors[key], optimizer.param_groups[0]["params"][int(index)]
+                value, like = tensors[key], weights[int(index)]
                 # fused optimisers read the memory of a weight and its moments in the same order
                 copy = torch.empty_like(like if like.shape == value.shape else value).copy_(value)
                 moments.setdefault(int(index), {})[moment] = copy

@@ -13,6 +13,7 @@ from fewstep import plugins
 from fewstep.denoiser import Denoiser
 from fewstep.generator import Generator
 from fewstep.levels import DiscreteLevels, EctLevels
+from fewstep.loss_weights import Learned
 from fewstep.methods.adversarial import AdversarialConfig
 from fewstep.methods.base import Task
 from fewstep.optimizers import FitConfig, PlayerConfig
@@ -33,6 +34,7 @@ SETTINGS = {
 }
 # the same method under other settings: (method, settings)
 VARIANTS = {
+    "denoise-learned": ("denoise", {"weight": Learned()}),
     "consistency-distillation": (
         "consistency",
         {
@@ -81,7 +83,7 @@ TEACHERS = {"denoise": "teacher", "circuit": "ring"}
 # how the toy is learnt, where it is not as usual
 TWO_PLAYERS = {"steps": 200, "lr": 1e-3, "betas": (0.0, 0.99)}  # who chase each other: no momentum
 FIT = {
-    "denoise": toy.TEACHER,
+    **dict.fromkeys(("denoise", "denoise-learned"), toy.TEACHER),
     "circuit": toy.CIRCUIT,
     "consistency": {"steps": 400, "batch": 256, "lr": 2e-3},
     "consistency-distillation": {"lr": 5e-4},
@@ -102,7 +104,7 @@ USUAL = {"steps": 300, "batch": 128, "lr": 4e-3}
 # to 0.05. Fresh points of the data have 0.04, a Gaussian of their mean and variance 0.30
 ONE_STEP = (1, 0.2)
 BOUNDS = {
-    "denoise": (32, 0.15),
+    **dict.fromkeys(("denoise", "denoise-learned"), (32, 0.15)),
     "kstep": (4, 0.15),
     **dict.fromkeys(("dmd", "consistency-ict"), (1, 0.25)),
     "dmd-adversarial": (2, 0.25),
@@ -203,6 +205,7 @@ def test_resume_is_bit_identical(name, source, folder):
 
 
 LAYOUTS = [
+    ("consistency", {"optimizer": "muon", "weight_decay": 0.1}),
     ("consistency", {"optimizer": "adam", "precision": "bf16"}),
     ("consistency-target", {"optimizer": "radam"}),
     ("progressive", {"optimizer": "adamw", "weight_decay": 0.1}),

@@ -7,20 +7,20 @@ The parametrization defines a and b. With w = 1 this is DDPM's simple loss under
 of flow matching under `Velocity` (Lipman et al. 2022, arXiv:2210.02747).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from fewstep.denoiser import Prediction
 from fewstep.errors import InputError
 from fewstep.generator import Generator
+from fewstep.loss_weights import Learned, Uncertainty, Unweighted, Weight
 from fewstep.losses import squared_error
-from fewstep.methods.base import Loss, Method, Turn
+from fewstep.methods.base import Loss, Method, Task, Turn
 from fewstep.methods.batch import Batch
 from fewstep.plugins import name_of
-from fewstep.ranges import Positive, Probability
+from fewstep.ranges import Probability
 from fewstep.sampling import Step, Transfer
 from fewstep.tables import check_fields
 from fewstep.times import Density, Grid, Uniform, UniformGrid
@@ -33,11 +33,10 @@ class DenoiseConfig:
     density: Density = field(default_factory=Uniform)
     """Distribution of the training times: `uniform`, or `lognormal` with `mean` and `std` of
     ln(sigma/alpha)."""
-    weight: Literal["none", "snr", "min-snr"] = "none"
+    weight: Weight = field(default_factory=Unweighted)
     """Weight of the squared error: `none` is 1 on the error of the raw output; `snr` is the SNR and
-    `min-snr` is min(SNR, gamma) on the error of x0."""
-    gamma: Positive = 5.0
-    """Largest weight under `min-snr`; published: 5 (Hang et al. 2023, arXiv:2303.09556)."""
+    `min-snr` is min(SNR, gamma) on the error of x0; `p2` is (k + SNR)^(−gamma) on that of eps;
+    `learned` divides the raw error by its expectation at each level."""
     condition_dropout: Probability = 0.1
     """Fraction of rows, 0 to below 1, trained without their class or prompt, for classifier-free
     guidance."""
@@ -64,8 +63,19 @@ class Denoise(Method[DenoiseConfig]):
     uses_first_image = False
     trains_at_all_times = True
 
+    def __init__(self, config: DenoiseConfig, task: Task) -> None:
+        super().__init__(config, task)
+        self.uncertainty = Uncertainty() if isinstance(config.weight, Learned) else None
+
+    @property
+    def players(self) -> Mapping[str, nn.Module]:
+        learned = {} if self.uncertainty is None else {"uncertainty": self.uncertainty}
+        return {"student": self.student, **learned}
+
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)
+        if self.uncertainty is not None:
+            yield Turn("uncertainty", self.uncertainty_loss)
 
     def student_loss(self, batch: Batch) -> Loss:
         x0, cond = batch.images.x0, batch.images.cond
@@ -75,20 +85,20 @@ class Denoise(Method[DenoiseConfig]):
             cond = cond.drop(batch.rand() < self.config.condition_dropout)
         prediction = self.student(self.student.process.add_noise(x0, eps, t), t, cond=cond)
         error = squared_error(prediction.output, prediction.target(x0, eps))
-        return Loss((self.weight(prediction) * error).mean())
+        at = prediction.coefficients
+        if self.uncertainty is not None:
+            level = at.log_ratio.flatten()
+            batch.carry |= {"error": error.detach(), "level": level}
+            weighted = error * torch.exp(-self.uncertainty(level))
+            return Loss(weighted.mean(), {"error": error.mean()})
+        weight = self.config.weight(at)
+        weight = weight.flatten() if isinstance(weight, Tensor) else weight
+        return Loss((weight * error).mean())
 
-    def weight(self, prediction: Prediction) -> Tensor | float:
-        """Weight (b,) of the squared error of the raw output, from that of the x0 error.
-
-        x0 is affine in the output, so the x0 error is the output error times the output's factor.
-        """
-        if self.config.weight == "none":
-            return 1.0
-        _, output_factor = prediction.coefficients.x0
-        snr = (prediction.alpha / prediction.sigma).square()
-        if self.config.weight == "min-snr":
-            snr = snr.clamp(max=self.config.gamma)
-        return (snr * output_factor.square()).flatten()
+    def uncertainty_loss(self, batch: Batch) -> Loss:
+        """The loss of `Uncertainty` on the errors of the student's turn, which it then weighs."""
+        assert self.uncertainty is not None
+        return Loss(self.uncertainty.loss(batch.carry["error"], batch.carry["level"]).mean())
 
     def generator(self) -> Generator:
         return Generator(self.student, self.spec, grid=self.config.grid, step=self.config.sampler)
