@@ -49,9 +49,10 @@ class Config:
 class Exact(Backbone):
     """The best network for Gaussian data, as a parametrization would have trained it."""
 
-    def __init__(self, parametrization, shape=(2,)):
+    def __init__(self, parametrization, shape=(2,), spread=SPREAD):
         super().__init__()
         self.parametrization = parametrization
+        self.spread = spread
         self.config = Config()
         self.shape = shape
         self.classes = 0
@@ -59,7 +60,7 @@ class Exact(Backbone):
 
     def forward(self, x, level, *, level_s=None, cond=None):
         alpha, sigma, x_t = self.native(x, level.reshape(-1, *[1] * (x.ndim - 1)))
-        x0 = posterior_mean(x_t, alpha, sigma)
+        x0 = posterior_mean(x_t, alpha, sigma, spread=self.spread)
         if isinstance(self.parametrization, Clean):
             return x0
         eps = (x_t - alpha * x0) / sigma

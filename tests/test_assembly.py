@@ -10,10 +10,12 @@ import torch
 
 from fewstep import runs
 from fewstep.assembly import assemble
+from fewstep.condition import Condition
 from fewstep.description import from_description
 from fewstep.errors import InputError
 from fewstep.evaluation import Evaluator
 from fewstep.parametrization import EDM, Clean, Eps, Mixed, V, Velocity
+from fewstep.planning import plan_recipe
 from fewstep.process import Flow, LinearBetas
 from fewstep.recipe import read
 from fewstep.recording import Recording, record
@@ -276,6 +278,29 @@ def test_guidance_of_a_teacher_trained_with_labels_only_is_refused(tmp_path):
     settings = [*FEW, f"teacher.load={tmp_path / 'run'}", "teacher.guidance=2.0"]
     with pytest.raises(InputError, match="but its method, denoise, trained it with labels only"):
         assemble(read("digits-progressive", settings), DEVICE)
+
+
+def test_a_teacher_has_the_guidance_of_its_recipe(tmp_path):
+    for name, seed in (("run", 0), ("weak", 1)):
+        run(read("digits-flow", [*SMALL, "fit.steps=1", f"fit.seed={seed}"]), tmp_path / name)
+    guidance = ["teacher.guidance=2.0", "teacher.guidance_interval=[0.25, 0.75]"]
+    settings = [*FEW, f"teacher.load={tmp_path / 'run'}"]
+    weak = f"teacher.autoguidance={tmp_path / 'weak'}"
+    plain, limited, auto = (
+        assemble(read("digits-progressive", [*settings, *more]), DEVICE)
+        for more in ([], guidance, [*guidance, weak])
+    )
+    assert len({each.pins["teacher"] for each in (plain, limited, auto)}) == 3
+    x, t, cond = torch.randn(1, 1, 16, 16), torch.tensor(0.5), Condition(torch.tensor([3]))
+    with torch.inference_mode():
+        ours = [each.method.teacher.denoiser(x, t, cond=cond).x0 for each in (limited, auto)]
+        main, other = (runs.load(tmp_path / name).denoiser for name in ("run", "weak"))
+        image = main(x, t, cond=cond).x0
+        torch.testing.assert_close(ours[0], 2 * image - main(x, t).x0)
+        torch.testing.assert_close(ours[1], 2 * image - other(x, t, cond=cond).x0)
+    plan = plan_recipe(read("digits-progressive", [*settings, *guidance, weak]))
+    assert not plan.problems
+    assert ("weak", str(tmp_path / "weak")) in [(r.noun, r.name) for r in plan.requirements]
 
 
 def test_pairs_of_another_teacher_are_refused(ddpm, tmp_path):

@@ -1,6 +1,6 @@
 """What a generator can do besides sampling, by what its recipe says of its training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fewstep import plugins
@@ -60,18 +60,25 @@ def with_guidance(
     weight: float,
     recipe: Mapping[str, Any] | None,
     *,
+    interval: Sequence[float] | None = None,
+    weak: Generator | None = None,
     negative: str = "",
 ) -> Generator:
-    """The generator under classifier-free guidance; a weight of 1 means no guidance.
+    """The generator under guidance: classifier-free, or with a `weak` network autoguidance.
 
-    Checkpoints of other projects, of which nothing is known, are accepted.
+    A weight of 1 means no guidance. Checkpoints of other projects, of which nothing is known, are
+    accepted.
 
-    Raises: InputError as `Generator.with_guidance`, or if the recipe says that the generator was
-    not trained without labels too.
+    Raises: InputError as `Generator.with_guidance` and `with_autoguidance`, if the recipe says that
+    the generator was not trained without labels too, as classifier-free guidance requires, or for
+    autoguidance with a weight of 1 or a negative prompt, which have no effect.
     """
-    if weight == 1 and not negative:
+    if weak is not None:
+        check_autoguidance(weight, negative=negative)
+        return generator.with_autoguidance(weight, weak, interval=interval)
+    if weight == 1 and not negative and interval is None:
         return generator
-    guided = generator.with_guidance(weight, negative=negative)
+    guided = generator.with_guidance(weight, interval=interval, negative=negative)
     reason = why_not_guidable(generator, recipe) if method_name(recipe) else ""
     if reason:
         raise InputError(
@@ -79,6 +86,14 @@ def with_guidance(
             "guidance to 1, or train with method.condition_dropout=0.1"
         )
     return guided
+
+
+def check_autoguidance(weight: float, *, negative: str = "") -> None:
+    """Raise InputError for settings without an effect: a weight of 1, or a negative prompt."""
+    if weight == 1 or negative:
+        problem = "a weight of 1" if weight == 1 else "a negative prompt"
+        remedy = "set another weight of guidance" if weight == 1 else "leave it out"
+        raise InputError(f"{problem} has no effect on autoguidance: {remedy}")
 
 
 def _condition_dropout(settings: Mapping[str, Any]) -> float:

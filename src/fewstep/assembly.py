@@ -129,7 +129,8 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         space.decoder.to(device)
     if recipe.teacher and teacher:
         trained_by = runs.describe(recipe.teacher.load).get("recipe")
-        teacher = guide_teacher(recipe, spec, teacher, trained_by)
+        weak = recipe.teacher.autoguidance and runs.load(recipe.teacher.autoguidance)
+        teacher = guide_teacher(recipe, spec, teacher, trained_by, weak=weak or None)
         pins["teacher"] = runs.weights_hash(teacher)
     student, original = build_student(recipe, spec, teacher, initial)
     config = bind_classifier(recipe.method, lambda: _classifier(images))
@@ -235,9 +236,15 @@ def _classifier(images: ImageSet) -> Path:
 
 
 def guide_teacher(
-    recipe: Recipe, spec: SampleSpec, teacher: Generator, trained_by: Mapping[str, Any] | None
+    recipe: Recipe,
+    spec: SampleSpec,
+    teacher: Generator,
+    trained_by: Mapping[str, Any] | None,
+    *,
+    weak: Generator | None = None,
 ) -> Generator:
-    """The teacher under the recipe's guidance. `trained_by` is the table of the teacher's recipe.
+    """The teacher under the recipe's guidance. `trained_by` is the table of the teacher's recipe,
+    and `weak` the network at the address `teacher.autoguidance`.
 
     Raises: InputError for a teacher of other images, without the recipe's augmentation, or that
     cannot be guided.
@@ -251,7 +258,9 @@ def guide_teacher(
             f"data.augment is {recipe.data.augment}, but the teacher {address} was trained without "
             "this augmentation: set data.augment=0, or train the teacher with it"
         )
-    return with_guidance(teacher, recipe.teacher.guidance, trained_by)
+    config = recipe.teacher
+    interval = config.guidance_interval
+    return with_guidance(teacher, config.guidance, trained_by, interval=interval, weak=weak)
 
 
 def open_stores(

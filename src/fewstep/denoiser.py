@@ -17,6 +17,7 @@ from fewstep.backbones import Backbone, set_pace, with_two_times
 from fewstep.coefficients import Coefficients, Pair, tabulate
 from fewstep.condition import Condition
 from fewstep.errors import InputError
+from fewstep.guidance import Guided
 from fewstep.parametrization import Parametrization
 from fewstep.precision import Precision, compute_in
 from fewstep.process import Process, as_times
@@ -146,8 +147,11 @@ class Denoiser(nn.Module):
         at = self.coefficients(t, x_t)
         level_s = None if s is None else self._level(self.coefficients(s, x_t), x_t)
         x_t = _single_or_double(x_t)
+        settings: dict[str, Any] = {"at": at} if isinstance(self.backbone, Guided) else {}
         with self.precision_context(x_t):
-            output = self.backbone(at.scale * x_t, self._level(at, x_t), level_s=level_s, cond=cond)
+            output = self.backbone(
+                at.scale * x_t, self._level(at, x_t), level_s=level_s, cond=cond, **settings
+            )
         return Prediction(x_t, output.to(x_t.dtype), at)
 
     def interpret(self, x_t: Tensor, t: Time, output: Tensor) -> Prediction:
@@ -193,12 +197,15 @@ class Denoiser(nn.Module):
         return [layer.to(x_t.dtype) for layer in layers]
 
     def under(self, process: Process) -> "Denoiser":
-        """The same network under another process; a span of its own keeps its sigma/alpha."""
-        span = None
+        """The same network under another process; a span of its own, and an interval of guidance,
+        keep their sigma/alpha."""
+        span, backbone = None, self.backbone
+        if isinstance(backbone, Guided):
+            backbone = backbone.under(self.process, process)
         if self.span != self.natural_span:
             ratios = self.process.ratio(torch.tensor(self.span, dtype=torch.float64))
             span = tuple(process.time(ratios).tolist())
-        return self.replace(process=process, span=span)
+        return self.replace(backbone=backbone, process=process, span=span)
 
     def as_flow_map(self) -> "Denoiser":
         """The same network with an input for the destination, which has no effect at first."""

@@ -11,7 +11,8 @@ from fewstep.autoencoders import DecoderDescription
 from fewstep.backbones import BackboneConfig, build_backbone
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.generator import Generator, check_guidance
+from fewstep.generator import Generator
+from fewstep.guidance import check_guidance
 from fewstep.parametrization import Parametrization
 from fewstep.process import Process
 from fewstep.ranges import NonNegative, Probability
@@ -29,6 +30,7 @@ class _Description:
     parametrization: Parametrization
     step: Step
     grid: Grid
+    guidance_interval: tuple[Probability, Probability] | None = None
     negative: str = ""
     decoder: DecoderDescription | None = None
     is_flow_map: bool = False
@@ -65,9 +67,10 @@ def from_description(
     generator = Generator(
         denoiser, fields.spec, grid=fields.grid, step=fields.step, decoder=decoder
     )
-    if fields.guidance == 1.0 and not fields.negative:
+    interval, negative = fields.guidance_interval, fields.negative
+    if fields.guidance == 1.0 and not (negative or interval):
         return generator
-    return generator.with_guidance(fields.guidance, negative=fields.negative)
+    return generator.with_guidance(fields.guidance, interval=interval, negative=negative)
 
 
 def _inputs(spec: SampleSpec) -> dict[str, Any]:

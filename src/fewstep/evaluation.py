@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep import metrics
+from fewstep.autoguidance import weak_network
 from fewstep.data import ImageSet
 from fewstep.distributed import first_rank, gather, hardware, world
 from fewstep.download import cache
@@ -23,7 +24,7 @@ from fewstep.drawing import generate, start_noise
 from fewstep.errors import InputError
 from fewstep.finite import check_finite
 from fewstep.generator import Generator
-from fewstep.guidance import Guided, guidance_weight
+from fewstep.guidance import guidance_interval, guidance_weight, unguided
 from fewstep.metrics import EvalProtocol, Measures
 from fewstep.plugins import name_of
 from fewstep.process import Flow
@@ -197,6 +198,8 @@ class Evaluator:
             sampler=name_of("sampler", type(generator.step)),
             evaluations=count_evaluations(generator, steps),
             guidance=guidance_weight(backbone),
+            guidance_interval=guidance_interval(backbone),
+            autoguidance=weak_network(backbone) is not None,
             weights=weights_hash(generator)[:16],
             number_format=generator.denoiser.precision,
             samples=self.protocol.samples,
@@ -268,18 +271,18 @@ def straightness(
 def count_evaluations(generator: Generator, steps: int) -> int:
     """The number of network evaluations per image, counted on one image.
 
-    An evaluation with classifier-free guidance counts twice.
+    An evaluation with guidance counts twice, also where the network of autoguidance is smaller.
     """
     backbone = generator.denoiser.backbone
-    evaluations_per_call = 1
-    if isinstance(backbone, Guided):
-        backbone, evaluations_per_call = backbone.backbone, 2
+    weak = weak_network(backbone)
     calls = [0]
 
-    def count(*_: Any) -> None:
-        calls[0] += evaluations_per_call
+    def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        calls[0] += inputs[0].shape[0]  # classifier-free guidance has two rows for an image
 
-    handles = [trunk.register_forward_pre_hook(count) for trunk in backbone.trunks]
+    networks = [unguided(backbone), *([weak.backbone] if weak else [])]
+    trunks = {trunk for network in networks for trunk in network.trunks}
+    handles = [trunk.register_forward_pre_hook(count) for trunk in trunks]
     try:
         _one_image(generator, steps)
     finally:

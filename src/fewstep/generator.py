@@ -10,16 +10,24 @@ from torch import Tensor, nn
 
 from fewstep import plugins, tables
 from fewstep.autoencoders import Decoder
+from fewstep.autoguidance import Autoguided, check_weak, network_digest, weak_network
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
-from fewstep.guidance import Guided, Negative, guidance_weight, negative_prompt, unguided
+from fewstep.guidance import (
+    Guided,
+    Negative,
+    check_guidance,
+    check_interval,
+    guidance_interval,
+    guidance_weight,
+    negative_prompt,
+    unguided,
+)
 from fewstep.precision import Precision, float32_products
 from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Step, Transfer, path, sample
 from fewstep.times import Grid, UniformGrid
-
-MAX_GUIDANCE = 1000.0
 
 
 class Generator(nn.Module):
@@ -77,6 +85,10 @@ class Generator(nn.Module):
     def image_shape(self) -> tuple[int, ...]:
         """Shape of the images: that of the samples, unless these are latents."""
         return self.spec.shape if self.decoder is None else self.decoder.shape
+
+    @property
+    def _autoencoder(self) -> str | None:
+        return self.decoder and self.decoder.autoencoder
 
     def decode(self, samples: Tensor) -> Tensor:
         """The images (b, *image_shape) of the denoiser's samples (b, *shape), about [-1, 1]."""
@@ -163,22 +175,63 @@ class Generator(nn.Module):
         default = UniformGrid() if step_changes and self.step.own_grid else self.grid
         return self.replace(grid=grid or default, step=step or self.step)
 
-    def with_guidance(self, weight: float, *, negative: str = "") -> "Generator":
+    def with_guidance(
+        self, weight: float, *, interval: Sequence[float] | None = None, negative: str = ""
+    ) -> "Generator":
         """The same weights under classifier-free guidance.
 
-        A `negative` prompt takes the place of no prompt: guidance leads away from it.
+        `interval` is the lowest and highest time of guidance, from 0 (image) to 1 (noise); at other
+        times the output is the conditional one. A `negative` prompt takes the place of no prompt:
+        guidance leads away from it.
 
-        Raises: InputError for a generator without classes and text, a weight outside [0, 1000], or
-        a negative prompt for a generator without text or with a weight of 1, which has no effect.
+        Raises: InputError for a generator without classes and text, a weight outside [0, 1000],
+        an interval that is not 0 <= low < high <= 1, or a negative prompt for a generator without
+        text; and for an interval or negative prompt with a weight of 1, which has no effect.
         """
         if not self.spec.is_conditional:
             raise InputError("guidance needs classes or prompts, and this generator has neither")
         check_guidance(weight)
         backbone = Guided(
-            unguided(self.denoiser.backbone), weight, negative=self._negative(negative, weight)
+            unguided(self.denoiser.backbone),
+            weight,
+            interval=check_interval(interval, weight),
+            negative=self._negative(negative, weight),
         )
         guided = self.denoiser.replace(backbone=backbone)
         return self.replace(denoiser=guided)
+
+    def with_autoguidance(
+        self, weight: float, weak: "Generator", *, interval: Sequence[float] | None = None
+    ) -> "Generator":
+        """The same weights, led away from the outputs of a worse network with the same conditions.
+
+        `weak` may be smaller, trained for fewer steps, or have another process or parametrization.
+        Its own guidance, and that of this generator, are left out. Karras et al. 2024,
+        arXiv:2406.02507.
+
+        Raises: InputError as `with_guidance`, for samples of another shape or other conditions, and
+        for flow maps.
+        """
+        check_guidance(weight)
+        check_weak(self.spec, weak.spec)
+        if self._autoencoder != weak._autoencoder:
+            raise InputError(
+                "the network of autoguidance generates other latents: use one of the same "
+                "autoencoder"
+            )
+        if self.denoiser.is_flow_map or weak.denoiser.is_flow_map:
+            raise InputError(
+                "autoguidance mixes predictions of the image, and a flow map predicts a state: use "
+                "networks of one time, such as teachers"
+            )
+        network = weak.denoiser.replace(backbone=unguided(weak.denoiser.backbone))
+        backbone = Autoguided(
+            unguided(self.denoiser.backbone),
+            weight,
+            network.under(self.denoiser.process),
+            interval=check_interval(interval, weight),
+        )
+        return self.replace(denoiser=self.denoiser.replace(backbone=backbone))
 
     def _negative(self, prompt: str, weight: float) -> Negative | None:
         if not prompt:
@@ -209,10 +262,11 @@ class Generator(nn.Module):
         `packages` contains the versions of their packages.
         """
         backbone = self.denoiser.backbone
+        weak, interval = weak_network(backbone), guidance_interval(backbone)
         description = {
             "spec": tables.to_table(self.spec),
             "backbone": tables.to_table(backbone.config),
-            "guidance": guidance_weight(backbone),
+            "guidance": 1.0 if weak else guidance_weight(backbone),
             "process": tables.to_table(self.denoiser.process),
             "parametrization": tables.to_table(self.denoiser.parametrization),
             "step": tables.to_table(self.step),
@@ -220,6 +274,13 @@ class Generator(nn.Module):
         }
         if negative := negative_prompt(backbone):
             description["negative"] = negative
+        if interval:
+            description["guidance_interval"] = list(interval)
+        if weak:
+            description["autoguidance"] = {
+                "weight": guidance_weight(backbone),
+                "sha256": network_digest(weak),
+            }
         if self.decoder is not None:
             description["decoder"] = self.decoder.describe()
         if self.denoiser.is_flow_map:
@@ -263,12 +324,3 @@ def convert_step(step: Step, name: str, *, clip: float | None = None) -> Step:
             else f"the sampler {name} cannot clip images: leave out the clip"
         )
     return kind(**{**settings, "clip": clip})
-
-
-def check_guidance(weight: float) -> None:
-    """Raise InputError for a weight of guidance that is not from 0 to MAX_GUIDANCE."""
-    if not 0 <= weight <= MAX_GUIDANCE:  # which NaN is not, either
-        raise InputError(
-            f"the weight of guidance is {weight}; it must be a finite number from 0 to "
-            f"{MAX_GUIDANCE:g}"
-        )

@@ -123,7 +123,12 @@ class TeacherConfig:
     load: Address
     """Run folder, weights file, or address such as diffusers:FOLDER."""
     guidance: NonNegative = 1.0
-    """Weight of classifier-free guidance; 1 is no guidance."""
+    """Weight of guidance; 1 is no guidance."""
+    guidance_interval: tuple[Probability, Probability] | None = None
+    """Lowest and highest time of guidance, from 0 (image) to 1 (noise); by default all times."""
+    autoguidance: Address | None = None
+    """A worse network, such as a smaller or shorter run, that guidance leads away from; by default
+    the output without condition."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ PINS = {
     "data.latents": "latents",
     "text.model": "text",
     "teacher.load": "teacher",
+    "teacher.autoguidance": "teacher",
     "pairs.load": "pairs",
     "student.init": "student.init",
 }

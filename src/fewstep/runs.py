@@ -163,7 +163,8 @@ def network_hash(generator: Generator) -> str:
     the network was trained on.
     """
     description, backbone = generator.describe(), unguided(generator.denoiser.backbone)
-    sampling = ("spec", "decoder", "guidance", "negative", "step", "grid", "packages")
+    guidance = ("guidance", "guidance_interval", "autoguidance", "negative")
+    sampling = ("spec", "decoder", *guidance, "step", "grid", "packages")
     parts = {key: value for key, value in description.items() if key not in sampling}
     if generator.spec.text is not None:
         parts["text"] = encoder_hash(generator.spec.text)

@@ -22,7 +22,11 @@ class Score:
     evaluations: int
     """Network evaluations per image; guidance counts twice."""
     guidance: float
-    """Weight of classifier-free guidance; 1 means no guidance."""
+    """Weight of guidance; 1 means no guidance."""
+    guidance_interval: tuple[float, float] | None = field(default=None, kw_only=True)
+    """Lowest and highest time of guidance; None for all times."""
+    autoguidance: bool = field(default=False, kw_only=True)
+    """Whether guidance compares with a worse network, rather than with no condition."""
     weights: str
     """The first 16 digits of the SHA-256 of the weights and the generator's description."""
     number_format: Precision = field(default="f32", kw_only=True)
@@ -57,6 +61,16 @@ class Score:
     @property
     def accuracy(self) -> float | None:
         return self.measures.accuracy
+
+    @property
+    def guidance_text(self) -> str:
+        """Kind, weight and interval of guidance, such as "guidance 2 at times 0.2 to 0.8"; empty
+        for none."""
+        if self.guidance == 1:
+            return ""
+        low, high = self.guidance_interval or (0.0, 1.0)
+        times = f" at times {low:g} to {high:g}" if self.guidance_interval else ""
+        return f"{'auto' * self.autoguidance}guidance {self.guidance:g}{times}"
 
     @property
     def protocol(self) -> tuple[object, ...]:
@@ -110,6 +124,8 @@ def score_from(table: Mapping[str, Any]) -> Score:
     settings = {key: value for key, value in table.items() if key not in names}
     values = {key: value for key, value in table.items() if key in names}
     try:
+        if interval := settings.get("guidance_interval"):
+            settings["guidance_interval"] = tuple(interval)
         values["extra"] = tuple(map(ExtraMeasure.from_table, values.get("extra", ())))
         return Score(**settings, measures=Measures(**values))
     except (TypeError, KeyError, ValueError, AttributeError) as error:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep import __version__, plugins
+from fewstep.autoguidance import weak_network
 from fewstep.backbones import build_backbone
 from fewstep.backbones.outline import without_memory
 from fewstep.description import from_description
@@ -160,6 +161,11 @@ def method_name(recipe: Mapping[str, Any] | None) -> str:
 
 def check_loadable(generator: Generator) -> dict[str, Any]:
     """The generator's description.  Raises: InputError if `load` could not build it again."""
+    if weak_network(generator.denoiser.backbone):
+        raise InputError(
+            "a generator under autoguidance cannot be saved: a file has the weights of one "
+            "network; save it without, and give autoguidance where it is sampled"
+        )
     description, backbone = generator.describe(), unguided(generator.denoiser.backbone)
     parts: dict[str, Any] = {
         "backbone": backbone.config,

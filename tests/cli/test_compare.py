@@ -154,6 +154,13 @@ def test_guidance_is_said(teacher, capsys):
     assert "guidance 3, against digits" in capsys.readouterr().out
     assert main(["evaluate", teacher, *QUICK, "--guidance", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["guidance"] == 3.0
+    limited = ["--guidance", "3", "--guidance-interval", "0.2,0.8", "--autoguidance", teacher]
+    assert main(["evaluate", teacher, *QUICK, *limited]) == 0
+    assert "autoguidance 3 at times 0.2 to 0.8, against digits" in capsys.readouterr().out
+    assert main(["evaluate", teacher, *QUICK, *limited, "--json"]) == 0
+    score = json.loads(capsys.readouterr().out)[0]
+    assert (score["guidance_interval"], score["autoguidance"]) == ([0.2, 0.8], True)
+    assert score["evaluations"] == 1  # of its one step, which is at time 1
 
 
 @pytest.mark.parametrize(

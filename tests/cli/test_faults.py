@@ -258,6 +258,20 @@ def test_a_picture_has_the_format_of_its_suffix(tmp_path, capsys, name, format):
         (["sample", DIGITS, "-o", "x.png", "--steps", "-4"], "--steps is -4"),
         (["sample", DIGITS, "-o", "x.png", "--guidance", "nan"], "--guidance is nan"),
         (["sample", DIGITS, "-o", "x.png", "--guidance", "-1"], "--guidance is -1.0"),
+        (["sample", DIGITS, "-o", "x.png", "--guidance-interval", "a"], "is not a list of numbers"),
+        (["sample", DIGITS, "-o", "x.png", "--guidance-interval", "0.2,1.1"], "must be a number"),
+        (
+            ["sample", DIGITS, "-o", "x.png", "--guidance", "2", "--guidance-interval", "0.8,0.2"],
+            "it must be two times with 0 <= low < high <= 1",
+        ),
+        (
+            ["evaluate", DIGITS, "--guidance-interval", "0.2,0.8"],
+            "an interval has no effect without guidance",
+        ),
+        (
+            ["sample", DIGITS, "-o", "x.png", "--autoguidance", DIGITS],
+            "a weight of 1 has no effect on autoguidance: set another weight",
+        ),
         (["sample", DIGITS, "-o", "x.png", "--seed", "-1"], "--seed is -1"),
         (["sample", DIGITS, "-o", "x.png", "--seed", "9" * 30], "--seed is 999"),
         (["sample", DIGITS, "-o", "x.png", "--times", "1,nan"], "--times is nan"),

@@ -110,6 +110,24 @@ def test_resume_is_the_default_and_can_be_refused(teacher, recorded, capsys):
     assert content(recorded) == before
 
 
+def test_a_store_says_how_its_images_were_guided(teacher, tmp_path):
+    guidance = ["--guidance", "50", "--guidance-interval", "0.2,0.8"]
+    for name, more in (
+        ("a", guidance),
+        ("b", [*guidance, "--autoguidance", teacher]),
+        ("c", []),
+    ):
+        out = ["--out", str(tmp_path / name), "-n", "3", *WANTED[2:]]
+        assert main(["record", teacher, *out, *more]) == 0
+    a, b = (store.Reader(tmp_path / name).provenance for name in "ab")
+    assert (a["guidance"], a["guidance_interval"]) == (50.0, [0.2, 0.8])
+    assert a["teacher"] == b["teacher"] == runs.network_hash(runs.load(teacher))
+    assert (b["guidance"], b["autoguidance"]["weight"]) == (1.0, 50.0)
+    # a network that is led away from itself draws as without guidance
+    guided, away, plain = (store.Reader(tmp_path / name)[[0, 1, 2]]["x0"] for name in "abc")
+    assert (plain - away).abs().max() < 0.01 < (plain - guided).abs().max()
+
+
 def test_an_unfinished_store_tells_how_far_it_is(teacher, recorded, tmp_path, capsys):
     out = tmp_path / "p"
     shutil.copytree(recorded, out)

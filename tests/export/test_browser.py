@@ -378,6 +378,9 @@ def test_generators_that_the_page_cannot_show_are_refused(tmp_path, monkeypatch)
     points = Source("toy", point_generator(), (1,), "hash")
     with pytest.raises(InputError, match=r"toy generates samples of the shape \[2\]"):
         BrowserExport().write(points, tmp_path)
+    limited = unet_generator().with_guidance(2.0, interval=(0.2, 0.8))
+    with pytest.raises(InputError, match="the page cannot have an interval of guidance"):
+        BrowserExport().write(replace(STUDENT, generator=limited), tmp_path)
     teacher = replace(TEACHER, generator=unet_generator(classes=0))
     with pytest.raises(InputError, match="0 classes, and <i>student</i>.* 3"):
         BrowserExport(teacher=teacher).write(STUDENT, tmp_path)

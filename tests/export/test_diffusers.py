@@ -295,10 +295,14 @@ def test_half_precision_of_a_program(tmp_path):
     assert "variant" not in (tmp_path / "half" / "README.md").read_text()
 
 
+AUTOGUIDED = unet_generator().with_autoguidance(2.0, unet_generator())
+
+
 @pytest.mark.parametrize(
     ("generator", "settings", "message"),
     [
         (point_generator(), {}, r"samples of this generator have the shape \(2,\): use --to torch"),
+        (AUTOGUIDED, {}, "a pipeline of diffusers cannot have autoguidance"),
         (unet_generator(), {"dtype": "int8"}, "stores f32 or f16, not int8"),
         (text_generator(text=OtherText(), config=TEXT_TINY), {}, "no text encoder"),
         (unet_generator(step=Corrector()), {}, "the sampler corrector computes more than sums"),

@@ -164,7 +164,7 @@ def test_networks_with_text(generator):
 
 @pytest.mark.slow
 def test_a_graph_holds_each_weight_once_and_no_notes():
-    guided = unet_generator(step=Multistep(), config=TINY).with_guidance(1.5)
+    guided = unet_generator(step=Multistep(), config=TINY).with_guidance(1.5, interval=(0.3, 0.8))
     generator = round_weights(guided, "f16")
     module = Unrolled(generator, 3)
     model = graph.onnx_graph(module, dtype="f16")

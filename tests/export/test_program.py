@@ -74,8 +74,9 @@ def test_a_program_starts_where_the_grid_says(process, parametrization, grid):
 
 def test_guidance_flow_maps_and_points():
     guided = unet_generator().with_guidance(2.5)
+    limited = unet_generator().with_guidance(2.5, interval=(0.6, 1.0))
     flow_map = unet_generator(flow_map=True, classes=0)
-    for generator in (guided, flow_map):
+    for generator in (guided, limited, flow_map):
         program = Unrolled(generator, 2)
         inputs = program.example_inputs(3)
         torch.testing.assert_close(program(*inputs), wanted(generator, inputs, 2))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from fewstep.cli import console
-from fewstep.ranges import NonNegative, Samples, SampleSeed, SamplingSteps
+from fewstep.cli.guidance import GuidanceOptions
+from fewstep.ranges import Samples, SampleSeed, SamplingSteps
 
 if TYPE_CHECKING:
     from fewstep.generator import Generator
@@ -51,7 +52,7 @@ class ProtocolOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ProtocolOptions):
+class Options(GuidanceOptions, ProtocolOptions):
     """Score a run against real images, at one or more numbers of sampling steps."""
 
     run: Annotated[str, tyro.conf.Positional, console.run_option()]
@@ -70,8 +71,6 @@ class Options(ProtocolOptions):
             "set; required for checkpoints of other projects, and for a run whose images have moved"
         ),
     ] = None
-    guidance: NonNegative = 1.0
-    """Weight of classifier-free guidance; 1 means no guidance."""
     precision: Literal["f32", "tf32", "bf16"] = "f32"
     """Number format in which the images are generated; features are always computed in f32."""
     seed: SampleSeed = 0
@@ -86,8 +85,8 @@ class Options(ProtocolOptions):
 def main(argv: Sequence[str]) -> int:
     """Run `fewstep evaluate`. Returns the exit code."""
     options = console.options(Options, "evaluate", argv)
+    options.check()
     from fewstep import comparison, runs
-    from fewstep.abilities import with_guidance
     from fewstep.distributed import check_equal, device, first_rank, run_together, world
     from fewstep.evaluation import Evaluator
     from fewstep.generator import convert_step
@@ -97,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     protocol = options.evaluation_protocol()
     run = run_together(lambda: load_run(options.run, weights=options.weights))
     recipe = run.recipe and run.recipe.table()
-    generator = with_guidance(run.generator, options.guidance, recipe)
+    generator = run_together(lambda: options.apply(run.generator, recipe))
     if options.sampler:
         generator = generator.with_sampler(step=convert_step(generator.step, options.sampler))
     generator = generator.with_precision(options.precision).to(device())
@@ -200,6 +199,6 @@ def _special_settings(score: "Score") -> str:
     default."""
     precision = "" if score.number_format == "f32" else f"generated in {score.number_format}, "
     classes = "" if score.labels != "as in the set" else "classes as often as in the set, "
-    guidance = "" if score.guidance == 1 else f"guidance {score.guidance:g}, "
     prompts = "" if score.prompts == "none" else f"prompts: {score.prompts}, "
+    guidance = f"{score.guidance_text}, " if score.guidance_text else ""
     return precision + classes + prompts + guidance

@@ -10,6 +10,7 @@ import tyro
 
 from fewstep import plugins
 from fewstep.cli import console
+from fewstep.cli.guidance import parse_interval
 from fewstep.errors import InputError
 from fewstep.formatting import quantity
 from fewstep.paths import check_writable_folder
@@ -39,6 +40,9 @@ class Options:
     ] = None
     guidance: NonNegative = 1.0
     """Weight of classifier-free guidance; 1 means no guidance."""
+    guidance_interval: Annotated[str | None, tyro.conf.arg(metavar="LOW,HIGH")] = None
+    """onnx and torch: lowest and highest time of guidance, from 0 (image) to 1 (noise), such as
+    0.2,0.8; by default all times."""
     weights: Literal["ema", "raw", "best"] = "ema"
     """Averaged weights of the last step (ema), raw weights of the last step, or averaged weights of
     the best evaluation during training."""
@@ -114,6 +118,7 @@ def _source(options: Options, address: str, dtype: "Dtype") -> "Source":
         steps=steps,
         sampler=options.sampler if own else None,
         guidance=options.guidance if own else 1.0,
+        interval=parse_interval(options.guidance_interval) if own else None,
         weights=options.weights if own else "ema",
         dtype=dtype,
         license=options.license,

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import tyro
 
 from fewstep.cli import console
+from fewstep.cli.guidance import GuidanceOptions
 from fewstep.errors import InputError
 from fewstep.paths import check_kind, check_writable_folder
 from fewstep.ranges import (
     Count,
     CountOrZero,
-    NonNegative,
     Positive,
     Rows,
     SampleSeed,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(GuidanceOptions):
     """Record noise and images of a deterministic teacher in a store.
 
     The same command again resumes. Under `torchrun --nproc-per-node N -m fewstep record ...`
@@ -52,8 +52,6 @@ class Options:
     """Clamp the predicted images to ±CLIP, such as 1; by default as the run's sampler does."""
     allow_out_of_range: bool = False
     """Record images even if more than 1 % of their values are beyond ±1.5."""
-    guidance: NonNegative = 1.0
-    """Weight of classifier-free guidance; 1 means no guidance."""
     prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """For a run that reads prompts: a text file with one on each line, which the images have in
     turn; by default the captions of the run's training set, in a random order."""
@@ -91,6 +89,7 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Run `fewstep record`. Returns the exit code, 2 for a damaged store."""
     options = console.options(Options, "record", argv, negations=True)
+    options.check()
     if options.verify:
         return _verify(options.verify)
     if options.info:
@@ -130,7 +129,7 @@ def main(argv: Sequence[str]) -> int:
                 update,
                 sampler=options.sampler,
                 clip=options.clip,
-                guidance=options.guidance,
+                guidance=options,
                 batch=options.batch,
                 prompts=options.prompts,
                 data=options.data,
@@ -151,7 +150,7 @@ def run(
     *,
     sampler: str,
     clip: float | None = None,
-    guidance: float = 1.0,
+    guidance: GuidanceOptions | None = None,
     batch: int | None = None,
     prompts: str | None = None,
     data: str | None = None,
@@ -164,7 +163,6 @@ def run(
     from dataclasses import replace
 
     from fewstep import runs
-    from fewstep.abilities import with_guidance
     from fewstep.distributed import device, run_together
     from fewstep.evaluation import exhaust
     from fewstep.generator import convert_step
@@ -176,8 +174,11 @@ def run(
     if turns:
         recording = replace(recording, prompts=turns.prompts, labels=turns.labels)
     step = convert_step(generator.step, sampler, clip=clip)
-    generator = generator.with_sampler(step=step).to(device())
-    generator = with_guidance(generator, guidance, runs.describe(address).get("recipe"))
+    generator = generator.with_sampler(step=step)
+    if guidance:
+        recipe = runs.describe(address).get("recipe")
+        generator = run_together(lambda: guidance.apply(generator, recipe))
+    generator = generator.to(device())
     with closing(record(generator, folder, recording, teacher=teacher, batch=batch)) as rows:
         return exhaust(rows, lambda progress: update(progress.done, total=progress.total))
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from fewstep.cli import console
+from fewstep.cli.guidance import GuidanceOptions
 from fewstep.cli.prompts import print_unknown_words, printable_text, read_options
 from fewstep.errors import InputError
 from fewstep.formatting import quantity
 from fewstep.paths import check_picture, check_writable, check_writable_folder
-from fewstep.ranges import Count, Integer, NonNegative, Probability, SampleSeed, SamplingSteps
+from fewstep.ranges import Count, Integer, Probability, SampleSeed, SamplingSteps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(GuidanceOptions):
     """Sample images, and save them as a grid in a picture, as single PNG files, or as a NumPy
     archive."""
 
@@ -81,8 +82,6 @@ class Options:
     """A text file with a prompt on each line, instead of --prompt."""
     negative: Annotated[str, tyro.conf.arg(metavar="TEXT")] = ""
     """With --guidance: a prompt to lead away from, in place of no prompt."""
-    guidance: NonNegative = 1.0
-    """Weight of classifier-free guidance; 1 means no guidance."""
     weights: Literal["ema", "raw", "best"] = "ema"
     """Averaged weights of the last step (ema), raw weights of the last step, or averaged weights of
     the best evaluation during training."""
@@ -91,6 +90,7 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Run `fewstep sample`. Returns the exit code."""
     options = console.options(Options, "sample", argv)
+    options.check()
     outputs = [path for path in (options.out, options.each, options.npz) if path]
     if len(outputs) != 1:
         raise InputError("give one of -o FILE, --each DIR and --npz FILE")
@@ -114,7 +114,6 @@ def main(argv: Sequence[str]) -> int:
 def _load(options: Options) -> tuple["Generator", int]:
     """The generator on its device, with the requested sampler, and its number of steps."""
     from fewstep import runs
-    from fewstep.abilities import with_guidance
     from fewstep.distributed import device
     from fewstep.generator import convert_step
     from fewstep.times import FixedGrid
@@ -123,7 +122,7 @@ def _load(options: Options) -> tuple["Generator", int]:
     generator = runs.load(options.run, weights=options.weights)
     recipe = runs.describe(options.run, weights=options.weights).get("recipe")
     negative = printable_text(options.negative)
-    generator = with_guidance(generator, options.guidance, recipe, negative=negative)
+    generator = options.apply(generator, recipe, negative=negative)
     if options.sampler:
         generator = generator.with_sampler(step=convert_step(generator.step, options.sampler))
     steps = options.steps

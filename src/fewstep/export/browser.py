@@ -21,7 +21,7 @@ from fewstep.export.checking import compare
 from fewstep.export.linear import run_program
 from fewstep.export.program import Unrolled
 from fewstep.export.runtime import LICENSE, SCRIPT, WASM, check_runtime
-from fewstep.export.source import Source
+from fewstep.export.source import Source, check_plain_guidance
 from fewstep.export.tokenizer import check_exportable
 from fewstep.export.tracing import Network
 from fewstep.guidance import Guided
@@ -56,6 +56,7 @@ class BrowserExport(Exporter):
     def write(self, source: Source, folder: Path) -> dict[str, Any]:
         check_runtime()
         _check_sources(source, self.teacher)
+        check_plain_guidance(source, "the page")
         files: dict[str, bytes] = {SCRIPT.name: SCRIPT.read_bytes(), WASM.name: WASM.read_bytes()}
         checks: dict[str, Any] = {}
         sources = {"model": source} | ({"teacher": self.teacher} if self.teacher else {})

@@ -7,12 +7,13 @@ from typing import Any
 
 from fewstep import __version__, runs
 from fewstep.abilities import with_guidance
+from fewstep.autoguidance import weak_network
 from fewstep.backbones import without_augmentation
 from fewstep.errors import InputError
 from fewstep.export.precision import round_weights, rounding_error
 from fewstep.finite import nonfinite_weight
 from fewstep.generator import Generator, convert_step
-from fewstep.guidance import guidance_weight, negative_prompt, unguided
+from fewstep.guidance import Guided, guidance_interval, unguided
 from fewstep.run_folder import Run
 from fewstep.runs import Weights
 from fewstep.stored_weights import Dtype
@@ -73,6 +74,7 @@ def load_source(
     steps: Sequence[int] = (),
     sampler: str | None = None,
     guidance: float = 1.0,
+    interval: Sequence[float] | None = None,
     weights: Weights = "ema",
     dtype: Dtype = "f32",
     license: str = "",
@@ -89,7 +91,7 @@ def load_source(
     generator = runs.load(address, weights=weights)
     _check_finite(generator)
     note = runs.describe(address, weights=weights)
-    generator = with_guidance(generator, guidance, note.get("recipe"))
+    generator = with_guidance(generator, guidance, note.get("recipe"), interval=interval)
     if sampler is not None:
         generator = generator.with_sampler(step=convert_step(generator.step, sampler))
     counts = steps or runs.default_steps(generator, note.get("recipe"))
@@ -112,6 +114,14 @@ def load_source(
         license=license or note.get("license", ""),
         rounding=rounding,
     )
+
+
+def check_plain_guidance(source: Source, target: str) -> None:
+    """Raise InputError for guidance that a `target` cannot have: it has a weight alone."""
+    backbone = source.generator.denoiser.backbone
+    if guidance_interval(backbone) or weak_network(backbone):
+        kind = "autoguidance" if weak_network(backbone) else "an interval of guidance"
+        raise InputError(f"{target} cannot have {kind}: leave it out, or choose --to onnx or torch")
 
 
 def check_scorable(source: Source) -> None:
@@ -137,11 +147,8 @@ def _without_augmentation(generator: Generator) -> Generator:
     plain = without_augmentation(network)
     if plain is network:
         return generator
-    denoiser, weight = generator.denoiser.replace(backbone=plain), guidance_weight(guided)
-    generator = generator.replace(denoiser=denoiser)
-    if weight == 1:
-        return generator
-    return generator.with_guidance(weight, negative=negative_prompt(guided))
+    backbone = guided.with_backbone(plain) if isinstance(guided, Guided) else plain
+    return generator.replace(denoiser=generator.denoiser.replace(backbone=backbone))
 
 
 def _check_finite(generator: Generator) -> None:

@@ -120,7 +120,8 @@ def _fill(plan: Plan) -> None:
                 teacher = networks[noun]
     method = decoder = None
     with _collect(plan):
-        decoder = _describe_samples(plan, *networks.values())
+        sources = [each for noun, each in networks.items() if noun != "weak"]
+        decoder = _describe_samples(plan, *sources)
     if plan.spec and not plan.problems and None not in networks.values():
         with _collect(plan):
             method, is_adapted = build_method(recipe, plan.spec, **networks)

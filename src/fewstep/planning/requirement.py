@@ -8,8 +8,8 @@ class Requirement:
     """Something that a training reads, and whether it is on this machine."""
 
     noun: str
-    """data, autoencoder, latents, teacher, initial (of `student.init`), pairs, loss or
-    extractor."""
+    """data, autoencoder, latents, teacher, weak (of `teacher.autoguidance`), initial (of
+    `student.init`), pairs, loss or extractor."""
     name: str
     """Its name, path or address."""
     missing: str = ""

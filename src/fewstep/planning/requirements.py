@@ -152,18 +152,21 @@ def stand_in(recipe: Recipe) -> Generator | None:
         _, networks[noun] = find_generator(noun, address)
         if networks[noun] is None:
             return None
-    spec = data_spec(recipe, images, *networks.values())
-    _, decoder = find_latents(recipe, images, [*networks.values()])
+    sources = [network for noun, network in networks.items() if noun != "weak"]
+    spec = data_spec(recipe, images, *sources)
+    _, decoder = find_latents(recipe, images, sources)
     if decoder:
         spec = replace(spec, shape=decoder.latent_shape)
     return build_method(recipe, spec, **networks)[0].generator().replace(decoder=decoder)
 
 
 def generator_addresses(recipe: Recipe) -> dict[str, str]:
-    """The addresses of the trained networks that a recipe starts from: `teacher`, `initial`."""
-    init = recipe.student.init
+    """The addresses of the trained networks that a recipe starts from: `teacher`, `weak` (that of
+    its autoguidance), `initial`."""
+    init, teacher = recipe.student.init, recipe.teacher
     return {
-        **({"teacher": recipe.teacher.load} if recipe.teacher else {}),
+        **({"teacher": teacher.load} if teacher else {}),
+        **({"weak": teacher.autoguidance} if teacher and teacher.autoguidance else {}),
         **({"initial": init} if init not in ("teacher", "scratch") else {}),
     }
 
@@ -173,6 +176,7 @@ def build_method(
     spec: SampleSpec,
     *,
     teacher: Generator | None = None,
+    weak: Generator | None = None,
     initial: Generator | None = None,
 ) -> tuple[Method[Any], bool]:
     """The recipe's method, and whether its student is adapted first.
@@ -180,7 +184,8 @@ def build_method(
     Squared errors take the place of perceptual losses, which need published weights.
     """
     if teacher is not None and recipe.teacher:
-        teacher = guide_teacher(recipe, spec, teacher, _recipe_table(recipe.teacher.load))
+        trained_by = _recipe_table(recipe.teacher.load)
+        teacher = guide_teacher(recipe, spec, teacher, trained_by, weak=weak)
     student, original = build_student(recipe, spec, teacher, initial)
     task = Task(student, spec, teacher, recipe.fit.steps)
     method = plugins.resolve("method", recipe.method_name)(_without_weights(recipe.method), task)

@@ -164,11 +164,13 @@ def _write_shards(
 def _writer(tiles: Tiles, folder: Address, teacher: str, first: ValueRange) -> store.Writer:
     generator, recording = tiles.generator, tiles.recording
     times = generator.grid(recording.steps, generator.denoiser).tolist()
+    description = generator.describe()
+    guidance = ("guidance", "guidance_interval", "autoguidance")
     provenance = {
         "teacher": teacher,
         "sampler": to_table(generator.step),
         "times": times,
-        "guidance": generator.describe()["guidance"],
+        **{key: description[key] for key in guidance if key in description},
         "precision": generator.denoiser.precision,
         "seed": recording.seed,
         "version": __version__,

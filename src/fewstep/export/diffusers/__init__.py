@@ -28,7 +28,7 @@ from fewstep.export.diffusers.unet import (
     unet_config,
 )
 from fewstep.export.linear import sampling_program
-from fewstep.export.source import Source
+from fewstep.export.source import Source, check_plain_guidance
 from fewstep.export.tokenizer import check_exportable, tokenizer_table
 from fewstep.formatting import quantity
 from fewstep.guidance import guidance_weight, negative_prompt, unguided
@@ -59,6 +59,7 @@ def check_supported(source: Source) -> None:
     """Raise InputError for a generator or type that a folder of diffusers cannot hold."""
     shape, dtype = source.generator.spec.shape, source.dtype
     check_exportable(source.generator.spec)
+    check_plain_guidance(source, "a pipeline of diffusers")
     if len(shape) != 3:
         raise InputError(
             f"pipelines of diffusers make images, and samples of this generator have the shape "
