@@ -129,4 +129,4 @@ def test_points_are_no_image_files(output, tmp_path, monkeypatch, capsys):
 )
 def test_exactly_one_output(grey, outputs, capsys):
     assert main(["sample", str(grey), *outputs]) == 2
-    assert "one of -o FILE, --each DIR and --npz FILE" in capsys.readouterr().err
+    assert "one of -o FILE, --gif FILE, --each DIR and --npz FILE" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Write generated images for other tools: one PNG file each, or one NumPy archive."""
+"""Write generated images as files: one PNG file each, one NumPy archive, or one animation."""
 
 import os
 import zipfile
@@ -12,9 +12,15 @@ from torch import Tensor
 
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
-from fewstep.images import png_text
+from fewstep.images import encode_animation, grid, png_text
 from fewstep.temporary_folder import is_empty, temporary_folder
 
+FRAME_MILLISECONDS = 40, 500
+"""The shortest and the longest time that an animation shows a state."""
+STATES_MILLISECONDS = 3000
+"""Time in which an animation shows all states, within the times of each."""
+FINAL_MILLISECONDS = 1500
+"""Time for which an animation shows the images at its end."""
 Batches = Iterable[tuple[range, Tensor]]
 """Images as uint8 (b, c, h, w) with their row numbers, as `drawing.generate` yields them."""
 
@@ -106,3 +112,27 @@ def save_archive(
             if values is not None:
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, values)
+
+
+def save_animation(
+    states: Iterable[Tensor], path: Path, *, columns: int | None = None
+) -> Iterator[int]:
+    """Write `states`, each uint8 (n, c, h, w), as an endless GIF. Yields the number so far.
+
+    Each frame is a `grid` in rows of `columns`; the last one is shown for longer. The file appears
+    when all frames are written.
+
+    Raises: InputError for images that are not grey or RGB.
+    """
+    frames: list[Image.Image] = []
+    for images in states:
+        check_channels(tuple(images.shape[1:]))
+        frame = grid(images, columns=columns)
+        frames.append(frame.convert("L") if images.shape[1] == 1 else frame)
+        yield len(frames)
+    least, most = FRAME_MILLISECONDS
+    time = min(max(STATES_MILLISECONDS // max(len(frames) - 1, 1), least), most)
+    times = [time] * (len(frames) - 1)
+    content = encode_animation(frames, "GIF", milliseconds=[*times, FINAL_MILLISECONDS])
+    with atomic_write(path) as file:
+        file.write(content)

@@ -1,8 +1,9 @@
 """Convert images between [-1, 1] and uint8, and arrange them in grids."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Float32, Shaped, UInt8
@@ -71,6 +72,22 @@ def save_grid(
         settings["pnginfo"] = png_text(note or {})
     with atomic_write(path) as file:
         grid(images, columns=columns).save(file, **settings)
+
+
+def encode_animation(
+    frames: Sequence[Image.Image], kind: Literal["GIF", "WebP"], *, milliseconds: Sequence[int]
+) -> bytes:
+    """An endless animation of `frames` (at least one), each shown for its `milliseconds`.
+
+    WebP is without loss, and so is GIF for grey frames; frames in colour have 256 colours each. A
+    frame that is equal to the one before it only lengthens that one's time.
+    """
+    # disposal 1 leaves a frame as the background of the next, which then stores what differs
+    settings: dict[str, Any] = {"lossless": True} if kind == "WebP" else {"disposal": 1}
+    settings |= {"duration": [*milliseconds], "append_images": frames[1:]}
+    file = io.BytesIO()
+    frames[0].save(file, format=kind, save_all=True, loop=0, **settings)
+    return file.getvalue()
 
 
 def png_text(note: Mapping[str, str]) -> PngInfo:

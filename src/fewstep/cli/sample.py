@@ -1,10 +1,10 @@
-"""`fewstep sample RUN -o grid.png`, or `--each DIR` and `--npz FILE` for other tools."""
+"""`fewstep sample RUN -o grid.png`, `--gif FILE`, or `--each DIR` and `--npz FILE` for tools."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -21,12 +21,17 @@ if TYPE_CHECKING:
 
     from fewstep.drawing import Turns
     from fewstep.generator import Generator
+    from fewstep.value_range import ValueRange
 
 
 COUNT = 40
 """Number of images without prompts."""
 MAX_COLUMNS = 40
 """Largest number of prompts that have a column of the grid each."""
+MAX_ANIMATED = 100
+"""Largest number of images in an animation."""
+MAX_FRAMES = 60
+"""Frames of an animation; of more steps, some are left out."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,15 @@ class Rows:
 
 @dataclass(frozen=True)
 class Options(GuidanceOptions):
-    """Sample images, and save them as a grid in a picture, as single PNG files, or as a NumPy
-    archive."""
+    """Sample images, and save them as a grid in a picture, as an animation of how they emerge from
+    noise, as single PNG files, or as a NumPy archive."""
 
     run: Annotated[str, tyro.conf.Positional, console.run_option()]
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None
     """The picture to write, with all images in a grid, as .png, .jpg, .webp, .bmp or .tif."""
+    gif: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The animation to write as .gif: the noise, the states after each step, and the images, each
+    divided by alpha + sigma. It has at most 100 images and 60 frames."""
     each: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """A new folder for single images, 000000.png and so on, for tools that compute FID."""
     npz: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -91,11 +99,17 @@ def main(argv: Sequence[str]) -> int:
     """Run `fewstep sample`. Returns the exit code."""
     options = console.options(Options, "sample", argv)
     options.check()
-    outputs = [path for path in (options.out, options.each, options.npz) if path]
+    outputs = [path for path in (options.out, options.gif, options.each, options.npz) if path]
     if len(outputs) != 1:
-        raise InputError("give one of -o FILE, --each DIR and --npz FILE")
+        raise InputError("give one of -o FILE, --gif FILE, --each DIR and --npz FILE")
     if options.out:
+        if options.out.suffix.lower() == ".gif":
+            raise InputError(f"-o writes one picture: for an animation, give --gif {options.out}")
         check_picture(options.out, "-o")
+    if options.gif:
+        if options.gif.suffix.lower() != ".gif":
+            raise InputError(f"--gif {options.gif} needs the suffix .gif: name another file")
+        check_writable(options.gif, "--gif")
     if options.each:
         check_writable_folder(options.each, "--each")
     if options.npz:
@@ -158,7 +172,9 @@ def _save(options: Options, generator: "Generator", rows: Rows) -> None:
             values += ValueRange.of(images)
             yield numbers, to_uint8(images).cpu()
 
-    if options.out:
+    if options.gif:
+        values = _save_animation(options.gif, generator, rows)
+    elif options.out:
         images = torch.cat([batch for _, batch in batches()])
         note = {"prompts": "\n".join(rows.prompts)} if rows.prompts else {}
         save_grid(images, options.out, columns=_columns(generator, rows), note=note)
@@ -169,6 +185,41 @@ def _save(options: Options, generator: "Generator", rows: Rows) -> None:
             f"fewstep: {values.text('the images')}, which the picture cuts off at ±1",
             file=sys.stderr,
         )
+
+
+def _save_animation(path: Path, generator: "Generator", rows: Rows) -> "ValueRange":
+    """Write the states of the images as an animation. Returns the range of the images' values."""
+    from functools import partial
+
+    from fewstep.drawing import seeds, start_noise
+    from fewstep.finite import check_finite
+    from fewstep.image_files import save_animation
+    from fewstep.images import to_uint8
+    from fewstep.trajectory import state_images
+    from fewstep.value_range import ValueRange
+
+    if rows.count > MAX_ANIMATED:
+        raise InputError(
+            f"an animation has at most {MAX_ANIMATED} images, not {rows.count:,}: lower -n, or "
+            "write them by --each DIR"
+        )
+    start: Any = {"seed": rows.seed, "batch": rows.count, **rows.turns}
+    numbers, noise, cond = next(start_noise(generator, rows.count, **start))
+    settings: Any = {"steps": rows.steps, "cond": cond, "seed": seeds(rows.seed, numbers)}
+    repeat = partial(generator.path, noise, **settings)
+    values = ValueRange()
+
+    def frames() -> "Iterator[Tensor]":
+        nonlocal values
+        for images in state_images(generator, noise, **settings, most=MAX_FRAMES):
+            values = ValueRange.of(check_finite(generator, images, repeat))
+            yield to_uint8(images).cpu()
+
+    work = save_animation(frames(), path, columns=_columns(generator, rows))
+    with console.bar(path.name, min(rows.steps + 1, MAX_FRAMES)) as update:
+        for done in work:
+            update(done)
+    return values
 
 
 def _columns(generator: "Generator", rows: Rows) -> int | None:

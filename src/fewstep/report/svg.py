@@ -1,13 +1,15 @@
-"""Line charts as inline SVG, for light and dark pages.
+"""Line charts as SVG, inline or as a file, for light and dark pages.
 
-Text and grid have the page's text colour, the background is transparent, and lines have mid-tone
+Text and grid of an inline chart have the page's text colour, and its background is transparent; a
+file has a background of its own, and both follow the reader's colour scheme. Lines have mid-tone
 colours. Equal inputs give equal SVG.
 """
 
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,6 +44,11 @@ LOOKS = (
     Look("#a3812b", "*", "★"),
     Look("#6b6fd6", "p", "⬟"),
 )
+FILE_STYLE = (
+    ".page{fill:#fff}svg{color:#1f2328;font-family:system-ui,sans-serif}"
+    "@media(prefers-color-scheme:dark){.page{fill:#16191d}svg{color:#e6e8eb}}"
+)
+"""Colours and font of a chart in a file of its own."""
 Span = tuple[float, float] | None
 """An interval (low, high); None if it is unknown."""
 
@@ -76,8 +83,7 @@ def chart(
     readers. The x axis is logarithmic to base `x_base` (2 or 10) if that is set, the y axis if its
     values have a wide range, see `wide`.
     """
-    # hashsalt makes ids reproducible; fonttype none keeps text as text, in the page's font
-    with matplotlib.rc_context({"svg.hashsalt": key, "svg.fonttype": "none", "font.size": 9}):
+    with chart_style(key):
         figure = Figure(figsize=(4.7, 3.0), layout="constrained")
         axes = figure.add_subplot()
         values = [y for line in lines for _, y in line.points]
@@ -93,11 +99,35 @@ def chart(
         if x_base:
             axes.set_xscale("log", base=x_base)
             _ticks(axes.xaxis, x_base, [x for line in lines for x, _ in line.points])
-        _style(axes, x_label, y_label, values)
-        file = io.StringIO()
-        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
-    return _inline(file.getvalue(), key, describe)
+        if wide(values):
+            axes.set_yscale("log")
+            _ticks(axes.yaxis, 10, values)
+        style_axes(axes, x_label, y_label)
+        opening, body = _svg(figure, key, describe)
+    return opening + body
+
+
+def chart_file(figure: Figure, *, key: str, describe: str) -> str:
+    """The text of an SVG file of a figure that was made in `chart_style(key)`, and is saved in it.
+
+    `describe` is the text for screen readers.
+    """
+    opening, body = _svg(figure, key, describe)
+    names = Markup('<svg xmlns="http://www.w3.org/2000/svg"')
+    names += Markup(' xmlns:xlink="http://www.w3.org/1999/xlink"')
+    page = Markup('<style>{}</style><rect class="page" width="100%" height="100%"/>')
+    # two decimals, which are far below a pixel, make a file half as large
+    short = re.sub(r'(?<=[ "])-?\d+\.\d{3,}(?=[ "\n])', lambda m: f"{float(m[0]):.2f}", body)
+    start = names + opening.removeprefix("<svg") + page.format(Markup(FILE_STYLE))
+    return str(start) + short
+
+
+@contextmanager
+def chart_style(key: str) -> Generator[None]:
+    """The settings of matplotlib under which a chart is made; `key` makes its ids reproducible."""
+    # fonttype none keeps text as text, in the page's font
+    with matplotlib.rc_context({"svg.hashsalt": key, "svg.fonttype": "none", "font.size": 9}):
+        yield
 
 
 def _draw(axes: Axes, line: Line, floor: float) -> None:
@@ -115,10 +145,8 @@ def _draw(axes: Axes, line: Line, floor: float) -> None:
             axes.plot((x, x), ends, color=line.look.colour, linewidth=0.9, alpha=0.7)
 
 
-def _style(axes: Axes, x_label: str, y_label: str, values: Sequence[float]) -> None:
-    if wide(values):
-        axes.set_yscale("log")
-        _ticks(axes.yaxis, 10, values)
+def style_axes(axes: Axes, x_label: str, y_label: str) -> None:
+    """Set labels, grid and colours of a chart's axes."""
     axes.set_xlabel(x_label, color=INK)
     axes.set_ylabel(y_label, color=INK)
     axes.tick_params(colors=INK, length=0)
@@ -139,8 +167,12 @@ def _ticks(axis: Axis, base: int, values: Sequence[float]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _inline(svg: str, key: str, describe: str) -> Markup:
-    """The `<svg>` element without XML header, fixed size and fonts, and with unique ids."""
+def _svg(figure: Figure, key: str, describe: str) -> tuple[Markup, Markup]:
+    """The `<svg>` tag without a size, and what follows it, without fonts and with unique ids."""
+    file = io.StringIO()
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
+    svg = file.getvalue()
     svg_tag = re.search(r"<svg[^>]*>", svg)
     view_box = re.search(r'viewBox="[^"]*"', svg)
     assert svg_tag and view_box
@@ -149,4 +181,4 @@ def _inline(svg: str, key: str, describe: str) -> Markup:
     # the page sets its own styles and fonts
     body = re.sub(r"<style.*?</style>|font-family: [^;]*; ", "", body)
     opening = Markup('<svg role="img" aria-label="{}" {}>').format(describe, Markup(view_box[0]))
-    return opening + Markup(body)
+    return opening, Markup(body)

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from fewstep import __version__
 from fewstep.formatting import number
-from fewstep.images import grid, png_text, to_uint8
+from fewstep.images import encode_animation, grid, png_text, to_uint8
 from fewstep.studio import toys
 from fewstep.studio.workshop import Request, Result
 
@@ -110,21 +111,13 @@ def difference(
     return sheet(tiles, width=width), text
 
 
-def animation(images: UInt8[Tensor, "n c h w"], kind: str, *, seconds: float = 3.0) -> bytes:
-    """The images as an endless animation: a `kind` of GIF or WebP, without loss."""
+def animation(
+    images: UInt8[Tensor, "n c h w"], kind: Literal["GIF", "WebP"], *, seconds: float = 3.0
+) -> bytes:
+    """The images as an endless animation, enlarged: GIF, or WebP without loss."""
     frames = [enlarge(picture_of(image), width=256) for image in images]
-    options: dict[str, object] = {"lossless": True} if kind == "WebP" else {"disposal": 1}
-    file = io.BytesIO()
-    frames[0].save(
-        file,
-        format=kind,
-        save_all=True,
-        append_images=frames[1:],
-        duration=round(1000 * seconds / len(frames)),
-        loop=0,
-        **options,
-    )
-    return file.getvalue()
+    time = round(1000 * seconds / len(frames))
+    return encode_animation(frames, kind, milliseconds=[time] * len(frames))
 
 
 def film(states: Sequence[Tensor], scales: Sequence[float]) -> UInt8[Tensor, "n c h w"]:

@@ -12,11 +12,12 @@ from fewstep.errors import InputError
 from fewstep.formatting import duration, quantity
 from fewstep.studio import controls
 from fewstep.studio.catalogue import Entry, Kind
-from fewstep.studio.journey import Journey, travel
+from fewstep.studio.journey import travel
 from fewstep.studio.pictures import data_url, enlarge, metadata_of, png
 from fewstep.studio.starts import Place
 from fewstep.studio.state import MAX_MODELS
 from fewstep.studio.workshop import Model, Request, Result, Workshop, labels_of, prompts_of
+from fewstep.trajectory import Trajectory
 
 MODELS_AT_FIRST = 4
 STRIP_WIDTH = 96
@@ -56,7 +57,7 @@ class Session:
         """The images of a request; a newer run of the page abandons it."""
         return self.workshop.generate(request, cancel=controls.cancel, **options)
 
-    def travel(self, request: Request) -> Journey:
+    def travel(self, request: Request) -> Trajectory:
         """The way of a request's sample; a newer run of the page abandons it."""
         with self.workshop.turn(controls.cancel):
             return travel(request)

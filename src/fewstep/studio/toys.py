@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from fewstep.studio.journey import Journey, arrows
+from fewstep.studio.journey import arrows
 from fewstep.studio.workshop import Request
+from fewstep.trajectory import Trajectory
 
 POINTS = 500
 ARROWS = 17
@@ -26,7 +27,7 @@ def scatter(points: Tensor) -> Image.Image:
     return _render(figure)
 
 
-def jumps(journey: Journey, request: Request, index: int) -> Image.Image:
+def jumps(journey: Trajectory, request: Request, index: int) -> Image.Image:
     """The states up to number `index` as jumps; in 2-D, with the velocity at that state's time."""
     extent = _extent(torch.cat(journey.states))
     figure, axes = _axes(extent)

@@ -3,10 +3,10 @@
 import streamlit as st
 
 from fewstep.studio import controls, pictures, toys
-from fewstep.studio.journey import Journey
 from fewstep.studio.session import Session, cost_text, strip, view
 from fewstep.studio.views.compare import seeds_from
 from fewstep.studio.workshop import Request
+from fewstep.trajectory import Trajectory
 
 MAX_FRAMES = 16
 """States of the film; of more steps, every n-th."""
@@ -27,7 +27,7 @@ def show(session: Session) -> None:
         _draw_film(journey, request)
 
 
-def _draw_film(journey: Journey, request: Request) -> None:
+def _draw_film(journey: Trajectory, request: Request) -> None:
     last = len(journey.times)
     indices = [*range(0, last, -(-last // MAX_FRAMES)), last]
     states = pictures.film(
@@ -46,7 +46,7 @@ def _draw_film(journey: Journey, request: Request) -> None:
     strip([pictures.picture_of(image) for image in images], request, captions)
 
 
-def _draw_toy(journey: Journey, request: Request) -> None:
+def _draw_toy(journey: Trajectory, request: Request) -> None:
     last = len(journey.times)
     index = st.slider("step", 0, last, last, key="path step")
     st.image(pictures.data_url(toys.jumps(journey, request, index)))
