@@ -13,6 +13,7 @@ from torch import Tensor
 from fewstep import plugins
 from fewstep.data.toys import GaussianMixture
 from fewstep.drawing import seeds, start_noise
+from fewstep.errors import InputError
 from fewstep.explain.mixture import exact_denoiser, three_gaussians
 from fewstep.explain.model import Model
 from fewstep.explain.noising import COLUMNS, even_times
@@ -54,6 +55,8 @@ def pixel_trajectory(model: Model, steps: int, *, seed: int = 0) -> Image.Image:
     grey or RGB.
     """
     generator = model.generator
+    if reason := why_no_states(generator):
+        raise InputError(reason)
     rows, noise, cond = next(start_noise(generator, IMAGES, seed=seed, batch=IMAGES))
     way = trace(generator, noise, steps=steps, cond=cond, seed=seeds(seed, rows))
     last = len(way.times)
