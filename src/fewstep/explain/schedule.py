@@ -123,7 +123,7 @@ def save_schedule(model: Model, steps: int) -> str:
         figure = draw_schedule(model, steps)
         name = plugins.name_of("process", type(model.generator.denoiser.process))
         describe = f"alpha, sigma and log-SNR of {name} over t, and the density of training times"
-        return chart_file(figure, key="schedule", describe=describe)
+        return chart_file(figure, describe=describe)
 
 
 def _draw_scales(axes: Axes, process: Process, t: Tensor, times: Tensor) -> None:

@@ -18,7 +18,7 @@ from fewstep.explain.mixture import exact_denoiser, three_gaussians
 from fewstep.explain.model import Model
 from fewstep.explain.noising import COLUMNS, even_times
 from fewstep.explain.sheets import draw_sheet
-from fewstep.formatting import quantity
+from fewstep.formatting import printable, quantity
 from fewstep.generator import Generator
 from fewstep.images import to_uint8
 from fewstep.noise import noise_from_seeds
@@ -27,7 +27,7 @@ from fewstep.sampling import Heun, path
 from fewstep.trajectory import evenly_spread_indices, trace, why_no_states
 
 IMAGES = 2
-POINTS = 16
+POINTS = 12
 """Samples in the plane."""
 FLOW_STEPS = 48
 """Steps of Heun's method for the exact flow."""
@@ -112,7 +112,9 @@ def _own_trajectories(model: Model, steps: int, seed: int) -> PlaneTrajectories:
     generator = model.generator
     rows, noise, cond = next(start_noise(generator, POINTS, seed=seed, batch=POINTS))
     states = generator.path(noise, steps=steps, cond=cond, seed=seeds(seed, rows))
-    return PlaneTrajectories(f"points of {model.name}", torch.stack([*states]), None, None)
+    return PlaneTrajectories(
+        f"points of {printable(model.name)}", torch.stack([*states]), None, None
+    )
 
 
 def draw_plane(trajectories: PlaneTrajectories, generator: Generator) -> Figure:
@@ -140,7 +142,7 @@ def draw_plane(trajectories: PlaneTrajectories, generator: Generator) -> Figure:
               markersize=4, label="end")  # fmt: skip
     axes.set_xlim(-EXTENT, EXTENT)
     axes.set_ylim(-EXTENT, EXTENT)
-    axes.set_title(trajectories.title, color=INK, fontsize=9)
+    axes.set_title(trajectories.title, color=INK, fontsize=9, parse_math=False)
     style_axes(axes, "first coordinate of x_t", "second coordinate of x_t")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=INK, fontsize=8.5)
     return figure
@@ -151,4 +153,4 @@ def save_plane(trajectories: PlaneTrajectories, generator: Generator) -> str:
     with chart_style("trajectories"):
         figure = draw_plane(trajectories, generator)
         describe = f"Trajectories in the plane: {trajectories.title}"
-        return chart_file(figure, key="trajectories", describe=describe)
+        return chart_file(figure, describe=describe)

@@ -103,16 +103,16 @@ def chart(
             axes.set_yscale("log")
             _ticks(axes.yaxis, 10, values)
         style_axes(axes, x_label, y_label)
-        opening, body = _svg(figure, key, describe)
-    return opening + body
+        opening, body = _svg(figure, describe)
+    return opening + Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", body))
 
 
-def chart_file(figure: Figure, *, key: str, describe: str) -> str:
-    """The text of an SVG file of a figure that was made in `chart_style(key)`, and is saved in it.
+def chart_file(figure: Figure, *, describe: str) -> str:
+    """The text of an SVG file of a figure, to call in the `chart_style` in which it was made.
 
     `describe` is the text for screen readers.
     """
-    opening, body = _svg(figure, key, describe)
+    opening, body = _svg(figure, describe)
     names = Markup('<svg xmlns="http://www.w3.org/2000/svg"')
     names += Markup(' xmlns:xlink="http://www.w3.org/1999/xlink"')
     page = Markup('<style>{}</style><rect class="page" width="100%" height="100%"/>')
@@ -167,8 +167,8 @@ def _ticks(axis: Axis, base: int, values: Sequence[float]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _svg(figure: Figure, key: str, describe: str) -> tuple[Markup, Markup]:
-    """The `<svg>` tag without a size, and what follows it, without fonts and with unique ids."""
+def _svg(figure: Figure, describe: str) -> tuple[Markup, str]:
+    """The `<svg>` tag without a size, and what follows it, without fonts."""
     file = io.StringIO()
     no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
@@ -177,8 +177,7 @@ def _svg(figure: Figure, key: str, describe: str) -> tuple[Markup, Markup]:
     view_box = re.search(r'viewBox="[^"]*"', svg)
     assert svg_tag and view_box
     body = svg[svg_tag.end() :].replace(INK, "currentColor")
-    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", body)
     # the page sets its own styles and fonts
     body = re.sub(r"<style.*?</style>|font-family: [^;]*; ", "", body)
     opening = Markup('<svg role="img" aria-label="{}" {}>').format(describe, Markup(view_box[0]))
-    return opening, Markup(body)
+    return opening, body
