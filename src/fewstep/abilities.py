@@ -6,6 +6,8 @@ from typing import Any
 from fewstep import plugins
 from fewstep.errors import InputError
 from fewstep.generator import Generator
+from fewstep.guidance import guidance_weight
+from fewstep.sampling import Renoise
 from fewstep.weights_file import method_name
 
 
@@ -34,6 +36,34 @@ def why_not_paintable(generator: Generator, recipe: Mapping[str, Any] | None) ->
     if getattr(kind, "trains_at_all_times", False):  # which no autoencoder is
         return ""
     return f"its method, {method}, trains it only at the noise levels that its steps start from"
+
+
+def why_no_likelihood(generator: Generator, recipe: Mapping[str, Any] | None) -> str:
+    """The reason why a generator gives images no likelihood; empty if it does.
+
+    Only the velocity of a teacher is that of a probability flow. `recipe` is as in
+    `why_not_paintable`; of checkpoints of other projects, the sampler tells consistency models.
+    """
+    if generator.decoder is not None:
+        return "it generates latents, and the density of latents is not that of images"
+    if generator.denoiser.is_flow_map:
+        return "it is a flow map, which jumps from noise to image"
+    if guidance_weight(generator.denoiser.backbone) != 1:
+        return "it is guided, and guidance moves images away from the density that was learned"
+    if generator.step.own_grid:
+        name = plugins.name_of("sampler", type(generator.step))
+        return f"its sampler, {name}, follows no probability flow"
+    method = method_name(recipe)
+    if not method:
+        consistency = isinstance(generator.step, Renoise) and generator.step.share == 1
+        return "its sampler, renoise, is that of a consistency model" if consistency else ""
+    try:  # the name may be the address of foreign code, which a weights file must not import
+        kind = plugins.resolve("method", method, allow_code=())
+    except InputError as error:
+        return str(error)
+    if getattr(kind, "trains_velocity", False):
+        return ""
+    return f"its method, {method}, trains a student, whose velocity is not that of a flow"
 
 
 def why_not_guidable(generator: Generator, recipe: Mapping[str, Any] | None) -> str:

@@ -57,6 +57,9 @@ class Method(Objective[ConfigT], ABC):
     trains_at_all_times: ClassVar[bool] = False
     """Whether training covers the noise levels of the whole span, wherever sampling starts. Such a
     student can start from a picture with noise: see `painting`."""
+    trains_velocity: ClassVar[bool] = False
+    """Whether the student's velocity at all times is that of a probability flow, as a teacher's is.
+    Then images have a likelihood: see `likelihood`."""
     augments_samples: ClassVar[bool] = False
     """Whether the loss augments generated images by `Batch.augment`. Then `data.augment` has an
     effect without `images` in `reads`."""

@@ -62,6 +62,7 @@ class Denoise(Method[DenoiseConfig]):
     needs_teacher = False
     uses_first_image = False
     trains_at_all_times = True
+    trains_velocity = True
 
     def __init__(self, config: DenoiseConfig, task: Task) -> None:
         super().__init__(config, task)

@@ -39,6 +39,7 @@ class Reflow(Method[ReflowConfig]):
     reads = frozenset({"pairs"})
     needs_teacher = False
     trains_at_all_times = True
+    trains_velocity = True
 
     def __init__(self, config: ReflowConfig, task: Task) -> None:
         # x_t = (1 − t)·x0 + t·noise; networks trained under other processes are converted
