@@ -81,11 +81,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run")
     parser.add_argument("weak")
+    parser.add_argument("--data", help="the set to compare with, by default that of RUN")
     parser.add_argument("--figure")
     options = parser.parse_args()
     run, weak = load_run(options.run), load_run(options.weak)
     protocol = metrics.protocol("quick")
-    evaluator = comparison.prepare(Evaluator(reference_images(run), protocol))
+    evaluator = comparison.prepare(Evaluator(reference_images(run, options.data), protocol))
     print("| guidance | weight | evaluations | Fréchet distance | accuracy | recall |")
     print("|---|---|---|---|---|---|")
     teacher = run.generator

@@ -47,6 +47,7 @@ LAYERS = [
     ["methods"],
     ["batching", "streams", "optimizers"],
     ["trainer"],
+    ["averaging"],
     ["recipe"],
     ["recording", "trackers", "resuming"],
     ["scores", "requests"],

@@ -18,9 +18,11 @@ from fewstep.ranges import (
     NonNegative,
     Positive,
     ProbabilityBelowOne,
+    ProfileLength,
     Rows,
     RowsOrZero,
     Seed,
+    Snapshots,
 )
 from fewstep.tables import check_fields
 
@@ -81,6 +83,11 @@ class FitConfig:
     of the training. Of several averages, the first is saved as the model."""
     ema_rampup: NonNegative = 0.05
     """The half-life is at most this fraction of the images trained on so far; 0 means no limit."""
+    ema_lengths: Annotated[tuple[ProfileLength, ...], NONEMPTY] | None = None
+    """Lengths of averages with a power profile, such as [0.05, 0.1]: their standard deviations as
+    shares of the training. `fewstep average` makes averages of other lengths of their snapshots."""
+    ema_snapshots: Snapshots | None = None
+    """Snapshots of these averages, at even distances in the training; by default 16."""
     precision: Precision = "f32"
     """Number format of the training: f32, tf32 (f32 whose products a GPU rounds to TF32) or bf16
     (networks compute in bfloat16). Weights stay f32, and samples and scores are computed in f32."""
@@ -140,7 +147,9 @@ def main_config(fit: FitConfig) -> FitConfig:
 def adapt_config(fit: FitConfig) -> FitConfig:
     """The settings of the training that adapts a copied student."""
     players = {name: player for name, player in fit.players.items() if name == "adapt"}
-    return replace(fit, steps=adapt_steps(fit), schedule="cosine", players=players)
+    return replace(
+        fit, steps=adapt_steps(fit), schedule="cosine", ema_lengths=None, players=players
+    )
 
 
 def learning_rate(config: FitConfig, done: int, length: int) -> float:

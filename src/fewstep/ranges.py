@@ -20,6 +20,9 @@ Probability = Annotated[float, Ge(0), Le(1)]
 ProbabilityBelowOne = Annotated[float, Ge(0), Lt(1)]
 PositiveFraction = Annotated[float, Gt(0), Le(1)]
 
+ProfileLength = Annotated[float, Ge(0.001), Le(0.28)]
+"""Standard deviation of a power profile, as a share of the training; see `ema`."""
+
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
 CountOrZero = Annotated[int, Ge(0), Le(2**31 - 1)]
 Integer = Annotated[int, Ge(-(2**31)), Le(2**31 - 1)]
@@ -32,6 +35,7 @@ RowsOrZero = Annotated[int, Ge(0), Le(2**20)]
 SamplingSteps = Annotated[int, Ge(1), Le(100_000)]
 Samples = Annotated[int, Ge(2), Le(2**31 - 1)]
 """Images of a score, whose covariance needs two."""
+Snapshots = Annotated[int, Ge(2), Le(1000)]
 Port = Annotated[int, Ge(1), Le(65_535)]
 Channels = Annotated[int, Ge(1), Le(65_536)]
 """Channels or features of one layer."""

@@ -187,6 +187,8 @@ def length_settings(recipe: Recipe) -> Iterator[str]:
             yield f"{prefix}.warmup"
     if min(fit.halflives) < 1:
         yield "fit.ema_halflife"
+    if fit.ema_lengths:  # snapshots are at even distances
+        yield "fit.ema_lengths"
     if student.parametrization and student.init != "scratch" and fit.adapt is None:
         yield "fit.adapt"
     yield from plugins.resolve("method", recipe.method_name).length_settings(recipe.method)

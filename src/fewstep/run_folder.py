@@ -1,12 +1,13 @@
 """Run folders, and the paths of their files.
 
     runs/<name>/recipe.toml  progress.jsonl  samples/  model.safetensors  best.safetensors
-                scores.jsonl  state/  report.html  .lock
+                scores.jsonl  state/  averages/  report.html  .lock
 
 `model.safetensors` contains the averaged weights and, in one metadata key, everything else that
 `runs.load(path)` needs. `best.safetensors` is the same for the training step with the smallest
 Fréchet distance. `state/` contains the training state with the raw (not averaged) weights, and
-`scores.jsonl` the scores measured after training. `.lock` exists while a process trains the run.
+`scores.jsonl` the scores measured after training. `averages/` contains the snapshots of averages
+with a power profile, if the recipe asks for any. `.lock` exists while a process trains the run.
 
 Every file is written whole or not at all, and the state after all that belongs to its step.
 """
@@ -75,6 +76,25 @@ class Run:
         return sorted(path for path in self.samples.glob("step-*.png") if path.stem[5:].isdecimal())
 
     @property
+    def averages(self) -> Path:
+        return self.folder / "averages"
+
+    def snapshot_file(self, step: int) -> Path:
+        """The averages with a power profile at a training step."""
+        return self.averages / f"step-{step:07}.safetensors"
+
+    def snapshots(self) -> dict[int, Path]:
+        """The files of these averages by their training step, oldest first."""
+        paths = sorted(self.averages.glob("step-*.safetensors"))
+        return {int(path.stem[5:]): path for path in paths if path.stem[5:].isdecimal()}
+
+    def remove_snapshots(self, after: int) -> None:
+        """Remove those of later steps, which a resumed run writes again."""
+        for step, path in self.snapshots().items():
+            if step > after:
+                path.unlink()
+
+    @property
     def report_file(self) -> Path:
         return self.folder / "report.html"
 
@@ -114,7 +134,7 @@ class Run:
 
     def clear_leftovers(self) -> None:
         """Remove temporary files of killed processes. Not while another one trains."""
-        for folder in (self.folder, self.samples, self.state_file.parent):
+        for folder in (self.folder, self.samples, self.averages, self.state_file.parent):
             # the second pattern is that of safetensors
             for pattern in (f"*{TEMPORARY}", ".tmp??????"):
                 for path in folder.glob(pattern):

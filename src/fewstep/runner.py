@@ -17,6 +17,7 @@ from fewstep.allocator import keeps_freed_memory
 from fewstep.assembly import Assembly, assemble
 from fewstep.autoencoder_files import save_autoencoder
 from fewstep.autoencoders import Autoencoder
+from fewstep.averaging import save_snapshot
 from fewstep.distributed import (
     first_rank,
     hardware,
@@ -199,6 +200,7 @@ class RunWriter:
             if not self.has_begun:
                 self._begin()
             self._log(progress)
+            save_snapshot(self.run, training)
         every = self.recipe.evaluate.every
         if every and progress.step % every == 0:
             self.unscored = True
@@ -220,6 +222,7 @@ class RunWriter:
         run.claim(self.recipe.table())
         run.clear_leftovers()
         run.rewind(start.step if start.state else -1)
+        run.remove_snapshots(after=start.step)
         run.report_file.unlink(missing_ok=True)  # of an earlier end
         line = {"step": start.step, "total": self.total, "hardware": hardware(self.device)}
         line |= {"allocator": "freed memory is kept"} if keeps_freed_memory() else {}
@@ -264,6 +267,7 @@ class RunWriter:
         saved or cannot be saved."""
         if not self.writes or training.run_step == self.saved_step or not training.can_be_saved():
             return
+        save_snapshot(self.run, training)  # a signal may have stopped `update` before it
         result = self._result(training)
         self._save_model(result)
         files = [self.run.model_file, *self._save_grid(result, training.run_step)]

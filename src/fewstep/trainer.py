@@ -105,6 +105,7 @@ class Training:
         self.averages = [
             [p.detach().clone() for p in method.network.parameters()] for _ in config.halflives
         ]
+        self.power_averages = ema.PowerAverages(method.network, config.ema_lengths or ())
         self.skips = {name: (0, 0) for name in method.players}
         """Updates left out of each player, because they were not finite: in all, and in a row."""
         self._active_player: str | None = None
@@ -133,6 +134,7 @@ class Training:
             if any(updates) or not updates:
                 self._average()
         self.step += 1
+        self.power_averages.update(self.method.network, self.step)
         self._between_steps = True
         return Progress(
             step=self.run_step,
@@ -275,6 +277,7 @@ class Training:
                 tensors |= {f"optimizer.{name}.{index}.{key}": v for key, v in moments.items()}
         for index, average in enumerate(self.averages):
             tensors |= {f"average.{index}.{i}": value for i, value in enumerate(average)}
+        tensors |= self.power_averages.state()
         return tensors, {
             "step": self.run_step,
             "players": list(self.method.players),
@@ -300,6 +303,7 @@ class Training:
         for index, average in enumerate(self.averages):
             for i, value in enumerate(average):
                 value.copy_(tensors[f"average.{index}.{i}"])
+        self.power_averages.restore(tensors)
         self.skips = {name: (skips, in_row) for name, (skips, in_row) in note["skips"].items()}
         self.step = note["step"] - self.earlier
 

@@ -33,7 +33,9 @@ from fewstep.tensor_file import (
 )
 
 AUTOENCODER = "autoencoder"
-"""The `kind` of a weights file that contains an autoencoder; others have none."""
+"""The `kind` of a weights file that contains an autoencoder; those of generators have none."""
+AVERAGES = "averages"
+"""The `kind` of a snapshot of averages, from which `fewstep average` makes a generator."""
 _TYPES: dict[str, Any] = {
     "kind": str,
     "description": dict,
@@ -125,6 +127,11 @@ def build_generator(
             f"{path} is an autoencoder, which generates no images: train a generator of its "
             f"latents with data.autoencoder={path}, or measure its reconstructions with `fewstep "
             f"encode DATA --autoencoder {path} --measure`"
+        )
+    if note.get("kind") == AVERAGES:
+        raise InputError(
+            f"{path} is a snapshot of averages, from which `fewstep average` makes a model: give "
+            "the run folder"
         )
     if "description" not in note:
         problem = "its metadata do not describe a network"

@@ -23,6 +23,7 @@ VERBS = {
     "record": "record noise-image pairs of a teacher into a store",
     "sample": "sample a grid of images from a run",
     "explain": "draw the noise, training times and sampler of a run or recipe",
+    "average": "average the weights of a run over another length",
     "convert": "write a run, or a checkpoint of another project, as one weights file",
     "export": "write a run for ONNX, torch.export, diffusers or a browser",
     "progress": "show the progress of a run, or print its log as CSV",

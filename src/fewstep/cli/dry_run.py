@@ -73,6 +73,8 @@ def lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "memory", _memory(plan)
         yield "device", hardware(device())
         yield "checkpoint", f"{_bytes(plan.disk)}, every {quantity(fit.save_every, 'step')}"
+    if plan.snapshots:
+        yield "snapshots", f"{_size(plan.snapshots)}B of averages in all"
     yield "evaluation", _evaluation(recipe)
     for warning in plan.warnings:
         yield "warning", warning

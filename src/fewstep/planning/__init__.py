@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fewstep.assembly import allow_code, open_stores
 from fewstep.autoencoders import Decoder
+from fewstep.averaging import SNAPSHOTS
 from fewstep.conditions import data_spec
 from fewstep.data import ImageSet
 from fewstep.distributed import device
@@ -70,6 +71,8 @@ class Plan:
     """Bytes on the device, without activations."""
     disk: dict[str, int] = field(default_factory=dict[str, int])
     """Bytes of each file of a checkpoint."""
+    snapshots: int = 0
+    """Bytes of all snapshots of averages with power profiles."""
     warnings: list[str] = field(default_factory=list[str])
     problems: list[str] = field(default_factory=list[str])
     """Why the training would be refused, apart from what is missing."""
@@ -191,7 +194,9 @@ def _count(plan: Plan, method: Objective[Any], decoder: Decoder | None = None) -
         if count and name not in players:
             plan.frozen[name] = count
     gradients = sum(_bytes(player.parameters()) for player in players.values())
-    average = _bytes(method.network.parameters()) * len(plan.recipe.fit.halflives)
+    fit, one = plan.recipe.fit, _bytes(method.network.parameters())
+    lengths = len(fit.ema_lengths or ())
+    average = one * (len(fit.halflives) + lengths)
     plan.memory = {
         "weights": _bytes([*method.parameters(), *method.buffers()]),
         "gradients": gradients,
@@ -204,6 +209,8 @@ def _count(plan: Plan, method: Objective[Any], decoder: Decoder | None = None) -
     model += _bytes(decoder.state_dict().values()) if decoder else 0
     plan.disk = {"state/state.safetensors": own + 2 * gradients + average}
     plan.disk["model.safetensors"] = model
+    if lengths:
+        plan.snapshots = one * lengths * min(fit.ema_snapshots or SNAPSHOTS, fit.steps)
     if plan.recipe.evaluate.every:
         plan.disk["best.safetensors"] = model
 
