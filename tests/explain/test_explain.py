@@ -14,12 +14,14 @@ from PIL import Image
 from analytic import as_flow_map
 from exporting import unet_generator
 from fewstep import data, recipe, runs
+from fewstep.autoencoder_files import save_autoencoder
 from fewstep.backbones import MLPConfig, UNetConfig
 from fewstep.circuits.network import CircuitConfig, StateConfig
 from fewstep.circuits.view import Ring
 from fewstep.cli import main
 from fewstep.data.toys import GaussianMixture
 from fewstep.denoiser import Denoiser
+from fewstep.errors import InputError
 from fewstep.explain.mixture import exact_denoiser, three_gaussians
 from fewstep.explain.model import Model, load_model
 from fewstep.explain.noising import add_noise, even_times
@@ -33,14 +35,16 @@ from fewstep.explain.schedule import (
 from fewstep.explain.sheets import layout, save_sheet
 from fewstep.explain.trajectories import draw_plane, plane_trajectories, save_plane
 from fewstep.generator import Generator
-from fewstep.images import from_uint8
+from fewstep.images import from_uint8, to_uint8
 from fewstep.loading import LoadedRun
 from fewstep.noise import noise_from_seeds
 from fewstep.parametrization import EDM, V, Velocity
 from fewstep.process import VE, VP, Cosine, Flow, LinearBetas
 from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Heun, path
+from fewstep.spacing import TableGrid
 from fewstep.times import FixedGrid, Karras, LogNormal, Uniform
+from stripes import autoencoder
 
 PICTURES = ["forward.png", "schedule.svg", "trajectory.png", "trajectories.svg"]
 
@@ -203,6 +207,27 @@ def test_one_exact_step_from_noise_alone_ends_at_the_mean():
     torch.testing.assert_close(way.sampled[-1], mean.expand(12, 2))
 
 
+def test_noisy_latents_are_decoded(tmp_path):
+    network = autoencoder()
+    address = tmp_path / "ae.safetensors"
+    save_autoencoder(address, network, None, {})
+    config = UNetConfig(channels=(8,), layers=1, attention=(), middle_attention=False, groups=4)
+    latent = unet_generator(classes=0, shape=network.latent_shape, config=config)
+    generator = latent.replace(decoder=network.frozen_decoder())
+    settings = recipe.read("digits-flow", [f"data.autoencoder={address}"])
+    model = Model(LoadedRun("run", "run", generator, settings, None), True)
+    noisy = add_noise(model, seed=1)
+    assert noisy.images.shape == (3, 6, 1, 8, 8) and noisy.times[:2] == pytest.approx((0, 0.2))
+    eps = noise_from_seeds([(1 << 32) + row for row in range(3)], network.latent_shape)
+    assert noisy.images[:, 5].equal(to_uint8(network.decode(eps)))
+    images = data.load("digits").images
+    decoded = to_uint8(network(from_uint8(images)))
+    assert all((decoded == image).flatten(1).all(1).any() for image in noisy.images[:, 0])
+    other = generator.replace(decoder=autoencoder(seed=1).frozen_decoder())
+    with pytest.raises(InputError, match="is not the autoencoder that run was trained with"):
+        add_noise(model.with_generator(other))
+
+
 def test_many_steps_end_where_the_exact_flow_does():
     generator = unet_generator(process=VP(), parametrization=V()).with_sampler(step=Heun())
     way = plane_trajectories(model(generator), 200)
@@ -289,6 +314,13 @@ def test_what_cannot_be_explained(words, message, tmp_path, monkeypatch, capsys,
     assert explain(*words[:1], tmp_path / "out", *words[1:]) == 2
     line = capsys.readouterr().err
     assert message in line and line.count("\n") == 1 and "Traceback" not in line
+
+
+def test_steps_that_a_grid_does_not_have(tmp_path, capsys):
+    address = save(tmp_path, unet_generator(grid=TableGrid(levels=10)))
+    assert explain(address, tmp_path / "out", "--steps", "20") == 2
+    assert "20 steps do not fit into 10 noise levels" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_that_are_missing_are_left_out(home, tmp_path, capsys):

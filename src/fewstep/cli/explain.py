@@ -55,15 +55,18 @@ def main(argv: Sequence[str]) -> int:
     """Run `fewstep explain`. Returns the exit code."""
     options = console.options(Options, "explain", argv)
     check_writable_folder(options.out, "--out")
+    from fewstep.distributed import device
     from fewstep.explain.model import load_model
     from fewstep.generator import convert_step
+    from fewstep.trajectory import times_and_scales
 
     model = load_model(options.run, weights=options.weights, data=options.data)
-    generator = model.generator
+    generator = model.generator.to(device())
     if options.sampler:
         step = convert_step(generator.step, options.sampler)
         model = model.with_generator(generator.with_sampler(step=step))
     steps = model.generator.nearest(options.steps or model.default_steps)
+    times_and_scales(model.generator, steps)  # raises for more steps than the grid has
     pictures: dict[str, Callable[[Path], str]] = {
         "forward.png": lambda path: _forward(path, model, options),
         "schedule.svg": lambda path: _schedule(path, model, steps),
