@@ -67,6 +67,8 @@ class Autoguided(Guided):
         return max(low, self.weak.span[0]), min(high, self.weak.span[1])
 
     def under(self, old: Process, new: Process) -> "Autoguided":
+        if old == new:
+            return self
         interval = interval_under(self.interval, old, new)
         return Autoguided(self.backbone, self.weight, self.weak.under(new), interval=interval)
 

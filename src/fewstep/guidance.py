@@ -72,7 +72,8 @@ class Guided(Backbone):
 
         At one time for all rows, outside the interval, the backbone is called without guidance.
         """
-        inside = True if at is None else _is_inside(self.limits, at.t, x)
+        limits = self.limits
+        inside = True if at is None or limits is None else _is_inside(limits, at.t, x)
         if self.weight == 1 or inside is False or not self._applies(cond):
             return self.backbone(x, level, level_s=level_s, cond=cond)
         output, worse = self._outputs(x, level, level_s, cond, at)
@@ -115,6 +116,8 @@ class Guided(Backbone):
 
     def under(self, old: Process, new: Process) -> "Guided":
         """The same guidance under another process: the interval keeps its sigma/alpha."""
+        if self.interval is None or old == new:
+            return self
         interval = interval_under(self.interval, old, new)
         return Guided(self.backbone, self.weight, interval=interval, negative=self.negative)
 
@@ -178,10 +181,8 @@ def check_interval(interval: Sequence[float] | None, weight: float) -> Interval 
     return None if (low, high) == (0, 1) else (low, high)
 
 
-def _is_inside(limits: Interval | None, t: Tensor, x: Tensor) -> Tensor | bool:
+def _is_inside(limits: Interval, t: Tensor, x: Tensor) -> Tensor | bool:
     """Whether times are within limits: one answer, or one for each row of `x`, (b, 1, ...)."""
-    if limits is None:
-        return True
     low, high = limits[0] - TIME_TOLERANCE, limits[1] + TIME_TOLERANCE
     if t.ndim == 0:  # a number, on the CPU
         return low <= float(t) <= high

@@ -17,6 +17,20 @@ LINES = [
     ["sample", DIGITS, "-o", "{t}/x.jpg", "-n", "2", "--sampler", "heun", "--steps", "2"],
     ["sample", "{t}/run", "-o", "{t}/x.webp", "-n", "2", "--guidance", "1.0", "--times", "1,0.5"],
     ["sample", "{t}/run", "-o", "{t}/x.png", "-n", "2", "--weights", "raw"],
+    ["sample", "{t}/run", "-o", "{t}/x.png", "-n=2", "--guidance=2", "--guidance-interval=0,0.5"],
+    [
+        "sample",
+        "{t}/run",
+        "-o",
+        "{t}/x.png",
+        "-n=2",
+        "--guidance",
+        "3",
+        "--autoguidance",
+        "{t}/run",
+    ],
+    ["average", "{t}/run", "--length", "0.08"],
+    ["average", "{t}/run", "--length", "0.1", "-o", "{t}/average.safetensors"],
     ["train", "{t}/r.toml", "fit.steps=1", "--out", "{t}/run-{n}"],
     ["train", "{t}/r.toml", "--out", "{t}/run"],
     ["train", "{t}/r.toml", "--dry-run"],
@@ -65,6 +79,7 @@ name = "denoise"
 [fit]
 steps = 2
 batch = 4
+ema_lengths = [0.05, 0.1]
 """
 WORDS = [
     "", " ", "-", "--", "---", "-n", "-o", "--out", "--steps", "--help", "--json", "--seed", "0",
