@@ -19,12 +19,25 @@ from pathlib import Path
 import torch
 
 PROCESSES = ("flow", "vp", "ddpm", "edm")
-STEPS = ("transfer", "renoise", "ancestral", "heun", "multistep", "corrector", "ring")
+STEPS = (
+    "transfer",
+    "renoise",
+    "ancestral",
+    "heun",
+    "multistep",
+    "unipc",
+    "corrector",
+    "euler-maruyama",
+    "stochastic-multistep",
+    "stochastic-heun",
+    "ring",
+)
 SCHEDULERS = {
     "transfer": "DDIMScheduler",
     "ancestral": "DDPMScheduler",
     "heun": "HeunDiscreteScheduler",
     "multistep": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
 }
 EULER = "EulerDiscreteScheduler"
 PIPELINES = {"transfer": "DDIM", "ancestral": "DDPM"}
@@ -119,7 +132,7 @@ def pipelines(folder):
     import diffusers
 
     from fewstep.pretrained.diffusers import read_diffusers
-    from fewstep.sampling import convert_step
+    from fewstep.sampler_choices import convert_step
 
     torch.manual_seed(0)
     network = diffusers.UNet2DModel(

@@ -7,12 +7,24 @@ from analytic import exact
 from fewstep.condition import Condition
 from fewstep.description import from_description
 from fewstep.errors import InputError
-from fewstep.generator import Generator, convert_step
+from fewstep.generator import Generator
 from fewstep.parametrization import EDM, Velocity
-from fewstep.process import VE, Flow
+from fewstep.process import VE, VP, Flow
 from fewstep.sample_spec import SampleSpec
-from fewstep.sampling import Ancestral, Corrector, Heun, Multistep, Renoise, Transfer, sample
-from fewstep.times import FixedGrid, KarrasGrid, UniformGrid
+from fewstep.sampler_choices import convert_step, with_sampler_choices
+from fewstep.sampling import (
+    Ancestral,
+    Corrector,
+    Heun,
+    Multistep,
+    Renoise,
+    StochasticMultistep,
+    Transfer,
+    UniPC,
+    sample,
+)
+from fewstep.spacing import TableGrid
+from fewstep.times import FixedGrid, KarrasGrid, LogSNRGrid, UniformGrid
 
 
 def test_it_samples_as_sample_does():
@@ -99,6 +111,11 @@ def test_a_converted_step_keeps_the_settings_that_it_has_too():
     assert convert_step(clipped, "multistep") == Multistep(clip=1.0)
     assert convert_step(Corrector(clip=0.5), "renoise") == Renoise(clip=0.5)
     assert convert_step(clipped, "heun", clip=0.5) == Heun(clip=0.5)
+    # a setting of the same name, but with a value that the other does not have
+    with pytest.warns(match="multistep ignores order = 1 of stochastic-multistep"):
+        assert convert_step(StochasticMultistep(order=1, clip=1.0), "multistep") == Multistep(
+            clip=1.0
+        )
     with pytest.raises(InputError, match="unknown sampler 'heum'; did you mean heun"):
         convert_step(clipped, "heum")
     with pytest.raises(InputError, match="os:path is not a sampler; choose one of .*heun"):
@@ -107,6 +124,32 @@ def test_a_converted_step_keeps_the_settings_that_it_has_too():
         convert_step(clipped, "heun", clip=-1.0)
     with pytest.raises(InputError, match="the sampler ring cannot clip images: leave out the clip"):
         convert_step(Heun(), "ring", clip=1.0)
+
+
+def test_a_sampler_and_a_grid_are_chosen_with_their_settings():
+    generator = Generator(exact(VP(), Velocity()), SampleSpec((2,)), step=Heun(clip=1.0))
+
+    def choose(sampler=None, grid=None):
+        return with_sampler_choices(generator, sampler=sampler, grid=grid)
+
+    assert choose() is generator
+    assert choose('{name="multistep", order=3}').step == Multistep(order=3, clip=1.0)
+    assert choose('{name = "unipc", clip = 2.0}').step == UniPC(clip=2.0)
+    assert choose(grid="log-snr").grid == LogSNRGrid()
+    grid = choose("unipc", '{name="table", spacing="trailing"}').grid
+    assert grid == TableGrid(spacing="trailing") and generator.grid == UniformGrid()
+    for sampler, grid, message in (
+        ('{name="unipc", ordr=3}', None, "--sampler.ordr; did you mean --sampler.order?"),
+        ('{name="unipc", order=4}', None, "--sampler.order is 4; it must be one of 2, 3"),
+        ("{order=3}", None, "--sampler {order=3} has no name"),
+        ("{name=unipc}", None, "--sampler {name=unipc}: it is not valid TOML"),
+        ('{name="unipc"}\nx=1', None, "several lines"),
+        (None, "uniformly", "unknown grid 'uniformly'; did you mean uniform"),
+        (None, '{name="karras", rho=-1}', "--grid.rho is -1; it must be a number above 0"),
+    ):
+        with pytest.raises(InputError) as error:
+            choose(sampler, grid)
+        assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

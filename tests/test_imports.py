@@ -33,7 +33,7 @@ LAYERS = [
     ["sampling"],
     ["circuits"],
     ["generator"],
-    ["finite"],
+    ["finite", "sampler_choices"],
     ["description"],
     ["pretrained"],
     ["stored_weights"],

@@ -19,7 +19,13 @@ from fewstep.parametrization import EDM, Velocity
 from fewstep.process import VE, Flow
 from fewstep.recording import FIRST_SEED, Recording, Tiles, record
 from fewstep.sample_spec import SampleSpec
-from fewstep.sampling import Ancestral, Heun
+from fewstep.sampling import (
+    Ancestral,
+    EulerMaruyama,
+    Heun,
+    StochasticHeun,
+    StochasticMultistep,
+)
 from fewstep.streams import PairStream
 from fewstep.times import KarrasGrid
 from fewstep.value_range import ValueRange
@@ -146,8 +152,14 @@ def content(folder):
 
 
 def test_a_stochastic_teacher_is_refused_with_the_reason(tmp_path):
-    with pytest.raises(InputError, match="ancestral draws fresh noise.*no function"):
-        recorded(images(step=Ancestral()), tmp_path / "p")
+    for step, name in (
+        (Ancestral(), "ancestral"),
+        (EulerMaruyama(), "euler-maruyama"),
+        (StochasticMultistep(), "stochastic-multistep"),
+        (StochasticHeun(), "stochastic-heun"),
+    ):
+        with pytest.raises(InputError, match=f"{name} draws fresh noise.*no function"):
+            recorded(images(step=step), tmp_path / "p")
     with pytest.raises(InputError, match="0 pairs"):
         recorded(images(), tmp_path / "p", count=0)
     with pytest.raises(InputError, match="seed -1 is out of range; choose one from 0 to"):

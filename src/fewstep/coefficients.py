@@ -67,11 +67,25 @@ class Coefficients:
         return -a / d, self.alpha / d
 
     @cached_property
+    def rates(self) -> Pair:
+        """alpha' and sigma', the derivatives in time."""
+        alpha_rate, sigma_rate = self.process.rates(self.t)
+        return broadcast_to(alpha_rate, self.alpha), broadcast_to(sigma_rate, self.alpha)
+
+    @cached_property
+    def diffusion(self) -> Tensor:
+        """g², the variance that the process's SDE adds in a unit of time; infinite at alpha = 0.
+
+        It is 2·sigma²·d ln(sigma/alpha)/dt: VP's beta, and d(sigma²)/dt under VE.  Song et al.
+        2021, arXiv:2011.13456.
+        """
+        alpha_rate, sigma_rate = self.rates
+        return 2 * self.sigma * (sigma_rate - self.sigma * alpha_rate / self.alpha)
+
+    @cached_property
     def velocity(self) -> Pair:
         """alpha'·x0 + sigma'·eps, with the pairs of x0 and eps."""
-        alpha_rate, sigma_rate = (
-            broadcast_to(rate, self.alpha) for rate in self.process.rates(self.t)
-        )
+        alpha_rate, sigma_rate = self.rates
         (skip, out), (p, q) = self.x0, self.eps
         return alpha_rate * skip + sigma_rate * p, alpha_rate * out + sigma_rate * q
 
@@ -135,6 +149,14 @@ class _Entry(Coefficients):
     @cached_property
     def eps(self) -> Pair:
         return self._pick_pair("eps")
+
+    @cached_property
+    def rates(self) -> Pair:
+        return self._pick_pair("rates")
+
+    @cached_property
+    def diffusion(self) -> Tensor:
+        return self._pick("diffusion")
 
     @cached_property
     def velocity(self) -> Pair:

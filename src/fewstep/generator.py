@@ -2,8 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -289,38 +288,3 @@ class Generator(nn.Module):
             description["span"] = list(self.denoiser.span)
         packages = dict(plugins.package_version(name) for name in tables.addresses(description))
         return {**description, "packages": packages} if packages else description
-
-
-def convert_step(step: Step, name: str, *, clip: float | None = None) -> Step:
-    """The sampler `name` with the settings that it shares with `step`, such as `clip`.
-
-    Warns of a setting that `name` does not have, unless it has its default value. `clip`, if it is
-    not None, replaces that of `step`.
-
-    Raises: InputError for a name that is no sampler's, a clip that is not positive, or one that the
-    sampler does not support.
-    """
-    kind, old = plugins.resolve("sampler", name), fields(cast(Any, step))
-    if not (isinstance(kind, type) and issubclass(kind, Step) and is_dataclass(kind)):
-        choices = ", ".join(plugins.names("sampler"))
-        raise InputError(f"{name} is not a sampler; choose one of {choices}")
-    names = {f.name for f in fields(kind)}
-    surplus = [
-        f"{f.name} = {getattr(step, f.name)!r}"
-        for f in old
-        if f.name not in names and getattr(step, f.name) != f.default
-    ]
-    if surplus:
-        source = plugins.name_of("sampler", type(step))
-        message = f"the sampler {name} ignores {', '.join(surplus)} of {source}, which it replaces"
-        warnings.warn(message, stacklevel=2)
-    settings = {f.name: getattr(step, f.name) for f in old if f.name in names}
-    if clip is None:
-        return kind(**settings)
-    if clip <= 0 or "clip" not in names:
-        raise InputError(
-            f"clip is {clip:g}; it must be positive"
-            if clip <= 0
-            else f"the sampler {name} cannot clip images: leave out the clip"
-        )
-    return kind(**{**settings, "clip": clip})

@@ -21,6 +21,27 @@ def parse_toml(text: str, name: str) -> dict[str, Any]:
         raise InputError(f"{name} is not valid TOML: {error}") from error
 
 
+def parse_choice(option: str, text: str) -> dict[str, Any]:
+    """The table of a name, such as "heun", or of TOML, such as '{name="multistep", order=3}'.
+
+    Raises: InputError, which names the `option`, for a table without a name and invalid TOML.
+    """
+    if not text.lstrip().startswith("{"):
+        return {"name": text}
+    try:
+        parsed = parse_toml(f"value = {text}", "it")
+    except InputError as error:
+        raise InputError(
+            f"{option} {text}: {error}; write a table as {option} '{{name=\"NAME\", key=1}}'"
+        ) from error
+    if len(parsed) > 1:
+        raise InputError(f"{option} has several lines; write one table")
+    value = parsed["value"]
+    if not isinstance(value.get("name"), str):
+        raise InputError(f'{option} {text} has no name; write {{name="NAME", key=1}}')
+    return value
+
+
 def apply_override(table: dict[str, Any], override: str, is_text: IsText) -> None:
     """Set the key of `override`, such as "fit.steps=100", in the recipe's table.
 

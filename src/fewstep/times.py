@@ -180,6 +180,39 @@ class KarrasGrid(Grid):
 
 
 @dataclass(frozen=True)
+class LogSNRGrid(Grid):
+    """Equal steps in the log-SNR ln(alpha²/sigma²), between bounds of sigma/alpha within the span.
+
+    Lu et al. 2022, arXiv:2206.00927, section 3.3.
+    """
+
+    low: Positive = 0.002
+    """sigma/alpha of the last time, or that of the span's data end, if it is higher."""
+    high: Positive = 80.0
+    """sigma/alpha of the first time, or that of the span's noise end, if it is lower."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "log-snr")
+        if self.low >= self.high:
+            raise InputError(
+                f"a log-snr grid has low = {self.low:g} and high = {self.high:g}; it needs low < "
+                "high"
+            )
+
+    def points(self, steps: int, denoiser: Denoiser) -> Tensor:
+        span = torch.tensor(denoiser.span, dtype=torch.float64)
+        low, high = denoiser.process.ratio(span).tolist()
+        low, high = max(low, self.low), min(high, self.high)
+        if low >= high:
+            raise InputError(
+                f"a log-snr grid has low = {self.low:g} and high = {self.high:g}, and no time of "
+                "this network has such a sigma/alpha: choose other bounds"
+            )
+        share = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
+        return denoiser.process.time(high * (low / high) ** share).clamp(*denoiser.span)
+
+
+@dataclass(frozen=True)
 class FixedGrid(Grid):
     """A fixed list of times for each supported step count: those that a student was trained at."""
 

@@ -16,7 +16,6 @@ from fewstep.cli import main
 from fewstep.data import load
 from fewstep.drawing import conditions
 from fewstep.errors import InputError
-from fewstep.generator import convert_step
 from fewstep.images import from_uint8, to_uint8
 from fewstep.latents import batch_size, encode_images, encode_set, read_latents
 from fewstep.losses import Features, bind_decoder
@@ -26,6 +25,7 @@ from fewstep.planning import plan_recipe
 from fewstep.recipe import parse, read
 from fewstep.reconstruction import peak_ratio
 from fewstep.runner import run_recipe
+from fewstep.sampler_choices import convert_step
 from fewstep.tensor_file import read_tensor_file, write_tensor_file
 from fewstep.trainer import Training
 from stripes import autoencoder

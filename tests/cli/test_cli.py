@@ -109,6 +109,8 @@ def test_sampling_takes_seed_labels_and_either_weights(teacher, tmp_path):
     assert not np.array_equal(plain, draw("d.png", "--label", "3"))
     assert not np.array_equal(plain, draw("e.png", "--weights", "raw"))
     assert not np.array_equal(plain, draw("f.png", "--sampler", "ancestral"))
+    chosen = draw("g.png", "--sampler", '{name="multistep", order=3}', "--grid", "log-snr")
+    assert not np.array_equal(chosen, draw("h.png", "--sampler", '{name="multistep", order=3}'))
     assert np.array_equal(plain, draw("g.png", "--times", "1.0,0.5"))
 
 
@@ -176,6 +178,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
         ([*sample, "--label", "10"], "label 10 is out of range; the classes are 0 to 9"),
         ([*sample, "--times", "1.5,0.5"], "--times is 1.5; it must be a number from 0 to 1"),
         ([*sample, "--steps", "0"], "--steps is 0; it must be an integer"),
+        ([*sample, "--times", "0.9", "--grid", "uniform"], "--times replaces --grid"),
         ([*sample, "--sampler", "huen"], "unknown sampler 'huen'; did you mean heun?"),
         ([*sample, "-n", "0"], "--count is 0; it must be an integer from 1"),
         ([*sample, "--seed", "-1"], "seed"),

@@ -15,12 +15,25 @@ from fewstep.noise import RowNoise
 from fewstep.painting import paint, paint_times
 from fewstep.parametrization import EDM, V
 from fewstep.process import VE, Cosine
-from fewstep.sampling import Ancestral, Corrector, Heun, Multistep, Renoise, Step, Transfer
+from fewstep.sampling import (
+    Ancestral,
+    Corrector,
+    EulerMaruyama,
+    Heun,
+    Multistep,
+    Renoise,
+    Step,
+    StochasticHeun,
+    StochasticMultistep,
+    Transfer,
+    UniPC,
+)
 from fewstep.times import FixedGrid, KarrasGrid
 
 STEPS = [
     Transfer(), Transfer(clip=0.5), Renoise(0.5), Renoise(clip=1.0), Ancestral(), Heun(),
     Heun(clip=1.0), Multistep(), Multistep(clip=1.0), Multistep(3), Ancestral("large", clip=1.0),
+    UniPC(), UniPC(3, clip=1.0), EulerMaruyama(), StochasticMultistep(), StochasticHeun(),
 ]  # fmt: skip
 
 

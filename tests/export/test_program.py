@@ -12,7 +12,19 @@ from fewstep.export.constants import constant
 from fewstep.export.program import Unrolled
 from fewstep.parametrization import EDM, Eps
 from fewstep.process import VE, VP
-from fewstep.sampling import Ancestral, Corrector, Heun, Multistep, Renoise, Step, Transfer
+from fewstep.sampling import (
+    Ancestral,
+    Corrector,
+    EulerMaruyama,
+    Heun,
+    Multistep,
+    Renoise,
+    Step,
+    StochasticHeun,
+    StochasticMultistep,
+    Transfer,
+    UniPC,
+)
 from fewstep.spacing import TableGrid
 from fewstep.times import KarrasGrid
 
@@ -37,10 +49,13 @@ def wanted(generator, inputs, steps):
 
 
 SLOW = [Transfer(clip=1.0), Renoise(0.5), Ancestral("large"), Heun(), Multistep(), Multistep(3)]
+SLOW += [UniPC(), EulerMaruyama(), StochasticMultistep()]
 STEPS = [
     Ancestral(),
     Corrector(),
     HalfStep(),
+    UniPC(order=3),
+    StochasticHeun(),
     *(pytest.param(step, marks=pytest.mark.slow) for step in SLOW),
 ]
 TINY = UNetConfig(channels=(8,), layers=1, attention=(), middle_attention=False, groups=4)

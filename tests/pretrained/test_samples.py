@@ -9,7 +9,7 @@ from fewstep import runs
 from fewstep.images import to_uint8
 from fewstep.noise import RowNoise
 from fewstep.pretrained.diffusers import read_diffusers
-from fewstep.sampling import Ancestral, Heun, Multistep, Transfer
+from fewstep.sampling import Ancestral, Heun, Multistep, Transfer, UniPC
 
 # diffusers converts its tables to NumPy in the old way
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -53,6 +53,11 @@ EQUAL = [
         10,
         None,
     ),
+    ("UniPCMultistep", {}, 10, UniPC()),
+    ("UniPCMultistep", {**V_NET, "thresholding": True}, 7, UniPC(clip=1.0)),
+    ("UniPCMultistep", {**V_NET, "timestep_spacing": "trailing"}, 20, None),
+    ("UniPCMultistep", ZERO_SNR, 10, None),
+    ("UniPCMultistep", {**V_NET, "solver_order": 3}, 10, UniPC(order=3)),
     ("DPMSolverSinglestep", {**V_NET, "solver_order": 1}, 10, Transfer()),
     ("EDMEuler", {}, 10, Transfer()),
     ("EDMEuler", {"sigma_schedule": "exponential", "sigma_data": 1.0}, 10, None),
@@ -86,6 +91,8 @@ ROUNDED = [
     ("DPMSolverMultistep", {**V_NET, "use_exponential_sigmas": True}),
     ("DPMSolverMultistep", {**V_NET, "use_beta_sigmas": True}),
     ("DPMSolverMultistep", {**FLOW, "flow_shift": 3.0}),
+    ("UniPCMultistep", {**FLOW, "flow_shift": 3.0}),
+    ("UniPCMultistep", {**FLOW, "solver_order": 3}),
 ]
 
 
@@ -117,6 +124,18 @@ RANDOM = [
         "DPMSolverMultistep",
         {**V_NET, "algorithm_type": "sde-dpmsolver++", "solver_order": 1},
         "dpmsolver_multistep",
+        None,
+    ),
+    (
+        "DPMSolverMultistep",
+        {**V_NET, "algorithm_type": "sde-dpmsolver++"},
+        "dpmsolver_multistep",
+        None,
+    ),
+    (
+        "EDMDPMSolverMultistep",
+        {"algorithm_type": "sde-dpmsolver++"},
+        "edm_dpmsolver_multistep",
         None,
     ),
     ("FlowMatchEulerDiscrete", {"stochastic_sampling": True}, "flow_match_euler_discrete", None),

@@ -10,18 +10,27 @@ import pytest
 import torch
 
 from ddpm_folders import edit, inputs, name_of, scheduler, settings_of
+from fewstep import plugins
 from fewstep.errors import InputError
 from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
 from fewstep.pretrained.diffusers import read_diffusers
-from fewstep.pretrained.scheduler import (
+from fewstep.pretrained.scheduler_classes import KINDS, REFUSED
+from fewstep.pretrained.scheduler_settings import (
     ConsistencySettings,
     EdmSettings,
     FlowSettings,
     TableSettings,
 )
-from fewstep.pretrained.scheduler_classes import KINDS, REFUSED
 from fewstep.process import VE, Flow, LinearBetas
-from fewstep.sampling import Ancestral, Heun, Multistep, Renoise, Transfer
+from fewstep.sampling import (
+    Ancestral,
+    Heun,
+    Multistep,
+    Renoise,
+    StochasticMultistep,
+    Transfer,
+    UniPC,
+)
 from fewstep.spacing import ShiftedGrid, TableGrid
 
 # diffusers converts its tables to NumPy in the old way
@@ -76,10 +85,14 @@ def test_predictions_mean_what_diffusers_means(scheduled, published, prediction,
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+SDE = {"algorithm_type": "sde-dpmsolver++"}
 NEAREST = [
     ("PNDM", {}, Multistep()),
     ("LMSDiscrete", {}, Multistep()),
-    ("UniPCMultistep", {}, Multistep()),
+    ("UniPCMultistep", {"solver_type": "bh1"}, UniPC()),
+    ("UniPCMultistep", {"solver_order": 1}, UniPC()),
+    ("UniPCMultistep", {"predict_x0": False}, UniPC()),
+    ("UniPCMultistep", {"disable_corrector": [0]}, UniPC()),
     ("DEISMultistep", {}, Multistep()),
     ("SASolver", {}, Ancestral()),
     ("KDPM2Discrete", {}, Heun()),
@@ -93,7 +106,16 @@ NEAREST = [
         {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
         Multistep(),
     ),
-    ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}, Ancestral()),
+    (
+        "DPMSolverMultistep",
+        {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+        StochasticMultistep(),
+    ),
+    (
+        "DPMSolverMultistep",
+        {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"},
+        StochasticMultistep(),
+    ),
 ]
 
 
@@ -104,9 +126,10 @@ def test_a_solver_that_is_not_ours_is_replaced_in_one_line(scheduled, name, sett
     with pytest.warns(UserWarning) as record:
         generator = read_diffusers(str(scheduled))
     (line,) = [str(w.message) for w in record]
+    sampler = plugins.name_of("sampler", type(step))
     assert line == (
         f"{settings_of(scheduled)}: fewstep does not have the solver of {name}Scheduler with these "
-        f"settings: it samples by {type(step).__name__.lower()}, the nearest that it has"
+        f"settings: it samples by {sampler}, the nearest that it has"
     )
     assert generator.step == step
     assert isinstance(generator.denoiser.parametrization, V)

@@ -102,6 +102,26 @@ def names_option(noun: str, text: str) -> Any:
     return tyro.conf.arg(help=f"{text}: {names}, or an address package.module:NAME.")
 
 
+def choice_option(noun: str, text: str, example: str) -> Any:
+    """As `names_option`, for an option that also takes a table with settings."""
+    names = ", ".join(plugins.names(noun))
+    return tyro.conf.arg(
+        help=f"{text}: {names}, an address package.module:NAME, or a table with settings, such as "
+        f"'{example}'."
+    )
+
+
+def sampler_option(text: str = "Sampler, by default that of the run") -> Any:
+    """Settings of the option --sampler."""
+    return choice_option("sampler", text, '{name="multistep", order=3}')
+
+
+def grid_option() -> Any:
+    """Settings of the option --grid."""
+    text = "Times of the steps, by default those of the run"
+    return choice_option("grid", text, '{name="table", spacing="trailing"}')
+
+
 def run_option(text: str = "", *, metavar: str = "RUN") -> Any:
     """Settings of an argument that takes runs; its help lists the registered sources."""
     models = ", ".join(model_addresses())

@@ -58,9 +58,8 @@ class Options(GuidanceOptions, ProtocolOptions):
     run: Annotated[str, tyro.conf.Positional, console.run_option()]
     steps: str = "1,2,4"
     """Sampling step counts, separated by commas."""
-    sampler: Annotated[
-        str | None, console.names_option("sampler", "Sampler, by default that of the run")
-    ] = None
+    sampler: Annotated[str | None, console.sampler_option()] = None
+    grid: Annotated[str | None, console.grid_option()] = None
     weights: Literal["ema", "raw", "best"] = "ema"
     """Averaged weights of the last step (ema), raw weights of the last step, or averaged weights of
     the best evaluation during training."""
@@ -77,7 +76,8 @@ class Options(GuidanceOptions, ProtocolOptions):
     """Seed of the noise."""
     straightness: bool = False
     """Instead of scores, measure the straightness of the paths from noise to image, which is 0 for
-    straight lines, with 32 Euler steps under Flow; --steps and --sampler have no effect."""
+    straight lines, with 32 Euler steps under Flow; --steps, --sampler and --grid have
+    no effect."""
     json: bool = False
     """Print the scores as a JSON list."""
 
@@ -89,16 +89,15 @@ def main(argv: Sequence[str]) -> int:
     from fewstep import comparison, runs
     from fewstep.distributed import check_equal, device, first_rank, run_together, world
     from fewstep.evaluation import Evaluator
-    from fewstep.generator import convert_step
     from fewstep.loading import load_run, reference_images
+    from fewstep.sampler_choices import with_sampler_choices
 
     counts = console.numbers("--steps", options.steps, int, SamplingSteps)
     protocol = options.evaluation_protocol()
     run = run_together(lambda: load_run(options.run, weights=options.weights))
     recipe = run.recipe and run.recipe.table()
     generator = run_together(lambda: options.apply(run.generator, recipe))
-    if options.sampler:
-        generator = generator.with_sampler(step=convert_step(generator.step, options.sampler))
+    generator = with_sampler_choices(generator, sampler=options.sampler, grid=options.grid)
     generator = generator.with_precision(options.precision).to(device())
     if options.straightness:
         return _straightness(generator, options) if first_rank() else 0

@@ -41,9 +41,8 @@ class Options:
     steps: SamplingSteps | None = None
     """Number of sampling steps; by default the smallest that the run supports. If it supports any,
     1 for a student and 16 for a teacher."""
-    sampler: Annotated[
-        str | None, console.names_option("sampler", "Sampler, by default that of the run")
-    ] = None
+    sampler: Annotated[str | None, console.sampler_option()] = None
+    grid: Annotated[str | None, console.grid_option()] = None
     seed: SampleSeed = 0
     """Seed of the noise, and of the choice of images."""
     weights: Literal["ema", "raw", "best"] = "ema"
@@ -57,14 +56,14 @@ def main(argv: Sequence[str]) -> int:
     check_writable_folder(options.out, "--out")
     from fewstep.distributed import device
     from fewstep.explain.model import load_model
-    from fewstep.generator import convert_step
+    from fewstep.sampler_choices import with_sampler_choices
     from fewstep.trajectory import times_and_scales
 
     model = load_model(options.run, weights=options.weights, data=options.data)
     generator = model.generator.to(device())
-    if options.sampler:
-        step = convert_step(generator.step, options.sampler)
-        model = model.with_generator(generator.with_sampler(step=step))
+    if options.sampler or options.grid:
+        generator = with_sampler_choices(generator, sampler=options.sampler, grid=options.grid)
+        model = model.with_generator(generator)
     steps = model.generator.nearest(options.steps or model.default_steps)
     times_and_scales(model.generator, steps)  # raises for more steps than the grid has
     pictures: dict[str, Callable[[Path], str]] = {

@@ -35,9 +35,8 @@ class Options:
     """Numbers of sampling steps, separated by commas; by default those that the run supports. If it
     supports any, 1, 2 and 4 for a student and 16 for a teacher. onnx and torch write one program
     for each."""
-    sampler: Annotated[
-        str | None, console.names_option("sampler", "Sampler, by default that of the run")
-    ] = None
+    sampler: Annotated[str | None, console.sampler_option()] = None
+    grid: Annotated[str | None, console.grid_option()] = None
     guidance: NonNegative = 1.0
     """Weight of classifier-free guidance; 1 means no guidance."""
     guidance_interval: Annotated[str | None, tyro.conf.arg(metavar="LOW,HIGH")] = None
@@ -117,6 +116,7 @@ def _source(options: Options, address: str, dtype: "Dtype") -> "Source":
         address,
         steps=steps,
         sampler=options.sampler if own else None,
+        grid=options.grid if own else None,
         guidance=options.guidance if own else 1.0,
         interval=parse_interval(options.guidance_interval) if own else None,
         weights=options.weights if own else "ema",

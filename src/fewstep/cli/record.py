@@ -46,8 +46,10 @@ class Options(GuidanceOptions):
     """Number of pairs to record."""
     steps: SamplingSteps = 18
     """Number of sampler steps."""
-    sampler: str = "heun"
-    """A deterministic sampler: transfer, heun, multistep, or ring for a circuit."""
+    sampler: Annotated[
+        str, console.sampler_option("A deterministic sampler; ring is for a circuit")
+    ] = "heun"
+    grid: Annotated[str | None, console.grid_option()] = None
     clip: Positive | None = None
     """Clamp the predicted images to ±CLIP, such as 1; by default as the run's sampler does."""
     allow_out_of_range: bool = False
@@ -128,6 +130,7 @@ def main(argv: Sequence[str]) -> int:
                 recording,
                 update,
                 sampler=options.sampler,
+                grid=options.grid,
                 clip=options.clip,
                 guidance=options,
                 batch=options.batch,
@@ -149,6 +152,7 @@ def run(
     update: console.Update,
     *,
     sampler: str,
+    grid: str | None = None,
     clip: float | None = None,
     guidance: GuidanceOptions | None = None,
     batch: int | None = None,
@@ -165,16 +169,15 @@ def run(
     from fewstep import runs
     from fewstep.distributed import device, run_together
     from fewstep.evaluation import exhaust
-    from fewstep.generator import convert_step
     from fewstep.recording import record
+    from fewstep.sampler_choices import with_sampler_choices
 
     generator = run_together(lambda: runs.load(address))
     teacher = runs.network_hash(generator)
     turns = run_together(lambda: _turns(address, generator, recording.count, prompts, data))
     if turns:
         recording = replace(recording, prompts=turns.prompts, labels=turns.labels)
-    step = convert_step(generator.step, sampler, clip=clip)
-    generator = generator.with_sampler(step=step)
+    generator = with_sampler_choices(generator, sampler=sampler, grid=grid, clip=clip)
     if guidance:
         recipe = runs.describe(address).get("recipe")
         generator = run_together(lambda: guidance.apply(generator, recipe))

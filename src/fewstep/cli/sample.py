@@ -70,11 +70,11 @@ class Options(GuidanceOptions):
     steps: SamplingSteps | None = None
     """Number of sampling steps; by default the smallest that the run supports. If it supports any,
     1 for a student and 16 for a teacher."""
-    sampler: Annotated[
-        str | None, console.names_option("sampler", "Sampler, by default that of the run")
-    ] = None
+    sampler: Annotated[str | None, console.sampler_option()] = None
+    grid: Annotated[str | None, console.grid_option()] = None
     times: str | None = None
-    """Decreasing times at which to call the network, separated by commas, instead of --steps."""
+    """Decreasing times at which to call the network, separated by commas, instead of --steps
+    and --grid."""
     count: Annotated[Count | None, tyro.conf.arg(aliases=["-n"])] = None
     """Number of images; by default one for each prompt of --prompt or --prompts, or 40."""
     seed: SampleSeed = 0
@@ -129,16 +129,17 @@ def _load(options: Options) -> tuple["Generator", int]:
     """The generator on its device, with the requested sampler, and its number of steps."""
     from fewstep import runs
     from fewstep.distributed import device
-    from fewstep.generator import convert_step
+    from fewstep.sampler_choices import with_sampler_choices
     from fewstep.times import FixedGrid
 
+    if options.times and options.grid:
+        raise InputError("--times replaces --grid: give one of the two")
     times = console.numbers("--times", options.times, float, Probability) if options.times else ()
     generator = runs.load(options.run, weights=options.weights)
     recipe = runs.describe(options.run, weights=options.weights).get("recipe")
     negative = printable_text(options.negative)
     generator = options.apply(generator, recipe, negative=negative)
-    if options.sampler:
-        generator = generator.with_sampler(step=convert_step(generator.step, options.sampler))
+    generator = with_sampler_choices(generator, sampler=options.sampler, grid=options.grid)
     steps = options.steps
     if steps is None:
         steps = min(runs.default_steps(generator, recipe))

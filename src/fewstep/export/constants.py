@@ -18,8 +18,8 @@ from fewstep.denoiser import Denoiser
 not_traced = _python_dispatch._disable_current_modes  # pyright: ignore[reportPrivateUsage]
 """A context whose operations run at once and do not become part of a traced program."""
 
-_VALUES = ("t", "alpha", "sigma", "scale", "level", "log_ratio")
-_PAIRS = ("target_coefficients", "x0", "eps", "velocity")
+_VALUES = ("t", "alpha", "sigma", "scale", "level", "log_ratio", "diffusion")
+_PAIRS = ("target_coefficients", "x0", "eps", "rates", "velocity")
 
 
 class Constant(Tensor):

@@ -214,7 +214,9 @@ def sampling_program(
 
 def _context(denoiser: Denoiser, times: list[float], recorder: Recorder) -> _RecordingContext:
     table = constant_table(denoiser, [*times, denoiser.span[0]])
-    return _RecordingContext(denoiser, None, _RecordedNoise(recorder), None, table, recorder)
+    return _RecordingContext(
+        denoiser, None, _RecordedNoise(recorder), table=table, recorder=recorder
+    )
 
 
 def _check_finite(recorder: Recorder) -> None:

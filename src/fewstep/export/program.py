@@ -53,6 +53,10 @@ class ConstantContext(StepContext):
         entry = self.coefficients(t, like)
         return entry.alpha, entry.sigma
 
+    def noisier(self, t: float, factor: float) -> float:
+        with not_traced():
+            return super().noisier(t, factor)
+
     def coefficients(self, t: float, like: Tensor) -> Coefficients:
         if t not in self.table:
             with not_traced():

@@ -12,10 +12,11 @@ from fewstep.backbones import without_augmentation
 from fewstep.errors import InputError
 from fewstep.export.precision import round_weights, rounding_error
 from fewstep.finite import nonfinite_weight
-from fewstep.generator import Generator, convert_step
+from fewstep.generator import Generator
 from fewstep.guidance import Guided, guidance_interval, unguided
 from fewstep.run_folder import Run
 from fewstep.runs import Weights
+from fewstep.sampler_choices import with_sampler_choices
 from fewstep.stored_weights import Dtype
 
 
@@ -73,6 +74,7 @@ def load_source(
     *,
     steps: Sequence[int] = (),
     sampler: str | None = None,
+    grid: str | None = None,
     guidance: float = 1.0,
     interval: Sequence[float] | None = None,
     weights: Weights = "ema",
@@ -83,8 +85,8 @@ def load_source(
 
     By default `steps` are those of `runs.default_steps`.
 
-    Raises: InputError as `runs.load`, for fewer than 1 step, or for a sampler or guidance that the
-    generator cannot have.
+    Raises: InputError as `runs.load`, for fewer than 1 step, or for a sampler, grid or guidance
+    that the generator cannot have.
     """
     if steps and min(steps) < 1:
         raise InputError(f"a sample needs at least 1 step, not {min(steps)} steps")
@@ -92,8 +94,7 @@ def load_source(
     _check_finite(generator)
     note = runs.describe(address, weights=weights)
     generator = with_guidance(generator, guidance, note.get("recipe"), interval=interval)
-    if sampler is not None:
-        generator = generator.with_sampler(step=convert_step(generator.step, sampler))
+    generator = with_sampler_choices(generator, sampler=sampler, grid=grid)
     counts = steps or runs.default_steps(generator, note.get("recipe"))
     steps = tuple(dict.fromkeys(generator.nearest(count) for count in counts))
     recipe, hash = note.get("recipe"), runs.weights_hash(generator)

@@ -22,13 +22,14 @@ from torch import Tensor
 from fewstep.condition import Condition
 from fewstep.denoiser import SPAN_TOLERANCE
 from fewstep.errors import InputError
-from fewstep.generator import Generator, convert_step
+from fewstep.generator import Generator
 from fewstep.losses import AbsoluteError, Distance, PointDistance
 from fewstep.methods.base import Loss, Method, Task, Turn, require_teacher
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_spans, grid_times
 from fewstep.noise import RowNoise
 from fewstep.ranges import NONEMPTY, CountOrZero, SamplingSteps
+from fewstep.sampler_choices import convert_step
 from fewstep.sampling import Multistep, StepContext, Transfer, path
 from fewstep.times import FixedGrid, Grid, UniformGrid
 

@@ -20,7 +20,8 @@ from fewstep.pretrained.assembly import assemble, build_backbone
 from fewstep.pretrained.betas import Schedule
 from fewstep.pretrained.folder import SCHEDULER, find_files, read_index
 from fewstep.pretrained.hub import EMA, find_folder
-from fewstep.pretrained.scheduler import Prediction, read_scheduler
+from fewstep.pretrained.scheduler import read_scheduler
+from fewstep.pretrained.scheduler_settings import Prediction
 from fewstep.pretrained.unet_config import Network, network_tensors, read_network
 
 

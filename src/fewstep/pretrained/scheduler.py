@@ -8,29 +8,42 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from pydantic import PositiveInt
 
 from fewstep import plugins
 from fewstep.errors import InputError, did_you_mean
 from fewstep.parametrization import EDM, Clean, Eps, Parametrization, V, Velocity
-from fewstep.pretrained.betas import ZERO_SNR, Betas
+from fewstep.pretrained.betas import ZERO_SNR
 from fewstep.pretrained.folder import read_json
 from fewstep.pretrained.parametrizations import EDMBoundary
 from fewstep.pretrained.scheduler_classes import KINDS, REFUSED
+from fewstep.pretrained.scheduler_settings import (
+    ConsistencySettings,
+    EdmSettings,
+    FlowSettings,
+    TableSettings,
+)
 from fewstep.pretrained.settings import read_settings
 from fewstep.process import VE, Flow, Process
-from fewstep.sampling import Ancestral, Heun, Multistep, Renoise, Step, Transfer
-from fewstep.spacing import Curve, ShiftedGrid, TableGrid
+from fewstep.sampling import (
+    Heun,
+    Multistep,
+    Renoise,
+    Step,
+    StochasticMultistep,
+    Transfer,
+    UniPC,
+)
+from fewstep.spacing import ShiftedGrid, TableGrid
 from fewstep.times import FixedGrid, Grid, KarrasGrid
 
 PREDICTIONS = {"epsilon": Eps, "v_prediction": V, "sample": Clean, "original_sample": Clean}
-Prediction = Literal["epsilon", "v_prediction", "sample", "original_sample", "flow_prediction"]
-Off = Literal[False] | None
 ZERO_SNR_ALONG_SIGMA = 2.0**-24
 """What diffusers' samplers along sigma take in place of a cumulative product of 0."""
+UNIPC_START = 1e-6
+"""Distance from t = 1 at which diffusers' UniPC starts under flow matching."""
 CONSISTENCY_STEPS = (1, 2, 4, 8)
 """Step counts of a consistency model."""
 
@@ -47,99 +60,6 @@ class Reading:
     """Times at which the network can be used; None: those of its noise levels."""
     unet: Mapping[str, float] = field(default_factory=dict[str, float])
     """Settings of `UNetConfig` that turn our levels into those of the training."""
-
-
-@dataclass(frozen=True)
-class TableSettings(Betas):
-    """Settings of a scheduler with a table of noise levels; the types allow what we support."""
-
-    prediction_type: Prediction = "epsilon"
-    clip_sample: bool | None = None
-    clip_sample_range: float = 1.0
-    thresholding: bool | None = False
-    sample_max_value: float = 1.0
-    timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
-    steps_offset: int = 0
-    use_karras_sigmas: bool | None = False
-    use_exponential_sigmas: bool | None = False
-    use_beta_sigmas: bool | None = False
-    use_lu_lambdas: bool | None = False
-    use_flow_sigmas: bool | None = False
-    flow_shift: float = 1.0
-    use_dynamic_shifting: Off = False
-    shift_terminal: None = None
-    sigma_min: None = None
-    sigma_max: None = None
-    interpolation_type: Literal["linear"] = "linear"
-    timestep_type: Literal["discrete"] = "discrete"
-    lambda_min_clipped: float = float("-inf")
-    original_inference_steps: PositiveInt = 50
-    algorithm_type: str = "dpmsolver++"
-    solver_type: str = "midpoint"
-    solver_order: int = 2
-    lower_order_final: bool = True
-
-    @property
-    def clip(self) -> float | None:
-        """Bound to which the predicted image is clipped; None if it is not."""
-        if self.thresholding:  # up to a maximum of 1, thresholding is clipping
-            return 1.0 if self.sample_max_value <= 1 else None
-        return self.clip_sample_range if self.clip_sample else None
-
-    @property
-    def curve(self) -> Curve | None:
-        """The curve on which the levels are spaced."""
-        if self.use_karras_sigmas:
-            return "karras"
-        if self.use_exponential_sigmas or self.use_lu_lambdas:
-            return "exponential"
-        return "beta" if self.use_beta_sigmas else None
-
-
-@dataclass(frozen=True)
-class EdmSettings:
-    """Settings of a scheduler of Karras et al. 2022, arXiv:2206.00364."""
-
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    sigma_data: float = 0.5
-    sigma_schedule: Literal["karras", "exponential"] = "karras"
-    prediction_type: Literal["epsilon"] = "epsilon"
-    rho: float = 7.0
-    thresholding: Off = False
-    algorithm_type: str = "dpmsolver++"
-    solver_type: str = "midpoint"
-    solver_order: int = 2
-    lower_order_final: bool = True
-
-
-@dataclass(frozen=True)
-class ConsistencySettings:
-    """Settings of the scheduler of consistency models.  Song et al. 2023, arXiv:2303.01469."""
-
-    num_train_timesteps: PositiveInt = 40
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    sigma_data: float = 0.5
-    s_noise: Literal[1] = 1
-    rho: float = 7.0
-    clip_denoised: bool = True
-
-
-@dataclass(frozen=True)
-class FlowSettings:
-    """Settings of a scheduler of flow matching."""
-
-    num_train_timesteps: PositiveInt = 1000
-    shift: float = 1.0
-    use_dynamic_shifting: Off = False
-    invert_sigmas: Off = False
-    shift_terminal: None = None
-    use_karras_sigmas: bool | None = False
-    use_exponential_sigmas: bool | None = False
-    use_beta_sigmas: bool | None = False
-    stochastic_sampling: bool | None = False
-    scale_factors: None = None
 
 
 def read_scheduler(path: Path | None, address: str, changes: Mapping[str, Any]) -> Reading:
@@ -227,10 +147,15 @@ def _read_table(name: str, settings: TableSettings, where: Path | str) -> tuple[
 def _solver(name: str, settings: TableSettings | EdmSettings) -> tuple[Step, bool]:
     """Our sampler, and whether it is the class's own."""
     kind = KINDS[name]
+    if name == "UniPCMultistepScheduler" and isinstance(settings, TableSettings):
+        return _unipc(settings)
     if "DPMSolver" not in name or name == "DPMSolverSDEScheduler":
         return kind.step(), kind.equal
     if settings.algorithm_type.startswith("sde"):
-        return Ancestral(), settings.solver_order == 1
+        order = 1 if settings.solver_order == 1 else 2
+        equal = settings.algorithm_type == "sde-dpmsolver++" and settings.solver_order == order
+        midpoint = order == 1 or settings.solver_type != "heun"
+        return StochasticMultistep(order), equal and midpoint
     if settings.solver_order == 1:
         return Transfer(), True
     plain = settings.algorithm_type != "dpmsolver" and settings.solver_type != "heun"
@@ -238,6 +163,14 @@ def _solver(name: str, settings: TableSettings | EdmSettings) -> tuple[Step, boo
         return kind.step(), kind.equal and plain
     # with lower_order_final, the last step but one of fewer than 15 is of order 2
     return Multistep(order=3), kind.equal and plain and not settings.lower_order_final
+
+
+def _unipc(settings: TableSettings) -> tuple[Step, bool]:
+    """Our UniPC, and whether it is that of the scheduler."""
+    published = settings.predict_x0 and not settings.disable_corrector
+    published = published and settings.solver_type != "bh1"
+    order = 3 if settings.solver_order == 3 else 2
+    return UniPC(order), published and settings.solver_order == order
 
 
 def _clipped(step: Step, settings: TableSettings, where: Path | str) -> Step:
@@ -332,7 +265,9 @@ def _read_flow_solver(
             f"{settings.prediction_type!r} and other sigmas: it needs 'flow_prediction' alone"
         )
     last = 1 / settings.levels
-    low, high = (last, 1.0) if name.startswith("UniPC") else (0.0, 1 - last)
+    low, high = 0.0, 1 - last
+    if name.startswith("UniPC"):  # it starts just below t = 1, where the log-SNR is finite
+        low, high = last, 1 - UNIPC_START * settings.flow_shift
     grid = ShiftedGrid(settings.flow_shift, low, high, open_end=True)
     step, equal = _solver(name, settings)
     return _flow_reading(_clipped(step, settings, where), grid, settings.levels), equal

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fewstep.sampling import Ancestral, Heun, Multistep, Renoise, Step, Transfer
+from fewstep.sampling import Ancestral, Heun, Multistep, Renoise, Step, Transfer, UniPC
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ _HIGHER = _SPACED | _SIGMAS | _FLOW_SIGMAS | _THRESHOLD
 _DPM_INVERSE = _HIGHER | _SOLVER | {"lambda_min_clipped"}
 _DPM = _DPM_INVERSE | _RESCALED | _SHIFT | {"use_lu_lambdas"}
 _SINGLESTEP = (_DPM_INVERSE | _SHIFT) - {"timestep_spacing", "steps_offset"}
-_UNIPC = _HIGHER | _RESCALED | _SHIFT | _RANGE | (_SOLVER - {"algorithm_type"}) | {"shift_terminal"}
+_UNIPC_ALONE = _names("solver_type solver_order lower_order_final predict_x0 disable_corrector")
+_UNIPC = _HIGHER | _RESCALED | _SHIFT | _RANGE | _UNIPC_ALONE | {"shift_terminal"}
 _EDM = _RANGE | _names("sigma_data sigma_schedule prediction_type rho")
 _CONSISTENCY = _RANGE | _names("num_train_timesteps sigma_data s_noise rho clip_denoised")
 _FLOW = _names("num_train_timesteps shift")
@@ -85,7 +86,7 @@ KINDS = {
     "DPMSolverMultistepScheduler": Kind("solver", Multistep, _DPM, _LINSPACE),
     "DPMSolverMultistepInverseScheduler": Kind("solver", Multistep, _DPM_INVERSE, _LINSPACE),
     "DPMSolverSinglestepScheduler": Kind("solver", Multistep, _SINGLESTEP, _LINSPACE, equal=False),
-    "UniPCMultistepScheduler": Kind("solver", Multistep, _UNIPC, _LINSPACE, equal=False),
+    "UniPCMultistepScheduler": Kind("solver", UniPC, _UNIPC, _LINSPACE),
     "DEISMultistepScheduler": Kind(
         "solver", Multistep, _HIGHER | _SOLVER | _SHIFT, _LINSPACE, equal=False
     ),

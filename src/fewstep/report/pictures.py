@@ -16,7 +16,6 @@ from fewstep.drawing import generate
 from fewstep.errors import InputError, errors_about
 from fewstep.evaluation import Evaluator
 from fewstep.formatting import quantity
-from fewstep.generator import convert_step
 from fewstep.images import read_picture, to_uint8
 from fewstep.metrics.accumulator import COPY_ROWS
 from fewstep.noise import noise_from_seeds
@@ -25,6 +24,7 @@ from fewstep.report.exhibits import StyledExhibit
 from fewstep.report.ranking import best, fastest, rank
 from fewstep.report.rendering import render
 from fewstep.sample_spec import SampleSpec
+from fewstep.sampler_choices import convert_step
 from fewstep.scores import Score
 
 SEED = 0

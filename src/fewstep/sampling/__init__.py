@@ -18,24 +18,34 @@ from fewstep.sampling.one_formula import Ancestral, Renoise, Transfer
 
 if TYPE_CHECKING:
     from fewstep.sampling.corrector import Corrector
-    from fewstep.sampling.heun import Heun
-    from fewstep.sampling.multistep import Multistep
+    from fewstep.sampling.heun import Heun, StochasticHeun
+    from fewstep.sampling.multistep import Multistep, StochasticMultistep
+    from fewstep.sampling.sde import EulerMaruyama
+    from fewstep.sampling.unipc import UniPC
 
 _MODULES = {
     "Corrector": "corrector",
+    "EulerMaruyama": "sde",
     "Heun": "heun",
     "Multistep": "multistep",
+    "StochasticHeun": "heun",
+    "StochasticMultistep": "multistep",
+    "UniPC": "unipc",
 }
 
 __all__ = [
     "Ancestral",
     "Corrector",
+    "EulerMaruyama",
     "Heun",
     "Multistep",
     "Renoise",
     "Step",
     "StepContext",
+    "StochasticHeun",
+    "StochasticMultistep",
     "Transfer",
+    "UniPC",
     "check_path",
     "iterate",
     "path",

@@ -1,10 +1,11 @@
 """The base class of samplers, and what one of their steps receives."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from fewstep.coefficients import Coefficients
@@ -24,6 +25,8 @@ class StepContext:
     """What the previous step of this sample returned; None at the first."""
     table: Mapping[float, Coefficients] = field(default_factory=dict[float, Coefficients])
     """The coefficients at the sample's times; those at other times are computed when used."""
+    times: Sequence[float] = ()
+    """The times of the sample; empty for a step by itself."""
 
     def predict(self, x_t: Tensor, t: float) -> Prediction:
         """The network's prediction at `t`; of a flow map, with `t` as its destination."""
@@ -42,6 +45,12 @@ class StepContext:
         alpha = at.alpha.to(like.device, non_blocking=like.is_cuda)
         sigma = at.sigma.to(like.device, non_blocking=like.is_cuda)
         return alpha.expand(shape), sigma.expand(shape)
+
+    def noisier(self, t: float, factor: float) -> float:
+        """The time whose sigma/alpha is `factor` times that at `t`, at most the span's end."""
+        process, end = self.model.process, self.model.span[1]
+        ratio = factor * process.ratio(torch.tensor(t, dtype=torch.float64))
+        return min(float(process.time(ratio)), end)
 
     def coefficients(self, t: float, like: Tensor) -> Coefficients:
         """The coefficients at `t`, as numbers of the type of `like`, and at least float32."""

@@ -58,6 +58,7 @@ def iterate(
 ) -> Iterator[Tensor]:
     """`x`, which is the state at the first of `times`, then the state after each step."""
     yield x
+    context.times = times
     for t, s in zip(times, [*times[1:], None], strict=True):
         x, context.memory = step(context, x, t, s)
         yield x
