@@ -118,6 +118,8 @@ def chart_file(figure: Figure, *, describe: str) -> str:
     page = Markup('<style>{}</style><rect class="page" width="100%" height="100%"/>')
     # two decimals, which are far below a pixel, make a file half as large
     short = re.sub(r'(?<=[ "])-?\d+\.\d{3,}(?=[ "\n])', lambda m: f"{float(m[0]):.2f}", body)
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    names += Markup(' width="{}" height="{}"').format(width, height)
     start = names + opening.removeprefix("<svg") + page.format(Markup(FILE_STYLE))
     return str(start) + short
 
