@@ -12,12 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fewstep import runs
+from fewstep.autoencoder_files import save_autoencoder
 from fewstep.cli import main
 from fewstep.data.folder import read_folder
 from fewstep.evaluation import Evaluator
 from fewstep.metrics import EvalProtocol
 from fewstep.run_folder import Run
 from prompted import RECIPE, captioned_folder
+from stripes import autoencoder
 
 SCRIPT = """
 import contextlib, io, json, os, sys
@@ -80,11 +82,15 @@ def results(tmp_path_factory):
     scores = "evaluate={every=4, steps=[1], samples=600, extractor='pixels'}"
     together = f"{train} fit.steps=4 fit.batch=10 {scores.replace(' ', '')} --out {home}"
     assert main(f"{together}/one".split()) == 0
+    save_autoencoder(home / "ae.safetensors", autoencoder(), None, {})
+    latents = f"{train} fit.steps=3 data.flip=true data.autoencoder={home}/ae.safetensors"
+    assert main(f"{latents} --out {home}/latents-of-one".split()) == 0
     recorded = f"record {run} --steps 1 -n 1100 --allow-out-of-range --out {home}"
     assert main(f"{recorded}/store-of-one".split()) == 0
     pairs = {
         "train": (f"{together}/two",) * 2,
         "record": (f"{recorded}/store-of-two",) * 2,
+        "latents": (f"{latents} --out {home}/latents-of-two",) * 2,
         "seed": (f"{two}/seed fit.seed=1", f"{two}/seed fit.seed=2"),
         "lr": (f"{two}/lr", f"{two}/lr fit.lr=0.002"),
         "missing data": (f"{images}={folder} --out {home}/d", f"{images}={home}/no --out {home}/d"),
@@ -113,6 +119,15 @@ def test_two_ranks_give_the_weights_and_scores_of_one(results):
     assert [[*line] for line in lines[0]] == [[*line] for line in lines[1]]
     scores = [line["score"]["frechet"] for log in lines for line in log if "score" in line]
     assert scores[1] == pytest.approx(scores[0], rel=1e-3) and len(scores) == 2
+
+
+def test_two_ranks_train_on_latents_as_one_does(results):
+    home, outcomes = results
+    assert [code for code, *_ in outcomes["latents"]] == [0, 0]
+    one, two = (runs.load(home / name) for name in ("latents-of-one", "latents-of-two"))
+    assert one.decoder.autoencoder == two.decoder.autoencoder and one.spec.shape == (2, 2, 2)
+    for name, value in one.denoiser.state_dict().items():
+        torch.testing.assert_close(two.denoiser.state_dict()[name], value, rtol=1e-3, atol=2e-5)
 
 
 def test_two_ranks_record_the_store_of_one(results):
