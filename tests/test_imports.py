@@ -42,6 +42,7 @@ LAYERS = [
     ["runs", "autoencoder_files"],
     ["latents"],
     ["losses", "loss_weights", "muon", "ema", "distributed", "threads"],
+    ["couplings"],
     ["drawing", "value_range", "painting", "abilities", "image_files", "trajectory"],
     ["export", "progress_grids"],
     ["methods"],

@@ -84,7 +84,10 @@ def batches(method, folder=None, *, batch=512, seed=0):
         streams["pairs"] = PairStream(store.Reader(folder))
     if "rings" in method.reads:
         streams["rings"] = RingStream(store.Reader(folder))
-    return Batches(streams, method.spec, batch=batch, seed=seed)
+    coupling, pairing = getattr(method, "coupling", None), None
+    if coupling:
+        pairing = coupling.bind(streams["images"].images, None, torch.device("cpu"))
+    return Batches(streams, method.spec, batch=batch, seed=seed, pairing=pairing)
 
 
 def train(method, folder=None, *, steps, batch, lr, seed=0, **fit):

@@ -28,7 +28,12 @@ from fewstep.methods.adapt import Adapt, AdaptConfig
 from fewstep.methods.autoencode import Autoencode
 from fewstep.methods.base import Method, Task
 from fewstep.methods.batch import derive_seed
-from fewstep.methods.checks import check_augmentation, check_prompt_file, check_start
+from fewstep.methods.checks import (
+    check_augmentation,
+    check_coupling,
+    check_prompt_file,
+    check_start,
+)
 from fewstep.methods.objective import Objective
 from fewstep.optimizers import FitConfig, adapt_config, adapt_steps, main_config
 from fewstep.recipe import Recipe
@@ -146,6 +151,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
 
     method = build()
     check_augmentation(method, recipe.data.augment)
+    check_coupling(method, augment=recipe.data.augment, flip=recipe.data.flip)
     check_prompt_file(method, recipe.data.prompts)
     streams, store_hash = open_stores(recipe, spec, method, teacher)
     check_pairs(recipe, streams, space)
@@ -174,7 +180,10 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         "augmentation": augmentation,
         "prompts": source,
     }
-    batches = Batches(streams, spec, seed=fit.seed, **settings)
+    pairing = None
+    if rows and method.coupling:
+        pairing = method.coupling.bind(rows.images, rows.labels, device)
+    batches = Batches(streams, spec, seed=fit.seed, pairing=pairing, **settings)
     adaptation = None
     if adapts and rows:
         task = Task(student, spec, original, adapt_steps(recipe.fit))

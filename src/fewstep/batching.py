@@ -14,7 +14,9 @@ from torch import Tensor
 
 from fewstep import distributed, threads
 from fewstep.condition import Condition, with_augment_labels
+from fewstep.couplings import Pairing
 from fewstep.data.augment import RANDOM_NUMBERS, Augmentation
+from fewstep.errors import InputError
 from fewstep.images import from_uint8
 from fewstep.latents import Rows
 from fewstep.methods.batch import (
@@ -123,7 +125,14 @@ class Batches:
         device: torch.device | str = "cpu",
         augmentation: Augmentation | None = None,
         prompts: PromptSource | None = None,
+        pairing: Pairing | None = None,
     ) -> None:
+        """`pairing` pairs the images with noise.
+
+        Raises: InputError for a `pairing` beside an `augmentation`, which would move the images.
+        """
+        if pairing and augmentation:
+            raise InputError("noise cannot be paired with augmented images: leave out one of them")
         self.streams = streams
         self.spec = spec
         self.batch = batch
@@ -131,6 +140,7 @@ class Batches:
         self.device = torch.device(device)
         self.augmentation = augmentation
         self.prompts = prompts
+        self.pairing = pairing
         self._orders: dict[str, tuple[int, Tensor]] = {}
         self._readers = threads.workers(self.AHEAD)
         self._pending: dict[tuple[int, int], Future[list[Batch]]] = {}
@@ -148,12 +158,34 @@ class Batches:
     def _read(self, step: int, micro_batch: int, rank: int, ranks: int) -> list[Batch]:
         start, stop = self.batch * rank // ranks, self.batch * (rank + 1) // ranks
         size = micro_batch or self.batch
+        paired = self._paired(step) if self.pairing and "images" in self.streams else None
         return [
-            self._batch(step, first, min(size, stop - first)) for first in range(start, stop, size)
+            self._batch(step, first, min(size, stop - first), paired)
+            for first in range(start, stop, size)
         ]
 
-    def _batch(self, step: int, first: int, rows: int) -> Batch:
-        streams = {name: self._rows(name, step, first, first + rows) for name in self.streams}
+    def _paired(self, step: int) -> ImageBatch:
+        """The images and noise of the whole batch, on the CPU, whatever the rank's rows are."""
+        assert self.pairing
+        stream = self.streams["images"]
+        index = self._index("images", len(stream), step)
+        noise = torch.empty(self.batch, *self.spec.shape)
+        noise.normal_(generator=self._generator("images", step, "noise"))
+        index = self.pairing.choose(noise, index)
+        images = stream.rows(index, self._rand("images", step, "coin"), torch.device("cpu"))
+        assert isinstance(images, ImageBatch)
+        label = None if images.cond is None else images.cond.label
+        noise = self.pairing.arrange(noise, images.x0, label)
+        return ImageBatch(images.x0, images.cond, noise)
+
+    def _batch(self, step: int, first: int, rows: int, paired: ImageBatch | None) -> Batch:
+        streams = {
+            name: self._rows(name, step, first, first + rows)
+            for name in self.streams
+            if paired is None or name != "images"
+        }
+        if paired:
+            streams["images"] = _cut(paired, slice(first, first + rows), self.device)
         return Batch(
             self.seed,
             step,
@@ -181,8 +213,10 @@ class Batches:
 
     def _rand(self, name: str, step: int, purpose: str, *shape: int) -> Tensor:
         """Uniform numbers (batch, *shape) of the global batch of a step, on the CPU."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, name, step, purpose))
-        return torch.rand(self.batch, *shape, generator=generator)
+        return torch.rand(self.batch, *shape, generator=self._generator(name, step, purpose))
+
+    def _generator(self, *key: int | str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.seed, *key))
 
     def _index(self, name: str, length: int, step: int) -> Tensor:
         """Row numbers of the global batch of a step, which may cross the end of an epoch."""
@@ -199,7 +233,14 @@ class Batches:
         cached = self._orders.get(name)
         if cached is None or cached[0] != epoch:
             # threads of two epochs may both draw an epoch's order, but they draw the same one
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, name, epoch, "order"))
+            generator = self._generator(name, epoch, "order")
             cached = (epoch, torch.randperm(length, generator=generator))
             self._orders[name] = cached
         return cached[1]
+
+
+def _cut(images: ImageBatch, rows: slice, device: torch.device) -> ImageBatch:
+    """Rows of a batch, on a device."""
+    x0, noise = (None if x is None else x[rows].to(device) for x in (images.x0, images.noise))
+    assert x0 is not None
+    return ImageBatch(x0, images.cond and images.cond[rows].to(device), noise)

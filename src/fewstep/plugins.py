@@ -69,6 +69,11 @@ REGISTRY: dict[str, dict[str, str]] = {
         "lognormal": "fewstep.times:LogNormal",
         "karras": "fewstep.times:Karras",
     },
+    "coupling": {
+        "independent": "fewstep.couplings.base:Independent",
+        "minibatch-ot": "fewstep.couplings.minibatch:MinibatchOT",
+        "semidiscrete-ot": "fewstep.couplings.semidiscrete:SemidiscreteOT",
+    },
     "weight": {
         "none": "fewstep.loss_weights:Unweighted",
         "snr": "fewstep.loss_weights:Snr",

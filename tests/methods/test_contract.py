@@ -10,6 +10,7 @@ import torch
 
 import toy
 from fewstep import plugins
+from fewstep.couplings import MinibatchOT
 from fewstep.denoiser import Denoiser
 from fewstep.generator import Generator
 from fewstep.levels import DiscreteLevels, EctLevels
@@ -35,6 +36,7 @@ SETTINGS = {
 # the same method under other settings: (method, settings)
 VARIANTS = {
     "denoise-learned": ("denoise", {"weight": Learned()}),
+    "denoise-ot": ("denoise", {"coupling": MinibatchOT()}),
     "consistency-distillation": (
         "consistency",
         {
@@ -83,7 +85,7 @@ TEACHERS = {"denoise": "teacher", "circuit": "ring"}
 # how the toy is learnt, where it is not as usual
 TWO_PLAYERS = {"steps": 200, "lr": 1e-3, "betas": (0.0, 0.99)}  # who chase each other: no momentum
 FIT = {
-    **dict.fromkeys(("denoise", "denoise-learned"), toy.TEACHER),
+    **dict.fromkeys(("denoise", "denoise-learned", "denoise-ot"), toy.TEACHER),
     "circuit": toy.CIRCUIT,
     "consistency": {"steps": 400, "batch": 256, "lr": 2e-3},
     "consistency-distillation": {"lr": 5e-4},
@@ -104,7 +106,7 @@ USUAL = {"steps": 300, "batch": 128, "lr": 4e-3}
 # to 0.05. Fresh points of the data have 0.04, a Gaussian of their mean and variance 0.30
 ONE_STEP = (1, 0.2)
 BOUNDS = {
-    **dict.fromkeys(("denoise", "denoise-learned"), (32, 0.15)),
+    **dict.fromkeys(("denoise", "denoise-learned", "denoise-ot"), (32, 0.15)),
     "kstep": (4, 0.15),
     **dict.fromkeys(("dmd", "consistency-ict"), (1, 0.25)),
     "dmd-adversarial": (2, 0.25),

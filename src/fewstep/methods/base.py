@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from fewstep.couplings import Coupling
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.generator import Generator
@@ -103,6 +104,14 @@ class Method(Objective[ConfigT], ABC):
     @property
     def players(self) -> Mapping[str, nn.Module]:
         return {"student": self.student}
+
+    @property
+    def coupling(self) -> Coupling | None:
+        """How the noise `Batch.images.noise` is paired with the real images.
+
+        None for a method that draws its noise itself, independent of the images.
+        """
+        return None
 
     @property
     def network(self) -> Denoiser:

@@ -20,6 +20,8 @@ class ImageBatch:
 
     x0: Tensor
     cond: Condition | None
+    noise: Tensor | None = None
+    """The noise that a coupling pairs with the images; None without one."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,15 @@ class Batch:
     def noise(self) -> Tensor:
         """Standard normal noise (rows, *shape) to generate from."""
         return self.randn_like(torch.empty(self.rows, *self.spec.shape, device="meta").float())
+
+    def coupled_noise(self) -> Tensor:
+        """Noise (rows, ...) that is paired with `images`.
+
+        Raises: ValueError for batches without a coupling.
+        """
+        if self.images.noise is None:
+            raise ValueError("the images have no noise: build Batches with pairing")
+        return self.images.noise
 
     def cond(self) -> Condition | None:
         """Random conditions to generate; None if the images have none.

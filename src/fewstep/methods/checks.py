@@ -130,6 +130,28 @@ def check_augmentation(method: Method[Any], probability: float) -> None:
         )
 
 
+def check_coupling(method: Method[Any], *, augment: float, flip: bool) -> None:
+    """Raise InputError for data that the method's coupling of noise and images cannot pair."""
+    coupling = method.coupling
+    if coupling is None:
+        return
+    start = f"method.coupling is {name_of('coupling', type(coupling))}, which pairs noise with "
+    if method.spec.text is not None:
+        raise InputError(
+            f"{start}images of the same class, and each caption would be one: set "
+            'data.captions=false, or method.coupling="independent"'
+        )
+    if augment:
+        raise InputError(
+            f"{start}images of the same class, and each augmentation would be one: set "
+            'data.augment=0, or method.coupling="independent"'
+        )
+    if flip and not coupling.takes_mirrored:
+        raise InputError(
+            f"{start}the images of the set, and data.flip mirrors them: set data.flip=false"
+        )
+
+
 def check_prompt_file(method: Method[Any], path: str | None) -> None:
     """Raise InputError for a `data.prompts` at `path` that would have no effect."""
     if path is not None and not method.draws_conditions:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from fewstep.couplings import Coupling, Independent
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.loss_weights import Learned, Uncertainty, Unweighted, Weight
@@ -37,6 +38,9 @@ class DenoiseConfig:
     """Weight of the squared error: `none` is 1 on the error of the raw output; `snr` is the SNR and
     `min-snr` is min(SNR, gamma) on the error of x0; `p2` is (k + SNR)^(−gamma) on that of eps;
     `learned` divides the raw error by its expectation at each level."""
+    coupling: Coupling = field(default_factory=Independent)
+    """Which noise is added to which image: `independent`, `minibatch-ot` (the nearest in a batch)
+    or `semidiscrete-ot` (optimal transport to the whole set), for straighter paths."""
     condition_dropout: Probability = 0.1
     """Fraction of rows, 0 to below 1, trained without their class or prompt, for classifier-free
     guidance."""
@@ -52,6 +56,12 @@ class DenoiseConfig:
             raise InputError(
                 f"method.sampler is {name_of('sampler', type(self.sampler))}, which samples only "
                 "networks of its own kind: choose another, such as transfer"
+            )
+        if not isinstance(self.coupling, Independent) and not self.sampler.deterministic:
+            raise InputError(
+                f"method.coupling is {name_of('coupling', type(self.coupling))}, which only the "
+                f"paths without new noise follow, but method.sampler is "
+                f"{name_of('sampler', type(self.sampler))}: choose transfer, heun or multistep"
             )
 
 
@@ -73,6 +83,11 @@ class Denoise(Method[DenoiseConfig]):
         learned = {} if self.uncertainty is None else {"uncertainty": self.uncertainty}
         return {"student": self.student, **learned}
 
+    @property
+    def coupling(self) -> Coupling | None:
+        coupling = self.config.coupling
+        return None if isinstance(coupling, Independent) else coupling
+
     def turns(self, step: int) -> Iterator[Turn]:
         yield Turn("student", self.student_loss)
         if self.uncertainty is not None:
@@ -81,7 +96,7 @@ class Denoise(Method[DenoiseConfig]):
     def student_loss(self, batch: Batch) -> Loss:
         x0, cond = batch.images.x0, batch.images.cond
         t = self.config.density.times(batch.rand(), self.student)
-        eps = batch.randn_like(x0)
+        eps = batch.randn_like(x0) if self.coupling is None else batch.coupled_noise()
         if cond is not None and self.config.condition_dropout > 0:
             cond = cond.drop(batch.rand() < self.config.condition_dropout)
         prediction = self.student(self.student.process.add_noise(x0, eps, t), t, cond=cond)

@@ -22,6 +22,7 @@ from fewstep.latent_recipes import check_latents
 from fewstep.methods.base import Method
 from fewstep.methods.checks import (
     check_augmentation,
+    check_coupling,
     check_prompt_file,
     check_start,
     training_warnings,
@@ -143,6 +144,7 @@ def _fill(plan: Plan) -> None:
         with _collect(plan):
             check_players(method, main_config(recipe.fit))
             check_augmentation(method, recipe.data.augment)
+            check_coupling(method, augment=recipe.data.augment, flip=recipe.data.flip)
             check_prompt_file(method, recipe.data.prompts)
             check_start(method)
             plan.warnings += training_warnings(method)

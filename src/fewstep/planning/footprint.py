@@ -145,7 +145,7 @@ def _batch(
     plain = _condition(spec, rows)
     labels = torch.empty(rows, AUGMENT_LABELS, device=META)
     cond = with_augment_labels(plain, labels) if augmented else plain
-    streams = {"images": ImageBatch(x, cond), "pairs": PairBatch(x, x, plain)}
+    streams = {"images": ImageBatch(x, cond, noise=x), "pairs": PairBatch(x, x, plain)}
     read = {name: rows for name, rows in streams.items() if name in method.reads}
     prompts = _ShapePrompts(spec) if spec.text else None
     return ShapeBatch(0, step, 0, rows, rows, spec, META, read, prompts=prompts)
