@@ -5,7 +5,6 @@ import torch
 
 from analytic import exact
 from fewstep import runs
-from fewstep.assembly import _open_store
 from fewstep.backbones import UNetConfig
 from fewstep.comparison import Exhibit
 from fewstep.data import ImageSet
@@ -23,6 +22,7 @@ from fewstep.recipe import parse
 from fewstep.recording import Recording, record
 from fewstep.report.exhibits import style_exhibits
 from fewstep.sample_spec import SampleSpec
+from fewstep.store_recipes import open_store
 from fewstep.streams import PairStream
 from fewstep.student import check_spec
 from fewstep.studio.workshop import Model
@@ -110,7 +110,7 @@ def test_pairs_of_other_classes_are_refused(tmp_path):
     def open_pairs(name, spec):
         table = {"data": {"name": "digits"}, "method": {"name": "regress"}}
         recipe = parse(table | {"pairs": {"load": str(tmp_path / name)}})
-        return _open_store(recipe, spec, PairStream, None)
+        return open_store(recipe, spec, PairStream, None)
 
     for names in DIFFERENT:
         spec = SampleSpec(SHAPE, 2, names)

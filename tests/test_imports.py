@@ -54,7 +54,7 @@ LAYERS = [
     ["scores", "requests"],
     ["evaluation", "likelihood_score"],
     ["reconstruction"],
-    ["student", "autoencoder_recipes", "conditions", "latent_recipes"],
+    ["student", "store_recipes", "autoencoder_recipes", "conditions", "latent_recipes"],
     ["assembly"],
     ["runner", "planning", "loading"],
     ["comparison"],

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from fewstep import conditions, runs, store
-from fewstep.assembly import _open_store
 from fewstep.cli import main
 from fewstep.comparison import Exhibit
 from fewstep.data.folder import read_folder
@@ -30,6 +29,7 @@ from fewstep.runner import run_recipe
 from fewstep.runs import network_hash
 from fewstep.sample_spec import SampleSpec
 from fewstep.scores import score_from
+from fewstep.store_recipes import open_store
 from fewstep.streams import PairStream
 from fewstep.text.learned import LearnedText
 from painter import colours, painter
@@ -121,7 +121,7 @@ def test_the_hash_of_a_network_covers_its_text_encoder():
 def open_pairs(folder, spec, **data):
     table = {"data": {"name": "folder", **data}, "method": {"name": "regress"}}
     recipe = parse(table | {"pairs": {"load": str(folder)}})
-    return _open_store(recipe, spec, PairStream, None)[0]
+    return open_store(recipe, spec, PairStream, None)[0]
 
 
 def test_prompts_and_students_without_text_are_not_mixed(tmp_path):

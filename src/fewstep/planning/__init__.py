@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.assembly import allow_code, open_stores
+from fewstep.assembly import allow_code
 from fewstep.autoencoders import Decoder
 from fewstep.averaging import SNAPSHOTS
 from fewstep.conditions import data_spec
@@ -43,6 +43,7 @@ from fewstep.planning.requirements import (
 )
 from fewstep.recipe import Recipe
 from fewstep.sample_spec import SampleSpec
+from fewstep.store_recipes import open_stores
 from fewstep.trainer import check_players
 
 __all__ = ["Plan", "Requirement", "plan_recipe"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep import metrics, plugins, runs, store
-from fewstep.assembly import guide_teacher, pairs_address, read_data
+from fewstep.assembly import guide_teacher, read_data
 from fewstep.autoencoder_recipes import build_autoencode, check_autoencoder_recipe
 from fewstep.backbones import UNetConfig
 from fewstep.conditions import data_spec
@@ -36,6 +36,7 @@ from fewstep.process import LinearBetas
 from fewstep.recipe import Recipe, read
 from fewstep.sample_spec import SampleSpec
 from fewstep.schema import preset_names
+from fewstep.store_recipes import pairs_address
 from fewstep.student import build_student
 
 
