@@ -15,6 +15,14 @@ from fewstep.distributed import first_rank, gather
 from fewstep.errors import InputError, did_you_mean, errors_about
 from fewstep.evaluation import Evaluator, cached_score, exhaust
 from fewstep.generator import Generator
+from fewstep.likelihood_score import (
+    LikelihoodScore,
+    LikelihoodSettings,
+    append_likelihood,
+    cached_likelihood,
+    iter_likelihood,
+    stored_likelihoods,
+)
 from fewstep.loading import LoadedRun, load_runs, reference_images
 from fewstep.metrics import EvalProtocol
 from fewstep.recipe import Recipe
@@ -49,6 +57,8 @@ class Exhibit:
     """Shell commands that reproduce it."""
     baseline: bool = False
     """Whether the others are compared with this one; at most one exhibit of a report."""
+    likelihoods: Sequence[LikelihoodScore] = ()
+    """Likelihoods of real images that were measured before."""
     grids: Sequence[Path] = ()
     """PNG files drawn from the same noise during training, named step-N.png, oldest first."""
 
@@ -217,6 +227,33 @@ def measure(
     return score
 
 
+def measure_likelihood(
+    run: LoadedRun,
+    generator: Generator,
+    settings: LikelihoodSettings,
+    *,
+    data_name: str | None = None,
+    split: str | None = None,
+    bar: ProgressBar = no_bar,
+) -> LikelihoodScore:
+    """Read the likelihood from the folder of `run`; else measure it and save it there.
+
+    `generator` is that of the run, on the device to use, and `data_name` and `split` are the set of
+    real images, by default the images that the run was trained on.
+    """
+    images = reference_images(run, data_name, split=split)
+    own_split = run.recipe.data.split if run.recipe and not data_name else "train"
+    name = split or own_split
+    cached = cached_likelihood(run.address, generator, images, settings, split=name)
+    if cached:
+        return cached
+    total = min(settings.samples, len(images))
+    with bar(f"{run.address}, likelihood", total) as update, errors_about(run.address):
+        score = exhaust(iter_likelihood(generator, images, settings, split=name), update)
+    append_likelihood(run.address, score)
+    return score
+
+
 def make_exhibit(
     run: LoadedRun,
     scores: Sequence[Score],
@@ -239,5 +276,6 @@ def make_exhibit(
         progress=[line for line in progress if run.step is None or line["step"] <= run.step],
         commands=commands,
         baseline=baseline,
+        likelihoods=stored_likelihoods(run.address, run.generator),
         grids=folder.grids() if is_folder else [],
     )

@@ -37,7 +37,7 @@ START_RATIO = 1000.0
 """sigma/alpha at which the flow starts for networks without a velocity where alpha is 0."""
 TOLERANCE = 1e-4
 """Error of a step, in units of pixel values and nats per dimension; the mean of images of a trained
-network is then about 0.003 bits from that at 1e-5, which takes four times as long."""
+network is then about 0.004 bits from that at 1e-5, which takes four times as long."""
 MAX_EVALUATIONS = 20_000
 PROCESS = Cosine()
 """The process under which flows are solved: tables have kinks, and `VE` takes more steps."""

@@ -17,6 +17,7 @@ from fewstep.condition import Condition
 from fewstep.data import ImageSet
 from fewstep.drawing import conditions
 from fewstep.errors import InputError
+from fewstep.formatting import quantity
 from fewstep.generator import Generator
 from fewstep.images import from_uint8
 from fewstep.likelihood import TOLERANCE, flow_ratios, log_likelihood, rademacher_probes
@@ -63,7 +64,7 @@ class LikelihoodScore:
     samples: int
     """Number of real images."""
     split: str
-    """Split of the set; "all" for a set without the name of one."""
+    """Split of the set, such as "test"."""
     reference: str
     """Name, size and fingerprint of the set of real images."""
     condition: str
@@ -78,19 +79,16 @@ class LikelihoodScore:
     """The first 16 digits of `runs.network_hash`."""
 
     @property
-    def protocol(self) -> tuple[object, ...]:
-        """The settings that must be equal for two scores to be comparable.
-
-        The estimate of the divergence is not among them: it has no bias.
-        """
-        return self.samples, self.split, self.reference, self.condition, self.end_ratio
-
-    @property
-    def divergence(self) -> str:
-        """How the divergence is computed, in words."""
-        if self.probes == 0:
-            return "exact divergence"
-        return f"divergence by {self.probes} probe{'s' * (self.probes > 1)}"
+    def settings_text(self) -> str:
+        """Everything that the value depends on, in one sentence."""
+        given = "" if self.condition == "none" else f" given the {self.condition}"
+        divergence = f"divergence by {quantity(self.probes, 'probe')}"
+        return (
+            f"{self.samples:,} images of the split {self.split} of {self.reference}{given}, "
+            f"uniform dequantisation; {divergence if self.probes else 'exact divergence'}, "
+            f"{quantity(self.evaluations, 'evaluation')}, tolerance {self.tolerance:g}, flow from "
+            f"sigma/alpha {self.end_ratio:.3g}, seed {self.seed}; network {self.network}"
+        )
 
     def table(self) -> dict[str, Any]:
         """The score as a flat table, as `fewstep evaluate --likelihood --json` prints it."""
@@ -123,10 +121,7 @@ def iter_likelihood(
     the conditions that it needs, and as `likelihood.log_likelihood`.
     """
     _check(generator, images)
-    size = math.prod(images.shape)
-    probes = settings.probes
-    if probes is None:
-        probes = 0 if size <= EXACT_DIMENSIONS else 1
+    size, probes = math.prod(images.shape), _count_probes(images, settings)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
     rows = order[: settings.samples]
     bits: list[Tensor] = []
@@ -154,7 +149,7 @@ def iter_likelihood(
         evaluations=round(evaluations / len(values)),
         samples=len(values),
         split=split,
-        reference=f"{images.name} ({len(images)}, {images.fingerprint[:12]})",
+        reference=_reference(images),
         condition=_condition_name(generator.spec),
         probes=probes,
         tolerance=settings.tolerance,
@@ -162,6 +157,16 @@ def iter_likelihood(
         seed=settings.seed,
         network=network_hash(generator)[:16],
     )
+
+
+def _count_probes(images: ImageSet, settings: LikelihoodSettings) -> int:
+    if settings.probes is not None:
+        return settings.probes
+    return 0 if math.prod(images.shape) <= EXACT_DIMENSIONS else 1
+
+
+def _reference(images: ImageSet) -> str:
+    return f"{images.name} ({len(images)}, {images.fingerprint[:12]})"
 
 
 def _check(generator: Generator, images: ImageSet) -> None:
@@ -218,13 +223,36 @@ def likelihood_from(table: Mapping[str, Any]) -> LikelihoodScore:
 
 
 def stored_likelihoods(address: str | Path, generator: Generator) -> list[LikelihoodScore]:
-    """The likelihoods of this network in a run folder, the latest of each protocol last."""
+    """The likelihoods of this network in a run folder, oldest first."""
     if not Path(address).is_dir():
         return []
     lines = [line["likelihood"] for line in Run(address).scores() if "likelihood" in line]
-    network = network_hash(generator)[:16]
-    scores = [likelihood_from(line) for line in lines]
-    return [score for score in scores if score.network == network]
+    network = network_hash(generator)[:16] if lines else ""
+    return [score for score in map(likelihood_from, lines) if score.network == network]
+
+
+def cached_likelihood(
+    address: str | Path,
+    generator: Generator,
+    images: ImageSet,
+    settings: LikelihoodSettings,
+    *,
+    split: str,
+) -> LikelihoodScore | None:
+    """The likelihood in a run folder of the same network, images and settings, if there is one."""
+    key = (
+        min(settings.samples, len(images)),
+        split,
+        _reference(images),
+        _count_probes(images, settings),
+        settings.tolerance,
+        settings.seed,
+    )
+    for score in reversed(stored_likelihoods(address, generator)):
+        own = (score.samples, score.split, score.reference)
+        if (*own, score.probes, score.tolerance, score.seed) == key:
+            return score
+    return None
 
 
 def append_likelihood(address: str | Path, score: LikelihoodScore) -> None:

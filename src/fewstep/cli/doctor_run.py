@@ -8,6 +8,7 @@ from fewstep.autoencoder_files import load_autoencoder
 from fewstep.errors import InputError
 from fewstep.formatting import quantity
 from fewstep.images import read_picture
+from fewstep.likelihood_score import likelihood_from
 from fewstep.models import find_model
 from fewstep.paths import identify
 from fewstep.plugins import name_of
@@ -107,7 +108,10 @@ def _log(run: Run) -> str:
 def _scores(run: Run) -> str:
     lines = run.scores()
     for line in lines:
-        score_from(line.get("score", {}))
+        if "likelihood" in line:
+            likelihood_from(line["likelihood"])
+        else:
+            score_from(line.get("score", {}))
     return f"checksums match; {quantity(len(lines), 'score')}"
 
 

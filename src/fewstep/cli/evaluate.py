@@ -3,16 +3,18 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from fewstep.cli import console
 from fewstep.cli.guidance import GuidanceOptions
+from fewstep.cli.likelihood import LikelihoodOptions, evaluate_likelihood
 from fewstep.ranges import Samples, SampleSeed, SamplingSteps
 
 if TYPE_CHECKING:
     from fewstep.generator import Generator
+    from fewstep.loading import LoadedRun
     from fewstep.metrics import EvalProtocol
     from fewstep.scores import Score
 
@@ -52,7 +54,7 @@ class ProtocolOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(GuidanceOptions, ProtocolOptions):
+class Options(LikelihoodOptions, GuidanceOptions, ProtocolOptions):
     """Score a run against real images, at one or more numbers of sampling steps."""
 
     run: Annotated[str, tyro.conf.Positional, console.run_option()]
@@ -86,6 +88,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `fewstep evaluate`. Returns the exit code."""
     options = console.options(Options, "evaluate", argv)
     options.check()
+    options.check_likelihood(straightness=options.straightness, precision=options.precision)
     from fewstep import comparison, runs
     from fewstep.distributed import check_equal, device, first_rank, run_together, world
     from fewstep.evaluation import Evaluator
@@ -97,6 +100,8 @@ def main(argv: Sequence[str]) -> int:
     run = run_together(lambda: load_run(options.run, weights=options.weights))
     recipe = run.recipe and run.recipe.table()
     generator = run_together(lambda: options.apply(run.generator, recipe))
+    if options.likelihood:
+        return _likelihood(run, generator.to(device()), options) if first_rank() else 0
     generator = with_sampler_choices(generator, sampler=options.sampler, grid=options.grid)
     generator = generator.with_precision(options.precision).to(device())
     if options.straightness:
@@ -128,6 +133,12 @@ def main(argv: Sequence[str]) -> int:
     else:
         show((options.run, score) for score in scores)
     return 0
+
+
+def _likelihood(run: "LoadedRun", generator: "Generator", options: Options) -> int:
+    settings = options.likelihood_settings(options.samples, options.seed)
+    places: Any = {"data": options.data, "split": options.split}
+    return evaluate_likelihood(run, generator, settings, **places, as_json=options.json)
 
 
 def _straightness(generator: "Generator", options: Options) -> int:

@@ -49,6 +49,7 @@ def write_report(
         "Same noise": pictures.same_noise(entries),
         "Samples": pictures.samples(entries),
         "Nearest training images": pictures.neighbours(entries, evaluator),
+        "Likelihood": results.likelihoods(entries),
         "Cost": results.costs(entries, rankings),
         "Published scores": results.published_scores(entries),
         "Training": charts.training(entries),

@@ -72,6 +72,12 @@ def other_measures(ranking: Ranking, *, key: str) -> Markup:
     return render("other_measures.html.j2", key=key, ranking=ranking, measures=measures)
 
 
+def likelihoods(entries: Sequence[StyledExhibit]) -> Markup:
+    """A table of the likelihoods of real images; empty if none was measured."""
+    rows = [(entry, score) for entry in entries for score in entry.exhibit.likelihoods]
+    return render("likelihoods.html.j2", rows=rows) if rows else Markup()
+
+
 class Cost(NamedTuple):
     """The cost of training a generator."""
 
