@@ -81,10 +81,10 @@ class LikelihoodScore:
     @property
     def settings_text(self) -> str:
         """Everything that the value depends on, in one sentence."""
-        given = "" if self.condition == "none" else f" given the {self.condition}"
+        condition = "" if self.condition == "none" else f" given the {self.condition}"
         divergence = f"divergence by {quantity(self.probes, 'probe')}"
         return (
-            f"{self.samples:,} images of the split {self.split} of {self.reference}{given}, "
+            f"{self.samples:,} images of the split {self.split} of {self.reference}{condition}, "
             f"uniform dequantisation; {divergence if self.probes else 'exact divergence'}, "
             f"{quantity(self.evaluations, 'evaluation')}, tolerance {self.tolerance:g}, flow from "
             f"sigma/alpha {self.end_ratio:.3g}, seed {self.seed}; network {self.network}"
