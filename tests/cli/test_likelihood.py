@@ -27,6 +27,8 @@ from fewstep.loading import load_run
 from fewstep.noise import RowNoise
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
+from fewstep.report import results
+from fewstep.report.exhibits import style_exhibits
 from fewstep.run_folder import Run
 from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Renoise
@@ -104,8 +106,10 @@ def test_it_is_measured_once_and_shown_by_all(teacher, capsys):
     assert "4 images of the split train of digits (1797, " in text and "given the class" in text
     lines = [line for line in Run(teacher).scores() if "likelihood" in line]
     assert [line["likelihood"] for line in lines] == [score]
-    (stored,) = make_exhibit(load_run(teacher), []).likelihoods
-    assert stored.table() == score
+    exhibit = make_exhibit(load_run(teacher), [])
+    assert [stored.table() for stored in exhibit.likelihoods] == [score]
+    page = results.likelihoods(style_exhibits([exhibit]))
+    assert f"<td>{score['bits']:.3f} <small" in page and "split train of digits" in page
     assert main(["doctor", teacher]) == 0
     capsys.readouterr()
     assert main([*argv, "--probes", "2", "--json"]) == 0
