@@ -2,10 +2,12 @@ import pytest
 import torch
 
 from analytic import Exact, exact
+from fewstep.backbones import UNetConfig
 from fewstep.denoiser import Denoiser, check_times
 from fewstep.errors import InputError
-from fewstep.parametrization import EDM, Eps, Velocity
+from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
 from fewstep.process import VE, VP, Flow, LinearBetas
+from fewstep.sampling import Multistep, Transfer, sample
 
 
 def test_span_is_where_the_network_was_trained():
@@ -123,3 +125,22 @@ def test_jvp_and_vmap_go_through_the_door():
     torch.testing.assert_close(slope, wanted, rtol=1e-5, atol=1e-7)
     rows = torch.func.vmap(lambda x, t: model(x[None], t[None]).x0[0])(x, t)
     torch.testing.assert_close(rows, model(x, t).x0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [Eps, V, Velocity, Clean, EDM])
+def test_a_network_has_the_same_images_under_every_process(kind):
+    """At the same ratios of noise and signal, the flows differ in the scale of x_t alone."""
+    network = UNetConfig(channels=(16,), layers=1, attention=(), groups=4).build(shape=(1, 8, 8))
+    generator = torch.Generator().manual_seed(0)
+    for weight in network.parameters():  # layers start at zero
+        weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    model = Denoiser(network, VP(), kind())
+    noise = torch.randn(4, 1, 8, 8, generator=generator)
+    ratios = torch.logspace(1.6, -1.5, 6, dtype=torch.float64)
+    for step in (Transfer(), Multistep()):
+        wanted = sample(model, noise, VP().time(ratios), step=step)
+        assert wanted.std() > 0.05
+        for process in (Flow(), VE(), LinearBetas()):
+            images = sample(model.under(process), noise, process.time(ratios), step=step)
+            assert (images - wanted).abs().max() < 1e-4 * wanted.abs().max()
