@@ -14,8 +14,8 @@ from functools import partial
 
 from fewstep import comparison, metrics
 from fewstep.evaluation import Evaluator
-from fewstep.generator import convert_step
 from fewstep.loading import load_run, reference_images
+from fewstep.sampler_choices import convert_step
 
 WEIGHTS = (1.25, 1.5, 2.0, 3.0, 5.0)
 INTERVALS = ((0.0, 0.5), (0.2, 0.8), (0.5, 1.0), (0.4, 0.7))

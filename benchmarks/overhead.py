@@ -1,8 +1,8 @@
 """What samplers add to the network's forward passes, in samples of 1,000 steps.
 
-    OMP_NUM_THREADS=1 python benchmarks/overhead.py runs/digits-flow [--batch 64] [--steps 1000]
+    OMP_NUM_THREADS=1 python benchmarks/overhead.py runs/digits-flow [--batch 64] [--rounds 50]
 
-Eager, f32, CPU, one thread. All samplers advance together: a round is 50 steps of each, and 50 bare
+Eager, f32, CPU, one thread. All samplers advance together: a round is 20 steps of each, and 20 bare
 forward passes of the same network at the same shapes before and after them. A figure is the median
 over the rounds of (CPU time of the steps) / (CPU time of as many bare passes as they call).
 """
@@ -21,7 +21,7 @@ from fewstep.noise import noise_from_seeds
 from fewstep.sampling import path
 from fewstep.times import UniformGrid
 
-ROUND = 50
+ROUND = 20
 TARGET = 1.05
 
 
@@ -50,6 +50,7 @@ def main():
     parser.add_argument("address")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=50, help="rounds of 20 steps to time")
     options = parser.parse_args()
     torch.set_num_threads(1)
     generator, rows = fewstep.load(options.address), range(options.batch)
@@ -62,7 +63,7 @@ def main():
         next(states)
     bare()
     ratios, passes = {name: [] for name in steps}, []
-    for _ in range(options.steps // ROUND):
+    for _ in range(min(options.rounds, (options.steps - 1) // ROUND)):
         before = seconds(bare)
         spent = {
             name: seconds(lambda states=states: [*islice(states, ROUND)])
@@ -73,7 +74,10 @@ def main():
         for name, value in spent.items():
             ratios[name].append(value / bare_time / steps[name].evaluations)
     network = statistics.median(passes) * 1e3
-    print(f"torch {torch.__version__}, batch {options.batch}, {options.steps} steps")
+    print(
+        f"torch {torch.__version__}, batch {options.batch}, {len(passes)} rounds of {ROUND} of the "
+        f"{options.steps} steps"
+    )
     print(f"a bare forward pass: {network:.2f} ms; predicted: at most {TARGET} at batch 64")
     print("| sampler | time / bare forward passes | added, ms a step |\n|---|---|---|")
     for name, values in sorted(ratios.items()):
