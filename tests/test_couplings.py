@@ -22,7 +22,6 @@ from fewstep.evaluation import straightness
 from fewstep.methods.base import Task
 from fewstep.methods.checks import check_coupling
 from fewstep.methods.denoise import Denoise, DenoiseConfig
-from fewstep.noise import noise_from_seeds
 from fewstep.parametrization import Velocity
 from fewstep.process import Flow
 from fewstep.sample_spec import SampleSpec
@@ -214,7 +213,7 @@ def test_paths_are_straighter(coupling, share, tmp_path, monkeypatch):
         config = DenoiseConfig(coupling=coupling)
         generator = toy.train(Denoise(config, Task(toy.fresh(), toy.SPEC)), **toy.TEACHER)
         assert toy.distance(generator, 32) < 0.1
-        return straightness(generator, noise_from_seeds(range(2000), (2,)))
+        return straightness(generator, samples=2000)
 
     assert curvature(coupling) < share * curvature(Independent())
 
