@@ -10,10 +10,11 @@ from analytic import Exact, as_flow_map, exact, posterior_mean
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
 from fewstep.noise import RowNoise, noise_from_seeds
-from fewstep.parametrization import EDM, V, Velocity
+from fewstep.parametrization import EDM, Eps, V, Velocity
 from fewstep.process import VE, VP, Cosine, Flow
 from fewstep.sampling import (
     Ancestral,
+    Corrector,
     EulerMaruyama,
     Heun,
     Multistep,
@@ -24,8 +25,10 @@ from fewstep.sampling import (
     Transfer,
     UniPC,
     iterate,
+    path,
     sample,
 )
+from fewstep.spacing import TableGrid
 from fewstep.tables import from_table
 from fewstep.times import KarrasGrid, LogSNRGrid, UniformGrid
 
@@ -307,6 +310,29 @@ def test_float32_samples_are_finite_from_the_very_ends(step):
             images = sample(model, noise, UniformGrid()(steps, model), step=step)
             assert images.dtype == torch.float32
             assert images.isfinite().all() and images.abs().max() < 20, (process, steps)
+
+
+@pytest.mark.parametrize(
+    "step", [*STOCHASTIC, UniPC(order=3), Multistep(order=3), Heun(clip=1.0), Corrector()], ids=str
+)
+def test_a_step_to_a_time_without_noise_is_the_last(step):
+    """The log-SNR is infinite there: nothing can be extrapolated to it."""
+    for process, parametrization in ((Flow(), Velocity()), (VP(), Eps()), (Cosine(), V())):
+        model, noise = exact(process, parametrization), noise_from_seeds(range(4), (2,))
+        images = sample(model, noise, [0.9, 0.6, 0.3], step=step)
+        *_, before, after = path(model, noise, [0.9, 0.6, 0.3, 0.0], step=step)
+        assert torch.equal(images, after) and torch.equal(before, after)
+        assert after.isfinite().all()
+
+
+def test_a_sample_cannot_start_without_noise():
+    model, noise = exact(Flow(), Velocity()), noise_from_seeds(range(2), (2,))
+    with pytest.raises(InputError, match="starts at t = 0, which has no noise: take more steps"):
+        sample(model, noise, TableGrid()(1, model))
+    with pytest.raises(InputError, match="'exponential' cannot run from the noise level 3 to 0"):
+        TableGrid(levels=5, curve="exponential")(4, model)
+    with pytest.raises(InputError, match="'karras' cannot run from the noise level inf to 0"):
+        TableGrid(curve="karras", open_end=True)(4, model)
 
 
 @pytest.mark.parametrize("step", [*STOCHASTIC, UniPC(), UniPC(order=3)], ids=str)

@@ -5,6 +5,7 @@ al. 2023, arXiv:2305.08891, table 2, names the spacings; Esser et al. 2024, arXi
 shift.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -154,7 +155,14 @@ def respace(high: float, low: float, steps: int, curve: Curve) -> Tensor:
 
     `karras` is even in value^(1/7) (Karras et al. 2022, arXiv:2206.00364, eq. 5), `exponential` in
     ln(value); `beta` has the quantiles of Beta(0.6, 0.6) (Lee et al. 2024, arXiv:2407.12173).
+
+    Raises: InputError for an infinite value, or 0 on the curve `exponential`.
     """
+    if math.isinf(high) or (curve == "exponential" and low == 0):
+        raise InputError(
+            f"the curve {curve!r} cannot run from the noise level {high:g} to {low:g}, as at these "
+            "steps of this network: leave out the curve, or choose another grid"
+        )
     share = torch.linspace(0, 1, steps, dtype=torch.float64)
     if curve == "karras":
         top, bottom = high ** (1 / KARRAS_RHO), low ** (1 / KARRAS_RHO)

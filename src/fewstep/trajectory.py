@@ -11,7 +11,7 @@ from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.noise import RowNoise
 from fewstep.plugins import name_of
-from fewstep.sampling import StepContext
+from fewstep.sampling import StepContext, check_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +92,13 @@ def state_images(
 def times_and_scales(
     generator: Generator, steps: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The times (N) of a sample, and alpha + sigma (N + 1) at each, then 1 for the image."""
+    """The times (N) of a sample, and alpha + sigma (N + 1) at each, then 1 for the image.
+
+    Raises: InputError as `sampling.check_path`.
+    """
     denoiser = generator.denoiser
     points = generator.grid(generator.nearest(steps, quietly=True), denoiser)
+    check_path(denoiser, points)
     scales = denoiser.process.alpha(points) + denoiser.process.sigma(points)
     return tuple(points.tolist()), (*scales.tolist(), 1.0)
 

@@ -146,7 +146,7 @@ def _load(options: Options) -> tuple["Generator", int]:
     if times:
         generator = generator.with_sampler(grid=FixedGrid((times,)))
         steps = len(times)
-    return generator.to(device()), steps
+    return generator.to(device()), generator.nearest(steps)
 
 
 def _save(options: Options, generator: "Generator", rows: Rows) -> None:

@@ -30,7 +30,8 @@ def path(
     (b, ...), it is alpha(t₀)·image + sigma(t₀)·noise. `seed` is for steps that draw noise: one seed
     per row, or that of the first row, to which the others add 1, 2, ...
 
-    Raises: InputError for times outside the model's span, no times, or times that do not decrease.
+    Raises: InputError for times outside the model's span, no times, times that do not decrease, or
+    a first time without noise.
     """
     points = check_path(model, times)
     seeds = range(seed, seed + len(noise)) if isinstance(seed, int) else seed
@@ -50,17 +51,29 @@ def check_path(model: Denoiser, times: Tensor | Sequence[float]) -> list[float]:
     check_times(grid, model.span)
     if (grid.diff() >= 0).any():
         raise InputError("sampling times must decrease, from noise to data")
+    if float(model.process.sigma(grid[0])) == 0:
+        raise InputError(
+            f"the sample starts at t = {float(grid[0]):g}, which has no noise: take more steps, or "
+            "another grid"
+        )
     return grid.tolist()
 
 
 def iterate(
     step: Step, context: StepContext, x: Tensor, times: Sequence[float]
 ) -> Iterator[Tensor]:
-    """`x`, which is the state at the first of `times`, then the state after each step."""
+    """`x`, which is the state at the first of `times`, then the state after each step.
+
+    A step to a time without noise is the last one, as the state there is the image already: the
+    step from there changes nothing.
+    """
     yield x
-    context.times = times
-    for t, s in zip(times, [*times[1:], None], strict=True):
+    ends_early = len(times) > 1 and float(context.coefficients(times[-1], x).sigma) == 0
+    context.times = times[:-1] if ends_early else times
+    for t, s in zip(context.times, [*context.times[1:], None], strict=True):
         x, context.memory = step(context, x, t, s)
+        yield x
+    if ends_early:
         yield x
 
 
