@@ -1,5 +1,6 @@
 """`fewstep average`: averages of any length from the snapshots of a run."""
 
+import math
 import shutil
 from contextlib import closing
 
@@ -7,14 +8,16 @@ import pytest
 import torch
 
 from fewstep import runs
-from fewstep.averaging import reconstruct
+from fewstep.averaging import Profile, combine, reconstruct
 from fewstep.cli import main
+from fewstep.ema import power_exponent
 from fewstep.errors import InputError
+from fewstep.optimizers import adapt_config
 from fewstep.planning import plan_recipe
 from fewstep.recipe import read
 from fewstep.run_folder import Run
 from fewstep.runner import run_recipe
-from fewstep.weights_file import read_weights_file
+from fewstep.weights_file import read_weights_file, write_weights_file
 
 TINY = [
     "student.backbone.channels=[8]",
@@ -83,6 +86,28 @@ def test_averages_change_nothing_else(run, tmp_path):
         assert all(a[name].equal(b[name]) for name in a)
 
 
+@pytest.mark.parametrize("second", [0.05, 0.05 * (1 + 1e-9), 0.05 * (1 + 1e-6)])
+def test_lengths_that_are_nearly_equal_do_not_magnify_rounding_errors(second):
+    """Weights that grow as t² have the average (e + 1)/(e + 3); ours are stored in f32."""
+    profiles = [
+        Profile(power_exponent(length), step) for step in range(1, 17) for length in (0.05, second)
+    ]
+    target = Profile(power_exponent(0.08), 16)
+    factors, error = combine(profiles, target)
+    averages = [(p.exponent + 1) / (p.exponent + 3) * p.time**2 for p in profiles]
+    stored = torch.tensor(averages, dtype=torch.float32).tolist()
+    value = sum(map(math.prod, zip(stored, factors, strict=True)))
+    truth = (target.exponent + 1) / (target.exponent + 3) * target.time**2
+    assert value == pytest.approx(truth, rel=0.03) and error < 0.15
+
+
+def test_a_number_of_snapshots_needs_lengths():
+    with pytest.raises(InputError, match="ema_snapshots = 8 has no effect without fit.ema_lengths"):
+        read("digits-flow", ["fit.ema_snapshots=8"])
+    fit = read("digits-flow", LENGTHS).fit
+    assert adapt_config(fit).ema_snapshots is None
+
+
 @pytest.mark.parametrize("stop", [9, 16])
 def test_a_run_that_is_stopped_has_the_same_snapshots(run, tmp_path, stop):
     trained(tmp_path / "run", *LENGTHS, until=stop)
@@ -128,7 +153,9 @@ def test_a_dry_run_counts_memory_and_disk():
         (["PLAIN", "--length", "0.1"], "has no snapshots of averages: train with fit.ema_lengths"),
         (["FILE", "--length", "0.1"], "is no run folder"),
         (["RUN", "--length", "0.1", "-o", "x.png"], "must be the name of a .safetensors file"),
-        (["RUN", "--length", "0.1", "-o", "RUN/model.safetensors"], "is the file of the run"),
+        (["RUN", "--length", "0.1", "-o", "RUN/model.safetensors"], "is the place of the run's"),
+        (["RUN", "--length", "0.1", "-o", "RUN/../run/model.safetensors"], "the run's own files"),
+        (["RUN", "--length", "0.1", "-o", "RUN/averages/x.safetensors"], "the run's own files"),
         (["fewstep:digits", "--length", "0.1"], "is no run folder"),
     ],
 )
@@ -152,9 +179,15 @@ def test_damaged_snapshots_are_refused(run, tmp_path, capsys):
     path.write_bytes(whole[:-8] + bytes(8))
     assert main(["average", str(copy.folder), "--length", "0.1"]) == 2
     assert "its tensors do not match" in capsys.readouterr().err
+    assert main(["doctor", str(copy.folder)]) == 2
+    assert f"{path} is damaged" in capsys.readouterr().out
     shutil.copy(copy.model_file, path)
     assert main(["average", str(copy.folder), "--length", "0.1"]) == 2
     assert "is no snapshot of averages" in capsys.readouterr().err
+    tensors, note = read_weights_file(copy.snapshot_file(4))
+    write_weights_file(path, {name: value[:1] for name, value in tensors.items()}, note)
+    assert main(["average", str(copy.folder), "--length", "0.1"]) == 2
+    assert f"{path} is of another network" in capsys.readouterr().err
     path.write_bytes(whole)
     with pytest.raises(InputError, match="is a snapshot of averages, from which"):
         runs.load(path)

@@ -47,12 +47,15 @@ def combine(profiles: list[Profile], target: Profile) -> tuple[list[float], floa
     """The factors with which `profiles` sum to `target`, as well as they can, and how badly.
 
     The second number is the distance of the sum from the target, relative to the length of the
-    target, both in the mean square: 0 for an exact sum. The factors sum to 1.
+    target, both in the mean square: 0 for an exact sum. The factors sum to 1. Profiles that are
+    equal, or nearly, share a factor: large ones of opposite signs would magnify rounding errors.
     """
     pairs = [[a.dot(b) for b in profiles] for a in profiles]
     matrix = torch.tensor(pairs, dtype=torch.float64)
     vector = torch.tensor([each.dot(target) for each in profiles], dtype=torch.float64)
-    factors = torch.linalg.solve(matrix, vector)
+    norms = matrix.diagonal().sqrt()
+    inverse = torch.linalg.pinv(matrix / norms.outer(norms), rtol=1e-12, hermitian=True)
+    factors = inverse @ (vector / norms) / norms
     factors = factors / factors.sum()
     square = target.dot(target)
     rest = square - 2 * float(factors @ vector) + float(factors @ matrix @ factors)
@@ -102,7 +105,7 @@ def reconstruct(
 
     Snapshots are read one after another; `update` is called with the number of those done.
 
-    Raises: InputError for a run without snapshots, or with damaged ones.
+    Raises: InputError for a run without snapshots, or with damaged ones, or of several networks.
     """
     files = [*run.snapshots().values()]
     if not files:
@@ -124,7 +127,11 @@ def reconstruct(
         for key, value in tensors.items():
             index, name = key.split(".", 1)
             term = own[int(index)] * value.double()
-            sums[name] = sums[name] + term if name in sums else term
+            if sums.setdefault(name, torch.zeros_like(term)).shape != term.shape:
+                raise InputError(
+                    f"{path} is of another network than the snapshots before: remove it"
+                )
+            sums[name] += term
         update(done)
     weights = {name: value.float() for name, value in sums.items()}
     return Average(weights, len(files), error)

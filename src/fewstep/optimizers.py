@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 from torch import nn
 
+from fewstep.errors import InputError
 from fewstep.methods.schedule import check_steps, count_steps
 from fewstep.muon import Muon
 from fewstep.precision import Precision, bf16_is_slow
@@ -112,6 +113,11 @@ class FitConfig:
     def __post_init__(self) -> None:
         check_fields(self, "fit")
         check_steps(self.warmup, "fit.warmup")
+        if self.ema_snapshots and not self.ema_lengths:
+            raise InputError(
+                f"fit.ema_snapshots = {self.ema_snapshots} has no effect without fit.ema_lengths: "
+                "set that to [0.05, 0.1], or leave it out"
+            )
         for name, player in self.players.items():
             check_fields(player, f"fit.players.{name}")
             check_steps(player.warmup or 0, f"fit.players.{name}.warmup")
@@ -148,7 +154,12 @@ def adapt_config(fit: FitConfig) -> FitConfig:
     """The settings of the training that adapts a copied student."""
     players = {name: player for name, player in fit.players.items() if name == "adapt"}
     return replace(
-        fit, steps=adapt_steps(fit), schedule="cosine", ema_lengths=None, players=players
+        fit,
+        steps=adapt_steps(fit),
+        schedule="cosine",
+        ema_lengths=None,
+        ema_snapshots=None,
+        players=players,
     )
 
 

@@ -47,8 +47,9 @@ def main(argv: Sequence[str]) -> int:
     out = options.out or run.folder / f"average-{options.length:g}.safetensors"
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out} must be the name of a .safetensors file")
-    if out in (run.model_file, run.best_file, run.state_file, *run.snapshots().values()):
-        raise InputError(f"--out {out} is the file of the run itself: give another name")
+    place, own = out.resolve(), (run.model_file, run.best_file, run.state_file)
+    if place in {path.resolve() for path in own} or place.parent == run.averages.resolve():
+        raise InputError(f"--out {out} is the place of the run's own files: give another name")
     check_writable(out, "--out")
     generator, note = runs.load(run.folder), runs.describe(run.folder)
     with console.bar("average", len(run.snapshots())) as update:

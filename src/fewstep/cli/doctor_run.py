@@ -15,7 +15,7 @@ from fewstep.plugins import name_of
 from fewstep.run_folder import Run
 from fewstep.scores import score_from
 from fewstep.text.base import TextEncoder, encoder_hash
-from fewstep.weights_file import AUTOENCODER, read_weights_file
+from fewstep.weights_file import AUTOENCODER, AVERAGES, read_weights_file
 
 Line = tuple[str, str]
 DAMAGED = "damaged"
@@ -45,6 +45,12 @@ def describe_run(path: Path) -> Iterator[Line]:
         yield _check(name, file, lambda file=file: _weights(file))
     yield _check("log", run.progress_file, lambda: _log(run))
     yield _check("scores", run.scores_file, lambda: _scores(run))
+    snapshots = [*run.snapshots().values()]
+    for file in snapshots:
+        if (line := _check("averages", file, lambda file=file: _snapshot(file)))[0] == DAMAGED:
+            yield line
+    if snapshots:
+        yield "averages", quantity(len(snapshots), "snapshot")
     for file in run.grids():
         if (line := _check("samples", file, lambda file=file: _picture(file)))[0] == DAMAGED:
             yield line
@@ -76,6 +82,13 @@ def _state(run: Run) -> str:
     tensors, note = state
     progress = f"step {note.get('step')} of {note.get('total')}"
     return f"SHA-256 matches; {progress}, {quantity(len(tensors), 'tensor')}"
+
+
+def _snapshot(file: Path) -> str:
+    _, note = read_weights_file(file)
+    if note.get("kind") != AVERAGES:
+        raise InputError(f"{file} is no snapshot of averages: remove it from the run's averages/")
+    return "SHA-256 matches"
 
 
 def _weights(file: Path) -> str:

@@ -56,10 +56,11 @@ class BrowserExport(Exporter):
     def write(self, source: Source, folder: Path) -> dict[str, Any]:
         check_runtime()
         _check_sources(source, self.teacher)
-        check_plain_guidance(source, "the page")
+        sources = {"model": source} | ({"teacher": self.teacher} if self.teacher else {})
+        for item in sources.values():
+            check_plain_guidance(item, "the page")
         files: dict[str, bytes] = {SCRIPT.name: SCRIPT.read_bytes(), WASM.name: WASM.read_bytes()}
         checks: dict[str, Any] = {}
-        sources = {"model": source} | ({"teacher": self.teacher} if self.teacher else {})
         for name, item in sources.items():
             network = Network(item.generator)
             model = graph.onnx_graph(network, dtype=item.dtype).SerializeToString()
