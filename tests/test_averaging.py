@@ -108,7 +108,7 @@ def test_a_number_of_snapshots_needs_lengths():
     assert adapt_config(fit).ema_snapshots is None
 
 
-@pytest.mark.parametrize("stop", [9, 16])
+@pytest.mark.parametrize("stop", [9, pytest.param(16, marks=pytest.mark.slow)])
 def test_a_run_that_is_stopped_has_the_same_snapshots(run, tmp_path, stop):
     trained(tmp_path / "run", *LENGTHS, until=stop)
     assert [*Run(tmp_path / "run").snapshots()] == [*range(4, stop + 1, 4)]
@@ -117,6 +117,7 @@ def test_a_run_that_is_stopped_has_the_same_snapshots(run, tmp_path, stop):
     assert again.state_file.read_bytes() == run.state_file.read_bytes()
 
 
+@pytest.mark.slow
 def test_snapshots_of_a_killed_run_after_its_last_checkpoint_are_written_again(run, tmp_path):
     trained(tmp_path / "run", *LENGTHS, until=10)
     state = Run(tmp_path / "run").state_file.read_bytes()

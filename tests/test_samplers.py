@@ -34,6 +34,23 @@ from fewstep.times import KarrasGrid, LogSNRGrid, UniformGrid
 
 PROCESSES = [Flow(), VP(), Cosine(), VE()]
 processes = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
+
+
+def processes_in_turn(*cases):
+    """All cases under all processes: each under one of them in `make test`, the others slow."""
+    turns = [(p, i, *case) for i, case in enumerate(cases) for p in range(len(PROCESSES))]
+    return pytest.mark.parametrize(
+        ("process", "step", "order"),
+        [
+            pytest.param(
+                PROCESSES[p], *case, marks=() if p == i % len(PROCESSES) else pytest.mark.slow
+            )
+            for p, i, *case in turns
+        ],
+        ids=str,
+    )
+
+
 STOCHASTIC = [
     EulerMaruyama(),
     EulerMaruyama(eta=0.5),
@@ -61,21 +78,16 @@ def single_steps(step, model, x, times, noise=None):
     return x
 
 
-@pytest.mark.parametrize(
-    ("step", "order"),
-    [
-        (Transfer(), 1),
-        (Heun(), 2),
-        (Multistep(), 2),
-        # the authors' code weighs the curvature of three predictions by half
-        (Multistep(order=3), 2),
-        # a corrector raises the order of its predictor by one
-        (UniPC(), 3),
-        (UniPC(order=3), 4),
-    ],
-    ids=str,
+@processes_in_turn(
+    (Transfer(), 1),
+    (Heun(), 2),
+    (Multistep(), 2),
+    # the authors' code weighs the curvature of three predictions by half
+    (Multistep(order=3), 2),
+    # a corrector raises the order of its predictor by one
+    (UniPC(), 3),
+    (UniPC(order=3), 4),
 )
-@processes
 def test_order_of_convergence(process, step, order):
     """Slope of log error against log steps, on the closed-form flow of a Gaussian, 0.5 < t < 0.95.
 
@@ -270,8 +282,7 @@ LIMITS = [
 ]
 
 
-@pytest.mark.parametrize(("step", "order"), LIMITS, ids=str)
-@processes
+@processes_in_turn(*LIMITS)
 def test_mean_and_covariance_converge_to_those_of_the_data(process, step, order):
     """Each doubling of the steps divides the error of the covariance by 2^order."""
     truth = Correlated(Velocity(Flow())).covariance

@@ -45,7 +45,9 @@ def animate(run, path, *more):
     return main(["sample", str(run), "--gif", str(path), "-n", "6", *more])
 
 
-@pytest.mark.parametrize(("steps", "count"), [(1, 2), (3, 4), (70, 60)])
+@pytest.mark.parametrize(
+    ("steps", "count"), [(1, 2), (3, 4), pytest.param(70, 60, marks=pytest.mark.slow)]
+)
 def test_an_animation_goes_from_the_noise_to_the_images(run, steps, count, tmp_path):
     path = tmp_path / "x.gif"
     assert animate(run, path, "--steps", str(steps), "--seed", "3", "--label", "2,0") == 0
