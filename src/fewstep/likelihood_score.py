@@ -223,10 +223,14 @@ def likelihood_from(table: Mapping[str, Any]) -> LikelihoodScore:
 
 
 def stored_likelihoods(address: str | Path, generator: Generator) -> list[LikelihoodScore]:
-    """The likelihoods of this network in a run folder, oldest first."""
+    """The likelihoods of this network in a run folder by this version, oldest first."""
     if not Path(address).is_dir():
         return []
-    lines = [line["likelihood"] for line in Run(address).scores() if "likelihood" in line]
+    lines = [
+        line["likelihood"]
+        for line in Run(address).scores()
+        if "likelihood" in line and line.get("version") == __version__
+    ]
     network = network_hash(generator)[:16] if lines else ""
     return [score for score in map(likelihood_from, lines) if score.network == network]
 

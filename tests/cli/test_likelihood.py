@@ -114,6 +114,7 @@ def test_it_is_measured_once_and_shown_by_all(teacher, capsys):
     capsys.readouterr()
     assert main([*argv, "--probes", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["probes"] == 2
+    Run(teacher).append_score({"version": "0.0.1", "likelihood": {"of another version": 1}})
     assert len(stored_likelihoods(teacher, runs.load(teacher))) == 2
 
 
@@ -158,6 +159,8 @@ def test_images_without_the_conditions_of_the_network_are_refused():
         (["--likelihood", "--tolerance", "0.5"], "--tolerance is 0.5; it must be a number from"),
         (["--likelihood", "--straightness"], "are two measures: give one of them"),
         (["--likelihood", "--precision", "bf16"], "--precision bf16 is too coarse"),
+        (["--likelihood", "--sampler", "no"], "--sampler no has no effect on a likelihood: leave"),
+        (["--likelihood", "--caption-split", "test"], "--caption-split test has no effect on a"),
         (["--likelihood", "--guidance", "2"], "it is guided"),
         (["--likelihood", "--split", "test"], "digits has no split 'test'"),
     ],

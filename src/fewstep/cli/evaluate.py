@@ -88,7 +88,18 @@ def main(argv: Sequence[str]) -> int:
     """Run `fewstep evaluate`. Returns the exit code."""
     options = console.options(Options, "evaluate", argv)
     options.check()
-    options.check_likelihood(straightness=options.straightness, precision=options.precision)
+    options.check_likelihood(
+        straightness=options.straightness,
+        precision=options.precision,
+        without_effect={
+            "sampler": options.sampler,
+            "grid": options.grid,
+            "extractor": options.extractor,
+            "resize": options.resize,
+            "measures": options.measures,
+            "caption-split": options.caption_split,
+        },
+    )
     from fewstep import comparison, runs
     from fewstep.distributed import check_equal, device, first_rank, run_together, world
     from fewstep.evaluation import Evaluator

@@ -1,6 +1,7 @@
 """`fewstep evaluate RUN --likelihood [--samples N] [--split test] [--probes N]`."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,8 +23,7 @@ class LikelihoodOptions:
 
     likelihood: bool = False
     """Instead of scores, measure the likelihood of real images under a teacher, in bits per
-    dimension: of --samples images, by default 200. --steps, --sampler and the extractor have no
-    effect."""
+    dimension: of --samples images, by default 200. --steps and --protocol have no effect."""
     split: str | None = None
     """With --likelihood: the split of the set, such as test; by default that of the training."""
     probes: str | None = None
@@ -32,8 +32,13 @@ class LikelihoodOptions:
     tolerance: Annotated[float, Ge(1e-7), Le(0.1)] | None = None
     """With --likelihood: error of a step of the ODE's solver; by default 1e-4."""
 
-    def check_likelihood(self, *, straightness: bool, precision: str) -> None:
-        """Raise InputError for options that do not fit each other."""
+    def check_likelihood(
+        self, *, straightness: bool, precision: str, without_effect: Mapping[str, str | None]
+    ) -> None:
+        """Raise InputError for options that do not fit each other.
+
+        `without_effect` are options, by their names, on which no likelihood depends.
+        """
         if not self.likelihood:
             for name in ("split", "probes", "tolerance"):
                 if getattr(self, name) is not None:
@@ -46,6 +51,9 @@ class LikelihoodOptions:
                 f"a likelihood is computed in f32: --precision {precision} is too coarse for the "
                 "solver; leave it out"
             )
+        for name, value in without_effect.items():
+            if value:
+                raise InputError(f"--{name} {value} has no effect on a likelihood: leave it out")
 
     def likelihood_settings(self, samples: int | None, seed: int) -> "LikelihoodSettings":
         """The settings of these options."""
