@@ -182,6 +182,8 @@ def test_damaged_snapshots_are_refused(run, tmp_path, capsys):
     assert "its tensors do not match" in capsys.readouterr().err
     assert main(["doctor", str(copy.folder)]) == 2
     assert f"{path} is damaged" in capsys.readouterr().out
+    assert main(["doctor", str(copy.snapshot_file(4))]) == 0
+    assert "SHA-256 matches; snapshot of averages, step 4" in capsys.readouterr().out
     shutil.copy(copy.model_file, path)
     assert main(["average", str(copy.folder), "--length", "0.1"]) == 2
     assert "is no snapshot of averages" in capsys.readouterr().err

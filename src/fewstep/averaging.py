@@ -112,7 +112,7 @@ def reconstruct(
         raise InputError(
             f"{run.folder} has no snapshots of averages: train with fit.ema_lengths=[0.05, 0.1]"
         )
-    notes = [_read_note(path) for path in files]
+    notes = [read_note(path) for path in files]
     profiles = [
         [Profile(power_exponent(own), note["step"]) for own in note["lengths"]] for note in notes
     ]
@@ -137,7 +137,8 @@ def reconstruct(
     return Average(weights, len(files), error)
 
 
-def _read_note(path: Path) -> dict[str, Any]:
+def read_note(path: Path) -> dict[str, Any]:
+    """The lengths and the step of a snapshot.  Raises: InputError for another file."""
     note = read_description(path)
     lengths, step = note.get("lengths"), note.get("step")
     numbers = [step, *lengths] if isinstance(lengths, list) else [None]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fewstep import runs
 from fewstep.autoencoder_files import load_autoencoder
+from fewstep.averaging import read_note
 from fewstep.errors import InputError
 from fewstep.formatting import quantity
 from fewstep.images import read_picture
@@ -85,10 +86,9 @@ def _state(run: Run) -> str:
 
 
 def _snapshot(file: Path) -> str:
-    _, note = read_weights_file(file)
-    if note.get("kind") != AVERAGES:
-        raise InputError(f"{file} is no snapshot of averages: remove it from the run's averages/")
-    return "SHA-256 matches"
+    read_weights_file(file)
+    step = read_note(file)["step"]
+    return f"SHA-256 matches; snapshot of averages, step {step}"
 
 
 def _weights(file: Path) -> str:
@@ -98,6 +98,8 @@ def _weights(file: Path) -> str:
         shapes = ("x".join(map(str, s)) for s in (autoencoder.shape, autoencoder.latent_shape))
         text = f"autoencoder {autoencoder.hash[:16]}, images {' to latents '.join(shapes)}"
         return f"SHA-256 matches; {text}"
+    if note.get("kind") == AVERAGES:
+        return _snapshot(file)
     generator = runs.load(file, verify=False)  # which finds a description that is of no use
     count = sum(tensor.numel() for tensor in tensors.values())
     digest = runs.weights_hash(generator)[:16]
