@@ -15,7 +15,7 @@ from fewstep.methods.base import Task
 from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.optimizers import FitConfig, PlayerConfig
 from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
-from fewstep.process import VP, LinearBetas
+from fewstep.process import VP, Cosine, Flow, LinearBetas
 from fewstep.sample_spec import SampleSpec
 from fewstep.trainer import Training
 
@@ -54,11 +54,14 @@ def test_weights_are_those_of_the_papers(kind):
         torch.testing.assert_close(factor * error, loss, rtol=1e-6, atol=0)
 
 
-def test_p2_is_finite_where_there_is_no_noise_or_no_image():
-    for kind in (V, Velocity):
-        denoiser = network(VP(), kind())
-        at = denoiser.coefficients(torch.tensor([0.0, 1.0]), torch.zeros(2, 2))
-        assert P2()(at).isfinite().all()
+@pytest.mark.parametrize("process", [Flow(), VP(), Cosine()], ids=lambda p: type(p).__name__)
+def test_weights_are_finite_where_there_is_no_noise_or_no_image(process):
+    for kind in (Eps, V, Velocity, EDM, Clean):
+        ends = torch.tensor([0.0, 1.0 if kind in (V, Velocity, Clean) else 0.9])
+        at = network(process, kind()).coefficients(ends, torch.zeros(2, 2))
+        weights = [P2(), P2(gamma=0.5), MinSnr()] + [Snr()] * (kind is not Clean)
+        for weight in weights:
+            assert torch.as_tensor(weight(at)).isfinite().all(), (kind, weight)
 
 
 def test_settings_are_checked():

@@ -43,7 +43,7 @@ class Snr(Weight):
     """The signal-to-noise ratio (alpha/sigma)² as the weight of the error of x0: the eps error."""
 
     def __call__(self, at: Coefficients) -> Tensor:
-        return snr(at) * at.x0[1].square()
+        return at.eps[1].square()
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class P2(Weight):
         check_fields(self, "p2")
 
     def __call__(self, at: Coefficients) -> Tensor:
-        return (self.k + snr(at)) ** -self.gamma * at.eps[1].square()
+        ratio = snr(at)  # the error of eps is that of x0 times the SNR
+        return (self.k + ratio) ** -self.gamma * ratio * at.x0[1].square()
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class Learned(Weight):
 
 
 def snr(at: Coefficients) -> Tensor:
-    """(alpha/sigma)²."""
-    return (at.alpha / at.sigma).square()
+    """(alpha/sigma)²; without noise, a large number in place of infinity."""
+    return (at.alpha / at.sigma.clamp(min=1e-6)).square()
 
 
 class Uncertainty(nn.Module):

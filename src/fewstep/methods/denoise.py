@@ -45,10 +45,11 @@ class DenoiseConfig:
     """Fraction of rows, 0 to below 1, trained without their class or prompt, for classifier-free
     guidance."""
     sampler: Step = field(default_factory=Transfer)
-    """Sampler of the trained network: `transfer` (Euler, or DDIM), `heun` (2N − 1 network calls in
-    N steps, published for EDM), `multistep`, `ancestral` (DDPM's), `renoise` or `corrector`."""
+    """Sampler of the trained network, one of `fewstep list samplers`: `transfer` (Euler, or DDIM),
+    `heun` (2N − 1 network calls in N steps, published for EDM), `unipc`, `ancestral` (DDPM's) …"""
     grid: Grid = field(default_factory=UniformGrid)
-    """Times at which the trained network is sampled: `uniform` or `karras`."""
+    """Times at which the trained network is sampled, one of `fewstep list grids`: `uniform`,
+    `karras`, `log-snr` …"""
 
     def __post_init__(self) -> None:
         check_fields(self, "method")
