@@ -370,7 +370,7 @@ def test_the_page_leaves_out_steps_at_which_a_teacher_has_no_images():
     teacher = replace(source("teacher", **options), steps=(16,))
     (about,) = describe(teacher, None, runtime=("", ""))["generators"]
     assert list(about["programs"]) == ["2", "4", "16"]
-    with pytest.raises(InputError, match="infinite or not a number"):
+    with pytest.raises(InputError, match="starts at t = 0, which has no noise"):
         describe(replace(teacher, steps=(1,)), None, runtime=("", ""))
 
 
