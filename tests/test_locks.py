@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -111,3 +112,23 @@ def test_a_lock_that_has_just_become_free_is_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_acquire", lambda path: results.pop() if results else real(path))
     with lock_folder(tmp_path):
         assert lock_owner(tmp_path).startswith(f"process {os.getpid()} on ")
+
+
+@pytest.mark.parametrize("error", [FileExistsError, FileNotFoundError])
+def test_a_folder_that_another_process_has_just_removed_is_made_again(tmp_path, monkeypatch, error):
+    real, errors = Path.mkdir, [error]
+
+    def mkdir(path, *args, **kwargs):
+        if errors:
+            raise errors.pop()
+        real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with lock_folder(tmp_path / "folder"):
+        assert (tmp_path / "folder" / LOCK).exists()
+
+
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
+    (tmp_path / "folder").touch()
+    with pytest.raises(FileExistsError), lock_folder(tmp_path / "folder"):
+        pass

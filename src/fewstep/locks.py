@@ -93,11 +93,15 @@ def _check_file(path: Path) -> None:
 def _acquire(path: Path) -> int | None:
     """The locked file; None if another process holds its lock."""
     for _ in range(ATTEMPTS):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _check_file(path)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _check_file(path)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # the last user of the folder has just removed it
+            continue
+        except FileExistsError:  # likewise, between the two looks that `mkdir` takes
+            if path.parent.exists():
+                raise
             continue
         locked = try_lock(descriptor)
         if locked is None:
