@@ -130,7 +130,7 @@ def test_a_sampler_and_a_grid_are_chosen_with_their_settings():
     generator = Generator(exact(VP(), Velocity()), SampleSpec((2,)), step=Heun(clip=1.0))
 
     def choose(sampler=None, grid=None):
-        return with_sampler_choices(generator, sampler=sampler, grid=grid)
+        return with_sampler_choices(generator, None, sampler=sampler, grid=grid)
 
     assert choose() is generator
     assert choose('{name="multistep", order=3}').step == Multistep(order=3, clip=1.0)
@@ -150,6 +150,26 @@ def test_a_sampler_and_a_grid_are_chosen_with_their_settings():
         with pytest.raises(InputError) as error:
             choose(sampler, grid)
         assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("coupling", [{"name": "minibatch-ot"}, "semidiscrete-ot"])
+@pytest.mark.parametrize(
+    "sampler", ["ancestral", "euler-maruyama", "stochastic-heun", "renoise", "corrector"]
+)
+def test_noise_of_a_coupling_cannot_be_renewed(coupling, sampler):
+    generator = Generator(exact(Flow(), Velocity()), SampleSpec((2,)))
+    recipe = {"method": {"name": "denoise", "coupling": coupling}}
+    with pytest.raises(InputError) as error:
+        with_sampler_choices(generator, recipe, sampler=sampler, grid=None)
+    assert f"the sampler {sampler} adds some: choose transfer, heun" in str(error.value)
+    for table, choice in (
+        (recipe, "unipc"),
+        (recipe, None),
+        ({"method": {"name": "denoise", "coupling": {"name": "independent"}}}, sampler),
+        ({"method": {"name": "regress"}}, sampler),
+        (None, sampler),
+    ):
+        with_sampler_choices(generator, table, sampler=choice, grid="uniform")
 
 
 @pytest.mark.parametrize(

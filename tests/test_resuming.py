@@ -223,6 +223,15 @@ def test_settings_of_the_result_may_not_change(stopped, setting):
     assert content(stopped) == before
 
 
+@pytest.mark.parametrize(
+    "setting", ["data.prompts=new.txt", 'teacher={load="new"}', 'pairs={load="new"}']
+)
+def test_contents_may_move_but_not_be_added_to_a_finished_run(undisturbed, setting):
+    with pytest.raises(InputError, match="belongs to another recipe: .* is not set in"):
+        is_finished(recipe(setting), undisturbed)
+    assert is_finished(recipe("data.path=new"), undisturbed)
+
+
 def test_weights_that_were_used_may_not_be_left_out(stopped):
     pins = Run(stopped).state()[1]["pins"]
     assert find_start(Run(stopped), recipe(), pins, "").step == 3

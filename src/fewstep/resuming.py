@@ -77,7 +77,8 @@ def find_start(
     """
     changes, state = check_changes(run, recipe, extend=extend), run.state()
     if state is None:
-        return Start(changes=changes, clears=not all(map(_keeps_result, changes)))
+        clears = not all(_keeps_result(key, *values) for key, values in changes.items())
+        return Start(changes=changes, clears=clears)
     note = state[1]
     _check_pins(run, note["pins"], pins)
     optimizer = [key for key in changes if _OPTIMIZER.fullmatch(key)]
@@ -126,19 +127,21 @@ def check_changes(run: Run, recipe: Recipe, *, extend: bool = False) -> Changes:
     if not any(file.exists() for file in (run.state_file, run.model_file, run.best_file)):
         return changes  # nothing has been saved yet
     has_failed = run.nonfinite_step() is not None
-    for key in changes:
-        if _keeps_result(key) or (has_failed and _OPTIMIZER.fullmatch(key)):
+    for key, values in changes.items():
+        if _keeps_result(key, *values) or (has_failed and _OPTIMIZER.fullmatch(key)):
             continue
         if key == "fit.steps" and extend:
-            _check_longer(run, recipe, *changes[key])
+            _check_longer(run, recipe, *values)
             continue
-        raise InputError(_refusal(run, recipe, key, *changes[key]))
+        raise InputError(_refusal(run, recipe, key, *values))
     return changes
 
 
-def _keeps_result(key: str) -> bool:
-    """Whether a run has the same result with another value of this setting, but for rounding."""
-    return key in PINS or bool(_NO_EFFECT.fullmatch(key) or _ROUNDING.fullmatch(key))
+def _keeps_result(key: str, old: Any, new: Any) -> bool:
+    """Whether a run has the same result with the new value of a setting, but for rounding."""
+    if key in PINS:  # contents may move, but not come or go, except into a cache of their own
+        return key in ("data.path", "data.latents") or bool(old) == bool(new)
+    return bool(_NO_EFFECT.fullmatch(key) or _ROUNDING.fullmatch(key))
 
 
 def _refusal(run: Run, recipe: Recipe, key: str, old: Any, new: Any) -> str:

@@ -62,18 +62,39 @@ def _fits(kinds: Mapping[str, Any], name: str, step: Step) -> bool:
 
 
 def with_sampler_choices(
-    generator: Generator, *, sampler: str | None, grid: str | None, clip: float | None = None
+    generator: Generator,
+    recipe: Mapping[str, Any] | None,
+    *,
+    sampler: str | None,
+    grid: str | None,
+    clip: float | None = None,
 ) -> Generator:
     """The generator with the sampler and the grid of these choices; None leaves its own.
 
-    A choice is a name, or a table with settings; see `convert_step`.
+    A choice is a name, or a table with settings; see `convert_step`. `recipe` is the table in the
+    generator's weights file, None for checkpoints of other projects.
 
-    Raises: InputError for a name or setting that does not exist.
+    Raises: InputError for a name or setting that does not exist, and for a sampler with new noise
+    if the recipe couples noise and images.
     """
     if sampler is not None or clip is not None:
         choice = sampler or plugins.name_of("sampler", type(generator.step))
         generator = generator.with_sampler(step=convert_step(generator.step, choice, clip=clip))
+        _check_coupling(generator.step, recipe)
     if grid is None:
         return generator
     table = parse_choice("--grid", grid)
     return generator.with_sampler(grid=tables.from_table(Grid, table, "--grid"))
+
+
+def _check_coupling(step: Step, recipe: Mapping[str, Any] | None) -> None:
+    """Raise InputError for new noise on the paths of a coupling, whose noise is no score."""
+    method = (recipe or {}).get("method")
+    coupling = method.get("coupling") if isinstance(method, Mapping) else None
+    name = coupling.get("name") if isinstance(coupling, Mapping) else coupling
+    if name not in (None, "independent") and not step.deterministic:
+        raise InputError(
+            f"it was trained with method.coupling={name}, which only the paths without new noise "
+            f"follow, but the sampler {plugins.name_of('sampler', type(step))} adds some: choose "
+            "transfer, heun, multistep or unipc"
+        )

@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
     generator = run_together(lambda: options.apply(run.generator, recipe))
     if options.likelihood:
         return _likelihood(run, generator.to(device()), options) if first_rank() else 0
-    generator = with_sampler_choices(generator, sampler=options.sampler, grid=options.grid)
+    generator = with_sampler_choices(generator, recipe, sampler=options.sampler, grid=options.grid)
     generator = generator.with_precision(options.precision).to(device())
     if options.straightness:
         return _straightness(generator, options) if first_rank() else 0

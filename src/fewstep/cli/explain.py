@@ -62,7 +62,8 @@ def main(argv: Sequence[str]) -> int:
     model = load_model(options.run, weights=options.weights, data=options.data)
     generator = model.generator.to(device())
     if options.sampler or options.grid:
-        generator = with_sampler_choices(generator, sampler=options.sampler, grid=options.grid)
+        recipe, sampler, grid = model.recipe_table, options.sampler, options.grid
+        generator = with_sampler_choices(generator, recipe, sampler=sampler, grid=grid)
         model = model.with_generator(generator)
     steps = model.generator.nearest(options.steps or model.default_steps)
     times_and_scales(model.generator, steps)  # raises for more steps than the grid has

@@ -177,9 +177,9 @@ def run(
     turns = run_together(lambda: _turns(address, generator, recording.count, prompts, data))
     if turns:
         recording = replace(recording, prompts=turns.prompts, labels=turns.labels)
-    generator = with_sampler_choices(generator, sampler=sampler, grid=grid, clip=clip)
+    recipe = runs.describe(address).get("recipe")
+    generator = with_sampler_choices(generator, recipe, sampler=sampler, grid=grid, clip=clip)
     if guidance:
-        recipe = runs.describe(address).get("recipe")
         generator = run_together(lambda: guidance.apply(generator, recipe))
     generator = generator.to(device())
     with closing(record(generator, folder, recording, teacher=teacher, batch=batch)) as rows:

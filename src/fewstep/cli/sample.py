@@ -139,7 +139,7 @@ def _load(options: Options) -> tuple["Generator", int]:
     recipe = runs.describe(options.run, weights=options.weights).get("recipe")
     negative = printable_text(options.negative)
     generator = options.apply(generator, recipe, negative=negative)
-    generator = with_sampler_choices(generator, sampler=options.sampler, grid=options.grid)
+    generator = with_sampler_choices(generator, recipe, sampler=options.sampler, grid=options.grid)
     steps = options.steps
     if steps is None:
         steps = min(runs.default_steps(generator, recipe))

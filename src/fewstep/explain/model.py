@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fewstep.assembly import allow_code
 from fewstep.autoencoder_files import load_autoencoder
@@ -41,10 +42,14 @@ class Model:
         return self.run.recipe
 
     @property
+    def recipe_table(self) -> dict[str, Any] | None:
+        """The recipe as a table; None for a checkpoint of another project."""
+        return self.recipe and self.recipe.table()
+
+    @property
     def default_steps(self) -> int:
         """The smallest number of steps that it is sampled in."""
-        table = self.recipe and self.recipe.table()
-        return min(default_steps(self.generator, table))
+        return min(default_steps(self.generator, self.recipe_table))
 
     def with_generator(self, generator: Generator) -> "Model":
         """The same model, sampled as `generator` is."""

@@ -93,11 +93,12 @@ def load_source(
     generator = runs.load(address, weights=weights)
     _check_finite(generator)
     note = runs.describe(address, weights=weights)
-    generator = with_guidance(generator, guidance, note.get("recipe"), interval=interval)
-    generator = with_sampler_choices(generator, sampler=sampler, grid=grid)
-    counts = steps or runs.default_steps(generator, note.get("recipe"))
+    recipe = note.get("recipe")
+    generator = with_guidance(generator, guidance, recipe, interval=interval)
+    generator = with_sampler_choices(generator, recipe, sampler=sampler, grid=grid)
+    counts = steps or runs.default_steps(generator, recipe)
     steps = tuple(dict.fromkeys(generator.nearest(count) for count in counts))
-    recipe, hash = note.get("recipe"), runs.weights_hash(generator)
+    hash = runs.weights_hash(generator)
     generator = _without_augmentation(generator)
     rounded, rounding = generator, {}
     if dtype != "f32":

@@ -62,7 +62,8 @@ class DenoiseConfig:
             raise InputError(
                 f"method.coupling is {name_of('coupling', type(self.coupling))}, which only the "
                 f"paths without new noise follow, but method.sampler is "
-                f"{name_of('sampler', type(self.sampler))}: choose transfer, heun or multistep"
+                f"{name_of('sampler', type(self.sampler))}: choose transfer, heun, multistep or "
+                "unipc"
             )
 
 
