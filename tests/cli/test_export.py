@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from exporting import unet_generator
+from exporting import text_generator, unet_generator
 from fewstep import runs
 from fewstep.checksums import with_check
 from fewstep.cli import main
 from fewstep.errors import InputError
 from fewstep.export.base import Exporter
 from fewstep.export.source import load_source
+from fewstep.guidance import negative_prompt
 from fewstep.sampling import Renoise
 from fewstep.times import FixedGrid
 
@@ -72,6 +73,23 @@ def test_a_folder_with_its_record(weights, tmp_path, capsys):
     record = json.loads((out / "export.json").read_text())
     assert record["steps"] == [3] and 0 < record["rounding"]["largest"] < 0.05
     assert (out / "old.txt").exists()
+
+
+def test_a_negative_prompt_is_exported_with_its_guidance(tmp_path, monkeypatch, capsys):
+    path, out = tmp_path / "text.safetensors", tmp_path / "out"
+    runs.save_generator(path, text_generator(), None, {})
+    prompts = []
+    monkeypatch.setattr(
+        Note,
+        "write",
+        lambda _, source, folder: (
+            prompts.append(negative_prompt(source.generator.denoiser.backbone)) or {}
+        ),
+    )
+    words = (path, "--to", f"{HERE}Note", "--out", out, "--negative", "the hat xylophone")
+    assert run(*words) == 2 and "no effect without guidance" in capsys.readouterr().err
+    assert run(*words, "--guidance", "2") == 0 and prompts == ["the hat xylophone"]
+    assert "unknown words" in capsys.readouterr().err
 
 
 class Other(Exporter):
@@ -176,6 +194,7 @@ def test_wrong_input_gets_one_line(weights, tmp_path, capsys):
         ((weights, *to, *out, "--steps", "one"), "not a list of numbers"),
         ((weights, *to, *out, "--steps", ""), "not a list of numbers"),
         ((weights, *to, *out, "--guidance", "nan"), "must be a number from 0"),
+        ((weights, *to, *out, "--guidance", "2", "--negative", "a cat"), "no text"),
         ((weights, *to, *out, "--score"), "fewstep evaluate"),
         ((weights, *to, *out, "--sampler", "eular"), "unknown sampler"),
         ((weights, "--to", f"{HERE}Needy", *out), "pip install 'fewstep[export]'"),

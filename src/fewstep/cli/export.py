@@ -11,6 +11,7 @@ import tyro
 from fewstep import plugins
 from fewstep.cli import console
 from fewstep.cli.guidance import parse_interval
+from fewstep.cli.prompts import print_unknown_words, printable_text
 from fewstep.errors import InputError
 from fewstep.formatting import quantity
 from fewstep.paths import check_writable_folder
@@ -42,6 +43,8 @@ class Options:
     guidance_interval: Annotated[str | None, tyro.conf.arg(metavar="LOW,HIGH")] = None
     """onnx and torch: lowest and highest time of guidance, from 0 (image) to 1 (noise), such as
     0.2,0.8; by default all times."""
+    negative: Annotated[str, tyro.conf.arg(metavar="TEXT")] = ""
+    """With --guidance: a prompt to lead away from, in place of no prompt."""
     weights: Literal["ema", "raw", "best"] = "ema"
     """Averaged weights of the last step (ema), raw weights of the last step, or averaged weights of
     the best evaluation during training."""
@@ -70,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
     from fewstep.export.base import export
 
     source = _source(options, options.run, options.dtype)
+    print_unknown_words(source.generator, [options.negative])
     if options.score:
         source = _with_scores(options, source)
     record = export(exporter, source, options.out, target=options.to)
@@ -119,6 +123,7 @@ def _source(options: Options, address: str, dtype: "Dtype") -> "Source":
         grid=options.grid if own else None,
         guidance=options.guidance if own else 1.0,
         interval=parse_interval(options.guidance_interval) if own else None,
+        negative=printable_text(options.negative) if own else "",
         weights=options.weights if own else "ema",
         dtype=dtype,
         license=options.license,

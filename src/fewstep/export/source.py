@@ -77,6 +77,7 @@ def load_source(
     grid: str | None = None,
     guidance: float = 1.0,
     interval: Sequence[float] | None = None,
+    negative: str = "",
     weights: Weights = "ema",
     dtype: Dtype = "f32",
     license: str = "",
@@ -94,7 +95,7 @@ def load_source(
     _check_finite(generator)
     note = runs.describe(address, weights=weights)
     recipe = note.get("recipe")
-    generator = with_guidance(generator, guidance, recipe, interval=interval)
+    generator = with_guidance(generator, guidance, recipe, interval=interval, negative=negative)
     generator = with_sampler_choices(generator, recipe, sampler=sampler, grid=grid)
     counts = steps or runs.default_steps(generator, recipe)
     steps = tuple(dict.fromkeys(generator.nearest(count) for count in counts))
