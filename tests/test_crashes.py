@@ -30,7 +30,7 @@ def sweep(folder, **counts):
 
 
 def test_after_a_crash_the_same_command_ends_with_the_same_files(tmp_path):
-    for name, result in sweep(tmp_path, train=2, record=1, evaluate=1).items():
+    for name, result in sweep(tmp_path, train=2, evaluate=1).items():
         assert result["bad"] == [], name
         assert result["tried"] <= result["points"]
 

@@ -71,6 +71,7 @@ def test_the_best_weights_are_those_of_the_best_score(trained):
     assert again.frechet == pytest.approx(best["frechet"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_best_that_is_not_the_last_stays(tmp_path, monkeypatch):
     """Were step 6 the best, its weights would be kept: those of a run that stopped there."""
     honest, asked = Evaluator.score, []

@@ -72,6 +72,7 @@ def test_latents_have_no_mean_and_unit_variance_over_the_recent_batches():
     assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.1
 
 
+@pytest.mark.slow
 def test_it_learns_pictures_of_two_factors():
     config = FitConfig(steps=200, batch=12, lr=1e-2, schedule="cosine", ema_halflife=0.02)
     run = Training(method(noise=0.02), batches(count=200), config)

@@ -87,6 +87,7 @@ def test_a_second_time_starts_without_effect():
     assert torch.equal(student(x, level, level_s=0 * level), teacher(x, level))
 
 
+@pytest.mark.slow
 def test_it_learns_a_rotation_by_its_level():
     torch.manual_seed(0)
     net = MLPConfig(width=64).build(shape=(2,))

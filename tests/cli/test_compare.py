@@ -139,6 +139,7 @@ def test_bad_input_is_one_line(teacher, capsys, argv, told):
     assert told in fails(capsys, "compare", *(a.format(teacher=teacher) for a in argv))
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_called_so(folder, teacher, tmp_path, capsys):
     told = ["evaluate.every=1", "evaluate.samples=40", 'evaluate.extractor="pixels"']
     run = trained(folder / "scored", "train", "digits-flow", *TINY, *told, "evaluate.steps=[1]")
@@ -148,6 +149,7 @@ def test_the_best_weights_are_called_so(folder, teacher, tmp_path, capsys):
     assert name.startswith("scored (best, step ") and name in (tmp_path / "a.html").read_text()
 
 
+@pytest.mark.slow
 def test_guidance_is_said(teacher, capsys):
     capsys.readouterr()
     assert main(["evaluate", teacher, *QUICK, "--guidance", "3"]) == 0

@@ -137,6 +137,7 @@ def test_a_file_takes_licence_and_scores_of_its_weights_along(run, tmp_path):
     assert out.read_bytes() == again.read_bytes()
 
 
+@pytest.mark.slow
 def test_f16_has_its_own_score(run, tmp_path, capsys):
     out, again = tmp_path / "half.safetensors", tmp_path / "again.safetensors"
     assert main(["convert", str(run), "-o", str(out), "--dtype", "f16"]) == 0

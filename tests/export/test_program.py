@@ -49,13 +49,12 @@ def wanted(generator, inputs, steps):
 
 
 SLOW = [Transfer(clip=1.0), Renoise(0.5), Ancestral("large"), Heun(), Multistep(), Multistep(3)]
-SLOW += [UniPC(), EulerMaruyama(), StochasticMultistep()]
+SLOW += [UniPC(), EulerMaruyama(), StochasticMultistep(), StochasticHeun()]
 STEPS = [
     Ancestral(),
     Corrector(),
     HalfStep(),
     UniPC(order=3),
-    StochasticHeun(),
     *(pytest.param(step, marks=pytest.mark.slow) for step in SLOW),
 ]
 TINY = UNetConfig(channels=(8,), layers=1, attention=(), middle_attention=False, groups=4)

@@ -200,6 +200,7 @@ def test_seeds_are_pinned_and_meet_in_the_square(tab, address):
     tab.wait_for_url("**&x=0.1*&y=0.9*")
 
 
+@pytest.mark.slow
 def test_two_tabs_do_not_disturb_each_other(tab, browser, address):
     query = "?models=cm&models=teacher&count=4&seed="
     tab.goto(f"{address}{query}1")

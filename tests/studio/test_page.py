@@ -118,7 +118,14 @@ def test_a_toy_has_points_and_jumps(folder):
 
 
 @pytest.mark.parametrize(
-    ("size", "view"), [(1, "compare"), (2, "seeds"), (3, "morph"), (1, "path"), (3, "path")]
+    ("size", "view"),
+    [
+        (2, "seeds"),
+        (3, "morph"),
+        (1, "path"),
+        pytest.param(1, "compare", marks=pytest.mark.slow),
+        pytest.param(3, "path", marks=pytest.mark.slow),
+    ],
 )
 def test_points_of_any_dimension_are_drawn(size, view, save_run, tmp_path):
     save_run(tmp_path / "toy", "denoise", seed=0, config=MLPConfig(8), spec=SampleSpec((size,)))
