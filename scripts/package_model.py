@@ -1,9 +1,11 @@
 """Write a run's weights, rounded and with their scores, into a model of this package.
 
     python scripts/package_model.py RUN NAME --dtype int8 [--steps 1,2,4] [--measures text-match]
+        [--prompts "smiling face; red heart"]
 
-The scores are those of the rounded weights, by the protocol `quick`. RUN may also be a packaged
-model, such as fewstep:digits, whose description belongs to an older version.
+--prompts are the examples that studio and page offer, by default captions of the set. The scores
+are those of the rounded weights, by the protocol `quick`. RUN may also be a packaged model, such as
+fewstep:digits, whose description belongs to an older version.
 """
 
 import argparse
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["f32", "f16", "int8"], default="int8")
     parser.add_argument("--steps", default="1")
     parser.add_argument("--measures", default="")
+    parser.add_argument("--prompts", default="")
     options = parser.parse_args()
     note, run = runs.describe(options.run), load_run(options.run)
     table = recipe.parse(note["recipe"]).table()
@@ -33,9 +36,9 @@ def main() -> None:
         FOLDER / f"{options.name}.safetensors",
     )
     images = reference_images(run)
-    generator.spec = replace(
-        generator.spec, prompts=examples(images) if run.generator.spec.text else ()
-    )
+    if generator.spec.text:
+        prompts = tuple(part.strip() for part in options.prompts.split(";") if part.strip())
+        generator.spec = replace(generator.spec, prompts=prompts or examples(images))
     settings = {"license": "MIT", "dtype": options.dtype}
     runs.save_generator(path, generator, table, note["pins"], **settings)
     measures = tuple(filter(None, options.measures.split(",")))
