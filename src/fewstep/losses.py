@@ -163,9 +163,14 @@ class DecodedDistance(ImageDistance):
 
 
 def bind_decoder(config: Any, decoder: Decoder | None) -> Any:
-    """Let each loss on images in a method's config decode latents first; unchanged without one."""
+    """Let each loss on images in a method's config decode latents first; unchanged without one.
+
+    Raises: InputError for a setting `clip`, which is a range of images.
+    """
     if decoder is None:
         return config
+    if getattr(config, "clip", None) is not None:
+        raise InputError("method.clip clamps images, and this student generates latents: remove it")
     for field in fields(config) if is_dataclass(config) else ():
         loss = getattr(config, field.name)
         if isinstance(loss, ImageDistance):

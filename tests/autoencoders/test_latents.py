@@ -172,6 +172,8 @@ def test_distances_of_images_see_decoded_latents(place):
     weights = nn.Linear(1, 1)  # any object that is not called
     assert bind_decoder(weights, None) is weights
     bound = bind_decoder(RegressConfig(loss=Features(extractor="pixels", mse=1.0)), decoder)
+    with pytest.raises(InputError, match=r"method\.clip clamps images.* latents: remove it"):
+        bind_decoder(RegressConfig(clip=1.0), decoder)
     plain = bind_decoder(RegressConfig(), decoder)
     assert plain == RegressConfig()  # which is not of images
     a, b = torch.randn(2, 3, 2, 2, 2).unbind()

@@ -8,10 +8,14 @@ Luhman and Luhman 2021, arXiv:2101.02388.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from fewstep.generator import Generator
 from fewstep.losses import Distance, SquaredError
 from fewstep.methods.base import Loss, Method, Turn
 from fewstep.methods.batch import Batch
+from fewstep.ranges import Positive
 from fewstep.times import FixedGrid
 
 
@@ -22,6 +26,9 @@ class RegressConfig:
     loss: Distance = field(default_factory=SquaredError)
     """Distance between the student's image and the teacher's: `mse`, `pseudo-huber`, `lpips` or
     `features`."""
+    clip: Positive | None = None
+    """Values beyond ±clip look alike, and none of them is an error where the teacher's image has
+    another; 1 for images. White and black backgrounds then are without noise."""
 
 
 class Regress(Method[RegressConfig]):
@@ -38,8 +45,15 @@ class Regress(Method[RegressConfig]):
         pairs = batch.pairs
         start = self.student.span[1]
         x_t = self.student.process.start(pairs.noise, start)
-        prediction = self.student(x_t, start, cond=pairs.cond)
-        return Loss(self.config.loss(prediction.x0, pairs.x0).mean())
+        x0 = self.student(x_t, start, cond=pairs.cond).x0
+        target = pairs.x0 if self.config.clip is None else _nearest(x0, pairs.x0, self.config.clip)
+        return Loss(self.config.loss(x0, target).mean())
 
     def generator(self) -> Generator:
         return Generator(self.student, self.spec, grid=FixedGrid(((self.student.span[1],),)))
+
+
+def _nearest(x0: Tensor, target: Tensor, clip: float) -> Tensor:
+    """Of all images that look like `target`, the one that is nearest to `x0`."""
+    x0, shown = x0.detach(), target.clamp(-clip, clip)
+    return torch.where(x0.clamp(-clip, clip) == shown, x0, shown)
