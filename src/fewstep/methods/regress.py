@@ -55,5 +55,5 @@ class Regress(Method[RegressConfig]):
 
 def _nearest(x0: Tensor, target: Tensor, clip: float) -> Tensor:
     """Of all images that look like `target`, the one that is nearest to `x0`."""
-    x0, shown = x0.detach(), target.clamp(-clip, clip)
-    return torch.where(x0.clamp(-clip, clip) == shown, x0, shown)
+    x0, visible = x0.detach(), target.clamp(-clip, clip)
+    return torch.where(x0.clamp(-clip, clip) == visible, x0, visible)
