@@ -128,7 +128,25 @@ def test_a_folder_that_another_process_has_just_removed_is_made_again(tmp_path, 
         assert (tmp_path / "folder" / LOCK).exists()
 
 
-def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
-    (tmp_path / "folder").touch()
+def test_a_folder_that_has_been_removed_and_made_again_is_used(tmp_path, monkeypatch):
+    """`mkdir` met the removal, and the next look meets the folder of a third process."""
+    real, errors = Path.mkdir, [FileExistsError]
+
+    def mkdir(path, *args, **kwargs):
+        real(path, *args, **kwargs)
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with lock_folder(tmp_path / "folder"):
+        assert (tmp_path / "folder" / LOCK).exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "broken link"])
+def test_what_is_no_folder_is_an_error(tmp_path, kind):
+    if kind == "file":
+        (tmp_path / "folder").touch()
+    else:
+        (tmp_path / "folder").symlink_to("nowhere")
     with pytest.raises(FileExistsError), lock_folder(tmp_path / "folder"):
         pass

@@ -90,6 +90,14 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path} is no lock of fewstep, which is a file: remove it")
 
 
+def _is_no_folder(path: Path) -> bool:
+    """Whether there is something else, such as a file or a link; not if there is nothing."""
+    try:
+        return not stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
 def _acquire(path: Path) -> int | None:
     """The locked file; None if another process holds its lock."""
     for _ in range(ATTEMPTS):
@@ -100,7 +108,7 @@ def _acquire(path: Path) -> int | None:
         except FileNotFoundError:  # the last user of the folder has just removed it
             continue
         except FileExistsError:  # likewise, between the two looks that `mkdir` takes
-            if path.parent.exists():
+            if _is_no_folder(path.parent):
                 raise
             continue
         locked = try_lock(descriptor)

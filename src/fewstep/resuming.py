@@ -139,7 +139,8 @@ def check_changes(run: Run, recipe: Recipe, *, extend: bool = False) -> Changes:
 
 def _keeps_result(key: str, old: Any, new: Any) -> bool:
     """Whether a run has the same result with the new value of a setting, but for rounding."""
-    if key in PINS:  # contents may move, but not come or go, except into a cache of their own
+    if key in PINS:
+        # an address may change, but not appear or vanish, unless its contents are the same without
         return key in ("data.path", "data.latents") or bool(old) == bool(new)
     return bool(_NO_EFFECT.fullmatch(key) or _ROUNDING.fullmatch(key))
 

@@ -94,7 +94,7 @@ def _check_coupling(step: Step, recipe: Mapping[str, Any] | None) -> None:
     name = coupling.get("name") if isinstance(coupling, Mapping) else coupling
     if name not in (None, "independent") and not step.deterministic:
         raise InputError(
-            f"it was trained with method.coupling={name}, which only the paths without new noise "
-            f"follow, but the sampler {plugins.name_of('sampler', type(step))} adds some: choose "
-            "transfer, heun, multistep or unipc"
+            f"the network was trained with method.coupling={name}, which only the paths without "
+            f"new noise follow, but the sampler {plugins.name_of('sampler', type(step))} adds "
+            "some: choose transfer, heun, multistep or unipc"
         )

@@ -27,8 +27,8 @@ class RegressConfig:
     """Distance between the student's image and the teacher's: `mse`, `pseudo-huber`, `lpips` or
     `features`."""
     clip: Positive | None = None
-    """Values beyond ±clip look alike, and none of them is an error where the teacher's image has
-    another; 1 for images. White and black backgrounds then are without noise."""
+    """Where the teacher's image is beyond ±clip, any value beyond it is right: all are shown alike.
+    1 for images, whose white and black areas then have no faint noise."""
 
 
 class Regress(Method[RegressConfig]):
