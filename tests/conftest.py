@@ -31,6 +31,12 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="a longer proof: make slow"))
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    """Random numbers of a test do not depend on the tests before it, whose order differs."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """An empty $FEWSTEP_HOME: no data set, no weights, no cache."""

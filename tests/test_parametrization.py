@@ -162,6 +162,18 @@ def test_a_network_is_told_its_native_state_whatever_the_process():
         torch.testing.assert_close(level, shown[0][1], rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [Eps, V, Clean, Velocity])
+def test_a_new_network_under_ve_has_inputs_of_the_size_of_images(kind):
+    """x_t/√(1 + sigma²), as in EDM with sigma_data = 1, and not x_t, which is up to 80 large."""
+    process = VE()
+    sigma = torch.tensor([0.01, 1.0, 80.0], dtype=torch.float64)
+    parametrization = kind().bind(process)
+    scale = parametrization.scale(torch.ones_like(sigma), sigma)
+    torch.testing.assert_close(scale, 1 / torch.sqrt(1 + sigma**2))
+    level = parametrization.level(torch.ones_like(sigma), sigma)
+    torch.testing.assert_close(level, 2000 / torch.pi * torch.atan(sigma))
+
+
 def test_the_boundary_is_the_input_and_far_from_it_edm():
     """c_skip and c_out of consistency models: 1 and 0 at the least noise."""
     sigma = torch.tensor([0.002, 0.01, 80.0], dtype=torch.float64)

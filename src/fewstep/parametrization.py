@@ -71,10 +71,11 @@ class Native(Parametrization):
     """Base class for networks that were trained on the x_t and times of the process `native`."""
 
     native: Process | None = None
-    """The process that the network was trained under; None means that of its `Denoiser`."""
+    """The process of the x_t and times that the network takes as inputs; None means the `inputs` of
+    the process of its `Denoiser`."""
 
     def bind(self, process: Process) -> Parametrization:
-        return self if self.native else replace(self, native=process)
+        return self if self.native else replace(self, native=process.inputs)
 
     @property
     def process(self) -> Process:

@@ -45,6 +45,12 @@ class Process(ABC):
         """Noise level of a network at t = 1, in the units of its time embedding."""
         return 1000.0
 
+    @property
+    def inputs(self) -> "Process":
+        """The process whose x_t a new network takes as its input: this one, unless it has none that
+        suit a network. The x_t of the two differ by a factor."""
+        return self
+
     def ratio(self, t: Tensor) -> Tensor:
         """sigma/alpha at `t`; it increases with t, and is infinite where alpha is 0."""
         return self.sigma(t) / self.alpha(t)
@@ -162,6 +168,11 @@ class VE(Process):
     """
 
     sigma_max: Positive = 80.0
+
+    @property
+    def inputs(self) -> Process:
+        # its x_t are up to sigma_max large: on a circle they have the size of the images
+        return Cosine()
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
