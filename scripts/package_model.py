@@ -1,10 +1,11 @@
 """Write a run's weights, rounded and with their scores, into a model of this package.
 
     python scripts/package_model.py RUN NAME --dtype int8 [--steps 1,2,4] [--measures text-match]
-        [--prompts "smiling face; red heart"]
+        [--prompts "smiling face; red heart"] [--large] [--protocol resnet10k] [--guidance 1.5]
 
---prompts are the examples that studio and page offer, by default captions of the set. The scores
-are those of the rounded weights, by the protocol `quick`. RUN may also be a packaged model, such as
+--prompts are the examples that studio and page offer, by default captions of the set. --large
+writes into the folder models of the checkout, which is not part of the package. The scores are
+those of the rounded weights. RUN may also be a packaged model, such as
 fewstep:digits, whose description belongs to an older version.
 """
 
@@ -17,7 +18,7 @@ from fewstep.evaluation import Evaluator
 from fewstep.export.precision import round_weights
 from fewstep.loading import load_run, reference_images
 from fewstep.metrics import protocol
-from fewstep.models import FOLDER
+from fewstep.models import CHECKOUT_FOLDER, FOLDER
 
 
 def main() -> None:
@@ -28,12 +29,17 @@ def main() -> None:
     parser.add_argument("--steps", default="1")
     parser.add_argument("--measures", default="")
     parser.add_argument("--prompts", default="")
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--protocol", default="quick")
+    parser.add_argument("--guidance", type=float, default=1.0)
     options = parser.parse_args()
+    folder = CHECKOUT_FOLDER if options.large else FOLDER
+    assert folder, "--large needs a checkout"
     note, run = runs.describe(options.run), load_run(options.run)
     table = recipe.parse(note["recipe"]).table()
     generator, path = (
         round_weights(run.generator, options.dtype),
-        FOLDER / f"{options.name}.safetensors",
+        folder / f"{options.name}.safetensors",
     )
     images = reference_images(run)
     if generator.spec.text:
@@ -42,10 +48,11 @@ def main() -> None:
     settings = {"license": "MIT", "dtype": options.dtype}
     runs.save_generator(path, generator, table, note["pins"], **settings)
     measures = tuple(filter(None, options.measures.split(",")))
-    evaluator = Evaluator(images, protocol("quick").with_settings(measures=measures))
+    evaluator = Evaluator(images, protocol(options.protocol).with_settings(measures=measures))
     stored = runs.load(path)
     steps = [int(count) for count in options.steps.split(",")]
-    scores = [evaluator.score(stored, steps=count).table() for count in steps]
+    scored = stored if options.guidance == 1 else stored.with_guidance(options.guidance)
+    scores = [evaluator.score(scored, steps=count).table() for count in steps]
     runs.save_generator(path, generator, table, note["pins"], scores=scores, **settings)
     assert runs.weights_hash(runs.load(path)).startswith(scores[0]["weights"])
     for score in scores:

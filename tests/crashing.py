@@ -17,6 +17,7 @@ import random
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +32,7 @@ import fewstep.cli.train
 import fewstep.report  # noqa: F401
 from fewstep import data, metrics, runs
 from fewstep.cli import console, demo, main
+from fewstep.cli.demo_plans import PLANS
 from fewstep.locks import lock_folder
 from fewstep.recipe import read
 from fewstep.runner import run_recipe
@@ -101,11 +103,16 @@ def compare():
 
 def short_demo():
     """The jobs of a demo of two runs, one after the other in this process."""
-    demo.QUICK = {"teacher": (*TINY[:5], "fit.steps=3"), "regress": (*TINY[3:5], "fit.steps=3")}
-    demo.PAIRS = {"quick": 200}
-    demo.TEACHER = {"quick": {"transfer": (1, 2)}}
+    overrides = {"teacher": (*TINY[:5], "fit.steps=3"), "regress": (*TINY[3:5], "fit.steps=3")}
+    plan = replace(
+        PLANS[""],
+        students=("regress",),
+        stores={"pairs": replace(PLANS[""].stores["pairs"], count=200)},
+        teacher={"transfer": (1, 2)},
+        overrides=overrides,
+    )
     protocol = metrics.EvalProtocol(10, "pixels")
-    small = demo.Demo(Path("demo"), False)
+    small = demo.Demo(Path("demo"), plan)
     with lock_folder(small.out):
         for job in demo.make_jobs(small, protocol):
             job.run(lambda *_, **__: None)

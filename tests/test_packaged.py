@@ -48,6 +48,17 @@ def model(folder, generator):
     return path
 
 
+def test_a_checkout_has_more_models_than_the_package(generator, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(models, "CHECKOUT_FOLDER", tmp_path)
+    runs.save_generator(tmp_path / "large.safetensors", generator, RECIPE, {})
+    assert {"fewstep:digits", "fewstep:large"} <= set(models.model_addresses())
+    assert fewstep.load("fewstep:large").spec.classes == 10
+    monkeypatch.setattr(models, "CHECKOUT_FOLDER", None)
+    assert "fewstep:large" not in models.model_addresses()
+    with pytest.raises(InputError, match="fewstep has no model 'large'.*a checkout of fewstep has"):
+        fewstep.load("fewstep:large")
+
+
 def test_a_model_is_loaded_and_described_by_its_address(model, generator):
     loaded, rounded = fewstep.load("acme:small"), round_weights(generator, "f16")
     assert runs.weights_hash(loaded) == runs.weights_hash(rounded) != runs.weights_hash(generator)

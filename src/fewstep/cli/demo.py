@@ -1,4 +1,4 @@
-"""`fewstep demo`: train a teacher of digits, record pairs, train students, score all, report."""
+"""`fewstep demo`: train a teacher, record pairs, train students, score all, report."""
 
 import json
 import shlex
@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import tyro
 
 from fewstep.cli import console, evaluate, jobs, record, train
+from fewstep.cli.demo_plans import PLANS, Plan, StoreSpec, guidance_options
+from fewstep.cli.guidance import GuidanceOptions
+from fewstep.errors import InputError
 from fewstep.files import atomic_write
 from fewstep.locks import lock_folder, lock_owner
 from fewstep.paths import check_writable_folder
@@ -23,33 +26,8 @@ if TYPE_CHECKING:
     from fewstep.generator import Generator
     from fewstep.loading import LoadedRun
     from fewstep.metrics import EvalProtocol
-    from fewstep.recording import Recording
     from fewstep.scores import Score
 
-_QUICK_STEPS = {"teacher": 450, "regress": 600, "dmd": 110, "meanflow": 110, "consistency": 90}
-QUICK = {
-    name: (f"fit.steps={steps}", "fit.ema_halflife=0.05") for name, steps in _QUICK_STEPS.items()
-}
-"""The runs of the short demo: a teacher and four students, with overrides that shorten them."""
-OTHER_STUDENTS = (
-    *("cd", "ict", "scm", "progressive", "sfd", "sfd-one-step", "dmd2", "sid", "sida"),
-    *("circuit", "residual-sum"),
-)
-"""The students that only `--all` trains."""
-PAIRS = {"quick": 6144, "all": 16384}
-PAIR_STEPS = 8
-PAIR_SAMPLER = "multistep"
-RINGS = {"count": 16384, "steps": 8, "chunks": 8}
-"""Settings of the store of rings, the circuit's recorded updates, for its one-step student."""
-NOTE = (
-    "These students trained for seconds. To train longer, run: fewstep demo --all. It also trains "
-    f"{', '.join(OTHER_STUDENTS[:-1])} and {OTHER_STUDENTS[-1]}."
-)
-TEACHER = {
-    "quick": {"transfer": (1, 2, 4, 16)},
-    "all": {"transfer": (1, 2, 4, 8, 16), "heun": (10,)},
-}
-"""Samplers and step counts at which the teacher is scored."""
 STUDENT_STEPS = (1, 2, 4)
 PATIENCE = 20
 """Seconds to wait for jobs whose demo was killed."""
@@ -62,42 +40,33 @@ class Options:
     all: bool = False
     """Train every distillation method for the full length of its recipe, which takes over an
     hour."""
+    cifar10: bool = False
+    """Train a teacher of CIFAR-10 and its one-step student instead, which takes three hours of two
+    cores."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of the runs, by default runs/demo or runs/demo-all. The same command resumes them."""
+    """Folder of the runs, by default runs/demo, runs/demo-all or runs/demo-cifar10. The same
+    command resumes them."""
 
-
-class StoreSpec(NamedTuple):
-    """The run from which a store of the demo is recorded, with the settings and the sampler."""
-
-    source: str
-    settings: dict[str, int]
-    sampler: str
+    @property
+    def plan(self) -> Plan:
+        """Raises: InputError for two demos at once."""
+        if self.all and self.cifar10:
+            raise InputError("--all and --cifar10 are two demos: run one after the other")
+        return PLANS["--all" if self.all else "--cifar10" if self.cifar10 else ""]
 
 
 class Demo(NamedTuple):
-    """The runs of the demo, in the folder `out`."""
+    """The runs of a plan, in the folder `out`."""
 
     out: Path
-    all: bool
+    plan: Plan
 
     @property
-    def students(self) -> tuple[str, ...]:
-        quick = tuple(name for name in QUICK if name != "teacher")
-        return (*quick, *OTHER_STUDENTS) if self.all else quick
-
-    @property
-    def kind(self) -> str:
-        return "all" if self.all else "quick"
-
-    def store_spec(self, store: str) -> StoreSpec:
-        """The specification of `pairs` (of the teacher) or `rings` (of the circuit)."""
-        if store == "rings":
-            return StoreSpec("circuit", RINGS, "ring")
-        settings = {"count": PAIRS[self.kind], "steps": PAIR_STEPS}
-        return StoreSpec("teacher", settings, PAIR_SAMPLER)
+    def threads(self) -> int:
+        return 1 if self.plan.side_by_side else jobs.cores()
 
     def preset(self, name: str) -> str:
-        return "digits-flow" if name == "teacher" else f"digits-{name}"
+        return self.plan.presets + ("flow" if name == "teacher" else name)
 
     def inputs(self, name: str) -> dict[str, str]:
         """The demo's runs and stores that a run reads, by the recipe key that names them."""
@@ -109,7 +78,7 @@ class Demo(NamedTuple):
             "pairs.load": recipe.pairs and recipe.pairs.load,
             "student.init": recipe.student.init,
         }
-        prefix = "runs/digits-"
+        prefix = f"runs/{self.plan.presets}"
         names = {
             key: address.removeprefix(prefix)
             for key, address in addresses.items()
@@ -121,25 +90,26 @@ class Demo(NamedTuple):
         """Overrides of the preset: the addresses of its inputs, and its length."""
         inputs = self.inputs(name).items()
         paths = [f"{key}={json.dumps(str(self.out / run))}" for key, run in inputs]
-        return [*paths, *(() if self.all else QUICK.get(name, ()))]
+        return [*paths, *self.plan.overrides.get(name, ())]
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `fewstep demo`. Returns the exit code."""
     options = console.options(Options, "demo", argv)
-    folder = Path("runs/demo-all" if options.all else "runs/demo")
-    check_writable_folder(options.out or folder, "--out")
+    plan = options.plan
+    demo = Demo(options.out or Path(f"runs/demo{plan.option[1:]}"), plan)
+    check_writable_folder(demo.out, "--out")
     jobs.preload(["fewstep.cli.demo", "fewstep.runner", "fewstep.comparison"])
-    demo = Demo(options.out or folder, options.all)
     from fewstep import metrics
 
-    protocol = metrics.protocol("quick")
+    protocol = metrics.protocol(plan.protocol).with_settings(samples=plan.samples)
     with lock_folder(demo.out):
         _wait_for_orphans(demo)
         try:
-            jobs.run_jobs(make_jobs(demo, protocol), workers=jobs.cores())
+            workers = jobs.cores() // demo.threads
+            jobs.run_jobs(make_jobs(demo, protocol), workers=workers, threads=demo.threads)
         except console.Stopped:
-            words = ["fewstep", "demo", *["--all"] * demo.all, "--out", str(demo.out)]
+            words = filter(None, ["fewstep", "demo", plan.option, "--out", str(demo.out)])
             console.out.print(f"stopped; to resume: {shlex.join(words)}")
             return 0
         write_results(demo, protocol)
@@ -148,8 +118,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _wait_for_orphans(demo: Demo) -> None:
     """Wait for the jobs of a demo that was killed, which end at their next progress report."""
+    plan = demo.plan
     deadline = time.monotonic() + PATIENCE
-    folders = [demo.out / name for name in ("teacher", *demo.students, "pairs", "rings")]
+    folders = [demo.out / name for name in ("teacher", *plan.students, *plan.stores)]
     while any(map(lock_owner, folders)) and time.monotonic() < deadline:
         time.sleep(jobs.INTERVAL)
 
@@ -157,23 +128,20 @@ def _wait_for_orphans(demo: Demo) -> None:
 def make_jobs(demo: Demo, protocol: "EvalProtocol") -> list[jobs.Job]:
     """Everything to train, record and measure, with what each needs, the longest work first."""
     from fewstep.recipe import read
-    from fewstep.recording import Recording
 
     real = jobs.Job("real images", 1, partial(_prepare, demo, protocol))
     trainings: list[jobs.Job] = []
     recordings: dict[str, jobs.Job] = {}
     measurings: list[jobs.Job] = []
-    for name in ("teacher", *demo.students):
+    for name in ("teacher", *demo.plan.students):
         overrides, inputs = demo.overrides(name), frozenset(demo.inputs(name).values())
         total = read(demo.preset(name), overrides).fit.steps
         run = partial(_train, demo.preset(name), overrides, demo.out / name)
         trainings.append(jobs.Job(name, total, run, inputs))
-        for store in inputs & {"pairs", "rings"} - recordings.keys():
-            source, settings, sampler = demo.store_spec(store)
-            chunks = settings.get("chunks", 0)
-            recording = Recording(settings["count"], settings["steps"], chunks=chunks)
-            run = partial(_record, demo.out / source, demo.out / store, recording, sampler)
-            recordings[store] = jobs.Job(store, recording.count, run, frozenset({source}))
+        for store in inputs & demo.plan.stores.keys() - recordings.keys():
+            spec = demo.plan.stores[store]
+            run = partial(_record, demo.out / spec.source, demo.out / store, spec)
+            recordings[store] = jobs.Job(store, spec.count, run, frozenset({spec.source}))
         run = partial(_measure, demo, name, protocol)
         after = frozenset({name, real.name})
         measurings.append(jobs.Job(f"{name}, measured", 1, run, after))
@@ -204,10 +172,12 @@ def _train(preset: str, overrides: Sequence[str], folder: Path, update: console.
         train.train(recipe, folder, update)
 
 
-def _record(
-    source: Path, folder: Path, recording: "Recording", sampler: str, update: console.Update
-) -> None:
-    record.run(str(source), folder, recording, update, sampler=sampler)
+def _record(source: Path, folder: Path, spec: StoreSpec, update: console.Update) -> None:
+    from fewstep.recording import Recording
+
+    recording = Recording(spec.count, spec.steps, chunks=spec.chunks)
+    guidance = GuidanceOptions(guidance=spec.guidance)
+    record.run(str(source), folder, recording, update, sampler=spec.sampler, guidance=guidance)
 
 
 def _measure(demo: Demo, name: str, protocol: "EvalProtocol", update: console.Update) -> None:
@@ -240,14 +210,18 @@ def _sampler_settings(demo: Demo, run: "LoadedRun") -> list[tuple["Generator", i
     """The generators and step counts at which to score a run; each generator has its sampler."""
     from fewstep.plugins import resolve
 
+    plan = demo.plan
     if run.name == "teacher":
+        is_guided = plan.guidance != 1
+        teacher = run.generator.with_guidance(plan.guidance) if is_guided else run.generator
         return [
-            (run.generator.with_sampler(step=resolve("sampler", sampler)()), steps)
-            for sampler, counts in TEACHER[demo.kind].items()
+            (teacher.with_sampler(step=resolve("sampler", sampler)()), steps)
+            for sampler, counts in plan.teacher.items()
             for steps in counts
         ]
     counts = run.generator.grid.counts or STUDENT_STEPS
-    return [(run.generator, steps) for steps in counts if steps in (*STUDENT_STEPS, RINGS["steps"])]
+    rings = [spec.steps for spec in plan.stores.values() if spec.chunks]
+    return [(run.generator, steps) for steps in counts if steps in (*STUDENT_STEPS, *rings)]
 
 
 def write_results(demo: Demo, protocol: "EvalProtocol") -> None:
@@ -261,7 +235,7 @@ def write_results(demo: Demo, protocol: "EvalProtocol") -> None:
     torch.set_num_threads(1)  # times per image are measured with one thread, like the scores
     evaluator = _evaluator(demo, protocol)
     exhibits: list[Exhibit] = []
-    for name in ("teacher", *demo.students):
+    for name in ("teacher", *demo.plan.students):
         run = load_run(demo.out / name)
         scores = _scores(demo, run, evaluator)
         commands = _commands(demo, name, [score.steps for score in scores])
@@ -270,9 +244,8 @@ def write_results(demo: Demo, protocol: "EvalProtocol") -> None:
     tables = {e.name: [score.table() for score in e.scores] for e in exhibits}
     with atomic_write(demo.out / "results.json") as file:
         file.write(json.dumps(tables, indent=2).encode() + b"\n")
-    title, notes = "fewstep demo: handwritten digits", [] if demo.all else [NOTE]
-    report = demo.out / "report.html"
-    write_report(report, exhibits, title=title, notes=notes, evaluator=evaluator)
+    report, notes = demo.out / "report.html", [demo.plan.note] * bool(demo.plan.note)
+    write_report(report, exhibits, title=demo.plan.title, notes=notes, evaluator=evaluator)
     evaluate.show((e.name, score) for e in exhibits for score in e.scores)
     for note in notes:
         console.out.print(note)
@@ -283,14 +256,15 @@ def _commands(demo: Demo, name: str, steps: Sequence[int]) -> list[str]:
     """Shell commands that record the inputs of a run, train it and score it."""
     inputs, run = demo.inputs(name), str(demo.out / name)
     commands: list[list[str]] = []
-    for store in {"pairs", "rings"} & set(inputs.values()):
-        source, settings, sampler = demo.store_spec(store)
-        options = {"-n" if key == "count" else f"--{key}": n for key, n in settings.items()}
-        words = [word for key, n in options.items() for word in (key, str(n))]
-        paths = [str(demo.out / source), "--out", str(demo.out / store)]
-        commands.append(["fewstep", "record", *paths, *words, "--sampler", sampler])
+    for store in demo.plan.stores.keys() & set(inputs.values()):
+        spec = demo.plan.stores[store]
+        paths = [str(demo.out / spec.source), "--out", str(demo.out / store)]
+        commands.append(["fewstep", "record", *paths, *spec.options])
     verb = "distill" if "teacher.load" in inputs else "train"
     commands.append(["fewstep", verb, demo.preset(name), *demo.overrides(name), "--out", run])
-    counts = TEACHER[demo.kind]["transfer"] if name == "teacher" else steps
-    commands.append(["fewstep", "evaluate", run, "--steps", ",".join(map(str, counts))])
+    guidance: list[str] = []
+    if name == "teacher":
+        steps = demo.plan.teacher["transfer"]
+        guidance = guidance_options(demo.plan.guidance)
+    commands.append(["fewstep", "evaluate", run, "--steps", ",".join(map(str, steps)), *guidance])
     return [shlex.join(command) for command in commands]

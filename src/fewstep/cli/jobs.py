@@ -1,4 +1,4 @@
-"""Run jobs in parallel, each in a process of its own with one thread, with one progress display."""
+"""Run jobs in parallel, each in a process of its own, with one progress display."""
 
 import multiprocessing
 import os
@@ -62,10 +62,11 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def run_jobs(jobs: Sequence[Job], *, workers: int) -> None:
+def run_jobs(jobs: Sequence[Job], *, workers: int, threads: int = 1) -> None:
     """Run all jobs, at most `workers` at once, in order as far as `Job.after` allows.
 
-    If a job fails, the others stop at their next progress report.
+    Each has `threads` threads of computation. If a job fails, the others stop at their next
+    progress report.
 
     Raises: console.Stopped after Ctrl-C; InputError if a job raised one or was killed.
     """
@@ -79,7 +80,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> None:
                 ready = [job for job in waiting if job.after <= finished and not stop.is_set()]
                 for job in ready[: workers - len(running)]:
                     waiting.remove(job)
-                    connection, process = _start(job, stop)
+                    connection, process = _start(job, stop, threads)
                     running[connection] = _Running(job, process, bars.add(job.name, job.total))
                 for connection in wait(list(running), timeout=INTERVAL):
                     assert isinstance(connection, Connection)
@@ -102,9 +103,9 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> None:
         raise failure
 
 
-def _start(job: Job, stop: Event) -> tuple[Connection, BaseProcess]:
+def _start(job: Job, stop: Event, threads: int) -> tuple[Connection, BaseProcess]:
     receiver, sender = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_work, args=(job, sender, stop), daemon=True)
+    process = _CONTEXT.Process(target=_work, args=(job, sender, stop, threads), daemon=True)
     process.start()
     sender.close()  # now only the job has it open, so that the end of the job closes the pipe
     return receiver, process
@@ -133,13 +134,13 @@ def _receive(connection: Connection, worker: _Running) -> Exception | bool | Non
     return message
 
 
-def _work(job: Job, sender: Connection, stop: Event) -> None:
+def _work(job: Job, sender: Connection, stop: Event, threads: int) -> None:
     """Run a job in this process; send its progress reports, warnings and its result or error."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     keep_freed_memory()
-    torch.set_num_threads(1)  # results then do not depend on the number of cores
+    torch.set_num_threads(threads)  # the last digits of results depend on their number
     last = 0.0
 
     def update(done: int, note: str = "", total: int = job.total) -> None:

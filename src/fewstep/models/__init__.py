@@ -1,7 +1,8 @@
 """Trained models that come with fewstep and other packages, such as `fewstep:digits`.
 
 `PACKAGE:NAME` is the weights file NAME.safetensors in the folder that PACKAGE registers under the
-noun `models`.
+noun `models`. A checkout of fewstep has more models, in its folder `models`, which are too large
+for the package.
 """
 
 from pathlib import Path
@@ -11,6 +12,9 @@ from fewstep.errors import InputError, did_you_mean
 
 FOLDER = Path(__file__).parent
 """The models of fewstep itself. README.md in it has their data and licences."""
+_ROOT = FOLDER.parents[2]
+CHECKOUT_FOLDER = _ROOT / "models" if (_ROOT / "pyproject.toml").is_file() else None
+"""The models of fewstep that only a checkout has, with a README.md too; None in an installation."""
 
 
 def model_addresses() -> list[str]:
@@ -18,7 +22,7 @@ def model_addresses() -> list[str]:
     return [
         f"{package}:{file.stem}"
         for package in plugins.names("models")
-        for file in sorted(_folder(package).glob("*.safetensors"))
+        for file in _files(package).values()
     ]
 
 
@@ -30,18 +34,23 @@ def find_model(address: str | Path) -> Path | None:
     package, colon, name = str(address).partition(":")
     if not colon or package not in plugins.names("models"):
         return None
-    files = {file.stem: file for file in _folder(package).glob("*.safetensors")}
+    files = _files(package)
     if name not in files:
         choices = ", ".join(f"{package}:{stem}" for stem in sorted(files))
         hint = did_you_mean(name, files)
+        more = "; a checkout of fewstep has more" * (package == "fewstep" and not CHECKOUT_FOLDER)
         raise InputError(
-            f"{package} has no model {name!r}{hint} (choose one of {choices})"
+            f"{package} has no model {name!r}{hint} (choose one of {choices}{more})"
             if files
             else f"{package} has no model {name!r}, nor any other: its installation is incomplete"
         )
     return files[name]
 
 
-def _folder(package: str) -> Path:
-    """The folder of a package's models."""
-    return Path(plugins.resolve("models", package))
+def _files(package: str) -> dict[str, Path]:
+    """The models of a package by their names."""
+    folders = [Path(plugins.resolve("models", package))]
+    if package == "fewstep" and CHECKOUT_FOLDER:
+        folders.append(CHECKOUT_FOLDER)
+    files = (file for folder in folders for file in sorted(folder.glob("*.safetensors")))
+    return {file.stem: file for file in files}
