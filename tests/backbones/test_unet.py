@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import jvp, vmap
+from torch.nn import functional
 
 from fewstep.backbones import UNetConfig
+from fewstep.backbones.attention import group_norm
 from fewstep.backbones.blocks import Upsample
 from fewstep.condition import Condition
 from fewstep.errors import InputError
@@ -206,6 +208,19 @@ def test_memory_formats_and_precisions():
     assert (rounded - expected).abs().max() < 0.05 * expected.abs().max()
     double = net.double()(x.double(), level.double())
     assert (double - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_bfloat16_is_normalised_in_float32(layout):
+    """Mean and variance are those of the exact sums, whatever the number of pixels."""
+    x = (3 + torch.randn(2, 8, 64, 64)).bfloat16().contiguous(memory_format=layout)
+    weight, bias = torch.randn(8), torch.randn(8)
+    actual = group_norm(x.requires_grad_(), 4, weight, bias)
+    exact = functional.group_norm(x.detach().double(), 4, weight.double(), bias.double())
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual, exact.bfloat16(), rtol=2**-7, atol=1e-3)
+    actual.sum().backward()
+    assert x.grad is not None and x.grad.dtype == torch.bfloat16
 
 
 def test_upsampling_is_its_definition():

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.backbones.attention import Images, contiguous_for_jvp
+from fewstep.backbones.attention import Images, group_norm
 from fewstep.backbones.embedding import LevelEmbedding, Sinusoid
 
 State = Float[Tensor, "b state _ _"]
@@ -36,7 +36,7 @@ class Block(nn.Module):
         return x + self.conv2(functional.silu(self._modulate(hidden, *film[2:])))
 
     def _modulate(self, x: Images, scale: Tensor, shift: Tensor) -> Images:
-        return functional.group_norm(contiguous_for_jvp(x), self.groups) * (1 + 0.1 * scale) + shift
+        return group_norm(x, self.groups) * (1 + 0.1 * scale) + shift
 
 
 class Adapter(nn.Module):

@@ -21,9 +21,8 @@ import torch
 from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fewstep.backbones.attention import Images, contiguous_for_jvp
+from fewstep.backbones.attention import Images, group_norm
 from fewstep.backbones.base import Backbone, BackboneConfig
 from fewstep.backbones.embedding import Sinusoid
 from fewstep.backbones.unet import UNet, UNetConfig
@@ -77,7 +76,7 @@ class StateConfig:
         """Shift and scale each group of channels of each row to mean 0 and variance 1."""
         # with a larger eps, small states would not reach variance 1, nor would a second call be
         # without effect
-        return functional.group_norm(contiguous_for_jvp(z), self.groups, eps=1e-8)
+        return group_norm(z, self.groups, eps=1e-8)
 
 
 def check_patch(network: UNetConfig) -> None:
