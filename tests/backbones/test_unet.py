@@ -13,7 +13,7 @@ from torch.func import jvp, vmap
 from torch.nn import functional
 
 from fewstep.backbones import UNetConfig
-from fewstep.backbones.attention import group_norm
+from fewstep.backbones.attention import attention, group_norm
 from fewstep.backbones.blocks import Upsample
 from fewstep.condition import Condition
 from fewstep.errors import InputError
@@ -221,6 +221,20 @@ def test_bfloat16_is_normalised_in_float32(layout):
     torch.testing.assert_close(actual, exact.bfloat16(), rtol=2**-7, atol=1e-3)
     actual.sum().backward()
     assert x.grad is not None and x.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bfloat16_has_the_outputs_and_gradients_of_float64(masked):
+    mask = torch.tensor([[True] * 7, [True] * 3 + [False] * 4]) if masked else None
+    rounded = [torch.randn(2, 3, n, 16).bfloat16().requires_grad_() for n in (5, 7, 7)]
+    exact = [x.detach().double().requires_grad_() for x in rounded]
+    actual, expected = attention(*rounded, mask), attention(*exact, mask)
+    torch.testing.assert_close(actual.double(), expected, rtol=0.02, atol=0.02)
+    weight = torch.randn(expected.shape)
+    actual.backward(weight.bfloat16())
+    expected.backward(weight.bfloat16().double())
+    for x, y in zip(rounded, exact, strict=True):
+        torch.testing.assert_close(x.grad.double(), y.grad, rtol=0.03, atol=0.03)
 
 
 def test_upsampling_is_its_definition():

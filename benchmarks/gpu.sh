@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# The CIFAR-10 chain on one GPU in about 15 minutes: a teacher, recorded pairs, a one-step student,
+# their scores, and the speed of training beside diffusers.
+#
+#     benchmarks/gpu.sh OUT
+#
+# Run it again to resume. RUNS (by default OUT/runs) has the runs; OUT gets what to bring back, in
+# files of at most 16 MB: weights in float16, scores, grids, speeds, and the states of unfinished
+# trainings in parts (join them with cat). The steps of both trainings are those that fit into
+# TEACHER and STUDENT seconds, measured once. STEPS=10 takes ten steps each instead, to try the
+# script where there is no GPU. SETTINGS are overrides of both recipes.
+set -euo pipefail
+out=$(realpath -m "${1:?usage: benchmarks/gpu.sh OUT}")
+here=$(dirname "$(realpath "$0")")
+runs=$(realpath -m "${RUNS:-$out/runs}")
+python=${PYTHON:-python}
+read -ra settings <<< "${SETTINGS:-}"
+pairs=${PAIRS:-50000} samples=${SAMPLES:-10000}
+mkdir -p "$out" "$runs"
+
+fewstep() { "$python" -W ignore -m fewstep "$@"; }
+
+# steps RECIPE SECONDS [SETTING ...]: measured once, so that a training resumes with the same number
+steps() {
+    local file=$runs/$1.steps
+    if [ ! -s "$file" ]; then
+        if [ -n "${STEPS:-}" ]; then echo "$STEPS"; else
+            "$python" -W ignore "$here/steps_that_fit.py" "$@"; fi > "$file.part"
+        mv "$file.part" "$file"
+    fi
+    cat "$file"
+}
+
+# What there is so far goes to OUT, also when the time is over in the middle.
+collect() {
+    for name in cifar10-gpu-flow cifar10-gpu-regress; do
+        local run=$runs/$name
+        [ -d "$run" ] || continue
+        cp -f "$run/progress.jsonl" "$out/$name.jsonl" 2> /dev/null || true
+        if [ -e "$run/model.safetensors" ] && [ ! -e "$out/$name.safetensors" ]; then
+            "$python" -W ignore "$here/../scripts/half_weights.py" "$run" "$out/$name.safetensors"
+        elif [ -e "$run/state" ] && [ ! -e "$run/model.safetensors" ]; then
+            tar -C "$run" -c state recipe.toml | split -b 15M - "$out/$name.state.tar."
+        fi
+    done
+}
+trap collect EXIT
+
+teacher=$runs/cifar10-gpu-flow student=$runs/cifar10-gpu-regress
+flow=("fit.steps=$(steps cifar10-gpu-flow "${TEACHER:-330}" "${settings[@]}")" "${settings[@]}")
+fewstep train cifar10-gpu-flow "${flow[@]}" --out "$teacher"
+fewstep record "$teacher" --out "$runs/cifar10-gpu-pairs" -n "$pairs" --steps 10 \
+    --sampler multistep --guidance 1.5
+inputs=("teacher.load=$teacher" "pairs.load=$runs/cifar10-gpu-pairs" "${settings[@]}")
+regress=("fit.steps=$(steps cifar10-gpu-regress "${STUDENT:-180}" "${inputs[@]}")" "${inputs[@]}")
+fewstep distill cifar10-gpu-regress "${regress[@]}" --out "$student"
+fewstep sample "$teacher" --steps 16 --guidance 1.5 -n 100 -o "$out/teacher.png"
+fewstep sample "$student" -n 100 -o "$out/student.png"
+{
+    fewstep evaluate "$student" --protocol resnet10k --samples "$samples" --steps 1
+    fewstep evaluate "$teacher" --protocol resnet10k --samples "$samples" --steps 1,4,16 \
+        --guidance 1.5
+} | tee "$out/scores.txt"
+"$python" -W ignore "$here/gpu_speed.py" | tee "$out/speed.txt"
