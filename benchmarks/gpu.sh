@@ -5,8 +5,8 @@
 #     benchmarks/gpu.sh OUT
 #
 # Run it again to resume. RUNS (by default OUT/runs) has the runs; OUT gets what to bring back, in
-# files of at most 16 MB: weights in float16, scores, grids, speeds, and the states of unfinished
-# trainings in parts (join them with cat). The steps of both trainings are those that fit into
+# files of at most 16 MB: weights in float16 and the states of unfinished trainings, in parts (join
+# them with cat), scores, grids and speeds. The steps of both trainings are those that fit into
 # TEACHER and STUDENT seconds, measured once. STEPS=10 takes ten steps each instead, to try the
 # script where there is no GPU. SETTINGS are overrides of both recipes.
 set -euo pipefail
@@ -37,9 +37,14 @@ collect() {
         local run=$runs/$name
         [ -d "$run" ] || continue
         cp -f "$run/progress.jsonl" "$out/$name.jsonl" 2> /dev/null || true
-        if [ -e "$run/model.safetensors" ] && [ ! -e "$out/$name.safetensors" ]; then
-            "$python" -W ignore "$here/../scripts/half_weights.py" "$run" "$out/$name.safetensors"
-        elif [ -e "$run/state" ] && [ ! -e "$run/model.safetensors" ]; then
+        rm -f "$out/$name."{safetensors,state.tar}.*
+        if [ -e "$run/model.safetensors" ]; then
+            rm -f "$run/half.safetensors"
+            fewstep convert "$run" --dtype f16 --out "$run/half.safetensors"
+            split -b 15M "$run/half.safetensors" "$out/$name.safetensors."
+        fi
+        local last=$(tail -n 1 "$run/progress.jsonl" 2> /dev/null | grep -o '"step": [0-9]*')
+        if [ -e "$run/state" ] && [ "${last##* }" != "$(cat "$runs/$name.steps")" ]; then
             tar -C "$run" -c state recipe.toml | split -b 15M - "$out/$name.state.tar."
         fi
     done
@@ -50,7 +55,7 @@ teacher=$runs/cifar10-gpu-flow student=$runs/cifar10-gpu-regress
 flow=("fit.steps=$(steps cifar10-gpu-flow "${TEACHER:-330}" "${settings[@]}")" "${settings[@]}")
 fewstep train cifar10-gpu-flow "${flow[@]}" --out "$teacher"
 fewstep record "$teacher" --out "$runs/cifar10-gpu-pairs" -n "$pairs" --steps 10 \
-    --sampler multistep --guidance 1.5
+    --sampler multistep --guidance 1.5 --clip 1
 inputs=("teacher.load=$teacher" "pairs.load=$runs/cifar10-gpu-pairs" "${settings[@]}")
 regress=("fit.steps=$(steps cifar10-gpu-regress "${STUDENT:-180}" "${inputs[@]}")" "${inputs[@]}")
 fewstep distill cifar10-gpu-regress "${regress[@]}" --out "$student"
@@ -61,4 +66,4 @@ fewstep sample "$student" -n 100 -o "$out/student.png"
     fewstep evaluate "$teacher" --protocol resnet10k --samples "$samples" --steps 1,4,16 \
         --guidance 1.5
 } | tee "$out/scores.txt"
-"$python" -W ignore "$here/gpu_speed.py" | tee "$out/speed.txt"
+"$python" -W ignore "$here/gpu_speed.py" "${settings[@]}" | tee "$out/speed.txt"

@@ -177,7 +177,15 @@ def _record(source: Path, folder: Path, spec: StoreSpec, update: console.Update)
 
     recording = Recording(spec.count, spec.steps, chunks=spec.chunks)
     guidance = GuidanceOptions(guidance=spec.guidance)
-    record.run(str(source), folder, recording, update, sampler=spec.sampler, guidance=guidance)
+    record.run(
+        str(source),
+        folder,
+        recording,
+        update,
+        sampler=spec.sampler,
+        clip=spec.clip,
+        guidance=guidance,
+    )
 
 
 def _measure(demo: Demo, name: str, protocol: "EvalProtocol", update: console.Update) -> None:

@@ -14,13 +14,15 @@ class StoreSpec:
     sampler: str
     chunks: int = 0
     guidance: float = 1.0
+    clip: float | None = None
 
     @property
     def options(self) -> list[str]:
         """The options of `fewstep record`."""
         words = ["-n", str(self.count), "--steps", str(self.steps), "--sampler", self.sampler]
         words += ["--chunks", str(self.chunks)] * bool(self.chunks)
-        return words + guidance_options(self.guidance)
+        words += guidance_options(self.guidance)
+        return words + ([] if self.clip is None else ["--clip", f"{self.clip:g}"])
 
 
 def guidance_options(weight: float) -> list[str]:
@@ -100,7 +102,7 @@ PLANS = {
             "fewstep demo: CIFAR-10 in one step",
             "cifar10-cpu-",
             ("regress",),
-            {"pairs": StoreSpec("teacher", 16000, 10, "multistep", guidance=1.5)},
+            {"pairs": StoreSpec("teacher", 16000, 10, "multistep", guidance=1.5, clip=1.0)},
             {"transfer": (1, 4, 16)},
             protocol="resnet10k",
             side_by_side=False,
