@@ -194,7 +194,7 @@ def test_a_gigantic_network_is_refused_before_it_is_built(weights, tmp_path, key
         with pytest.raises(InputError) as error:
             runs.load(file, verify=verify)
         assert "\n" not in str(error.value) and len(str(error.value)) < 1000
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 10  # building it would take minutes
 
 
 @pytest.mark.parametrize(
