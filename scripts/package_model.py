@@ -1,12 +1,13 @@
 """Write a run's weights, rounded and with their scores, into a model of this package.
 
     python scripts/package_model.py RUN NAME --dtype int8 [--steps 1,2,4] [--measures text-match]
-        [--prompts "smiling face; red heart"] [--large] [--protocol resnet10k] [--guidance 1.5]
+        [--prompts "smiling face; red heart"] [--large] [--protocol resnet10k] [--samples 2000]
+        [--guidance 1.5]
 
 --prompts are the examples that studio and page offer, by default captions of the set. --large
 writes into the folder models of the checkout, which is not part of the package. The scores are
-those of the rounded weights. RUN may also be a packaged model, such as
-fewstep:digits, whose description belongs to an older version.
+those of the rounded weights. RUN may also be a packaged model, such as fewstep:digits, whose
+description belongs to an older version.
 """
 
 import argparse
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--prompts", default="")
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--protocol", default="quick")
+    parser.add_argument("--samples", type=int)
     parser.add_argument("--guidance", type=float, default=1.0)
     options = parser.parse_args()
     folder = CHECKOUT_FOLDER if options.large else FOLDER
@@ -48,7 +50,8 @@ def main() -> None:
     settings = {"license": "MIT", "dtype": options.dtype}
     runs.save_generator(path, generator, table, note["pins"], **settings)
     measures = tuple(filter(None, options.measures.split(",")))
-    evaluator = Evaluator(images, protocol(options.protocol).with_settings(measures=measures))
+    chosen = protocol(options.protocol).with_settings(measures=measures, samples=options.samples)
+    evaluator = Evaluator(images, chosen)
     stored = runs.load(path)
     steps = [int(count) for count in options.steps.split(",")]
     scored = stored if options.guidance == 1 else stored.with_guidance(options.guidance)

@@ -186,8 +186,9 @@ def test_each_model_says_what_it_is(address):
     assert note["license"] and note["recipe"]["method"]["name"] and note["pins"]["data"]
     hash = runs.weights_hash(generator)
     assert note["scores"] and all(hash.startswith(score["weights"]) for score in note["scores"])
-    assert models.find_model(address).stat().st_size < 3e6
-    readme = (models.FOLDER / "README.md").read_text()
+    file = models.find_model(address)
+    assert file.stat().st_size < (3e6 if file.parent == models.FOLDER else 7e6)
+    readme = (file.parent / "README.md").read_text()
     assert f"## `{address}`" in readme
 
 
