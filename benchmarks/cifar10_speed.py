@@ -27,6 +27,8 @@ import time
 from collections import Counter
 
 import torch
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.allocator import keep_freed_memory
 from fewstep.backbones import UNetConfig
@@ -78,20 +80,23 @@ def child(name, batch):
 
 
 def convolutions(batch):
-    """How often the preset's network has each convolution: (input, kernel, stride)."""
+    """How often the preset's network has each convolution, by shapes and settings."""
+    from fewstep.condition import Condition
+
     network = from_preset(batch, []).method.student.backbone
     shapes = Counter()
 
-    def count(module, inputs, output):
-        shapes[tuple(inputs[0].shape), tuple(module.weight.shape), module.stride[0]] += 1
-
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(count)
-    from fewstep.condition import Condition
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.convolution.default:
+                x, weight, _, stride, padding, _, transposed, *_ = args
+                settings = tuple(stride), tuple(padding), transposed
+                shapes[(tuple(x.shape), tuple(weight.shape), *settings)] += 1
+            return function(*args, **(kwargs or {}))
 
     labels = torch.zeros(batch, dtype=torch.long)
-    network(torch.zeros(batch, *SHAPE), torch.zeros(batch), cond=Condition(labels))
+    with torch.no_grad(), Count():
+        network(torch.zeros(batch, *SHAPE), torch.zeros(batch), cond=Condition(labels))
     return shapes
 
 
@@ -100,18 +105,19 @@ def roofline(batch, precision):
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     total, best, work = 0.0, 0.0, 0.0
     layout = {"memory_format": torch.channels_last}
-    for (inputs, kernel, stride), number in convolutions(batch).items():
+    for (inputs, kernel, stride, padding, transposed), number in convolutions(batch).items():
+        apply = functional.conv_transpose2d if transposed else functional.conv2d
         x = torch.randn(inputs).to(dtype).contiguous(**layout).requires_grad_()
         weight = torch.randn(kernel).to(dtype).contiguous(**layout).requires_grad_()
         times = []
         for _ in range(7):
             start = time.process_time()
-            y = torch.nn.functional.conv2d(x, weight, stride=stride, padding=kernel[2] // 2)
+            y = apply(x, weight, stride=stride, padding=padding)
             y.backward(torch.ones_like(y))
             times.append(time.process_time() - start)
         seconds = statistics.median(times[1:])
         # forward, and backward twice as much: to the input and to the weights
-        operations = 3 * 2 * y[:, 0].numel() * weight.numel()
+        operations = 3 * 2 * (x if transposed else y)[:, 0].numel() * weight.numel()
         total, work = total + number * seconds, work + number * operations
         best = max(best, operations / seconds)
     return {"seconds": total, "rate": work / total / 1e9, "best": best / 1e9}

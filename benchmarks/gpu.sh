@@ -6,7 +6,11 @@
 #
 # Run it again to resume. RUNS (by default OUT/runs) has the runs; OUT gets what to bring back, in
 # files of at most 16 MB: weights in float16 and the states of unfinished trainings, in parts (join
-# them with cat), scores, grids and speeds. The steps of both trainings are those that fit into
+# them with cat), scores, grids and speeds. To go on with the teacher elsewhere:
+#
+#     mkdir -p OUT/runs; cat OUT/cifar10-gpu-flow.state.tar.* | tar -x -C OUT/runs
+#
+# A student needs the pairs and the teacher's own weights, which stay in RUNS. The steps of both trainings are those that fit into
 # TEACHER and STUDENT seconds, measured once. STEPS=10 takes ten steps each instead, to try the
 # script where there is no GPU. SETTINGS are overrides of both recipes.
 set -euo pipefail
@@ -25,7 +29,7 @@ steps() {
     local file=$runs/$1.steps
     if [ ! -s "$file" ]; then
         if [ -n "${STEPS:-}" ]; then echo "$STEPS"; else
-            "$python" -W ignore "$here/steps_that_fit.py" "$@"; fi > "$file.part"
+            "$python" -W ignore "$here/steps_that_fit.py" "$@"; fi > "$file.part" || exit
         mv "$file.part" "$file"
     fi
     cat "$file"
@@ -45,19 +49,22 @@ collect() {
         fi
         local last=$(tail -n 1 "$run/progress.jsonl" 2> /dev/null | grep -o '"step": [0-9]*')
         if [ -e "$run/state" ] && [ "${last##* }" != "$(cat "$runs/$name.steps")" ]; then
-            tar -C "$run" -c state recipe.toml | split -b 15M - "$out/$name.state.tar."
+            tar -C "$runs" -c "$name"/{state,recipe.toml,progress.jsonl} "$name.steps" |
+                split -b 15M - "$out/$name.state.tar."
         fi
     done
 }
 trap collect EXIT
 
 teacher=$runs/cifar10-gpu-flow student=$runs/cifar10-gpu-regress
-flow=("fit.steps=$(steps cifar10-gpu-flow "${TEACHER:-330}" "${settings[@]}")" "${settings[@]}")
+count=$(steps cifar10-gpu-flow "${TEACHER:-330}" "${settings[@]}")
+flow=("fit.steps=$count" "${settings[@]}")
 fewstep train cifar10-gpu-flow "${flow[@]}" --out "$teacher"
 fewstep record "$teacher" --out "$runs/cifar10-gpu-pairs" -n "$pairs" --steps 10 \
     --sampler multistep --guidance 1.5 --clip 1
 inputs=("teacher.load=$teacher" "pairs.load=$runs/cifar10-gpu-pairs" "${settings[@]}")
-regress=("fit.steps=$(steps cifar10-gpu-regress "${STUDENT:-180}" "${inputs[@]}")" "${inputs[@]}")
+count=$(steps cifar10-gpu-regress "${STUDENT:-180}" "${inputs[@]}")
+regress=("fit.steps=$count" "${inputs[@]}")
 fewstep distill cifar10-gpu-regress "${regress[@]}" --out "$student"
 fewstep sample "$teacher" --steps 16 --guidance 1.5 -n 100 -o "$out/teacher.png"
 fewstep sample "$student" -n 100 -o "$out/student.png"
@@ -66,4 +73,4 @@ fewstep sample "$student" -n 100 -o "$out/student.png"
     fewstep evaluate "$teacher" --protocol resnet10k --samples "$samples" --steps 1,4,16 \
         --guidance 1.5
 } | tee "$out/scores.txt"
-"$python" -W ignore "$here/gpu_speed.py" "${settings[@]}" | tee "$out/speed.txt"
+"$python" -W ignore "$here/gpu_speed.py" --rounds "${STEPS:-30}" "${settings[@]}" | tee "$out/speed.txt"

@@ -2,7 +2,7 @@
 
     python benchmarks/steps_that_fit.py RECIPE SECONDS [key=value ...]
 
-It takes some steps without saving them, after two that compile, on the GPU if there is one.
+It takes some steps without saving them, after three that compile, on the GPU if there is one.
 """
 
 import sys
@@ -14,6 +14,7 @@ from fewstep import recipe
 from fewstep.allocator import keep_freed_memory
 from fewstep.assembly import assemble
 from fewstep.distributed import device
+from fewstep.errors import InputError
 
 WARM, STEPS = 3, 20
 
@@ -21,8 +22,11 @@ WARM, STEPS = 3, 20
 def main():
     name, seconds, *settings = sys.argv[1:]
     keep_freed_memory()
-    config = recipe.read(name, settings)
-    training = next(assemble(config, device()).trainings(config.fit))
+    try:
+        config = recipe.read(name, settings)
+        training = next(assemble(config, device()).trainings(config.fit))
+    except InputError as error:
+        sys.exit(f"steps_that_fit: {error}")
 
     def clock():
         if torch.cuda.is_available():

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from analytic import MEAN, PARAMETRIZATIONS, PROCESSES, SPREAD, TABLE, Exact, exact, posterior_mean
+from fewstep.backbones import MLPConfig
 from fewstep.denoiser import Denoiser
 from fewstep.parametrization import EDM, Clean, Eps, V, Velocity
 from fewstep.pretrained.parametrizations import EDMBoundary
@@ -165,13 +166,21 @@ def test_a_network_is_told_its_native_state_whatever_the_process():
 @pytest.mark.parametrize("kind", [Eps, V, Clean, Velocity])
 def test_a_new_network_under_ve_has_inputs_of_the_size_of_images(kind):
     """x_t/√(1 + sigma²), as in EDM with sigma_data = 1, and not x_t, which is up to 80 large."""
-    process = VE()
+    denoiser = Denoiser(MLPConfig().build(shape=(2,)), VE(), kind())
     sigma = torch.tensor([0.01, 1.0, 80.0], dtype=torch.float64)
-    parametrization = kind().bind(process)
+    parametrization = denoiser.parametrization
     scale = parametrization.scale(torch.ones_like(sigma), sigma)
     torch.testing.assert_close(scale, 1 / torch.sqrt(1 + sigma**2))
     level = parametrization.level(torch.ones_like(sigma), sigma)
     torch.testing.assert_close(level, 2000 / torch.pi * torch.atan(sigma))
+
+
+def test_a_network_trained_under_ve_keeps_its_range_under_other_processes():
+    trained = Denoiser(MLPConfig().build(shape=(2,)), VE(sigma_max=80.0), Eps())
+    assert trained.under(Flow()).span == pytest.approx((0, 80 / 81))
+    assert trained.under(VE(sigma_max=200.0)).span == pytest.approx((0, 0.4))
+    cosine = Denoiser(MLPConfig().build(shape=(2,)), Cosine(), Eps())
+    assert cosine.under(Flow()).span == (0, 1)
 
 
 def test_the_boundary_is_the_input_and_far_from_it_edm():

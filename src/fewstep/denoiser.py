@@ -109,7 +109,7 @@ class Denoiser(nn.Module):
         self.backbone: Backbone = backbone
         self.is_flow_map = is_flow_map
         self.process = process
-        self.parametrization = parametrization.bind(process)
+        self.parametrization = parametrization.bind(process.input_process)
         set_pace(backbone, self.parametrization.pace)
         self.precision: Precision = precision
         self.span = self.natural_span if span is None else span
@@ -202,7 +202,10 @@ class Denoiser(nn.Module):
         span, backbone = None, self.backbone
         if isinstance(backbone, Guided):
             backbone = backbone.under(self.process, process)
-        if self.span != self.natural_span:
+        # a network of VE borrows its inputs from a process that says nothing of its training
+        native = getattr(self.parametrization, "native", self.process)
+        borrows = native != self.process and native == self.process.input_process
+        if borrows or self.span != self.natural_span:
             ratios = self.process.ratio(torch.tensor(self.span, dtype=torch.float64))
             span = tuple(process.time(ratios).tolist())
         return self.replace(backbone=backbone, process=process, span=span)

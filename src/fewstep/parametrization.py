@@ -36,7 +36,7 @@ class Parametrization(ABC):
         return 0.004 if self.logarithmic else 1.0
 
     def bind(self, process: Process) -> "Parametrization":
-        """The parametrization of a network that is trained under `process`.
+        """The parametrization of a network whose inputs are the x_t and times of `process`.
 
         It differs from this one only if this one has a `native` process that is None.
         """
@@ -71,11 +71,11 @@ class Native(Parametrization):
     """Base class for networks that were trained on the x_t and times of the process `native`."""
 
     native: Process | None = None
-    """The process of the x_t and times that the network takes as inputs; None means the `inputs` of
-    the process of its `Denoiser`."""
+    """The process of the x_t and times that the network takes as inputs; None means the
+    `input_process` of its `Denoiser`'s process."""
 
     def bind(self, process: Process) -> Parametrization:
-        return self if self.native else replace(self, native=process.inputs)
+        return self if self.native else replace(self, native=process)
 
     @property
     def process(self) -> Process:

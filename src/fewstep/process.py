@@ -46,7 +46,7 @@ class Process(ABC):
         return 1000.0
 
     @property
-    def inputs(self) -> "Process":
+    def input_process(self) -> "Process":
         """The process whose x_t a new network takes as its input: this one, unless it has none that
         suit a network. The x_t of the two differ by a factor."""
         return self
@@ -170,7 +170,7 @@ class VE(Process):
     sigma_max: Positive = 80.0
 
     @property
-    def inputs(self) -> Process:
+    def input_process(self) -> Process:
         # its x_t are up to sigma_max large: on a circle they have the size of the images
         return Cosine()
 

@@ -210,13 +210,17 @@ def test_memory_formats_and_precisions():
     assert (double - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_bfloat16_is_normalised_in_float32(layout):
-    """Mean and variance are those of the exact sums, whatever the number of pixels."""
+def test_bfloat16_is_normalised_in_float32(layout, dtype, monkeypatch):
+    dtypes, norm = [], functional.group_norm
+    spy = lambda x, *args: (dtypes.append(x.dtype), norm(x, *args))[1]  # noqa: E731
+    monkeypatch.setattr(functional, "group_norm", spy)
     x = (3 + torch.randn(2, 8, 64, 64)).bfloat16().contiguous(memory_format=layout)
-    weight, bias = torch.randn(8), torch.randn(8)
+    weight, bias = torch.randn(8, dtype=dtype), torch.randn(8, dtype=dtype)
     actual = group_norm(x.requires_grad_(), 4, weight, bias)
-    exact = functional.group_norm(x.detach().double(), 4, weight.double(), bias.double())
+    assert dtypes == [torch.float32]
+    exact = norm(x.detach().double(), 4, weight.double(), bias.double())
     assert actual.dtype == torch.bfloat16
     torch.testing.assert_close(actual, exact.bfloat16(), rtol=2**-7, atol=1e-3)
     actual.sum().backward()
@@ -230,6 +234,7 @@ def test_attention_in_bfloat16_has_the_outputs_and_gradients_of_float64(masked):
     exact = [x.detach().double().requires_grad_() for x in rounded]
     actual, expected = attention(*rounded, mask), attention(*exact, mask)
     torch.testing.assert_close(actual.double(), expected, rtol=0.02, atol=0.02)
+    assert "ScaledDotProduct" not in actual.grad_fn.name()  # whose backward pass is slow
     weight = torch.randn(expected.shape)
     actual.backward(weight.bfloat16())
     expected.backward(weight.bfloat16().double())

@@ -57,8 +57,11 @@ def test_it_resumes_after_a_failure_and_ends_in_a_report(short, tmp_path, monkey
     assert [score["steps"] for score in results["meanflow"]] == [1, 2, 4]
     page = (out / "report.html").read_text()
     assert "fewstep demo --all" in page and "before training" in page
-    assert f"fewstep evaluate {out}/regress --steps 1</pre>" in page
-    assert "--sampler multistep --guidance 2" in page and "--steps 1,2,4,16 --guidance 2" in page
+    assert f"fewstep evaluate {out}/regress --steps 1 --protocol quick --samples 20</pre>" in page
+    assert (
+        "--sampler multistep --guidance 2" in page
+        and "--steps 1,2,4,16 --protocol quick --samples 20 --guidance 2" in page
+    )
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
     assert main(["demo", "--out", str(out)]) == 0  # nothing is done again
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}

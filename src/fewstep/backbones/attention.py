@@ -43,7 +43,9 @@ def group_norm(
         x = x.contiguous()  # for the tangent, torch takes a view that other formats do not allow
     if x.is_cpu and x.dtype == torch.bfloat16:
         # on CPUs the kernels of bfloat16 take three times as long as those of float32
-        return functional.group_norm(x.float(), groups, weight, bias, eps).to(x.dtype)
+        x32, weight = x.float(), None if weight is None else weight.float()
+        bias = None if bias is None else bias.float()
+        return functional.group_norm(x32, groups, weight, bias, eps).to(x.dtype)
     return functional.group_norm(x, groups, weight, bias, eps)
 
 
@@ -84,7 +86,8 @@ def attention(
     """Scaled dot-product attention, to the keys for which `mask` is true; by default to all."""
     keys = None if mask is None else mask[:, None, None, :]
     # on CPUs the backward pass of the fused kernel takes over three times as long in bfloat16
-    is_slow = q.is_cpu and q.dtype == torch.bfloat16 and q.requires_grad
+    has_gradient = any(x.requires_grad for x in (q, k, v))
+    is_slow = q.is_cpu and q.dtype == torch.bfloat16 and has_gradient
     if forward_mode() or is_slow:  # the fused kernels have no forward-mode derivative
         weights = q @ k.mT * q.shape[-1] ** -0.5
         if keys is not None:

@@ -5,7 +5,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -35,7 +35,8 @@ PATIENCE = 20
 
 @dataclass(frozen=True)
 class Options:
-    """Train a teacher and one-step students on real images, and write a report, in minutes."""
+    """Train a teacher and one-step students on real images, and write a report; in minutes for the
+    digits without an option."""
 
     all: bool = False
     """Train every distillation method for the full length of its recipe, which takes over an
@@ -189,9 +190,17 @@ def _record(source: Path, folder: Path, spec: StoreSpec, update: console.Update)
 
 
 def _measure(demo: Demo, name: str, protocol: "EvalProtocol", update: console.Update) -> None:
+    _scores(demo, _load(demo, name), _evaluator(demo, protocol), update)
+
+
+def _load(demo: Demo, name: str) -> "LoadedRun":
+    """A run of the demo, the teacher under the guidance that its pairs are recorded with."""
     from fewstep.loading import load_run
 
-    _scores(demo, load_run(demo.out / name), _evaluator(demo, protocol), update)
+    run, weight = load_run(demo.out / name), demo.plan.guidance
+    if name != "teacher" or weight == 1:
+        return run
+    return replace(run, generator=run.generator.with_guidance(weight))
 
 
 def _scores(
@@ -220,10 +229,8 @@ def _sampler_settings(demo: Demo, run: "LoadedRun") -> list[tuple["Generator", i
 
     plan = demo.plan
     if run.name == "teacher":
-        is_guided = plan.guidance != 1
-        teacher = run.generator.with_guidance(plan.guidance) if is_guided else run.generator
         return [
-            (teacher.with_sampler(step=resolve("sampler", sampler)()), steps)
+            (run.generator.with_sampler(step=resolve("sampler", sampler)()), steps)
             for sampler, counts in plan.teacher.items()
             for steps in counts
         ]
@@ -237,14 +244,13 @@ def write_results(demo: Demo, protocol: "EvalProtocol") -> None:
     import torch
 
     from fewstep.comparison import make_exhibit
-    from fewstep.loading import load_run
     from fewstep.report import write_report
 
-    torch.set_num_threads(1)  # times per image are measured with one thread, like the scores
+    torch.set_num_threads(1)  # times per image are measured with one thread
     evaluator = _evaluator(demo, protocol)
     exhibits: list[Exhibit] = []
     for name in ("teacher", *demo.plan.students):
-        run = load_run(demo.out / name)
+        run = _load(demo, name)
         scores = _scores(demo, run, evaluator)
         commands = _commands(demo, name, [score.steps for score in scores])
         is_teacher = name == "teacher"
@@ -270,9 +276,9 @@ def _commands(demo: Demo, name: str, steps: Sequence[int]) -> list[str]:
         commands.append(["fewstep", "record", *paths, *spec.options])
     verb = "distill" if "teacher.load" in inputs else "train"
     commands.append(["fewstep", verb, demo.preset(name), *demo.overrides(name), "--out", run])
-    guidance: list[str] = []
+    options = demo.plan.evaluate_options
     if name == "teacher":
         steps = demo.plan.teacher["transfer"]
-        guidance = guidance_options(demo.plan.guidance)
-    commands.append(["fewstep", "evaluate", run, "--steps", ",".join(map(str, steps)), *guidance])
+        options = options + guidance_options(demo.plan.guidance)
+    commands.append(["fewstep", "evaluate", run, "--steps", ",".join(map(str, steps)), *options])
     return [shlex.join(command) for command in commands]

@@ -53,6 +53,13 @@ class Plan:
     note: str = ""
 
     @property
+    def evaluate_options(self) -> list[str]:
+        """The options of `fewstep evaluate` for the scores of the demo, if not its defaults."""
+        if (self.protocol, self.samples) == ("quick", 2_000):
+            return []
+        return ["--protocol", self.protocol, "--samples", str(self.samples)]
+
+    @property
     def guidance(self) -> float:
         """Guidance of the teacher when it is recorded and scored."""
         return self.stores["pairs"].guidance

@@ -13,7 +13,8 @@ from fewstep.errors import InputError, did_you_mean
 FOLDER = Path(__file__).parent
 """The models of fewstep itself. README.md in it has their data and licences."""
 _ROOT = FOLDER.parents[2]
-CHECKOUT_FOLDER = _ROOT / "models" if (_ROOT / "pyproject.toml").is_file() else None
+_IS_CHECKOUT = FOLDER == _ROOT / "src/fewstep/models" and (_ROOT / "pyproject.toml").is_file()
+CHECKOUT_FOLDER = _ROOT / "models" if _IS_CHECKOUT else None
 """The models of fewstep that only a checkout has, with a README.md too; None in an installation."""
 
 
@@ -49,8 +50,7 @@ def find_model(address: str | Path) -> Path | None:
 
 def _files(package: str) -> dict[str, Path]:
     """The models of a package by their names."""
-    folders = [Path(plugins.resolve("models", package))]
-    if package == "fewstep" and CHECKOUT_FOLDER:
-        folders.append(CHECKOUT_FOLDER)
+    folders = [CHECKOUT_FOLDER] if package == "fewstep" and CHECKOUT_FOLDER else []
+    folders.append(Path(plugins.resolve("models", package)))  # whose names come first
     files = (file for folder in folders for file in sorted(folder.glob("*.safetensors")))
     return {file.stem: file for file in files}
