@@ -61,16 +61,16 @@ count=$(steps cifar10-gpu-flow "${TEACHER:-330}" "${settings[@]}")
 flow=("fit.steps=$count" "${settings[@]}")
 fewstep train cifar10-gpu-flow "${flow[@]}" --out "$teacher"
 fewstep record "$teacher" --out "$runs/cifar10-gpu-pairs" -n "$pairs" --steps 10 \
-    --sampler multistep --guidance 1.5 --clip 1
+    --sampler multistep --guidance 2 --clip 1
 inputs=("teacher.load=$teacher" "pairs.load=$runs/cifar10-gpu-pairs" "${settings[@]}")
 count=$(steps cifar10-gpu-regress "${STUDENT:-180}" "${inputs[@]}")
 regress=("fit.steps=$count" "${inputs[@]}")
 fewstep distill cifar10-gpu-regress "${regress[@]}" --out "$student"
-fewstep sample "$teacher" --steps 16 --guidance 1.5 -n 100 -o "$out/teacher.png"
+fewstep sample "$teacher" --steps 16 --guidance 2 -n 100 -o "$out/teacher.png"
 fewstep sample "$student" -n 100 -o "$out/student.png"
 {
     fewstep evaluate "$student" --protocol resnet10k --samples "$samples" --steps 1
     fewstep evaluate "$teacher" --protocol resnet10k --samples "$samples" --steps 1,4,16 \
-        --guidance 1.5
+        --guidance 2
 } | tee "$out/scores.txt"
 "$python" -W ignore "$here/gpu_speed.py" --rounds "${STEPS:-30}" "${settings[@]}" | tee "$out/speed.txt"

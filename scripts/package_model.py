@@ -2,7 +2,6 @@
 
     python scripts/package_model.py RUN NAME --dtype int8 [--steps 1,2,4] [--measures text-match]
         [--prompts "smiling face; red heart"] [--large] [--protocol resnet10k] [--samples 2000]
-        [--guidance 1.5]
 
 --prompts are the examples that studio and page offer, by default captions of the set. --large
 writes into the folder models of the checkout, which is not part of the package. The scores are
@@ -33,7 +32,6 @@ def main() -> None:
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--protocol", default="quick")
     parser.add_argument("--samples", type=int)
-    parser.add_argument("--guidance", type=float, default=1.0)
     options = parser.parse_args()
     folder = CHECKOUT_FOLDER if options.large else FOLDER
     assert folder, "--large needs a checkout"
@@ -54,10 +52,9 @@ def main() -> None:
     evaluator = Evaluator(images, chosen)
     stored = runs.load(path)
     steps = [int(count) for count in options.steps.split(",")]
-    scored = stored if options.guidance == 1 else stored.with_guidance(options.guidance)
-    scores = [evaluator.score(scored, steps=count).table() for count in steps]
+    scores = [evaluator.score(stored, steps=count).table() for count in steps]
     runs.save_generator(path, generator, table, note["pins"], scores=scores, **settings)
-    assert runs.weights_hash(scored).startswith(scores[0]["weights"])
+    assert runs.weights_hash(runs.load(path)).startswith(scores[0]["weights"])
     for score in scores:
         print(score["steps"], score["frechet"], score["extractor_hash"])
     print(f"{path}: {path.stat().st_size:,} bytes")

@@ -109,7 +109,7 @@ PLANS = {
             "fewstep demo: CIFAR-10 in one step",
             "cifar10-cpu-",
             ("regress",),
-            {"pairs": StoreSpec("teacher", 16000, 10, "multistep", guidance=1.5, clip=1.0)},
+            {"pairs": StoreSpec("teacher", 16000, 10, "multistep", guidance=2.0, clip=1.0)},
             {"transfer": (1, 4, 16)},
             protocol="resnet10k",
             side_by_side=False,
