@@ -65,12 +65,15 @@ def step_of(name, batch):
 
 
 def child(name, batch):
-    """Take a training step for each line of the input, and print its CPU seconds."""
+    """Take a training step for each line of the input, and print its CPU seconds.
+
+    As "roofline", measure the convolutions in the precision that each line names.
+    """
     torch.set_num_threads(1)
     if name == "roofline":
         keep_freed_memory()
-        for precision in json.loads(sys.stdin.readline()):
-            print(json.dumps(roofline(batch, precision)), flush=True)
+        for line in sys.stdin:
+            print(json.dumps(roofline(batch, line.strip())), flush=True)
         return
     step = step_of(name, batch)
     for _ in sys.stdin:
@@ -160,10 +163,8 @@ def main():
         print(f"| {name} | {rate:.1f} | {rate / first:.2f} | {last} |")
         before = rate
     process = start("roofline", options.batch)
-    process.stdin.write(json.dumps(["f32", "bf16"]) + "\n")
-    process.stdin.flush()
     for precision in ("f32", "bf16"):
-        row = json.loads(process.stdout.readline())
+        row = ask(process, precision)
         print(
             f"convolutions alone in {precision}: {options.batch / row['seconds']:.0f} images a "
             f"second at {row['rate']:.0f} GFLOP/s; the fastest shape has {row['best']:.0f} GFLOP/s"

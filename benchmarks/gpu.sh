@@ -10,9 +10,9 @@
 #
 #     mkdir -p OUT/runs; cat OUT/cifar10-gpu-flow.state.tar.* | tar -x -C OUT/runs
 #
-# A student needs the pairs and the teacher's own weights, which stay in RUNS. The steps of both trainings are those that fit into
-# TEACHER and STUDENT seconds, measured once. STEPS=10 takes ten steps each instead, to try the
-# script where there is no GPU. SETTINGS are overrides of both recipes.
+# A student needs the pairs and the teacher's own weights, which stay in RUNS. The steps of both
+# trainings are those that fit into TEACHER and STUDENT seconds, measured once. STEPS=10 takes ten
+# steps each instead, to try the script where there is no GPU. SETTINGS are overrides of both.
 set -euo pipefail
 out=$(realpath -m "${1:?usage: benchmarks/gpu.sh OUT}")
 here=$(dirname "$(realpath "$0")")
@@ -73,4 +73,5 @@ fewstep sample "$student" -n 100 -o "$out/student.png"
     fewstep evaluate "$teacher" --protocol resnet10k --samples "$samples" --steps 1,4,16 \
         --guidance 2
 } | tee "$out/scores.txt"
-"$python" -W ignore "$here/gpu_speed.py" --rounds "${STEPS:-30}" "${settings[@]}" | tee "$out/speed.txt"
+"$python" -W ignore "$here/gpu_speed.py" --rounds "${STEPS:-30}" "${settings[@]}" |
+    tee "$out/speed.txt"

@@ -11,46 +11,16 @@ Overrides of the batch and of the network's sizes change all of them.
 import argparse
 import statistics
 import time
+from functools import partial
 
 import torch
-from train_step import images_of, theirs
+from train_step import plain
 
-from fewstep import LinearBetas, recipe
+from fewstep import recipe
 from fewstep.assembly import assemble
 from fewstep.distributed import device
-from fewstep.images import from_uint8
 
 SHAPE = (3, 32, 32)
-
-
-def plain(config, *, bf16=False, compile=False):
-    """A step of diffusers' network as a user would write it."""
-    torch.manual_seed(0)
-    place, batch = device(), config.fit.batch
-    net = theirs(SHAPE, config.student.backbone).to(place)
-    if bf16:
-        net = net.to(memory_format=torch.channels_last)
-    call = torch.compile(net) if compile else net
-    images = images_of(SHAPE).to(place)
-    bars = torch.tensor(LinearBetas().table.alphas_cumprod).float().to(place)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=True)
-    averages = [p.detach().clone() for p in net.parameters()]
-
-    def step():
-        x0 = from_uint8(images[torch.randint(0, len(images), (batch,), device=place)])
-        noise, t = torch.randn_like(x0), torch.randint(0, 1000, (batch,), device=place)
-        bar = bars[t].view(-1, 1, 1, 1)
-        with torch.autocast(place.type, torch.bfloat16, enabled=bf16):
-            output = call(bar.sqrt() * x0 + (1 - bar).sqrt() * noise, t).sample
-        loss = torch.nn.functional.mse_loss(output.float(), noise)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(averages, list(net.parameters()), 1e-3)
-
-    return step
 
 
 def ours(settings, compile):
@@ -72,10 +42,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
     config = recipe.read("cifar10-gpu-flow", options.settings)
+    theirs = partial(
+        plain, SHAPE, config.student.backbone, config.fit.batch, fused=True, place=device()
+    )
     steps = {
-        "diffusers, f32": plain(config),
-        "diffusers, bf16, channels last": plain(config, bf16=True),
-        "diffusers, bf16, channels last, compiled": plain(config, bf16=True, compile=True),
+        "diffusers, f32": theirs(),
+        "diffusers, bf16, channels last": theirs(bf16=True),
+        "diffusers, bf16, channels last, compiled": theirs(bf16=True, compile=True),
         "ours, eager": ours(options.settings, compile=False),
         "ours": ours(options.settings, compile=True),
     }

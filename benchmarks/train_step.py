@@ -34,6 +34,7 @@ from fewstep.methods.denoise import Denoise, DenoiseConfig
 from fewstep.parametrization import Eps
 from fewstep.trainer import Training
 
+CPU = torch.device("cpu")
 SIZES = {
     "digits": ((1, 8, 8), UNetConfig(channels=(32, 64), layers=1, attention=(4,), groups=8), 64),
     "small": ((3, 32, 32), UNetConfig(channels=(32, 64, 64), attention=(8,), groups=8), 32),
@@ -77,22 +78,28 @@ def ours(shape, config, batch, precision="f32"):
     return Training(method, batches, fit).advance
 
 
-def plain(shape, config, batch, *, fused):
+def plain(shape, config, batch, *, fused, place=CPU, bf16=False, compile=False):
+    """A step of diffusers' network; `bf16` means autocast, and channels last."""
     torch.manual_seed(0)
-    net = theirs(shape, config)
+    net = theirs(shape, config).to(place)
     net.load_state_dict(config.build(shape=shape).state_dict())
-    images, bars = images_of(shape), torch.tensor(LinearBetas().table.alphas_cumprod).float()
+    if bf16:
+        net = net.to(memory_format=torch.channels_last)
+    call = torch.compile(net) if compile else net
+    images = images_of(shape).to(place)
+    bars = torch.tensor(LinearBetas().table.alphas_cumprod).float().to(place)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, **({"fused": True} if fused else {}))
     averages = [p.detach().clone() for p in net.parameters()]
     ema = EMAModel(net.parameters(), decay=0.999)
 
     def step():
-        index = torch.randint(0, len(images), (batch,))
+        index = torch.randint(0, len(images), (batch,), device=place)
         x0 = from_uint8(images[index])
-        noise, t = torch.randn_like(x0), torch.randint(0, 1000, (batch,))
+        noise, t = torch.randn_like(x0), torch.randint(0, 1000, (batch,), device=place)
         bar = bars[t].view(-1, 1, 1, 1)
-        said = net(bar.sqrt() * x0 + (1 - bar).sqrt() * noise, t).sample
-        loss = torch.nn.functional.mse_loss(said, noise)
+        with torch.autocast(place.type, torch.bfloat16, enabled=bf16):
+            output = call(bar.sqrt() * x0 + (1 - bar).sqrt() * noise, t).sample
+        loss = torch.nn.functional.mse_loss(output.float(), noise)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)

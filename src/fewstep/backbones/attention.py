@@ -85,7 +85,7 @@ def attention(
 ) -> Float[Tensor, "b heads n d"]:
     """Scaled dot-product attention, to the keys for which `mask` is true; by default to all."""
     keys = None if mask is None else mask[:, None, None, :]
-    # on CPUs the backward pass of the fused kernel takes over three times as long in bfloat16
+    # on CPUs the backward pass of the fused kernel takes about three times as long in bfloat16
     has_gradient = any(x.requires_grad for x in (q, k, v))
     is_slow = q.is_cpu and q.dtype == torch.bfloat16 and has_gradient
     if forward_mode() or is_slow:  # the fused kernels have no forward-mode derivative
