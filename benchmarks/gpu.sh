@@ -12,7 +12,8 @@
 #
 # A student needs the pairs and the teacher's own weights, which stay in RUNS. The steps of both
 # trainings are those that fit into TEACHER and STUDENT seconds, measured once. STEPS=10 takes ten
-# steps each instead, to try the script where there is no GPU. SETTINGS are overrides of both.
+# steps each instead, to try the script where there is no GPU. SETTINGS are overrides of both,
+# PRECISION is that of the recording.
 set -euo pipefail
 out=$(realpath -m "${1:?usage: benchmarks/gpu.sh OUT}")
 here=$(dirname "$(realpath "$0")")
@@ -61,7 +62,7 @@ count=$(steps cifar10-gpu-flow "${TEACHER:-330}" "${settings[@]}")
 flow=("fit.steps=$count" "${settings[@]}")
 fewstep train cifar10-gpu-flow "${flow[@]}" --out "$teacher"
 fewstep record "$teacher" --out "$runs/cifar10-gpu-pairs" -n "$pairs" --steps 10 \
-    --sampler multistep --guidance 2 --clip 1
+    --sampler multistep --guidance 2 --clip 1 --precision "${PRECISION:-bf16}"
 inputs=("teacher.load=$teacher" "pairs.load=$runs/cifar10-gpu-pairs" "${settings[@]}")
 count=$(steps cifar10-gpu-regress "${STUDENT:-180}" "${inputs[@]}")
 regress=("fit.steps=$count" "${inputs[@]}")

@@ -13,8 +13,8 @@ ROOT = Path(fewstep.__file__).parent
 
 # each layer may import those before it; names in one layer do not import each other
 LAYERS = [
-    ["errors", "allocator", "formatting", "noise", "precision", "ranges", "web"],
-    ["compiler", "overrides", "paths", "plugins"],
+    ["errors", "allocator", "formatting", "noise", "ranges", "web"],
+    ["compiler", "overrides", "paths", "plugins", "precision"],
     ["utf8_paths", "checksums", "files"],
     ["images", "locks", "temporary_folder"],
     ["tensor_file", "schema", "tables", "models"],

@@ -19,8 +19,9 @@ from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.guidance import Guided
 from fewstep.parametrization import Parametrization
-from fewstep.precision import Precision, compute_in
+from fewstep.precision import compute_in
 from fewstep.process import Process, as_times
+from fewstep.ranges import Precision
 
 Time = Tensor | float | Coefficients
 """One time for all rows, a vector (b,) of times, or the coefficients of either."""

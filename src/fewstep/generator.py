@@ -23,7 +23,8 @@ from fewstep.guidance import (
     negative_prompt,
     unguided,
 )
-from fewstep.precision import Precision, float32_products
+from fewstep.precision import float32_products
+from fewstep.ranges import Precision
 from fewstep.sample_spec import SampleSpec
 from fewstep.sampling import Step, Transfer, path, sample
 from fewstep.times import Grid, UniformGrid

@@ -11,13 +11,14 @@ from torch import nn
 from fewstep.errors import InputError
 from fewstep.methods.schedule import check_steps, count_steps
 from fewstep.muon import Muon
-from fewstep.precision import Precision, bf16_is_slow
+from fewstep.precision import slow_precision
 from fewstep.ranges import (
     NONEMPTY,
     Count,
     CountOrZero,
     NonNegative,
     Positive,
+    Precision,
     ProbabilityBelowOne,
     ProfileLength,
     Rows,
@@ -225,11 +226,7 @@ def fit_problems(
     for name in players:
         key = f"fit.players.{name}" if name in config.players else "fit"
         problems.append(warmup_problem(config.player(name), key, config.steps, noun))
-    if config.precision == "bf16" and device.type == "cpu" and bf16_is_slow():
-        problems.append(
-            "fit.precision is bf16, for which this CPU has no instructions: training is many "
-            'times slower than with "f32"'
-        )
+    problems.append(slow_precision(config.precision, device.type, "fit.precision", "training"))
     return list(dict.fromkeys(filter(None, problems)))
 
 

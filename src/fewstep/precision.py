@@ -10,14 +10,11 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-Precision = Literal["f32", "tf32", "bf16"]
-"""f32: float32. tf32: float32 whose matrix products and convolutions round their inputs to TF32, on
-GPUs that have it. bf16: layers that allow it compute in bfloat16, all else in float32."""
-
+from fewstep.ranges import Precision
 
 _backends: Any = torch.backends
 _OPERATIONS = (
@@ -117,6 +114,16 @@ def compute_in(precision: Precision, device_type: str) -> Generator[None]:
             return
         with torch.autocast(device_type, torch.bfloat16):
             yield
+
+
+def slow_precision(precision: Precision, device_type: str, setting: str, work: str) -> str | None:
+    """A warning if `work` is slow in this precision on a device of this type, naming `setting`."""
+    if precision != "bf16" or device_type != "cpu" or not bf16_is_slow():
+        return None
+    return (
+        f"{setting} is bf16, for which this CPU has no instructions: {work} is many times slower "
+        'than with "f32"'
+    )
 
 
 def bf16_is_slow() -> bool:

@@ -23,6 +23,11 @@ PositiveFraction = Annotated[float, Gt(0), Le(1)]
 ProfileLength = Annotated[float, Ge(0.001), Le(0.28)]
 """Standard deviation of a power profile, as a share of the training; see `ema`."""
 
+Precision = Literal["f32", "tf32", "bf16"]
+"""Number format of a computation. f32: float32. tf32: float32 whose matrix products and
+convolutions round their inputs to TF32, on GPUs that have it. bf16: layers that allow it compute in
+bfloat16, all else in float32."""
+
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
 CountOrZero = Annotated[int, Ge(0), Le(2**31 - 1)]
 Integer = Annotated[int, Ge(-(2**31)), Le(2**31 - 1)]

@@ -9,7 +9,7 @@ from typing import Any
 from fewstep import __version__, metrics
 from fewstep.errors import InputError
 from fewstep.metrics import ExtraMeasure, Measures
-from fewstep.precision import Precision
+from fewstep.ranges import Precision
 from fewstep.run_folder import Run
 
 

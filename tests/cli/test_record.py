@@ -128,6 +128,23 @@ def test_a_store_says_how_its_images_were_guided(teacher, tmp_path):
     assert (plain - away).abs().max() < 0.01 < (plain - guided).abs().max()
 
 
+@pytest.mark.filterwarnings("default:--precision is bf16")
+def test_images_are_computed_in_the_precision(teacher, tmp_path, capsys, monkeypatch):
+    few = ["-n", "8", *WANTED[2:]]
+    folders = {precision: str(tmp_path / precision) for precision in ("f32", "bf16")}
+    monkeypatch.setattr("fewstep.precision.bf16_is_slow", lambda: False)
+    for precision, out in folders.items():
+        assert main(["record", teacher, "--out", out, *few, "--precision", precision]) == 0
+        assert store.Reader(out).provenance["precision"] == precision
+    exact, rounded = (store.Reader(out)[range(8)]["x0"] for out in folders.values())
+    assert 0 < (exact - rounded).square().mean().sqrt() < 0.02 * exact.std()
+    monkeypatch.setattr("fewstep.precision.bf16_is_slow", lambda: True)
+    assert main(["record", teacher, "--out", folders["bf16"], *few, "--precision", "f32"]) == 2
+    assert "instructions" not in capsys.readouterr().err
+    assert main(["record", teacher, "--out", folders["bf16"], *few, "--precision", "bf16"]) == 0
+    assert "--precision is bf16, for which this CPU has no instructions" in capsys.readouterr().err
+
+
 def test_an_unfinished_store_tells_how_far_it_is(teacher, recorded, tmp_path, capsys):
     out = tmp_path / "p"
     shutil.copytree(recorded, out)

@@ -35,6 +35,8 @@ VERBS = {
 }
 SHARED_VERBS = ("train", "distill", "record", "evaluate")
 """Verbs whose work the processes of `torchrun` share."""
+IDLE_VERBS = ("average", "convert", "progress", "list", "doctor")
+"""Verbs that train and sample nothing. In all others, freed memory is kept."""
 
 
 def help_text() -> str:
@@ -78,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"unknown verb {verb!r}{did_you_mean(verb, VERBS)}; "
                 f"choose one of {', '.join(VERBS)}"
             )
+        if verb not in IDLE_VERBS:
+            from fewstep.allocator import keep_freed_memory
+
+            keep_freed_memory()
         return importlib.import_module(f"fewstep.cli.{verb}").main(_allow_code(rest))
     except SharedError as error:
         from fewstep.distributed import first_rank, wait

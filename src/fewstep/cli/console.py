@@ -5,12 +5,13 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections import abc
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeVar, cast, get_type_hints, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, get_type_hints, runtime_checkable
 
 import tyro
 from rich.console import Console
@@ -33,6 +34,10 @@ from fewstep.formatting import one_line
 from fewstep.models import model_addresses
 from fewstep.paths import expand_home
 from fewstep.tables import field_types, from_table
+
+if TYPE_CHECKING:
+    from fewstep.generator import Generator
+    from fewstep.ranges import Precision
 
 Options = TypeVar("Options")
 Number = TypeVar("Number", int, float)
@@ -231,7 +236,7 @@ class Bars:
 
 
 @contextmanager
-def bar(name: str, total: int, *, stoppable: bool = False) -> Generator[Update]:
+def bar(name: str, total: int, *, stoppable: bool = False) -> abc.Generator[Update]:
     """A single progress bar; call it with (done, note).
 
     With `stoppable`, after the first Ctrl-C the next call with `done` < `total` raises Stopped.
@@ -256,7 +261,7 @@ class Stopped(Exception):
 
 
 @contextmanager
-def stop_requests() -> Generator[Callable[[], bool]]:
+def stop_requests() -> abc.Generator[Callable[[], bool]]:
     """A function that returns whether Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
     pressed = threading.Event()
 
@@ -269,6 +274,20 @@ def stop_requests() -> Generator[Callable[[], bool]]:
         yield pressed.is_set
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def on_device(generator: "Generator", precision: "Precision") -> "Generator":
+    """The generator on the device of this process, computing in the option --precision.
+
+    Warns if that is slow there.
+    """
+    from fewstep.distributed import device
+    from fewstep.precision import slow_precision
+
+    problem = slow_precision(precision, device().type, "--precision", "generating")
+    if problem:
+        warnings.warn(problem, stacklevel=2)
+    return generator.with_precision(precision).to(device())
 
 
 def _print_warning(

@@ -10,7 +10,7 @@ import tyro
 from fewstep.cli import console
 from fewstep.cli.guidance import GuidanceOptions
 from fewstep.cli.likelihood import LikelihoodOptions, evaluate_likelihood
-from fewstep.ranges import Samples, SampleSeed, SamplingSteps
+from fewstep.ranges import Precision, Samples, SampleSeed, SamplingSteps
 
 if TYPE_CHECKING:
     from fewstep.generator import Generator
@@ -72,7 +72,7 @@ class Options(LikelihoodOptions, GuidanceOptions, ProtocolOptions):
             "set; required for checkpoints of other projects, and for a run whose images have moved"
         ),
     ] = None
-    precision: Literal["f32", "tf32", "bf16"] = "f32"
+    precision: Precision = "f32"
     """Number format in which the images are generated; features are always computed in f32."""
     seed: SampleSeed = 0
     """Seed of the noise."""
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
     if options.likelihood:
         return _likelihood(run, generator.to(device()), options) if first_rank() else 0
     generator = with_sampler_choices(generator, recipe, sampler=options.sampler, grid=options.grid)
-    generator = generator.with_precision(options.precision).to(device())
+    generator = console.on_device(generator, options.precision)
     if options.straightness:
         return _straightness(generator, options) if first_rank() else 0
     images = run_together(lambda: reference_images(run, options.data))

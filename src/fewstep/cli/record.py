@@ -19,6 +19,7 @@ from fewstep.ranges import (
     Count,
     CountOrZero,
     Positive,
+    Precision,
     Rows,
     SampleSeed,
     SamplingSteps,
@@ -52,6 +53,9 @@ class Options(GuidanceOptions):
     grid: Annotated[str | None, console.grid_option()] = None
     clip: Positive | None = None
     """Clamp the predicted images to ±CLIP, such as 1; by default as the run's sampler does."""
+    precision: Precision = "f32"
+    """Number format in which the images are computed; bf16 is faster on GPUs and on CPUs with
+    instructions for it."""
     allow_out_of_range: bool = False
     """Record images even if more than 1 % of their values are beyond ±1.5."""
     prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
@@ -132,6 +136,7 @@ def main(argv: Sequence[str]) -> int:
                 sampler=options.sampler,
                 grid=options.grid,
                 clip=options.clip,
+                precision=options.precision,
                 guidance=options,
                 batch=options.batch,
                 prompts=options.prompts,
@@ -154,6 +159,7 @@ def run(
     sampler: str,
     grid: str | None = None,
     clip: float | None = None,
+    precision: Precision = "f32",
     guidance: GuidanceOptions | None = None,
     batch: int | None = None,
     prompts: str | None = None,
@@ -167,7 +173,7 @@ def run(
     from dataclasses import replace
 
     from fewstep import runs
-    from fewstep.distributed import device, run_together
+    from fewstep.distributed import run_together
     from fewstep.evaluation import exhaust
     from fewstep.recording import record
     from fewstep.sampler_choices import with_sampler_choices
@@ -181,7 +187,7 @@ def run(
     generator = with_sampler_choices(generator, recipe, sampler=sampler, grid=grid, clip=clip)
     if guidance:
         generator = run_together(lambda: guidance.apply(generator, recipe))
-    generator = generator.to(device())
+    generator = console.on_device(generator, precision)
     with closing(record(generator, folder, recording, teacher=teacher, batch=batch)) as rows:
         return exhaust(rows, lambda progress: update(progress.done, total=progress.total))
 

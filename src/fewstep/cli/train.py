@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from fewstep.allocator import keep_freed_memory
 from fewstep.cli import console
 from fewstep.errors import InputError, SharedError
 from fewstep.paths import check_writable_folder
@@ -58,7 +57,6 @@ def main(argv: Sequence[str], verb: str = "train") -> int:
         return _explain(explain, verb)
     options = console.options(Options, verb, argv)
     table = read_table(options.recipe, options.overrides)  # a mistyped key needs no torch
-    keep_freed_memory()
     from fewstep.distributed import gather, run_together
     from fewstep.recipe import parse
     from fewstep.runner import Diverged, is_finished
