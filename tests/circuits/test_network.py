@@ -125,8 +125,39 @@ def test_a_pretrained_network_is_adopted_and_kept():
     assert not layer.weight.equal(source.mid_block.attentions[0].to_v.weight)
 
 
+@pytest.mark.parametrize("patch", [1, 2])
+def test_both_trunks_start_from_a_teacher(patch):
+    """Also without low-rank adapters, and on squares of pixels: all weights are then trained."""
+    torch.manual_seed(1)
+    network = replace(NETWORK, patch=patch, attention=(4,) if patch == 1 else (2,))
+    source = network.build(shape=(1, 8, 8), classes=3)
+    for parameter in source.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    net = circuit(network=network, state=StateConfig(12, shrink=2, groups=4))
+    net.load_teacher(source)
+    x, level = torch.randn(2, 1, 8, 8), levels(100.0, 700.0)
+    hidden = net.encoder(x, level)
+    assert hidden.shape == (2, 16, 8 // patch, 8 // patch)
+    torch.testing.assert_close(source.unfold(source.conv_out(hidden)), source(x, level))
+    assert net.update.mid_block.resnets[0].conv1.weight.equal(
+        source.mid_block.resnets[0].conv1.weight
+    )
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert net.encode(x, level).shape == (2, 12, 4, 4) and net(x, level).shape == x.shape
+
+
+def test_squares_of_pixels_are_at_most_as_large_as_the_states():
+    network = replace(NETWORK, patch=2, attention=())
+    with pytest.raises(InputError, match="shrink 1 is not divisible by the patch 2"):
+        CircuitConfig(network=network)
+    net = circuit(network=network, state=StateConfig(12, shrink=4, groups=4), shake=0.1)
+    assert net.encode(torch.randn(2, 1, 8, 8), levels(1.0, 2.0)).shape == (2, 12, 2, 2)
+
+
 def test_what_does_not_fit_is_refused():
     circuit().load_teacher(None)  # nothing is taken, so nothing is missed
+    with pytest.raises(InputError, match="from whose weights it starts"):
+        circuit().load_teacher(replace(NETWORK, channels=(16, 64)).build(shape=(1, 8, 8)))
     net = circuit(lora=2)
     with pytest.raises(InputError, match="there is none"):
         net.load_teacher(None)

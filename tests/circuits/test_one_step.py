@@ -54,6 +54,19 @@ def test_it_says_the_read_out_of_its_sum(chunks, channels, shrink):
     assert not [name for name, _ in net.named_parameters() if name.startswith("image_readout")]
 
 
+def test_a_network_on_squares_of_pixels():
+    network = UNetConfig(channels=(16, 32), layers=1, attention=(), groups=8, patch=2)
+    state = StateConfig(12, shrink=2, groups=4)
+    net = residuals(network=network, state=state)
+    net.copy_readout(circuit(network=network, state=state, shake=0.1), torch.tensor(7.0))
+    x, level = torch.randn(2, 1, 8, 8), torch.tensor([1000.0, 1000.0])
+    first, chunks = net.parts(x, level)
+    assert first.shape == (2, 12, 4, 4) and chunks.shape == (2, 5, 12, 4, 4)
+    assert net(x, level).shape == x.shape
+    with pytest.raises(InputError, match="not divisible by the patch 2"):
+        residuals(network=network, state=STATE)
+
+
 @pytest.mark.parametrize("channels", [(16,), (16, 32), (16, 16, 32), (16, 16, 16, 32)])
 def test_each_head_sees_a_size_of_the_network(channels):
     """Told a fixed first state, only the chunks of the coarsest of several sizes stand still."""

@@ -95,6 +95,39 @@ def test_each_depth_compares_with_the_networks_own_sampler():
     assert chain > 1e-2
 
 
+def test_a_guided_path_is_that_of_the_guided_sampler():
+    student = Denoiser(circuit(classes=3, shake=0.1), Flow(), Velocity())
+    spec = SampleSpec((1, 8, 8), 3)
+    sampler = Generator(student, spec, step=Transfer()).with_guidance(3.0)
+    noise, cond = torch.randn(4, 1, 8, 8), Condition(torch.tensor([0, 1, 2, 1]))
+    states = list(sampler.path(noise, steps=4, cond=cond))
+    times, net = [1.0, 0.75, 0.5, 0.25, 0.0], Circuit(student)
+    path = list(net.encode_path(noise, times, cond=cond, guidance=3.0))
+    for (z, prediction), x, t in zip(path, states, times, strict=True):
+        torch.testing.assert_close(z, net.encode(x, t, cond=cond), rtol=1e-4, atol=1e-4)
+        expected = student(x, t, cond=cond).output  # what is read from a state is not guided
+        torch.testing.assert_close(prediction.output, expected, rtol=1e-4, atol=1e-4)
+    plain = [z for z, _ in net.encode_path(noise, times, cond=cond)]
+    assert plain[0].equal(path[0][0]) and (plain[-1] - path[-1][0]).abs().max() > 0.01
+    for dropout, of, problem in ((0.1, SPEC, "have none"), (0.0, spec, "also trained without condition")):
+        config = CircuitMethodConfig(steps=12, guidance=2.0, condition_dropout=dropout)
+        with pytest.raises(InputError, match=problem):
+            CircuitMethod(config, Task(student, of, steps=100))
+
+
+def test_the_updates_follow_the_guided_sampler():
+    images = ImageBatch(torch.randn(4, 1, 8, 8), Condition(torch.tensor([0, 1, 2, 1])))
+    spec, losses = SampleSpec((1, 8, 8), 3), []
+    for guidance in (1.0, 2.0, 2.0):
+        student = Denoiser(circuit(classes=3, shake=0.1), Flow(), Velocity())
+        config = CircuitMethodConfig(steps=12, condition_dropout=0.1, guidance=guidance)
+        method = CircuitMethod(config, Task(student, spec, steps=100))
+        drawn = Batch(7, 0, 0, 4, 4, spec, torch.device("cpu"), {"images": images})
+        drawn.begin("student", 0)
+        losses.append(method.student_loss(drawn).numbers["chain"].item())
+    assert losses[1] == losses[2] and losses[0] != losses[1]
+
+
 def gradients(method):
     method.student_loss(batch()).value.backward()
     return [p.grad for p in method.student.parameters()]

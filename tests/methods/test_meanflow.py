@@ -379,7 +379,7 @@ def test_what_cannot_be_is_refused():
         meanflow(network(parametrization=Clean(VP())))
     with pytest.raises(InputError, match="needs a teacher: set teacher.load"):
         meanflow(teacher=None, source="teacher")
-    with pytest.raises(InputError, match="need classes or prompts"):
+    with pytest.raises(InputError, match="needs classes or prompts"):
         meanflow(guidance=2.0)
     with pytest.raises(InputError, match=r"teacher\.guidance"):
         meanflow(guidance=2.0, source="teacher")

@@ -164,6 +164,9 @@ class UNet(Backbone):
         self.up_blocks = up_blocks(widths, config.layers, attends, options, reads)
         self.conv_norm_out: nn.Module = options.norm(widths[0])
         self.conv_out: nn.Module = nn.Conv2d(widths[0], pixels, 3, padding=1)
+        self.unfold: nn.Module = (
+            nn.PixelShuffle(config.patch) if config.patch > 1 else nn.Identity()
+        )
         initialise(self, Resnet)
 
     def forward(
@@ -173,12 +176,10 @@ class UNet(Backbone):
         *,
         level_s: Float[Tensor, " b"] | None = None,
         cond: Condition | None = None,
-    ) -> Float[Tensor, "b _ h w"]:
+    ) -> Float[Tensor, "b _ _ _"]:  # smaller than x without `unfold`, as in a circuit
         *_, hidden = self._decode(x, *embed_with_prompts(self, x, level, level_s, cond))
         output = self.conv_out(functional.silu(self.conv_norm_out(hidden)))
-        if self.config.patch > 1:
-            output = functional.pixel_shuffle(output, self.config.patch)
-        return output.contiguous()
+        return self.unfold(output).contiguous()
 
     def decoder_features(
         self, x: Float[Tensor, "b c h w"], level: Float[Tensor, " b"], cond: Condition | None

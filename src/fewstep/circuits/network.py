@@ -9,9 +9,9 @@
 is nearly the first one plus a sum of small residuals. `forward` encodes and reads the output, so
 that the circuit can be used as any other backbone. Source: github.com/shuntama/denoising-circuits
 
-The trunks are two copies of one U-Net, one in the encoder and one in the update. Both are trained
-in full or, with `lora`, start from a pretrained network: its attention gets low-rank adapters
-(`lora.py`), its norms and time embedding are trained, and its other weights are frozen.
+The trunks are two copies of one U-Net, one in the encoder and one in the update. With a teacher,
+both start from its weights. They are trained in full or, with `lora`, in part: the attention gets
+low-rank adapters (`lora.py`), norms and time embedding are trained, all other weights are frozen.
 """
 
 from dataclasses import dataclass, field, replace
@@ -79,10 +79,13 @@ class StateConfig:
         return group_norm(z, self.groups, eps=1e-8)
 
 
-def check_patch(network: UNetConfig) -> None:
-    """Raise InputError for a U-Net whose decoder does not end at the size of the images."""
-    if network.patch != 1:
-        raise InputError(f"the U-Net of a circuit has patch = {network.patch}; it must be 1")
+def check_patch(network: UNetConfig, state: StateConfig) -> None:
+    """Raise InputError for a U-Net whose decoder ends at a smaller size than the state's."""
+    if state.shrink % network.patch:
+        raise InputError(
+            f"the state's shrink {state.shrink} is not divisible by the patch {network.patch} of "
+            "student.backbone.network: a state cannot be larger than the U-Net's own images"
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class CircuitConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         check_fields(self, "student.backbone")
-        check_patch(self.network)
+        check_patch(self.network, self.state)
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "CircuitNet":
         """Build a network with random weights."""
@@ -127,13 +130,14 @@ class CircuitNet(Backbone):
         self.level_scale = config.network.level_scale
         width, channels = config.network.channels[0], config.state.channels
         self.encoder = UNet(config.network, shape=shape, classes=classes)
-        self.encoder.conv_out = nn.Identity()
+        self.encoder.conv_out = self.encoder.unfold = nn.Identity()
         self.sinusoid = sinusoid = config.state.sinusoid(self.encoder.sinusoid)
         self.update = UNet(_update_config(config), shape=(width, *config.state.shape(shape)[1:]),
                            classes=classes)  # fmt: skip
         self.update.conv_in = self.update.conv_out = nn.Identity()
         shrink, blocks = config.state.shrink, config.blocks
-        self.encoder_out = Adapter(width, channels, channels, sinusoid, 2 * blocks, shrink=shrink)
+        fold = shrink // config.network.patch
+        self.encoder_out = Adapter(width, channels, channels, sinusoid, 2 * blocks, shrink=fold)
         self.adapter_in = Adapter(channels, width, width, sinusoid, blocks)
         both = width + channels
         self.adapter_out = Adapter(both, both, channels, sinusoid, blocks)
@@ -200,22 +204,26 @@ class CircuitNet(Backbone):
         self.update.load_state_dict(self.encoder.state_dict(), strict=False)
 
     def load_teacher(self, teacher: Backbone | None) -> None:
-        """With `lora`, load a teacher's pretrained U-Net into both trunks.
+        """Load a teacher's U-Net into both trunks.
 
-        Raises: InputError if the teacher is missing or has another network.
+        Raises: InputError if the teacher has another network, or is missing with `lora`.
         """
-        if not self.config.lora:
+        if teacher is None:
+            if self.config.lora:
+                raise InputError(
+                    "student.backbone.lora needs a teacher whose network is a unet, and there is "
+                    "none: set teacher.load"
+                )
             return
         if not isinstance(teacher, UNet):
-            problem = f"it is a {type(teacher).__name__}" if teacher else "there is none"
             raise InputError(
-                f"student.backbone.lora needs a teacher whose network is a unet; {problem}: set "
-                "teacher.load"
+                "the U-Nets of a circuit start from the teacher's, which must be a unet: it is a "
+                f"{type(teacher).__name__}"
             )
         mine, theirs = self.config.network, teacher.config
         if replace(theirs, dropout=mine.dropout, two_times=False) != mine:
             raise InputError(
-                "student.backbone.network must equal the teacher's, whose weights lora keeps: "
+                "student.backbone.network must equal the teacher's, from whose weights it starts: "
                 f"it is {mine}, but must be {theirs}"
             )
         pretrained = teacher.state_dict()
@@ -233,6 +241,6 @@ class CircuitNet(Backbone):
 
 def _update_config(config: CircuitConfig) -> UNetConfig:
     """Settings of the update's U-Net: attention at the state's heights, and a second time."""
-    shrink = config.state.shrink
+    shrink = config.state.shrink // config.network.patch
     heights = tuple(height // shrink for height in config.network.attention)
-    return replace(config.network, attention=heights, two_times=True)
+    return replace(config.network, patch=1, attention=heights, two_times=True)

@@ -50,7 +50,7 @@ class ResidualsConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         check_fields(self, "student.backbone")
-        check_patch(self.network)
+        check_patch(self.network, self.state)
 
     def build(self, *, shape: tuple[int, ...], classes: int = 0) -> "ResidualsNet":
         """Build a network with random weights."""
@@ -70,7 +70,7 @@ class ResidualsNet(Backbone):
         self.trunk = UNet(network, shape=shape, classes=classes)
         self.trunk.conv_norm_out = self.trunk.conv_out = nn.Identity()
         side, widths = state.shape(shape)[2], self.trunk.decoder_widths
-        sizes = [shape[2] >> i for i in reversed(range(len(widths)))]
+        sizes = [shape[2] // network.patch >> i for i in reversed(range(len(widths)))]
         self.chunk_counts = split_chunks(config.chunks, len(sizes))
         # the coarsest size is always used, because it also predicts the initial state
         self.sources = [i for i, count in enumerate(self.chunk_counts) if count or i == 0]

@@ -63,19 +63,30 @@ class Circuit:
         return self.denoiser.network_inputs(t, z)[1]
 
     def encode_path(
-        self, x: Tensor, times: Sequence[Tensor | float], *, cond: Condition | None = None
+        self,
+        x: Tensor,
+        times: Sequence[Tensor | float],
+        *,
+        cond: Condition | None = None,
+        guidance: float = 1.0,
     ) -> Iterator[tuple[State, Prediction]]:
         """Sample by DDIM (η = 0) and encode each x_t on the path.
 
-        `x` (b, c, h, w) is x_t at the first of `times`. Yields, for each time, the state and the
-        prediction that is read from it.
+        `x` (b, c, h, w) is x_t at the first of `times`. `guidance` is the weight of classifier-free
+        guidance of the path. Yields, for each time, the state and the prediction that is read from
+        it, without guidance.
         """
         for t, s in zip(times, [*times[1:], None], strict=True):
             z = self.encode(x, t, cond=cond)
             prediction = self.denoiser.interpret(x, t, self.read(z, t))
             yield z, prediction
-            if s is not None:
-                x = self.denoiser.process.add_noise(prediction.x0, prediction.eps, s)
+            if s is None:
+                return
+            if guidance != 1 and cond is not None:
+                null = self.read(self.encode(x, t, cond=cond.null()), t)
+                output = guidance * prediction.output + (1 - guidance) * null
+                prediction = self.denoiser.interpret(x, t, output)
+            x = self.denoiser.process.add_noise(prediction.x0, prediction.eps, s)
 
     def ring(
         self, noise: Tensor, times: Sequence[float], *, cond: Condition | None = None

@@ -18,7 +18,15 @@ from fewstep.methods.objective import ConfigT, Loss, Objective, Turn
 from fewstep.sample_spec import SampleSpec
 from fewstep.tables import check_fields
 
-__all__ = ["Loss", "Method", "Task", "Turn", "check_condition_dropout", "require_teacher"]
+__all__ = [
+    "Loss",
+    "Method",
+    "Task",
+    "Turn",
+    "check_condition_dropout",
+    "check_guidance",
+    "require_teacher",
+]
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,21 @@ def check_condition_dropout(share: float, spec: SampleSpec) -> None:
         raise InputError(
             f"method.condition_dropout is {share}, which leaves the {kind} untrained: set "
             f"{without} to train without them, or a smaller fraction"
+        )
+
+
+def check_guidance(names: str, condition_dropout: float, spec: SampleSpec) -> None:
+    """Raise InputError unless a student can learn guidance: it needs conditions, and
+    `condition_dropout` trains it without them too. `names` are the settings of the guidance."""
+    if not spec.is_conditional:
+        raise InputError(
+            f"{names} needs classes or prompts, and these images have none: remove it from the "
+            "recipe"
+        )
+    if condition_dropout == 0:
+        raise InputError(
+            f"{names} needs a network that is also trained without condition: set "
+            "method.condition_dropout to 0.1"
         )
 
 

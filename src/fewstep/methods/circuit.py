@@ -30,7 +30,7 @@ from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator
 from fewstep.losses import squared_error
-from fewstep.methods.base import Loss, Method, Task, Turn
+from fewstep.methods.base import Loss, Method, Task, Turn, check_guidance
 from fewstep.methods.batch import Batch
 from fewstep.methods.schedule import step_ranges
 from fewstep.parametrization import Eps
@@ -68,7 +68,10 @@ class CircuitMethodConfig:
     image: NonNegative = 1.0
     """λ_image, the weight of the squared error of the X0out images in the loss."""
     condition_dropout: Probability = 0.0
-    """Fraction of rows, 0 to below 1, trained without label, for guidance; a ring has none."""
+    """Fraction of rows, 0 to below 1, trained without label, for guidance."""
+    guidance: NonNegative = 1.0
+    """Weight of classifier-free guidance of the sampler that the updates follow, so that a ring
+    draws as that sampler does with guidance. Other weights than 1 need `condition_dropout`."""
     joint: bool = False
     """Whether the losses of the updates also train the encoder, as published. It then learns states
     that hardly change from step to step, and the images of a ring are poor (docs/log.md)."""
@@ -109,6 +112,8 @@ class CircuitMethod(Method[CircuitMethodConfig]):
             need = 'set the student\'s parametrization to "velocity" or "v"'
             raise InputError(f"an eps-prediction network cannot give x0 from pure noise; {need}")
         super().__init__(config, task)
+        if config.guidance != 1:
+            check_guidance("method.guidance", config.condition_dropout, task.spec)
         self.target = deepcopy(student) if config.follow == "average" else None
         end = torch.tensor(student.span[:1], dtype=torch.float64)
         self.times = torch.cat([UniformGrid()(config.steps, student), end])
@@ -184,7 +189,8 @@ class CircuitMethod(Method[CircuitMethodConfig]):
         x = self.student.process.add_noise(x0, batch.randn_like(x0), times[0])
         target = Circuit(self.target or self.student)
         with torch.no_grad():
-            path = list(target.encode_path(x, times, cond=cond))[::stride]
+            path = target.encode_path(x, times, cond=cond, guidance=self.config.guidance)
+            path = list(path)[::stride]
             z = path[0][0]
         if self.target or self.config.joint:
             with torch.set_grad_enabled(self.config.joint):
