@@ -7,14 +7,17 @@ the note of an `Evaluator`: pass a `ProgressBar` to show how far the work is.
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fewstep import runs
+from fewstep.abilities import why_not_guidable, with_guidance
 from fewstep.distributed import first_rank, gather
 from fewstep.errors import InputError, did_you_mean, errors_about
 from fewstep.evaluation import Evaluator, cached_score, exhaust
 from fewstep.generator import Generator
+from fewstep.guidance import check_interval
 from fewstep.likelihood_score import (
     LikelihoodScore,
     LikelihoodSettings,
@@ -82,6 +85,8 @@ def compare(
     data_name: str | None = None,
     caption_split: str | None = None,
     baseline: str | None = None,
+    guidance: float = 1.0,
+    interval: Sequence[float] | None = None,
     bar: ProgressBar = no_bar,
 ) -> Comparison:
     """Score each run at each step count of `steps`, or at the nearest that the run supports.
@@ -90,12 +95,13 @@ def compare(
     names the reference set, as `NAME` or `NAME:PATH`; by default it is the set that each run was
     trained on. Runs that read prompts generate from the captions of the reference set's split
     `caption_split`, by default of the reference set itself. `baseline` names one of the runs; see
-    `find_baseline` for the default.
+    `find_baseline` for the default. `guidance` and `interval` are as in `guide_runs`.
 
     Raises: InputError if a run is missing or is listed twice, if the runs generate images of
-    different shapes or classes, or for a `caption_split` where no run reads prompts.
+    different shapes or classes, for a `caption_split` where no run reads prompts, or for `guidance`
+    where no run was trained for it.
     """
-    loaded = load_runs(addresses, weights=weights)
+    loaded = guide_runs(load_runs(addresses, weights=weights), guidance, interval=interval)
     check_caption_split(caption_split, loaded)
     reference = find_baseline(loaded, baseline)
     evaluators = make_evaluators(loaded, protocol, data_name, caption_split=caption_split, bar=bar)
@@ -119,6 +125,36 @@ def check_caption_split(split: str | None, loaded: Sequence[LoadedRun]) -> None:
             f"--caption-split chooses the captions of runs that read prompts, and {names} "
             f"read{'s' if len(loaded) == 1 else ''} none: leave it out"
         )
+
+
+def guide_runs(
+    loaded: Sequence[LoadedRun], weight: float, *, interval: Sequence[float] | None = None
+) -> list[LoadedRun]:
+    """The runs, those under classifier-free guidance that were trained for it.
+
+    Others, such as students that imitate a guided teacher, stay as they are.
+
+    Raises: InputError if no run was trained for guidance, or as `abilities.with_guidance`.
+    """
+    if check_interval(interval, weight) is None and weight == 1:
+        return [*loaded]
+    reasons: list[str] = []
+    result: list[LoadedRun] = []
+    for run in loaded:
+        recipe = runs.describe(run.address).get("recipe")
+        reason = why_not_guidable(run.generator, recipe)
+        if reason and (recipe or not run.generator.spec.is_conditional):
+            reasons.append(f"{run.name}: {reason}")
+            result.append(run)
+            continue
+        generator = with_guidance(run.generator, weight, recipe, interval=interval)
+        result.append(replace(run, generator=generator))
+    if len(reasons) == len(loaded):
+        raise InputError(
+            f"none of the runs was trained for guidance ({'; '.join(reasons)}): leave out "
+            "--guidance, or train with method.condition_dropout=0.1"
+        )
+    return result
 
 
 def find_baseline(loaded: Sequence[LoadedRun], name: str | None = None) -> LoadedRun | None:

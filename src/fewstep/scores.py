@@ -73,6 +73,11 @@ class Score:
         return f"{'auto' * self.autoguidance}guidance {self.guidance:g}{times}"
 
     @property
+    def sampler_text(self) -> str:
+        """The sampler with its guidance, such as "transfer, guidance 2"."""
+        return ", ".join(filter(None, (self.sampler, self.guidance_text)))
+
+    @property
     def protocol(self) -> tuple[object, ...]:
         """The settings that must be equal for two scores to be comparable."""
         return self.samples, self.extractor, self.extractor_hash, self.resize, self.reference

@@ -86,6 +86,32 @@ def test_what_was_measured_is_not_measured_again(teacher, student, tmp_path, cap
             assert one | {"seconds_per_image": 0} == other | {"seconds_per_image": 0}
 
 
+def test_guidance_is_for_the_runs_that_were_trained_for_it(teacher, student, tmp_path, capsys):
+    out = ("--out", str(tmp_path / "a.html"))
+    plain = compared(capsys, teacher, student, *out)
+    scores = compared(capsys, teacher, student, *out, "--guidance", "3")
+    assert [score["guidance"] for score in scores["teacher"]] == [3.0, 3.0]
+    assert [score["guidance"] for score in scores["student"]] == [1.0]
+    assert scores["teacher"][0]["frechet"] != plain["teacher"][0]["frechet"]
+    assert scores["student"][0]["frechet"] == plain["student"][0]["frechet"]
+    assert [score["evaluations"] for score in scores["teacher"]] == [2, 4]
+    capsys.readouterr()
+    assert main(["evaluate", teacher, "--guidance", "3", "--json", *QUICK]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert [s["frechet"] for s in alone] == [s["frechet"] for s in scores["teacher"]]
+    inside = compared(capsys, teacher, *out, "--guidance", "3", "--guidance-interval", "0.4,0.6")
+    assert [score["evaluations"] for score in inside["teacher"]] == [1, 3]
+    assert "guidance 3" in (tmp_path / "a.html").read_text()
+
+
+def test_guidance_of_runs_without_it_is_refused(teacher, student, tmp_path, capsys):
+    compare = ["compare", *QUICK, "--out", str(tmp_path / "a.html")]
+    line = fails(capsys, *compare, student, "--guidance", "3")
+    assert "none of the runs was trained for guidance (student: its method, regress, tr" in line
+    line = fails(capsys, *compare, teacher, student, "--guidance-interval", "0.2,0.8")
+    assert "no effect without guidance" in line
+
+
 def test_retrained_weights_are_measured_again(folder, teacher, tmp_path, capsys):
     out = ("--out", str(tmp_path / "a.html"))
     run = folder / "retrained"
@@ -153,12 +179,12 @@ def test_the_best_weights_are_called_so(folder, teacher, tmp_path, capsys):
 def test_guidance_is_said(teacher, capsys):
     capsys.readouterr()
     assert main(["evaluate", teacher, *QUICK, "--guidance", "3"]) == 0
-    assert "guidance 3, against digits" in capsys.readouterr().out
+    assert "transfer, guidance 3" in capsys.readouterr().out
     assert main(["evaluate", teacher, *QUICK, "--guidance", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["guidance"] == 3.0
     limited = ["--guidance", "3", "--guidance-interval", "0.2,0.8", "--autoguidance", teacher]
     assert main(["evaluate", teacher, *QUICK, *limited]) == 0
-    assert "autoguidance 3 at times 0.2 to 0.8, against digits" in capsys.readouterr().out
+    assert "transfer, autoguidance 3 at times 0.2 to 0.8" in capsys.readouterr().out
     assert main(["evaluate", teacher, *QUICK, *limited, "--json"]) == 0
     score = json.loads(capsys.readouterr().out)[0]
     assert (score["guidance_interval"], score["autoguidance"]) == ([0.2, 0.8], True)

@@ -109,7 +109,10 @@ def test_a_guided_path_is_that_of_the_guided_sampler():
         torch.testing.assert_close(prediction.output, expected, rtol=1e-4, atol=1e-4)
     plain = [z for z, _ in net.encode_path(noise, times, cond=cond)]
     assert plain[0].equal(path[0][0]) and (plain[-1] - path[-1][0]).abs().max() > 0.01
-    for dropout, of, problem in ((0.1, SPEC, "have none"), (0.0, spec, "also trained without condition")):
+    for dropout, of, problem in (
+        (0.1, SPEC, "have none"),
+        (0.0, spec, "also trained without condition"),
+    ):
         config = CircuitMethodConfig(steps=12, guidance=2.0, condition_dropout=dropout)
         with pytest.raises(InputError, match=problem):
             CircuitMethod(config, Task(student, of, steps=100))

@@ -10,8 +10,9 @@ import tyro
 
 from fewstep.cli import console
 from fewstep.cli.evaluate import ProtocolOptions, show
+from fewstep.cli.guidance import parse_interval
 from fewstep.paths import check_writable
-from fewstep.ranges import SamplingSteps
+from fewstep.ranges import NonNegative, SamplingSteps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,12 @@ class Options(ProtocolOptions):
     ] = None
     baseline: str | None = None
     """The run that the others are compared with; by default their common teacher."""
+    guidance: NonNegative = 1.0
+    """Weight of classifier-free guidance of the runs that were trained for it, such as a teacher;
+    others, such as its students, stay as they are. 1 means no guidance."""
+    guidance_interval: Annotated[str | None, tyro.conf.arg(metavar="LOW,HIGH")] = None
+    """Lowest and highest time of guidance, from 0 (image) to 1 (noise), such as 0.2,0.8; by default
+    all times."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("compare.html")
     """The HTML file of the report."""
     json: bool = False
@@ -64,6 +71,8 @@ def main(argv: Sequence[str]) -> int:
         data_name=options.data,
         caption_split=options.caption_split,
         baseline=options.baseline,
+        guidance=options.guidance,
+        interval=parse_interval(options.guidance_interval),
         bar=console.bar,
     )
     exhibits = comparison.exhibits

@@ -198,7 +198,7 @@ def _table(rows: Sequence[tuple[str, "Score"]]) -> None:
         table.add_row(
             name,
             str(score.steps),
-            score.sampler,
+            score.sampler_text,
             f"{m.frechet:.2f}{spread}",
             *(measure.text(score.measures) or "" for measure in measures),
             str(score.evaluations),
@@ -216,10 +216,8 @@ def _table(rows: Sequence[tuple[str, "Score"]]) -> None:
 
 
 def _special_settings(score: "Score") -> str:
-    """Precision, class frequencies, prompts and guidance of the samples, unless they are the
-    default."""
+    """Precision, class frequencies and prompts of the samples, unless they are the default."""
     precision = "" if score.number_format == "f32" else f"generated in {score.number_format}, "
     classes = "" if score.labels != "as in the set" else "classes as often as in the set, "
     prompts = "" if score.prompts == "none" else f"prompts: {score.prompts}, "
-    guidance = f"{score.guidance_text}, " if score.guidance_text else ""
-    return precision + classes + prompts + guidance
+    return precision + classes + prompts

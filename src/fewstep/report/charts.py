@@ -66,7 +66,7 @@ def _quality(
     for entry, own in ranking.by_entry.items():
         # samplers of all rows, so that each has the same marker in every chart
         for i, sampler in enumerate(_samplers(own)):
-            line = [r for r in rows if r.entry is entry and r.score.sampler == sampler]
+            line = [r for r in rows if r.entry is entry and r.score.sampler_text == sampler]
             line.sort(key=lambda r: (r.score.evaluations, r.score.frechet))
             if line:
                 points = [(cost(r.score), r.score.frechet) for r in line]
@@ -87,7 +87,7 @@ def _quality(
 
 
 def _samplers(rows: Iterable[Row]) -> list[str]:
-    return list(dict.fromkeys(row.score.sampler for row in rows))
+    return list(dict.fromkeys(row.score.sampler_text for row in rows))
 
 
 def training(entries: Sequence[StyledExhibit]) -> Markup:

@@ -55,7 +55,6 @@ def scores(ranking: Ranking, *, key: str) -> Markup:
         key=key,
         ranking=ranking,
         seeds={score.seed for score in rows},
-        guidance=sorted({score.guidance_text or "no guidance" for score in rows}),
         number_formats=sorted({score.number_format for score in rows}),
         accuracies=any(score.accuracy is not None for score in rows),
         intervals=any(row.interval for row in ranking.rows),
