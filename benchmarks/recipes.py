@@ -1,9 +1,11 @@
-"""Do couplings, Muon and loss weights pay? Each against the plain recipe at equal time.
+"""Does a change of a teacher's recipe pay? Each against the plain recipe at equal time.
 
     OMP_NUM_THREADS=1 python benchmarks/recipes.py --out FOLDER [--seconds 300] [--seeds 3]
+    OMP_NUM_THREADS=1 python benchmarks/recipes.py --of cifar10 --out FOLDER --seeds 1
     OMP_NUM_THREADS=1 python benchmarks/recipes.py --out FOLDER --table
 
-Teachers of Fashion-MNIST at 16x16, the preset `fashion-flow` with one change each. Every variant
+Teachers at 16x16 with one change each: `fashion`, the preset `fashion-flow` with couplings, Muon
+and loss weights; `cifar10`, the preset `cifar10-cpu-flow`, sampled with its guidance. Every variant
 has as many steps as fit into the seconds, by the time of its step: the fastest of several rounds,
 in which the variants take turns, so that other work on the machine meets all of them. The rate
 falls as a cosine over these steps. Seconds are CPU time of one thread, that of the threads which
@@ -16,22 +18,58 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from fewstep import data, recipe
+from fewstep.allocator import keep_freed_memory
 from fewstep.assembly import assemble
 from fewstep.evaluation import Evaluator
 from fewstep.metrics import EvalProtocol
 from fewstep.trainer import NonFiniteLoss
 
-VARIANTS = {
-    "plain": [],
-    "minibatch-ot": ["method.coupling=minibatch-ot"],
-    "semidiscrete-ot": ["method.coupling=semidiscrete-ot"],
-    "muon": ["fit.optimizer=muon"],
-    "learned": ["method.weight=learned"],
-    "p2": ["method.weight=p2"],
+
+class Trial(NamedTuple):
+    """A preset, and changes of it."""
+
+    preset: str
+    data: str
+    variants: dict[str, list[str]]
+    settings: tuple[str, ...] = ()
+    guidance: float = 1.0
+
+
+TRIALS = {
+    "fashion": Trial(
+        "fashion-flow",
+        "fashion-mnist",
+        {
+            "plain": [],
+            "minibatch-ot": ["method.coupling=minibatch-ot"],
+            "semidiscrete-ot": ["method.coupling=semidiscrete-ot"],
+            "muon": ["fit.optimizer=muon"],
+            "learned": ["method.weight=learned"],
+            "p2": ["method.weight=p2"],
+        },
+    ),
+    "cifar10": Trial(
+        "cifar10-cpu-flow",
+        "cifar10",
+        {
+            "plain": [],
+            "adamw": ["fit.optimizer=adamw", "fit.lr=1e-3"],
+            "uniform times": ["method.density=uniform"],
+            "more noise": ["method.density.mean=0.5"],
+            "less noise": ["method.density.mean=-0.5"],
+            "no flips": ["data.flip=false"],
+            "semidiscrete-ot": ["method.coupling=semidiscrete-ot"],
+            "x0, min-snr": ["student.parametrization=x0", "method.weight=min-snr"],
+            "no squares": ["student.backbone.patch=1", "student.backbone.attention=[8]"],
+        },
+        settings=("data.size=16", "student.backbone.attention=[4]"),
+        guidance=2.0,
+    ),
 }
 STEPS = (4, 16)
 ROUNDS, ROUND = 5, 6
@@ -40,54 +78,57 @@ T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Student's t of a 95 % interval, by the number of seeds."""
 
 
-def build(variant, steps, seed):
-    settings = [*VARIANTS[variant], f"fit.steps={steps}", f"fit.seed={seed}"]
-    config = recipe.read("fashion-flow", settings)
+def build(trial, variant, steps, seed):
+    settings = [*trial.settings, *trial.variants[variant], f"fit.steps={steps}", f"fit.seed={seed}"]
+    config = recipe.read(trial.preset, settings)
     return next(assemble(config, torch.device("cpu")).trainings(config.fit))
 
 
-def step_times(path):
+def step_times(trial, path):
     """Seconds of CPU time of a training step of each variant, from `path` or measured."""
     if path.exists():
         return json.loads(path.read_text())
-    trials = {variant: build(variant, 10_000, 0) for variant in VARIANTS}
-    times = {variant: [] for variant in VARIANTS}
+    trainings = {variant: build(trial, variant, 10_000, 0) for variant in trial.variants}
+    times = {variant: [] for variant in trial.variants}
     for _ in range(ROUNDS + 1):
-        for variant, trial in trials.items():
+        for variant, training in trainings.items():
             start = time.process_time()
             for _ in range(ROUND):
-                trial.advance()
+                training.advance()
             times[variant].append((time.process_time() - start) / ROUND)
     best = {variant: min(values[1:]) for variant, values in times.items()}  # after the first
     path.write_text(json.dumps(best))
     return best
 
 
-def measure(variant, steps, seed, evaluator):
-    training = build(variant, steps, seed)
+def measure(trial, variant, steps, seed, evaluator):
+    training = build(trial, variant, steps, seed)
     start = time.process_time()
     for _ in training:
         pass
     row = {"variant": variant, "seed": seed, "steps": steps}
     row["seconds"] = time.process_time() - start
+    generator = training.generator()
+    if trial.guidance != 1:
+        generator = generator.with_guidance(trial.guidance)
     for count in STEPS:
-        score = evaluator.score(training.generator(), steps=count)
+        score = evaluator.score(generator, steps=count)
         row[f"frechet {count}"], row[f"accuracy {count}"] = score.frechet, score.accuracy
     return row
 
 
 def run(options, results, done):
-    evaluator = Evaluator(
-        data.load("fashion-mnist", size=16), EvalProtocol(options.samples, "classifier")
-    )
-    times = step_times(options.out / "times.json")
+    trial = TRIALS[options.of]
+    images = data.load(trial.data, size=16)
+    evaluator = Evaluator(images, EvalProtocol(options.samples, "classifier"))
+    times = step_times(trial, options.out / "times.json")
     for seed in range(options.seeds):
-        for variant in VARIANTS:
+        for variant in trial.variants:
             if (variant, seed) in done:
                 continue
             steps = max(2, round(options.seconds / times[variant]))
             try:
-                row = measure(variant, steps, seed, evaluator)
+                row = measure(trial, variant, steps, seed, evaluator)
             except NonFiniteLoss as error:
                 row = {"variant": variant, "seed": seed, "steps": steps, "error": str(error)}
             print(json.dumps(row), flush=True)
@@ -102,12 +143,12 @@ def mean(values):
     return f"{values.mean().item():.2f}" + (f" ± {half:.2f}" if half else "")
 
 
-def show(rows):
+def show(trial, rows):
     heads = [f"{what}, {count} steps" for count in STEPS for what in ("Fréchet", "minus plain")]
     print(f"| variant | training steps | CPU seconds | {' | '.join(heads)} | accuracy, 16 steps |")
     print("|---" * (len(heads) + 4) + "|")
     by = {(row["variant"], row["seed"]): row for row in rows if "error" not in row}
-    for variant in VARIANTS:
+    for variant in trial.variants:
         seeds = [seed for name, seed in by if name == variant]
         if not seeds:
             continue
@@ -130,6 +171,7 @@ def show(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--of", choices=TRIALS, default="fashion")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--seeds", type=int, default=3, choices=[1, *T95])
@@ -145,9 +187,10 @@ def main():
     done = read() if results.exists() else []
     if not options.table:
         torch.set_num_threads(1)
+        keep_freed_memory()
         run(options, results, {(row["variant"], row["seed"]) for row in done})
         done = read()
-    show(done)
+    show(TRIALS[options.of], done)
 
 
 if __name__ == "__main__":
