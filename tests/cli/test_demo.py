@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fewstep import store
 from fewstep.cli import demo, main
 from fewstep.metrics import EvalProtocol
 from fewstep.optimizers import average_problems, warmup_problem
@@ -102,6 +103,18 @@ def test_the_demo_of_cifar10_reads_its_own_runs():
     text = (PRESETS / "cifar10-cpu-regress.toml").read_text()
     comment = next(line for line in text.splitlines() if line.startswith("# recorded by: "))
     assert comment.endswith(" ".join(plan.stores["pairs"].options))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default:.*bf16, for which this CPU")
+def test_the_demo_computes_in_the_number_format(short, tmp_path):
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--precision", "bf16"]) == 0
+    assert store.Reader(out / "pairs").provenance["precision"] == "bf16"
+    for name in ("teacher", "regress"):
+        assert read(str(out / name / "recipe.toml")).fit.precision == "bf16"
+    page = (out / "report.html").read_text()
+    assert "--guidance 2 --precision bf16" in page and page.count("fit.precision=bf16") > 1
 
 
 def test_every_method_of_it_is_a_preset_that_reads_the_demos_own_runs():

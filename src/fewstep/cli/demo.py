@@ -19,6 +19,7 @@ from fewstep.errors import InputError
 from fewstep.files import atomic_write
 from fewstep.locks import lock_folder, lock_owner
 from fewstep.paths import check_writable_folder
+from fewstep.ranges import Precision
 
 if TYPE_CHECKING:
     from fewstep.comparison import Exhibit
@@ -47,6 +48,9 @@ class Options:
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of the runs, by default runs/demo, runs/demo-all or runs/demo-cifar10. The same
     command resumes them."""
+    precision: Precision = "f32"
+    """Number format of the trainings and of the recorded pairs; bf16 is faster on GPUs and on CPUs
+    with instructions for it."""
 
     @property
     def plan(self) -> Plan:
@@ -61,6 +65,7 @@ class Demo(NamedTuple):
 
     out: Path
     plan: Plan
+    precision: Precision = "f32"
 
     @property
     def threads(self) -> int:
@@ -88,17 +93,21 @@ class Demo(NamedTuple):
         return {key: "teacher" if name == "flow" else name for key, name in names.items()}
 
     def overrides(self, name: str) -> list[str]:
-        """Overrides of the preset: the addresses of its inputs, and its length."""
+        """Overrides of the preset: the addresses of its inputs, its length and number format."""
         inputs = self.inputs(name).items()
         paths = [f"{key}={json.dumps(str(self.out / run))}" for key, run in inputs]
-        return [*paths, *self.plan.overrides.get(name, ())]
+        return [*paths, *self.plan.overrides.get(name, ()), *self.number_format("fit.precision={}")]
+
+    def number_format(self, *words: str) -> list[str]:
+        """`words` with the number format in place of {}; nothing for the default."""
+        return [word.format(self.precision) for word in words if self.precision != "f32"]
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `fewstep demo`. Returns the exit code."""
     options = console.options(Options, "demo", argv)
     plan = options.plan
-    demo = Demo(options.out or Path(f"runs/demo{plan.option[1:]}"), plan)
+    demo = Demo(options.out or Path(f"runs/demo{plan.option[1:]}"), plan, options.precision)
     check_writable_folder(demo.out, "--out")
     jobs.preload(["fewstep.cli.demo", "fewstep.runner", "fewstep.comparison"])
     from fewstep import metrics
@@ -110,7 +119,8 @@ def main(argv: Sequence[str]) -> int:
             workers = jobs.cores() // demo.threads
             jobs.run_jobs(make_jobs(demo, protocol), workers=workers, threads=demo.threads)
         except console.Stopped:
-            words = filter(None, ["fewstep", "demo", plan.option, "--out", str(demo.out)])
+            words = [*filter(None, ["fewstep", "demo", plan.option]), "--out", str(demo.out)]
+            words += demo.number_format("--precision", "{}")
             console.out.print(f"stopped; to resume: {shlex.join(words)}")
             return 0
         write_results(demo, protocol)
@@ -141,7 +151,7 @@ def make_jobs(demo: Demo, protocol: "EvalProtocol") -> list[jobs.Job]:
         trainings.append(jobs.Job(name, total, run, inputs))
         for store in inputs & demo.plan.stores.keys() - recordings.keys():
             spec = demo.plan.stores[store]
-            run = partial(_record, demo.out / spec.source, demo.out / store, spec)
+            run = partial(_record, demo, demo.out / store, spec)
             recordings[store] = jobs.Job(store, spec.count, run, frozenset({spec.source}))
         run = partial(_measure, demo, name, protocol)
         after = frozenset({name, real.name})
@@ -173,18 +183,19 @@ def _train(preset: str, overrides: Sequence[str], folder: Path, update: console.
         train.train(recipe, folder, update)
 
 
-def _record(source: Path, folder: Path, spec: StoreSpec, update: console.Update) -> None:
+def _record(demo: Demo, folder: Path, spec: StoreSpec, update: console.Update) -> None:
     from fewstep.recording import Recording
 
     recording = Recording(spec.count, spec.steps, chunks=spec.chunks)
     guidance = GuidanceOptions(guidance=spec.guidance)
     record.run(
-        str(source),
+        str(demo.out / spec.source),
         folder,
         recording,
         update,
         sampler=spec.sampler,
         clip=spec.clip,
+        precision=demo.precision,
         guidance=guidance,
     )
 
@@ -273,7 +284,8 @@ def _commands(demo: Demo, name: str, steps: Sequence[int]) -> list[str]:
     for store in demo.plan.stores.keys() & set(inputs.values()):
         spec = demo.plan.stores[store]
         paths = [str(demo.out / spec.source), "--out", str(demo.out / store)]
-        commands.append(["fewstep", "record", *paths, *spec.options])
+        options = [*spec.options, *demo.number_format("--precision", "{}")]
+        commands.append(["fewstep", "record", *paths, *options])
     verb = "distill" if "teacher.load" in inputs else "train"
     commands.append(["fewstep", verb, demo.preset(name), *demo.overrides(name), "--out", run])
     options = demo.plan.evaluate_options
