@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from analytic import MEAN, PARAMETRIZATIONS, SPREAD, Exact
+from circuits.test_network import circuit
 from fewstep import runs
 from fewstep.abilities import why_not_guidable, with_guidance
 from fewstep.backbones import Backbone
+from fewstep.circuits.view import Ring
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser
 from fewstep.errors import InputError
@@ -110,6 +112,19 @@ def test_guidance_of_prompts_needs_condition_dropout():
         assert why_not_guidable(prompted(classes), table) == reason
     table["method"]["condition_dropout"] = 0.1
     assert why_not_guidable(prompted(), table) == ""
+
+
+def test_a_ring_has_no_guidance():
+    """Its updates do not call the network that guidance changes; an ordinary sampler does."""
+    table = {"method": {"name": "circuit", "condition_dropout": 0.1}}
+    spec = SampleSpec((1, 8, 8), 3)
+    ring = Generator(Denoiser(circuit(), Flow(), Velocity()), spec, step=Ring())
+    assert why_not_guidable(ring, table) == "its sampler, ring, has no guidance"
+    with pytest.raises(InputError, match="the sampler ring has no guidance: .* method.guidance"):
+        with_guidance(ring, 2.0, table)
+    sampler = ring.with_sampler(step=Transfer())
+    assert why_not_guidable(sampler, table) == ""
+    assert with_guidance(sampler, 2.0, table).denoiser.backbone.weight == 2.0
 
 
 def labelled(classes=4):

@@ -75,6 +75,8 @@ def why_not_guidable(generator: Generator, recipe: Mapping[str, Any] | None) -> 
     spec = generator.spec
     if not spec.is_conditional:
         return "it has no classes and no prompts"
+    if generator.step.own_grid:
+        return f"its sampler, {plugins.name_of('sampler', type(generator.step))}, has no guidance"
     conditions = (
         "labels" if spec.text is None else "labels and prompts" if spec.classes else "prompts"
     )
@@ -109,6 +111,12 @@ def with_guidance(
     if weight == 1 and not negative and interval is None:
         return generator
     guided = generator.with_guidance(weight, interval=interval, negative=negative)
+    if generator.step.own_grid:
+        name = plugins.name_of("sampler", type(generator.step))
+        raise InputError(
+            f"the sampler {name} has no guidance: set the weight to 1, choose another sampler, or "
+            "train with method.guidance"
+        )
     reason = why_not_guidable(generator, recipe) if method_name(recipe) else ""
     if reason:
         raise InputError(
