@@ -29,6 +29,7 @@ from fewstep.abilities import with_guidance
 from fewstep.allocator import keep_freed_memory
 from fewstep.drawing import generate
 from fewstep.evaluation import Evaluator, count_evaluations, count_parameters, seconds_per_image
+from fewstep.files import atomic_write
 from fewstep.images import grid
 from fewstep.metrics import EvalProtocol, ScoreAccumulator
 from fewstep.requests import make_requests
@@ -37,7 +38,7 @@ from fewstep.sampler_choices import with_sampler_choices
 EXTRACTORS = {"resnet56-cifar10": "ResNet-56", "classifier": "classifier"}
 BATCH = 500
 WORD = re.compile(
-    r"(?P<run>[^@]+)@(?P<steps>[\d,]+)(?:~(?P<guidance>[\d.]+))?(?:~(?P<sampler>\w+))?"
+    r"(?P<run>[^@]+)@(?P<steps>\d+(,\d+)*)(~(?P<guidance>\d+(\.\d+)?))?(~(?P<sampler>[a-z]\w*))?"
 )
 
 
@@ -47,11 +48,14 @@ class Row:
     def __init__(self, name, generator, steps, images, count, folder):
         self.name, self.generator, self.steps, self.count = name, generator, steps, count
         self.requests = make_requests(generator.spec, images)
-        self.path = folder / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.pt"
+        weights, precision = runs.weights_hash(generator)[:16], generator.denoiser.precision
+        self.key = f"{weights}-{precision}-{steps}"
+        self.path = folder / f"{self.key}.pt"
 
     def samples(self):
         """The samples, from their file as far as they are there."""
         parts = list(torch.load(self.path).split(BATCH)) if self.path.exists() else []
+        parts = [part for part in parts if len(part) == BATCH]
         batches = -(-self.count // BATCH)
         for k in range(len(parts), batches):
             work = generate(
@@ -59,14 +63,16 @@ class Row:
                 **self.requests.turns,
             )  # fmt: skip
             parts += [images for _, images in work]
-            torch.save(torch.cat(parts), self.path)
+            with atomic_write(self.path) as file:
+                torch.save(torch.cat(parts), file)
             print(f"{self.name}: {sum(map(len, parts))} of {self.count}", flush=True)
         return torch.cat(parts)[: self.count]
 
     def score(self, evaluators):
         """All figures of the row."""
         images, classes = self.samples(), self.requests.classes_of(range(self.count))
-        row = {"name": self.name, "calls": count_evaluations(self.generator, self.steps)}
+        row = {"name": self.name, "key": self.key, "samples": self.count}
+        row |= {"calls": count_evaluations(self.generator, self.steps)}
         row["parameters"] = count_parameters(self.generator)
         row["ms"] = 1000 * seconds_per_image(self.generator.with_precision("f32"), self.steps)
         for name, evaluator in evaluators.items():
@@ -125,6 +131,8 @@ def main():
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--precision", default="f32", choices=["f32", "bf16"])
     options = parser.parse_args()
+    if options.samples < 200:
+        parser.error("--samples must be at least 200, of which the blind test takes a hundred")
     keep_freed_memory()
     options.out.mkdir(parents=True, exist_ok=True)
     images = data.load("cifar10")
@@ -132,14 +140,15 @@ def main():
     evaluators = {n: Evaluator(images, EvalProtocol(options.samples, n)) for n in EXTRACTORS}
     scores = options.out / "scores.jsonl"
     lines = scores.read_text().splitlines() if scores.exists() else []
-    done = {line["name"]: line for line in map(json.loads, lines)}
+    done = {(line["key"], line["samples"]): line for line in map(json.loads, lines)}
     for row in rows:
-        if row.name not in done:
-            done[row.name] = row.score(evaluators)
+        key = row.key, row.count
+        if key not in done:
+            done[key] = row.score(evaluators)
             with scores.open("a") as file:
-                file.write(json.dumps(done[row.name]) + "\n")
+                file.write(json.dumps(done[key]) + "\n")
         (options.out / "table.md").write_text(table(done.values()))
-    print(table([done[row.name] for row in rows]))
+    print(table([done[row.key, row.count] for row in rows]))
     pictures = torch.cat([row.samples()[:20] for row in rows])
     grid(pictures, columns=20).save(options.out / "grid.png")
     blind(rows[-1], options.out)

@@ -13,7 +13,7 @@
 # A student needs the pairs and the teacher's own weights, which stay in RUNS. The steps of both
 # trainings are those that fit into TEACHER and STUDENT seconds, measured once. STEPS=10 takes ten
 # steps each instead, to try the script where there is no GPU. SETTINGS are overrides of both,
-# PRECISION is that of the recording.
+# PRECISION (bf16, or f32 for a CPU that is slow in it) is that of the recording.
 set -euo pipefail
 out=$(realpath -m "${1:?usage: benchmarks/gpu.sh OUT}")
 here=$(dirname "$(realpath "$0")")

@@ -121,7 +121,7 @@ def run(options, results, done):
     trial = TRIALS[options.of]
     images = data.load(trial.data, size=16)
     evaluator = Evaluator(images, EvalProtocol(options.samples, "classifier"))
-    times = step_times(trial, options.out / "times.json")
+    times = step_times(trial, options.out / f"{options.of}-times.json")
     for seed in range(options.seeds):
         for variant in trial.variants:
             if (variant, seed) in done:
@@ -179,7 +179,7 @@ def main():
     parser.add_argument("--table", action="store_true", help="only print what was measured")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    results = options.out / "results.jsonl"
+    results = options.out / f"{options.of}-results.jsonl"
 
     def read():
         return [json.loads(line) for line in results.read_text().splitlines()]

@@ -120,11 +120,13 @@ def test_a_ring_has_no_guidance():
     spec = SampleSpec((1, 8, 8), 3)
     ring = Generator(Denoiser(circuit(), Flow(), Velocity()), spec, step=Ring())
     assert why_not_guidable(ring, table) == "its sampler, ring, has no guidance"
-    with pytest.raises(InputError, match="the sampler ring has no guidance: .* method.guidance"):
-        with_guidance(ring, 2.0, table)
-    sampler = ring.with_sampler(step=Transfer())
-    assert why_not_guidable(sampler, table) == ""
-    assert with_guidance(sampler, 2.0, table).denoiser.backbone.weight == 2.0
+    noise, cond = torch.randn(2, 1, 8, 8), Condition(torch.tensor([0, 1]))
+    weak = ring.with_sampler(step=Transfer())
+    for guided in (with_guidance(ring, 2.0, table), with_guidance(ring, 2.0, table, weak=weak)):
+        with pytest.raises(InputError, match="ring has no guidance: .* train the circuit with"):
+            guided(noise, steps=2, cond=cond)
+        assert guided.with_sampler(step=Transfer())(noise, steps=2, cond=cond).isfinite().all()
+    assert why_not_guidable(weak, table) == ""
 
 
 def labelled(classes=4):

@@ -67,16 +67,21 @@ def why_no_likelihood(generator: Generator, recipe: Mapping[str, Any] | None) ->
 
 
 def why_not_guidable(generator: Generator, recipe: Mapping[str, Any] | None) -> str:
-    """The reason why classifier-free guidance has no meaning; empty if it has one.
+    """The reason why the generator's sampler cannot be guided, classifier-free; empty if it can.
 
     Guidance compares with the output without class and prompt, which only condition dropout
     trains. `recipe` is as in `why_not_paintable`.
     """
+    if generator.spec.is_conditional and generator.step.own_grid:
+        return f"its sampler, {plugins.name_of('sampler', type(generator.step))}, has no guidance"
+    return _why_not_trained(generator, recipe)
+
+
+def _why_not_trained(generator: Generator, recipe: Mapping[str, Any] | None) -> str:
+    """The reason why the network has no output without condition; empty if it has one."""
     spec = generator.spec
     if not spec.is_conditional:
         return "it has no classes and no prompts"
-    if generator.step.own_grid:
-        return f"its sampler, {plugins.name_of('sampler', type(generator.step))}, has no guidance"
     conditions = (
         "labels" if spec.text is None else "labels and prompts" if spec.classes else "prompts"
     )
@@ -111,13 +116,7 @@ def with_guidance(
     if weight == 1 and not negative and interval is None:
         return generator
     guided = generator.with_guidance(weight, interval=interval, negative=negative)
-    if generator.step.own_grid:
-        name = plugins.name_of("sampler", type(generator.step))
-        raise InputError(
-            f"the sampler {name} has no guidance: set the weight to 1, choose another sampler, or "
-            "train with method.guidance"
-        )
-    reason = why_not_guidable(generator, recipe) if method_name(recipe) else ""
+    reason = _why_not_trained(generator, recipe) if method_name(recipe) else ""
     if reason:
         raise InputError(
             f"guidance compares with the output without condition, but {reason}: set the weight of "

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fewstep import runs
 from fewstep.abilities import why_not_guidable, with_guidance
 from fewstep.distributed import first_rank, gather
 from fewstep.errors import InputError, did_you_mean, errors_about
@@ -28,6 +27,7 @@ from fewstep.likelihood_score import (
 )
 from fewstep.loading import LoadedRun, load_runs, reference_images
 from fewstep.metrics import EvalProtocol
+from fewstep.ranges import Precision
 from fewstep.recipe import Recipe
 from fewstep.run_folder import Run
 from fewstep.runs import Weights
@@ -87,6 +87,7 @@ def compare(
     baseline: str | None = None,
     guidance: float = 1.0,
     interval: Sequence[float] | None = None,
+    precision: Precision = "f32",
     bar: ProgressBar = no_bar,
 ) -> Comparison:
     """Score each run at each step count of `steps`, or at the nearest that the run supports.
@@ -95,13 +96,15 @@ def compare(
     names the reference set, as `NAME` or `NAME:PATH`; by default it is the set that each run was
     trained on. Runs that read prompts generate from the captions of the reference set's split
     `caption_split`, by default of the reference set itself. `baseline` names one of the runs; see
-    `find_baseline` for the default. `guidance` and `interval` are as in `guide_runs`.
+    `find_baseline` for the default. `guidance` and `interval` are as in `guide_runs`; `precision`
+    is the number format in which images are generated.
 
     Raises: InputError if a run is missing or is listed twice, if the runs generate images of
     different shapes or classes, for a `caption_split` where no run reads prompts, or for `guidance`
-    where no run was trained for it.
+    where no run can be guided.
     """
     loaded = guide_runs(load_runs(addresses, weights=weights), guidance, interval=interval)
+    loaded = [replace(run, generator=run.generator.with_precision(precision)) for run in loaded]
     check_caption_split(caption_split, loaded)
     reference = find_baseline(loaded, baseline)
     evaluators = make_evaluators(loaded, protocol, data_name, caption_split=caption_split, bar=bar)
@@ -130,31 +133,38 @@ def check_caption_split(split: str | None, loaded: Sequence[LoadedRun]) -> None:
 def guide_runs(
     loaded: Sequence[LoadedRun], weight: float, *, interval: Sequence[float] | None = None
 ) -> list[LoadedRun]:
-    """The runs, those under classifier-free guidance that were trained for it.
+    """The runs, under classifier-free guidance where they were trained for it, or where no recipe
+    says how they were trained.
 
-    Others, such as students that imitate a guided teacher, stay as they are.
+    Others stay as they are: students that imitate a guided teacher or have learned guidance
+    themselves, rings of circuits, and runs without classes and prompts.
 
-    Raises: InputError if no run was trained for guidance, or as `abilities.with_guidance`.
+    Raises: InputError if no run can be guided, or as `Generator.with_guidance`.
     """
     if check_interval(interval, weight) is None and weight == 1:
         return [*loaded]
-    reasons: list[str] = []
-    result: list[LoadedRun] = []
-    for run in loaded:
-        recipe = runs.describe(run.address).get("recipe")
-        reason = why_not_guidable(run.generator, recipe)
-        if reason and (recipe or not run.generator.spec.is_conditional):
-            reasons.append(f"{run.name}: {reason}")
-            result.append(run)
-            continue
-        generator = with_guidance(run.generator, weight, recipe, interval=interval)
-        result.append(replace(run, generator=generator))
-    if len(reasons) == len(loaded):
-        raise InputError(
-            f"none of the runs was trained for guidance ({'; '.join(reasons)}): leave out "
-            "--guidance, or train with method.condition_dropout=0.1"
-        )
-    return result
+    reasons = [_why_not_guided(run) for run in loaded]
+    if all(reasons):
+        lines = [f"{run.name}: {reason}" for run, reason in zip(loaded, reasons, strict=True)]
+        raise InputError(f"no run can be guided ({'; '.join(lines)}): leave out --guidance")
+    return [
+        run if reason else _guide(run, weight, interval)
+        for run, reason in zip(loaded, reasons, strict=True)
+    ]
+
+
+def _why_not_guided(run: LoadedRun) -> str:
+    generator = run.generator
+    if run.recipe is None and generator.spec.is_conditional and not generator.step.own_grid:
+        return ""
+    if run.recipe and getattr(run.recipe.method, "learns_guidance", False):
+        return "it learned guidance in its training"
+    return why_not_guidable(generator, run.recipe and run.recipe.table())
+
+
+def _guide(run: LoadedRun, weight: float, interval: Sequence[float] | None) -> LoadedRun:
+    recipe = run.recipe and run.recipe.table()
+    return replace(run, generator=with_guidance(run.generator, weight, recipe, interval=interval))
 
 
 def find_baseline(loaded: Sequence[LoadedRun], name: str | None = None) -> LoadedRun | None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fewstep import data
+from fewstep import data, runs
 from fewstep.cli import main
+from fewstep.export.source import load_source
 
 TINY = [
     "student.backbone.channels=[8]",
@@ -99,15 +100,63 @@ def test_guidance_is_for_the_runs_that_were_trained_for_it(teacher, student, tmp
     assert main(["evaluate", teacher, "--guidance", "3", "--json", *QUICK]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert [s["frechet"] for s in alone] == [s["frechet"] for s in scores["teacher"]]
-    inside = compared(capsys, teacher, *out, "--guidance", "3", "--guidance-interval", "0.4,0.6")
+    limits = ("--guidance-interval", "0.4,0.6")
+    inside = compared(capsys, teacher, "--out", str(tmp_path / "b"), "--guidance", "3", *limits)
     assert [score["evaluations"] for score in inside["teacher"]] == [1, 3]
-    assert "guidance 3" in (tmp_path / "a.html").read_text()
+    page = (tmp_path / "a.html").read_text()
+    assert "transfer, guidance 3" in page
+    assert "step of transfer, guidance 3" in page  # below its pictures
+
+
+def test_runs_that_learned_guidance_are_not_guided_again(folder, teacher, tmp_path, capsys):
+    words = [f"teacher.load={teacher}", "method.guidance=2.0", *TINY[3:]]
+    meanflow = trained(folder / "mf", "distill", "digits-meanflow", *words)
+    scores = compared(capsys, teacher, meanflow, "--out", str(tmp_path / "a.html"), "--guidance=3")
+    assert {score["guidance"] for score in scores["teacher"]} == {3.0}
+    assert {score["guidance"] for score in scores["mf"]} == {1.0}
+
+
+@pytest.fixture(scope="module")
+def circuit(folder):
+    tiny = [word.replace("backbone.", "backbone.network.") for word in TINY]
+    words = ["method.condition_dropout=0.1", "student.backbone.blocks=0", "method.steps=4"]
+    words += ["method.strides=[2]", "method.guidance=2.0"]
+    return trained(folder / "circuit", "train", "digits-circuit", *tiny, *words)
+
+
+def test_a_ring_stays_as_it_is_and_an_ordinary_sampler_is_guided(
+    circuit, teacher, tmp_path, capsys
+):
+    out = ("--out", str(tmp_path / "a.html"))
+    scores = compared(capsys, teacher, circuit, *out, "--guidance", "3")
+    assert {score["guidance"] for score in scores["circuit"]} == {1.0}
+    bare = tmp_path / "bare.safetensors"
+    runs.save_generator(bare, runs.load(circuit), None, {})  # of which nothing is known
+    scores = compared(capsys, teacher, str(bare), *out, "--guidance", "3", "--data", "digits")
+    assert {score["guidance"] for score in scores["bare.safetensors"]} == {1.0}
+    guidance = ["--guidance", "2", "--sampler", "transfer"]
+    picture = str(tmp_path / "a.png")
+    assert main(["sample", circuit, "-o", picture, "-n", "2", "--steps", "2", *guidance]) == 0
+    evaluate = ["evaluate", circuit, *QUICK[:-1], "2"]
+    assert main([*evaluate, *guidance]) == 0
+    source = load_source(circuit, guidance=2.0, sampler="transfer")
+    assert source.generator.denoiser.backbone.weight == 2.0
+    capsys.readouterr()
+    line = fails(capsys, *evaluate, *guidance[:2])
+    assert "the sampler ring has no guidance: set the weight" in line
+
+
+def test_the_precision_of_a_comparison(teacher, student, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fewstep.precision.bf16_is_slow", lambda: False)
+    out = ("--out", str(tmp_path / "a.html"))
+    scores = compared(capsys, teacher, student, *out, "--precision", "bf16")
+    assert {s["number_format"] for own in scores.values() for s in own} == {"bf16"}
 
 
 def test_guidance_of_runs_without_it_is_refused(teacher, student, tmp_path, capsys):
     compare = ["compare", *QUICK, "--out", str(tmp_path / "a.html")]
     line = fails(capsys, *compare, student, "--guidance", "3")
-    assert "none of the runs was trained for guidance (student: its method, regress, tr" in line
+    assert "no run can be guided (student: its method, regress, trained it with labels" in line
     line = fails(capsys, *compare, teacher, student, "--guidance-interval", "0.2,0.8")
     assert "no effect without guidance" in line
 

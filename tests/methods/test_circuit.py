@@ -109,9 +109,14 @@ def test_a_guided_path_is_that_of_the_guided_sampler():
         torch.testing.assert_close(prediction.output, expected, rtol=1e-4, atol=1e-4)
     plain = [z for z, _ in net.encode_path(noise, times, cond=cond)]
     assert plain[0].equal(path[0][0]) and (plain[-1] - path[-1][0]).abs().max() > 0.01
+    with pytest.raises(InputError, match="no effect without chains"):
+        CircuitMethodConfig(depths=(1.0,), guidance=2.0, condition_dropout=0.1)
+    with pytest.raises(InputError, match="finite number from 0 to 1000"):
+        config = CircuitMethodConfig(steps=12, guidance=1e9, condition_dropout=0.1)
+        CircuitMethod(config, Task(student, spec, steps=100))
     for dropout, of, problem in (
         (0.1, SPEC, "have none"),
-        (0.0, spec, "also trained without condition"),
+        (0.0, spec, "does not train: set it"),
     ):
         config = CircuitMethodConfig(steps=12, guidance=2.0, condition_dropout=dropout)
         with pytest.raises(InputError, match=problem):

@@ -31,7 +31,7 @@ from fewstep.circuits.lora import ORIGINAL, add_lora
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.ranges import Channels, DepthOrZero, Positive
-from fewstep.tables import check_fields
+from fewstep.tables import check_fields, to_table
 
 NEW = ("time_embedding_s", "class_embedding")
 """Modules that a pretrained network may lack; they are trained with `lora`, too."""
@@ -204,34 +204,40 @@ class CircuitNet(Backbone):
         self.update.load_state_dict(self.encoder.state_dict(), strict=False)
 
     def load_teacher(self, teacher: Backbone | None) -> None:
-        """Load a teacher's U-Net into both trunks.
+        """Load the weights of a teacher's U-Net into both trunks, if it has the same settings.
 
-        Raises: InputError if the teacher has another network, or is missing with `lora`.
+        Raises: InputError if it has not, or is missing, and `lora` keeps its weights.
         """
-        if teacher is None:
-            if self.config.lora:
-                raise InputError(
-                    "student.backbone.lora needs a teacher whose network is a unet, and there is "
-                    "none: set teacher.load"
-                )
+        problem = (
+            "there is none: set teacher.load" if teacher is None else self.why_not_from(teacher)
+        )
+        if problem and self.config.lora:
+            raise InputError(f"student.backbone.lora keeps the weights of a teacher, and {problem}")
+        if problem or teacher is None:
             return
-        if not isinstance(teacher, UNet):
-            raise InputError(
-                "the U-Nets of a circuit start from the teacher's, which must be a unet: it is a "
-                f"{type(teacher).__name__}"
-            )
-        mine, theirs = self.config.network, teacher.config
-        if replace(theirs, dropout=mine.dropout, two_times=False) != mine:
-            raise InputError(
-                "student.backbone.network must equal the teacher's, from whose weights it starts: "
-                f"it is {mine}, but must be {theirs}"
-            )
         pretrained = teacher.state_dict()
         for trunk in (self.encoder, self.update):
             state = trunk.state_dict()
             keys = {name: name.replace(ORIGINAL, "weight") for name in state}
             common = {name: pretrained[key] for name, key in keys.items() if key in pretrained}
             trunk.load_state_dict({**state, **common})
+
+    def why_not_from(self, teacher: Backbone) -> str:
+        """The reason why the trunks cannot start from a teacher's weights; empty if they can."""
+        if not isinstance(teacher, UNet):
+            return f"the teacher's network is not a unet, but a {type(teacher).__name__}"
+        mine = to_table(self.config.network)
+        theirs = to_table(replace(teacher.config, dropout=self.config.network.dropout))
+        settings = [
+            f"{key} = {mine.get(key)} and the teacher's {theirs.get(key)}"
+            for key in {**mine, **theirs}
+            if key != "two_times" and mine.get(key) != theirs.get(key)
+        ]
+        if not settings:
+            return ""
+        return (
+            f"student.backbone.network has {', '.join(settings)}: set it to the teacher's settings"
+        )
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile each part: they are called one by one, not through `forward`."""

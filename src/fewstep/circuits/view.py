@@ -11,6 +11,7 @@ from fewstep.circuits.network import CircuitNet
 from fewstep.condition import Condition
 from fewstep.denoiser import Denoiser, Prediction, Time
 from fewstep.errors import InputError
+from fewstep.guidance import unguided
 from fewstep.sampling import Step, StepContext
 
 
@@ -21,11 +22,16 @@ class Circuit:
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
-        """Raises: InputError for any other backbone."""
+        """Raises: InputError for any other backbone, and for a circuit under guidance."""
+        if unguided(denoiser.backbone) is not denoiser.backbone:
+            raise InputError(
+                "the sampler ring has no guidance: set the weight of guidance to 1, choose another "
+                "sampler, or train the circuit with method.guidance"
+            )
         if not isinstance(denoiser.backbone, CircuitNet):
             raise InputError(
                 f"this network is a {type(denoiser.backbone).__name__}, without a hidden state to "
-                "advance: it must be a circuit (docs/circuits.md), without guidance"
+                "advance: it must be a circuit (docs/circuits.md)"
             )
         self.denoiser = denoiser
         self.net: CircuitNet = denoiser.backbone

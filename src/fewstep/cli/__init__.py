@@ -35,7 +35,7 @@ VERBS = {
 }
 SHARED_VERBS = ("train", "distill", "record", "evaluate")
 """Verbs whose work the processes of `torchrun` share."""
-IDLE_VERBS = ("average", "convert", "progress", "list", "doctor")
+IDLE_VERBS = ("average", "progress", "list", "doctor")
 """Verbs that train and sample nothing. In all others, freed memory is kept."""
 
 

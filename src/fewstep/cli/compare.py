@@ -12,7 +12,7 @@ from fewstep.cli import console
 from fewstep.cli.evaluate import ProtocolOptions, show
 from fewstep.cli.guidance import parse_interval
 from fewstep.paths import check_writable
-from fewstep.ranges import NonNegative, SamplingSteps
+from fewstep.ranges import NonNegative, Precision, SamplingSteps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,14 @@ class Options(ProtocolOptions):
     baseline: str | None = None
     """The run that the others are compared with; by default their common teacher."""
     guidance: NonNegative = 1.0
-    """Weight of classifier-free guidance of the runs that were trained for it, such as a teacher;
-    others, such as its students, stay as they are. 1 means no guidance."""
+    """Weight of classifier-free guidance of the runs that were trained for it, such as a teacher,
+    and of checkpoints without a recipe; others, such as students, stay as they are. 1 means no
+    guidance."""
     guidance_interval: Annotated[str | None, tyro.conf.arg(metavar="LOW,HIGH")] = None
     """Lowest and highest time of guidance, from 0 (image) to 1 (noise), such as 0.2,0.8; by default
     all times."""
+    precision: Precision = "f32"
+    """Number format in which the images are generated; features are always computed in f32."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("compare.html")
     """The HTML file of the report."""
     json: bool = False
@@ -63,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
     steps = console.numbers("--steps", options.steps, int, SamplingSteps)
     protocol = options.evaluation_protocol()
     check_writable(options.out, "--out")
+    console.warn_if_slow(options.precision)
     comparison = compare(
         options.runs,
         protocol,
@@ -73,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
         baseline=options.baseline,
         guidance=options.guidance,
         interval=parse_interval(options.guidance_interval),
+        precision=options.precision,
         bar=console.bar,
     )
     exhibits = comparison.exhibits

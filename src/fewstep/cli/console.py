@@ -5,13 +5,12 @@ import signal
 import sys
 import threading
 import warnings
-from collections import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, get_type_hints, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, get_type_hints, runtime_checkable
 
 import tyro
 from rich.console import Console
@@ -33,11 +32,8 @@ from fewstep.errors import InputError
 from fewstep.formatting import one_line
 from fewstep.models import model_addresses
 from fewstep.paths import expand_home
+from fewstep.ranges import Precision
 from fewstep.tables import field_types, from_table
-
-if TYPE_CHECKING:
-    from fewstep.generator import Generator
-    from fewstep.ranges import Precision
 
 Options = TypeVar("Options")
 Number = TypeVar("Number", int, float)
@@ -236,7 +232,7 @@ class Bars:
 
 
 @contextmanager
-def bar(name: str, total: int, *, stoppable: bool = False) -> abc.Generator[Update]:
+def bar(name: str, total: int, *, stoppable: bool = False) -> Generator[Update]:
     """A single progress bar; call it with (done, note).
 
     With `stoppable`, after the first Ctrl-C the next call with `done` < `total` raises Stopped.
@@ -261,7 +257,7 @@ class Stopped(Exception):
 
 
 @contextmanager
-def stop_requests() -> abc.Generator[Callable[[], bool]]:
+def stop_requests() -> Generator[Callable[[], bool]]:
     """A function that returns whether Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
     pressed = threading.Event()
 
@@ -276,18 +272,14 @@ def stop_requests() -> abc.Generator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def on_device(generator: "Generator", precision: "Precision") -> "Generator":
-    """The generator on the device of this process, computing in the option --precision.
-
-    Warns if that is slow there.
-    """
+def warn_if_slow(precision: Precision) -> None:
+    """Warn if this machine is slow in the number format of the option --precision."""
     from fewstep.distributed import device
     from fewstep.precision import slow_precision
 
     problem = slow_precision(precision, device().type, "--precision", "generating")
     if problem:
         warnings.warn(problem, stacklevel=2)
-    return generator.with_precision(precision).to(device())
 
 
 def _print_warning(

@@ -114,7 +114,8 @@ def main(argv: Sequence[str]) -> int:
     if options.likelihood:
         return _likelihood(run, generator.to(device()), options) if first_rank() else 0
     generator = with_sampler_choices(generator, recipe, sampler=options.sampler, grid=options.grid)
-    generator = console.on_device(generator, options.precision)
+    console.warn_if_slow(options.precision)
+    generator = generator.with_precision(options.precision).to(device())
     if options.straightness:
         return _straightness(generator, options) if first_rank() else 0
     images = run_together(lambda: reference_images(run, options.data))

@@ -173,7 +173,7 @@ def run(
     from dataclasses import replace
 
     from fewstep import runs
-    from fewstep.distributed import run_together
+    from fewstep.distributed import device, run_together
     from fewstep.evaluation import exhaust
     from fewstep.recording import record
     from fewstep.sampler_choices import with_sampler_choices
@@ -187,7 +187,8 @@ def run(
     generator = with_sampler_choices(generator, recipe, sampler=sampler, grid=grid, clip=clip)
     if guidance:
         generator = run_together(lambda: guidance.apply(generator, recipe))
-    generator = console.on_device(generator, precision)
+    console.warn_if_slow(precision)
+    generator = generator.with_precision(precision).to(device())
     with closing(record(generator, folder, recording, teacher=teacher, batch=batch)) as rows:
         return exhaust(rows, lambda progress: update(progress.done, total=progress.total))
 

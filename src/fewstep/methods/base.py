@@ -24,7 +24,7 @@ __all__ = [
     "Task",
     "Turn",
     "check_condition_dropout",
-    "check_guidance",
+    "check_trainable_guidance",
     "require_teacher",
 ]
 
@@ -144,7 +144,7 @@ def check_condition_dropout(share: float, spec: SampleSpec) -> None:
         )
 
 
-def check_guidance(names: str, condition_dropout: float, spec: SampleSpec) -> None:
+def check_trainable_guidance(names: str, condition_dropout: float, spec: SampleSpec) -> None:
     """Raise InputError unless a student can learn guidance: it needs conditions, and
     `condition_dropout` trains it without them too. `names` are the settings of the guidance."""
     if not spec.is_conditional:
@@ -154,8 +154,8 @@ def check_guidance(names: str, condition_dropout: float, spec: SampleSpec) -> No
         )
     if condition_dropout == 0:
         raise InputError(
-            f"{names} needs a network that is also trained without condition: set "
-            "method.condition_dropout to 0.1"
+            f"{names} compares with the output without condition, which "
+            "method.condition_dropout = 0.0 does not train: set it to 0.1"
         )
 
 

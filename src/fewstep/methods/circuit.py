@@ -3,7 +3,8 @@
 The network has an encoder Rin, an update R and two read-outs: Rout computes the network's output,
 in any parametrization, and X0out the image (docs/circuits.md). A ring is the sequence of updates
 from pure noise to the image; a chain is any part of it. With x_0 … x_n the points of DDIM at n + 1
-times, from x_0 = x_t and without gradient, z_0 = Rin(x_0) and z_{k+1} = R(z_k):
+times, under the method's `guidance`, from x_0 = x_t and without gradient, z_0 = Rin(x_0) and
+z_{k+1} = R(z_k):
 
     main  = ½·(|Rout(Rin(x_t)) − target|² + mean_k |Rout(z_k) − Rout(Rin(x_k))|²)     k = 1 … n
     image = ½·(|X0out(Rin(x_t)) − x0|² + mean_k |X0out(z_k) − X0out(Rin(x_k))|²)
@@ -29,8 +30,9 @@ from fewstep.circuits.view import Circuit, Ring
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator
+from fewstep.guidance import check_guidance, unguided
 from fewstep.losses import squared_error
-from fewstep.methods.base import Loss, Method, Task, Turn, check_guidance
+from fewstep.methods.base import Loss, Method, Task, Turn, check_trainable_guidance
 from fewstep.methods.batch import Batch
 from fewstep.methods.schedule import step_ranges
 from fewstep.parametrization import Eps
@@ -79,6 +81,11 @@ class CircuitMethodConfig:
     """Relative lengths of the two phases of the training: the plain loss, then chains and a frozen
     encoder, each with its own learning rate schedule. Empty: chains from the start."""
 
+    @property
+    def learns_guidance(self) -> bool:
+        """Whether the updates follow a guided sampler."""
+        return self.guidance != 1
+
     def __post_init__(self) -> None:
         depths, strides, phases = list(self.depths), list(self.strides), list(self.phases)
         check_fields(self, "method")
@@ -94,6 +101,8 @@ class CircuitMethodConfig:
             problem = f"phases is {phases}; give two relative lengths, or none"
         elif phases and self.joint:
             problem = "joint trains the encoder, but method.phases freezes it: set only one of them"
+        elif self.learns_guidance and not sum(depths[1:]):
+            problem = f"guidance is {self.guidance}, which has no effect without chains of updates"
         else:
             return
         raise InputError(f"method.{problem}")
@@ -112,8 +121,9 @@ class CircuitMethod(Method[CircuitMethodConfig]):
             need = 'set the student\'s parametrization to "velocity" or "v"'
             raise InputError(f"an eps-prediction network cannot give x0 from pure noise; {need}")
         super().__init__(config, task)
-        if config.guidance != 1:
-            check_guidance("method.guidance", config.condition_dropout, task.spec)
+        check_guidance(config.guidance)
+        if config.learns_guidance:
+            check_trainable_guidance("method.guidance", config.condition_dropout, task.spec)
         self.target = deepcopy(student) if config.follow == "average" else None
         end = torch.tensor(student.span[:1], dtype=torch.float64)
         self.times = torch.cat([UniformGrid()(config.steps, student), end])
@@ -207,6 +217,12 @@ class CircuitMethod(Method[CircuitMethodConfig]):
             errors["image"].append(squared_error(circuit.image(z, s), image).mean())
             errors["chain"].append(squared_error(z, state).mean())
         return {name: torch.stack(values).mean() for name, values in errors.items()}
+
+    def warnings(self) -> list[str]:
+        """Warns of a teacher whose weights the circuit cannot start from."""
+        teacher = self.teacher and unguided(self.teacher.denoiser.backbone)
+        problem = Circuit(self.student).net.why_not_from(teacher) if teacher else ""
+        return [f"the circuit starts from random weights: {problem}"] if problem else []
 
     def generator(self) -> Generator:
         counts = [self.config.steps // stride for stride in self.config.strides]

@@ -21,7 +21,7 @@ from fewstep.backbones.derivatives import value_and_tangent
 from fewstep.condition import Condition
 from fewstep.errors import InputError
 from fewstep.generator import Generator
-from fewstep.methods.base import Loss, Method, Task, Turn, check_guidance, require_teacher
+from fewstep.methods.base import Loss, Method, Task, Turn, check_trainable_guidance, require_teacher
 from fewstep.methods.batch import Batch
 from fewstep.methods.checks import check_regular, check_spans
 from fewstep.process import Flow, broadcast_to
@@ -192,4 +192,4 @@ def _check(config: MeanflowConfig, spec: SampleSpec) -> None:
             "method.guidance and method.kappa guide the velocity of the data, but method.source is "
             '"teacher": remove them and set teacher.guidance'
         )
-    check_guidance("method.guidance or method.kappa", config.condition_dropout, spec)
+    check_trainable_guidance("method.guidance (or method.kappa)", config.condition_dropout, spec)

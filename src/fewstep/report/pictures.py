@@ -41,7 +41,8 @@ class Setting(NamedTuple):
 
     @property
     def text(self) -> str:
-        return f"{quantity(self.steps, 'step')} of {self.sampler}"
+        sampler = self.score.sampler_text if self.score else self.sampler
+        return f"{quantity(self.steps, 'step')} of {sampler}"
 
 
 class Strip(NamedTuple):
@@ -80,7 +81,9 @@ def settings(entry: StyledExhibit) -> list[Setting]:
         rows = [row for row in (fastest(rows), best(rows)) if row]
     scores = [row.score for row in rows]
     # scores that differ only in their seed share one setting
-    return list({(s.steps, s.sampler): Setting(s.steps, s.sampler, s) for s in scores}.values())
+    return list(
+        {(s.steps, s.sampler_text): Setting(s.steps, s.sampler, s) for s in scores}.values()
+    )
 
 
 def main_setting(entry: StyledExhibit, *, alone: bool) -> Setting:
