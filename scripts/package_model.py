@@ -11,6 +11,8 @@ description belongs to an older version.
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from fewstep import recipe, runs
 from fewstep.conditions import examples
@@ -19,6 +21,15 @@ from fewstep.export.precision import round_weights
 from fewstep.loading import load_run, reference_images
 from fewstep.metrics import protocol
 from fewstep.models import CHECKOUT_FOLDER, FOLDER
+
+
+def without_folders(table: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with runs/NAME in place of a run or store elsewhere on this machine."""
+    for section, key in (("student", "init"), ("teacher", "load"), ("pairs", "load")):
+        address = table.get(section, {}).get(key)
+        if address and Path(address).is_absolute():
+            table[section] = {**table[section], key: f"runs/{Path(address).name}"}
+    return table
 
 
 def main() -> None:
@@ -36,7 +47,7 @@ def main() -> None:
     folder = CHECKOUT_FOLDER if options.large else FOLDER
     assert folder, "--large needs a checkout"
     note, run = runs.describe(options.run), load_run(options.run)
-    table = recipe.parse(note["recipe"]).table()
+    table = without_folders(recipe.parse(note["recipe"]).table())
     generator, path = (
         round_weights(run.generator, options.dtype),
         folder / f"{options.name}.safetensors",
