@@ -1,5 +1,6 @@
 """The U-Net against diffusers' own, and against finite differences."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -379,3 +380,18 @@ def test_capture_for_compilation_has_no_graph_break():
     torch.testing.assert_close(output, net(*given), rtol=1e-5, atol=1e-5)
     output.square().sum().backward()
     """)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_bfloat16_attention_runs_on_the_part_of_a_processor_that_pytorch_uses(capability):
+    code = """if True:
+        import torch
+        from fewstep.backbones.attention import attention
+        q, k, v = (torch.randn(2, 1, 64, 8) for _ in range(3))
+        half = attention(*(x.bfloat16() for x in (q, k, v)))
+        torch.testing.assert_close(half.float(), attention(q, k, v), rtol=0.02, atol=0.02)
+    """
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()

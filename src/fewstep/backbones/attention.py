@@ -9,6 +9,9 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 Images = Float[Tensor, "b _ _ _"]
+HAS_FUSED_BF16 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""Whether the CPU's fused attention takes bfloat16. It raises RuntimeError on a processor with
+AVX-512 of which PyTorch uses less (ATEN_CPU_CAPABILITY=avx2)."""
 
 
 def forward_mode() -> bool:
@@ -87,8 +90,8 @@ def attention(
     keys = None if mask is None else mask[:, None, None, :]
     # on CPUs the backward pass of the fused kernel takes about three times as long in bfloat16
     has_gradient = any(x.requires_grad for x in (q, k, v))
-    is_slow = q.is_cpu and q.dtype == torch.bfloat16 and has_gradient
-    if forward_mode() or is_slow:  # the fused kernels have no forward-mode derivative
+    is_plain = q.is_cpu and q.dtype == torch.bfloat16 and (has_gradient or not HAS_FUSED_BF16)
+    if forward_mode() or is_plain:  # the fused kernels have no forward-mode derivative
         weights = q @ k.mT * q.shape[-1] ** -0.5
         if keys is not None:
             weights = weights.masked_fill(~keys, -math.inf)
