@@ -89,8 +89,11 @@ def attention(
     """Scaled dot-product attention, to the keys for which `mask` is true; by default to all."""
     keys = None if mask is None else mask[:, None, None, :]
     # on CPUs the backward pass of the fused kernel takes about three times as long in bfloat16
-    has_gradient = any(x.requires_grad for x in (q, k, v))
-    is_plain = q.is_cpu and q.dtype == torch.bfloat16 and (has_gradient or not HAS_FUSED_BF16)
+    is_plain = (
+        q.is_cpu
+        and q.dtype == torch.bfloat16
+        and (not HAS_FUSED_BF16 or any(x.requires_grad for x in (q, k, v)))
+    )
     if forward_mode() or is_plain:  # the fused kernels have no forward-mode derivative
         weights = q @ k.mT * q.shape[-1] ** -0.5
         if keys is not None:

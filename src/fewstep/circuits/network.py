@@ -9,9 +9,10 @@
 is nearly the first one plus a sum of small residuals. `forward` encodes and reads the output, so
 that the circuit can be used as any other backbone. Source: github.com/shuntama/denoising-circuits
 
-The trunks are two copies of one U-Net, one in the encoder and one in the update. With a teacher,
-both start from its weights. They are trained in full or, with `lora`, in part: the attention gets
-low-rank adapters (`lora.py`), norms and time embedding are trained, all other weights are frozen.
+The trunks are two copies of one U-Net, one in the encoder and one in the update. If a teacher has
+the same U-Net, both start from its weights. They are trained in full or, with `lora`, in part: the
+attention gets low-rank adapters (`lora.py`), norms and time embedding are trained, all other
+weights are frozen.
 """
 
 from dataclasses import dataclass, field, replace
@@ -226,12 +227,11 @@ class CircuitNet(Backbone):
         """The reason why the trunks cannot start from a teacher's weights; empty if they can."""
         if not isinstance(teacher, UNet):
             return f"the teacher's network is not a unet, but a {type(teacher).__name__}"
-        mine = to_table(self.config.network)
-        theirs = to_table(replace(teacher.config, dropout=self.config.network.dropout))
+        mine, theirs = to_table(self.config.network), to_table(teacher.config)
         settings = [
             f"{key} = {mine.get(key)} and the teacher's {theirs.get(key)}"
             for key in {**mine, **theirs}
-            if key != "two_times" and mine.get(key) != theirs.get(key)
+            if key not in ("dropout", "two_times") and mine.get(key) != theirs.get(key)
         ]
         if not settings:
             return ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import tyro
 
 from fewstep.cli import console, evaluate, jobs, record, train
-from fewstep.cli.demo_plans import PLANS, Plan, StoreSpec, guidance_options
+from fewstep.cli.demo_plans import PLANS, Plan, StoreSpec, guidance_options, precision_options
 from fewstep.cli.guidance import GuidanceOptions
 from fewstep.errors import InputError
 from fewstep.files import atomic_write
@@ -96,11 +96,8 @@ class Demo(NamedTuple):
         """Overrides of the preset: the addresses of its inputs, its length and number format."""
         inputs = self.inputs(name).items()
         paths = [f"{key}={json.dumps(str(self.out / run))}" for key, run in inputs]
-        return [*paths, *self.plan.overrides.get(name, ()), *self.number_format("fit.precision={}")]
-
-    def number_format(self, *words: str) -> list[str]:
-        """`words` with the number format in place of {}; nothing for the default."""
-        return [word.format(self.precision) for word in words if self.precision != "f32"]
+        precision = [f"fit.precision={self.precision}"] * (self.precision != "f32")
+        return [*paths, *self.plan.overrides.get(name, ()), *precision]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -120,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
             jobs.run_jobs(make_jobs(demo, protocol), workers=workers, threads=demo.threads)
         except console.Stopped:
             words = [*filter(None, ["fewstep", "demo", plan.option]), "--out", str(demo.out)]
-            words += demo.number_format("--precision", "{}")
+            words += precision_options(demo.precision)
             console.out.print(f"stopped; to resume: {shlex.join(words)}")
             return 0
         write_results(demo, protocol)
@@ -284,7 +281,7 @@ def _commands(demo: Demo, name: str, steps: Sequence[int]) -> list[str]:
     for store in demo.plan.stores.keys() & set(inputs.values()):
         spec = demo.plan.stores[store]
         paths = [str(demo.out / spec.source), "--out", str(demo.out / store)]
-        options = [*spec.options, *demo.number_format("--precision", "{}")]
+        options = [*spec.options, *precision_options(demo.precision)]
         commands.append(["fewstep", "record", *paths, *options])
     verb = "distill" if "teacher.load" in inputs else "train"
     commands.append(["fewstep", verb, demo.preset(name), *demo.overrides(name), "--out", run])

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from fewstep.ranges import Precision
+
 
 @dataclass(frozen=True)
 class StoreSpec:
@@ -28,6 +30,11 @@ class StoreSpec:
 def guidance_options(weight: float) -> list[str]:
     """The options of a command that guides a run by `weight`."""
     return ["--guidance", f"{weight:g}"] * (weight != 1)
+
+
+def precision_options(precision: Precision) -> list[str]:
+    """The options of a command that computes in a number format."""
+    return ["--precision", precision] * (precision != "f32")
 
 
 @dataclass(frozen=True)

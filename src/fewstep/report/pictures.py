@@ -80,10 +80,9 @@ def settings(entry: StyledExhibit) -> list[Setting]:
     if exhibit.baseline:
         rows = [row for row in (fastest(rows), best(rows)) if row]
     scores = [row.score for row in rows]
+    choices = [Setting(score.steps, score.sampler, score) for score in scores]
     # scores that differ only in their seed share one setting
-    return list(
-        {(s.steps, s.sampler_text): Setting(s.steps, s.sampler, s) for s in scores}.values()
-    )
+    return list({choice.text: choice for choice in choices}.values())
 
 
 def main_setting(entry: StyledExhibit, *, alone: bool) -> Setting:
